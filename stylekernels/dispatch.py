@@ -1,0 +1,127 @@
+"""The only place that chooses an implementation of an op, and can say why.
+
+``native``     C++ on the CPU, behind ``torch.ops.stylekernels``
+``triton``     Triton kernels on a GPU
+``reference``  plain PyTorch, on every device; a compiler can inline it
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from stylekernels import native
+
+IMPLEMENTATIONS = ("native", "triton", "reference")
+OPS = ("gram_matrix", "gram_loss", "instance_norm", "instance_norm_stats", "upsample_block")
+
+_ENVIRONMENT = "STYLEKERNELS_IMPL"
+
+
+def _check_name(name: str | None, source: str) -> str | None:
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise ValueError(f"{source}: expected one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+    return name
+
+
+# A module global and not a ContextVar: torch.compile guards on it, so that a compiled function
+# follows use_impl instead of keeping what was chosen when it was traced.
+_forced: str | None = _check_name(os.environ.get(_ENVIRONMENT) or None, _ENVIRONMENT)
+
+
+@contextlib.contextmanager
+def use_impl(name: str) -> Iterator[None]:
+    """Force one implementation of every op inside a ``with`` block, for all threads.
+
+    Args:
+        name: ``"native"``, ``"triton"`` or ``"reference"``. The environment variable
+            ``STYLEKERNELS_IMPL`` does the same for a whole process.
+
+    Raises:
+        ValueError: for any other name. An op called inside the block raises RuntimeError if it
+            has no such implementation for the tensor's device.
+    """
+    global _forced
+    before = _forced
+    _forced = _check_name(name, "use_impl")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _missing(implementation: str, device_type: str) -> str | None:
+    """Why ``implementation`` can't run on a device of this type; None where it can."""
+    if implementation == "reference":
+        return None
+    if implementation == "native":
+        if device_type != "cpu":
+            return f"there are no native kernels for {device_type} tensors"
+        if native.cpu_missing is not None:
+            return f"the C++ library is {native.cpu_missing}"
+        return None
+    return f"there are no Triton kernels for {device_type} tensors"
+
+
+def _transformed_by_functorch() -> bool:
+    """Inside forward-mode differentiation or vmap: plain PyTorch has rules for both."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    return interpreter is not None and interpreter.key() == torch._C._functorch.TransformType.Vmap
+
+
+def _choose(device_type: str) -> tuple[str, str]:
+    """The implementation for tensors on this type of device, and why."""
+    if _forced is not None:
+        missing = _missing(_forced, device_type)
+        if missing is not None:
+            raise RuntimeError(
+                f"the implementation {_forced!r} was forced, but {missing}; "
+                f"leave use_impl and {_ENVIRONMENT} unset to use what is there"
+            )
+        return _forced, f"forced by use_impl or {_ENVIRONMENT}"
+    reasons = []
+    for implementation in ("native", "triton"):
+        missing = _missing(implementation, device_type)
+        if missing is None:
+            return implementation, "the fastest here for every shape that was measured"
+        reasons.append(missing)
+    return "reference", "; ".join(reasons)
+
+
+def use_reference(x: Tensor) -> bool:
+    """Whether an op on ``x`` runs its plain PyTorch formula instead of a kernel."""
+    if _choose(x.device.type)[0] == "reference":
+        return True
+    return not torch.compiler.is_compiling() and _transformed_by_functorch()
+
+
+def explain(op: str, *args: object, **kwargs: object) -> str:
+    """Say which implementation ``op`` would use for these arguments, and why.
+
+    Args:
+        op: name of a public op, e.g. ``"gram_matrix"``.
+        args, kwargs: the op's own arguments; the first tensor among them decides.
+
+    Raises:
+        ValueError: for an unknown op.
+        TypeError: if there is no tensor among the arguments.
+    """
+    if op not in OPS:
+        raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
+    tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+    if tensor is None:
+        raise TypeError(f"args: expected the arguments of {op}, a tensor among them")
+    implementation, reason = _choose(tensor.device.type)
+    layout = "contiguous"
+    if tensor.dim() == 4 and not tensor.is_contiguous():
+        channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+        layout = "channels_last" if channels_last else "strided (copied to contiguous first)"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return (
+        f"{op} {tuple(tensor.shape)} {dtype} {layout} on {tensor.device}: "
+        f"{implementation} ({reason})"
+    )

@@ -1,0 +1,56 @@
+"""Loads the compiled libraries, if they were built, and defines the op schemas if they were not."""
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+NAMESPACE = "stylekernels"
+
+_FOLDER = Path(__file__).parent
+
+
+def _load(device: str) -> str | None:
+    """Load the kernel library of ``device``; None on success, else why it is not there."""
+    path = _FOLDER / f"libstylekernels_{device}.so"
+    if os.environ.get("STYLEKERNELS_NATIVE", "1") == "0":
+        return "switched off by STYLEKERNELS_NATIVE=0"
+    if not path.exists():
+        return "not built: no C++ compiler was found when the package was installed"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load into torch {torch.__version__}: {error}"
+    return None
+
+
+#: Why the C++ kernels for the CPU are not in use; None where they are.
+cpu_missing: str | None = _load("cpu")
+
+if cpu_missing is not None and "STYLEKERNELS_NATIVE" not in os.environ:
+    warnings.warn(
+        f"stylekernels runs in plain PyTorch on the CPU; its C++ kernels are {cpu_missing}. "
+        "Install a compiler and reinstall with `pip install --no-cache-dir --force-reinstall "
+        "--no-deps stylekernels` for the fast kernels.",
+        stacklevel=2,
+    )
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def define(schema: str, formula, fake) -> None:
+    """Make an op known to PyTorch.
+
+    Args:
+        schema: as PyTorch writes it, without the namespace. Defined here only where no compiled
+            library has defined it already.
+        formula: plain PyTorch with the op's arguments and results, used on every device that has
+            no kernel of ours.
+        fake: gives the shapes, dtypes and strides of the results, for tracing.
+    """
+    name = schema[: schema.index("(")]
+    if not hasattr(getattr(torch.ops, NAMESPACE), name):
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, formula, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)

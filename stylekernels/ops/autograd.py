@@ -1,0 +1,40 @@
+"""Derivatives of plain formulas, for the second derivative of an op whose first is a kernel."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def vjp(
+    formula: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    cotangents: Tensor | tuple[Tensor, ...],
+) -> tuple[Tensor | None, ...]:
+    """Vector-Jacobian product of ``formula`` at ``inputs``; an input of None has the product None.
+
+    The result is itself differentiable, because ``formula`` is plain PyTorch.
+    """
+    present = [index for index, tensor in enumerate(inputs) if tensor is not None]
+
+    def of_present(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        full = list(inputs)
+        for index, tensor in zip(present, tensors, strict=True):
+            full[index] = tensor
+        return formula(*full)
+
+    _, pull_back = torch.func.vjp(of_present, *(inputs[index] for index in present))
+    products: list[Tensor | None] = [None] * len(inputs)
+    for index, product in zip(present, pull_back(cotangents), strict=True):
+        products[index] = product
+    return tuple(products)
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to record an op on these tensors."""
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:  # a plain loop: this is on the path of every call
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False

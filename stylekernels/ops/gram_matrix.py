@@ -1,0 +1,220 @@
+"""Gram matrix and Gram loss: schemas, shapes for tracing, gradients and the public functions."""
+
+import torch
+from torch import Tensor
+
+from stylekernels import native, reference
+from stylekernels.dispatch import use_reference
+from stylekernels.ops.arguments import check_device, check_image_batch, dense_like
+from stylekernels.ops.autograd import needs_grad, vjp
+
+SCHEMAS = (
+    "gram_matrix(Tensor x, float? scale, bool center) -> (Tensor gram, Tensor mean)",
+    "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) -> Tensor grad_x",
+    "gram_loss(Tensor x, Tensor target, float? scale) -> (Tensor loss, Tensor grad_gram)",
+)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _gram_matrix_formula(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
+    gram = reference.gram_matrix(x, scale, center)
+    if not center:
+        return gram, gram.new_empty((0,))
+    return gram, x.flatten(2).mean(dim=2, dtype=gram.dtype)
+
+
+def _gram_matrix_fake(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
+    n, c = x.shape[0], x.shape[1]
+    return (
+        x.new_empty((n, c, c), dtype=_wide(x)),
+        x.new_empty((n, c) if center else (0,), dtype=_wide(x)),
+    )
+
+
+def _gram_matrix_backward_formula(
+    grad: Tensor, x: Tensor, mean: Tensor | None, scale: float | None
+) -> Tensor:
+    features = x.flatten(2).to(grad.dtype)
+    if scale is None:
+        scale = 1.0 / (features.shape[1] * features.shape[2])
+    if mean is not None:
+        features = features - mean[..., None]
+    grad_x = torch.bmm((grad + grad.mT) * scale, features)
+    return dense_like(x).copy_(grad_x.view(x.shape))
+
+
+def _gram_matrix_backward_fake(
+    grad: Tensor, x: Tensor, mean: Tensor | None, scale: float | None
+) -> Tensor:
+    return dense_like(x)
+
+
+def _gram_loss_formula(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    difference = reference.gram_matrix(x, scale, center=False) - target
+    return difference.square().mean(), difference * (2.0 / difference.numel())
+
+
+def _gram_loss_fake(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    n, c = x.shape[0], x.shape[1]
+    return x.new_empty((), dtype=_wide(x)), x.new_empty((n, c, c), dtype=_wide(x))
+
+
+native.define(SCHEMAS[0], _gram_matrix_formula, _gram_matrix_fake)
+native.define(SCHEMAS[1], _gram_matrix_backward_formula, _gram_matrix_backward_fake)
+native.define(SCHEMAS[2], _gram_loss_formula, _gram_loss_fake)
+_ops = torch.ops.stylekernels
+_gram_matrix_op = _ops.gram_matrix.default
+_gram_matrix_backward_op = _ops.gram_matrix_backward.default
+_gram_loss_op = _ops.gram_loss.default
+
+
+class _GramMatrix(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
+        return _gram_matrix_op(x, scale, center)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, ctx.scale, ctx.center = inputs
+        gram, mean = output
+        ctx.mark_non_differentiable(mean)
+        ctx.save_for_backward(x, mean if ctx.center else None)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _grad_mean: Tensor):
+        x, mean = ctx.saved_tensors
+        return _gram_matrix_backward(grad, x, mean, ctx.scale), None, None
+
+
+class _GramMatrixBackward(torch.autograd.Function):
+    """The first derivative as an op of its own, so that it can be differentiated again."""
+
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, mean: Tensor | None, scale: float | None) -> Tensor:
+        return _gram_matrix_backward_op(grad, x, mean, scale)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        grad, x, mean, ctx.scale = inputs
+        ctx.center = mean is not None
+        ctx.save_for_backward(grad, x)
+
+    @staticmethod
+    def backward(ctx, grad_grad_x: Tensor):
+        def first_derivative(grad: Tensor, x: Tensor) -> Tensor:
+            return vjp(lambda x: reference.gram_matrix(x, ctx.scale, ctx.center), (x,), grad)[0]
+
+        return *vjp(first_derivative, ctx.saved_tensors, grad_grad_x), None, None
+
+
+def _gram_matrix_backward(
+    grad: Tensor, x: Tensor, mean: Tensor | None, scale: float | None
+) -> Tensor:
+    if torch.is_grad_enabled():
+        return _GramMatrixBackward.apply(grad, x, mean, scale)
+    return _gram_matrix_backward_op(grad, x, mean, scale)
+
+
+class _GramLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+        return _gram_loss_op(x, target, scale)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, target, ctx.scale = inputs
+        _loss, grad_gram = output
+        ctx.mark_non_differentiable(grad_gram)
+        # The target is kept for second derivatives alone; it is small and the caller holds it.
+        ctx.save_for_backward(x, target, grad_gram)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _grad_of_grad_gram: Tensor):
+        x, target, grad_gram = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = vjp(
+                lambda x, target: reference.gram_loss(x, target, ctx.scale), (x, target), grad
+            )
+            return *grads, None
+        scaled = grad_gram * grad
+        grad_x = grad_target = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _gram_matrix_backward_op(scaled, x, None, ctx.scale)
+        if ctx.needs_input_grad[1]:
+            grad_target = (-scaled).sum_to_size(target.shape).to(target.dtype)
+        return grad_x, grad_target, None
+
+
+def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) -> Tensor:
+    """Gram matrix of feature maps: the inner products of every pair of channels.
+
+    Computes ``G[n, i, j] = scale * sum_p x[n, i, p] * x[n, j, p]`` over the pixels p. Only one
+    triangle is computed; sums are kept in float32 (float64 for float64 input).
+
+    Args:
+        x: features, (N, C, H, W), contiguous or channels_last, or (N, C, L); float32, bfloat16,
+            float16 or float64.
+        scale: factor; ``1 / (C * H * W)`` by default.
+        center: remove each channel's mean first, which gives the covariance (times the scale).
+
+    Returns:
+        (N, C, C), float32 (float64 for float64 input).
+
+    Raises:
+        TypeError: if x is not a floating-point tensor.
+        ValueError: if x has another rank.
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
+    section 2.2.
+    """
+    check_image_batch(x, ranks=(3, 4))
+    if use_reference(x):
+        return reference.gram_matrix(x, scale, center)
+    if needs_grad(x):
+        return _GramMatrix.apply(x, scale, center)[0]
+    return _gram_matrix_op(x, scale, center)[0]
+
+
+def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tensor:
+    """Style loss of one layer: mean squared error between ``gram_matrix(x)`` and ``target``.
+
+    The gradient is one product of x with a C x C matrix; besides x nothing of image size is kept.
+
+    Args:
+        x: features, (N, C, H, W), contiguous or channels_last, or (N, C, L); float32, bfloat16,
+            float16 or float64.
+        target: Gram matrices to reach, (N, C, C), or (1, C, C) or (C, C) for the same target for
+            every image; float32 (float64 for float64 x). It may require a gradient.
+        scale: factor of the Gram matrix of x; ``1 / (C * H * W)`` by default.
+
+    Returns:
+        The loss, a scalar, float32 (float64 for float64 x).
+
+    Raises:
+        TypeError: if x is not a floating-point tensor or target has another dtype.
+        ValueError: if a shape or device does not fit.
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
+    equations 4 to 6.
+    """
+    check_image_batch(x, ranks=(3, 4))
+    n, c = x.shape[0], x.shape[1]
+    if target.shape not in ((n, c, c), (1, c, c), (c, c)):
+        raise ValueError(
+            f"target: expected shape (N, C, C) = ({n}, {c}, {c}), (1, C, C) or (C, C), "
+            f"got {tuple(target.shape)}"
+        )
+    if target.dtype != _wide(x):
+        raise TypeError(
+            f"target: expected dtype {_wide(x)} for x of {x.dtype}, got {target.dtype}; "
+            "targets are what gram_matrix returns"
+        )
+    check_device(target, "target", x)
+    if use_reference(x):
+        return reference.gram_loss(x, target, scale)
+    if needs_grad(x, target):
+        return _GramLoss.apply(x, target, scale)[0]
+    return _gram_loss_op(x, target, scale)[0]

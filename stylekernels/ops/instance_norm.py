@@ -1,0 +1,311 @@
+"""Instance norm: schemas, shapes for tracing, gradients and the public functions."""
+
+import torch
+from torch import Tensor
+
+from stylekernels import native, reference
+from stylekernels.dispatch import use_reference
+from stylekernels.ops.arguments import (
+    check_choice,
+    check_image_batch,
+    check_like,
+    check_per_channel,
+    dense_like,
+)
+from stylekernels.ops.autograd import needs_grad, vjp
+from stylekernels.reference.instance_norm import ACTIVATIONS
+
+SCHEMAS = (
+    "instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)",
+    "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
+    "Tensor? var, str activation, float negative_slope, bool residual_first, float eps) "
+    "-> (Tensor y, Tensor mean, Tensor rstd)",
+    # sum_grad and sum_grad_normalized are (N, C): the sums over a plane of the gradient before
+    # the activation, and of its product with the normalised input.
+    "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
+    "Tensor? residual, Tensor mean, Tensor rstd, str activation, float negative_slope, "
+    "bool own_stats, bool want_residual) "
+    "-> (Tensor grad_x, Tensor grad_residual, Tensor sum_grad, Tensor sum_grad_normalized)",
+)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _per_plane_empty(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1]), dtype=_wide(x))
+
+
+def _stats_formula(x: Tensor) -> tuple[Tensor, Tensor]:
+    return reference.instance_norm_stats(x)
+
+
+def _stats_fake(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _per_plane_empty(x), _per_plane_empty(x)
+
+
+def _instance_norm_formula(
+    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
+) -> tuple[Tensor, Tensor, Tensor]:
+    if mean is None:
+        mean, var = reference.instance_norm_stats(x)
+    y = reference.instance_norm(
+        x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
+    )
+    rows = (x.shape[0], x.shape[1])
+    mean, var = mean.to(_wide(x)).expand(rows), var.to(_wide(x)).expand(rows)
+    return dense_like(x).copy_(y), mean.clone(), torch.rsqrt(var + eps)
+
+
+def _instance_norm_fake(
+    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
+) -> tuple[Tensor, Tensor, Tensor]:
+    return dense_like(x), _per_plane_empty(x), _per_plane_empty(x)
+
+
+def _backward_formula(
+    grad, x, weight, bias, residual, mean, rstd, activation, negative_slope, own_stats, want_residual
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = _wide(x)
+    normalized = (x.to(wide) - mean[..., None, None]) * rstd[..., None, None]
+    gain = torch.ones_like(rstd) if weight is None else weight.to(wide).expand(mean.shape)
+    z = normalized * gain[..., None, None]
+    if bias is not None:
+        z = z + bias.to(wide)[..., None, None]
+    if residual is not None:
+        z = z + residual.to(wide)
+    g = vjp(lambda z: reference.activate(z, activation, negative_slope), (z,), grad.to(wide))[0]
+    sum_grad, sum_grad_normalized = g.sum((2, 3)), (g * normalized).sum((2, 3))
+    centered = g
+    if own_stats:
+        count = x.shape[2] * x.shape[3]
+        centered = g - (sum_grad / count)[..., None, None]
+        centered = centered - normalized * (sum_grad_normalized / count)[..., None, None]
+    grad_x = dense_like(x).copy_(centered * (gain * rstd)[..., None, None])
+    grad_residual = dense_like(x).copy_(g) if want_residual else x.new_empty((0,))
+    return grad_x, grad_residual, sum_grad, sum_grad_normalized
+
+
+def _backward_fake(
+    grad, x, weight, bias, residual, mean, rstd, activation, negative_slope, own_stats, want_residual
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_residual = dense_like(x) if want_residual else x.new_empty((0,))
+    return dense_like(x), grad_residual, _per_plane_empty(x), _per_plane_empty(x)
+
+
+native.define(SCHEMAS[0], _stats_formula, _stats_fake)
+native.define(SCHEMAS[1], _instance_norm_formula, _instance_norm_fake)
+native.define(SCHEMAS[2], _backward_formula, _backward_fake)
+_stats_op = torch.ops.stylekernels.instance_norm_stats.default
+_instance_norm_op = torch.ops.stylekernels.instance_norm.default
+_backward_op = torch.ops.stylekernels.instance_norm_backward.default
+
+
+class _Stats(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return _stats_op(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0], output[0])
+
+    @staticmethod
+    def backward(ctx, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
+        # d mean / d x = 1 / (H W);  d var / d x = 2 (x - mean) / (H W). Plain PyTorch: it is one
+        # multiply-add per pixel, and it can be differentiated again.
+        x, mean = ctx.saved_tensors
+        count = x.shape[2] * x.shape[3]
+        slope = (2.0 / count) * grad_var
+        offset = grad_mean / count - slope * mean
+        return torch.addcmul(offset[..., None, None], x, slope[..., None, None]).to(x.dtype)
+
+
+class _InstanceNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(x, weight, bias, residual, mean, var, activation, negative_slope, residual_first,
+                eps):  # fmt: skip
+        return _instance_norm_op(
+            x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
+        )
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, weight, bias, residual, mean, var, *ctx.options = inputs
+        _y, used_mean, rstd = output
+        ctx.mark_non_differentiable(used_mean, rstd)
+        ctx.has_residual = residual is not None
+        residual_first = ctx.options[2]
+        ctx.save_for_backward(
+            x, weight, bias, residual if residual_first else None, mean, var, used_mean, rstd
+        )
+
+    @staticmethod
+    def backward(ctx, grad, _grad_mean, _grad_rstd):
+        activation, negative_slope, residual_first, eps = ctx.options
+        x, weight, bias, residual, mean, var, used_mean, rstd = ctx.saved_tensors
+        options = (activation, negative_slope, eps)
+        inputs = (grad, x, weight, bias, residual, mean, var, used_mean, rstd)
+        if torch.is_grad_enabled():
+            grads = _InstanceNormBackward.apply(*inputs, *options)
+        else:
+            grads = _gradients(*inputs, *options)
+        grad_x, grad_weight, grad_bias, grad_residual, grad_mean, grad_var = grads
+        if ctx.has_residual and not residual_first:
+            grad_residual = grad
+        return grad_x, grad_weight, grad_bias, grad_residual, grad_mean, grad_var, *[None] * 4
+
+
+def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
+    """(N, C) to the shape and dtype of a parameter, (C,) or (N, C)."""
+    return (grad.sum(0) if like.dim() == 1 else grad).to(like.dtype)
+
+
+def _gradients(
+    grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation, negative_slope, eps
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias, residual (where it came before the activation), mean, var."""
+    grad_x, grad_residual, sum_grad, sum_grad_normalized = _backward_op(
+        grad, x, weight, bias, residual, used_mean, rstd, activation, negative_slope,
+        mean is None, residual is not None,
+    )  # fmt: skip
+    grad_weight = grad_bias = grad_mean = grad_var = None
+    if weight is not None:
+        grad_weight = _sum_over_images(sum_grad_normalized, weight)
+    if bias is not None:
+        grad_bias = _sum_over_images(sum_grad, bias)
+    if mean is not None:
+        gain = rstd if weight is None else rstd * weight
+        grad_mean = _sum_over_images(-gain * sum_grad, mean)
+        grad_var = _sum_over_images(-0.5 * rstd * gain * sum_grad_normalized, var)
+    if residual is None:
+        grad_residual = None
+    return grad_x, grad_weight, grad_bias, grad_residual, grad_mean, grad_var
+
+
+class _InstanceNormBackward(torch.autograd.Function):
+    """The first derivative as an op of its own, so that it can be differentiated again."""
+
+    @staticmethod
+    def forward(grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation,
+                negative_slope, eps):  # fmt: skip
+        return _gradients(
+            grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation,
+            negative_slope, eps,
+        )  # fmt: skip
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:7])
+        ctx.options = inputs[9:]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        activation, negative_slope, eps = ctx.options
+        tensors = ctx.saved_tensors
+        wanted = [index for index, tensor in enumerate(tensors[1:]) if tensor is not None]
+
+        def forward(x, weight, bias, residual, mean, var) -> Tensor:
+            return reference.instance_norm(
+                x, weight, bias, residual, mean, var, activation, negative_slope, True, eps
+            )
+
+        def first_derivative(grad, *inputs) -> tuple[Tensor, ...]:
+            products = vjp(forward, inputs, grad)
+            return tuple(products[index] for index in wanted)
+
+        second = vjp(first_derivative, tensors, tuple(grads[index] for index in wanted))
+        return *second, None, None, None, None, None
+
+
+def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each image's channels.
+
+    Args:
+        x: (N, C, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
+
+    Returns:
+        mean and variance (divided by H W), (N, C) each, float32 (float64 for float64 input),
+        differentiable. Exact also where the mean is large against the deviation: blocks of pixels
+        are reduced about a local shift and merged in double precision (Chan, Golub and LeVeque,
+        1983).
+
+    Raises:
+        TypeError: if x is not a floating-point tensor.
+        ValueError: if x is not 4-dimensional.
+    """
+    check_image_batch(x)
+    if use_reference(x):
+        return reference.instance_norm_stats(x)
+    if needs_grad(x):
+        return _Stats.apply(x)
+    return _stats_op(x)
+
+
+def instance_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    residual_first: bool = False,
+    eps: float = 1e-5,
+    stats: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Instance norm, activation and residual in one op.
+
+    ``activation((x - mean) / sqrt(var + eps) * weight + bias) + residual`` with the mean and
+    biased variance of each (image, channel), computed in float32 and rounded once.
+
+    Args:
+        x: (N, C, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
+        weight: scale, (C,) for affine instance norm or (N, C) for conditional and adaptive
+            instance norm, in x's dtype or float32; 1 by default.
+        bias: shift, as weight; 0 by default.
+        residual: added after the activation; x's shape and dtype.
+        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        negative_slope: slope of ``leaky_relu`` below zero.
+        residual_first: add the residual before the activation instead.
+        eps: added to the variance.
+        stats: (mean, biased variance) to use in place of the image's own: (C,) or (N, C) each, in
+            x's dtype or float32. Running statistics, or those of a whole image for its tiles.
+
+    Returns:
+        x's shape, dtype and layout.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, device or name does not fit, or if planes of a single pixel are to
+            be normalised by their own statistics.
+
+    Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016; Huang and Belongie, "Arbitrary
+    style transfer in real-time with adaptive instance normalization", 2017, equation 8.
+    """
+    check_image_batch(x)
+    check_choice(activation, "activation", ACTIVATIONS)
+    if weight is not None:
+        check_per_channel(weight, "weight", x)
+    if bias is not None:
+        check_per_channel(bias, "bias", x)
+    if residual is not None:
+        check_like(residual, "residual", x)
+    mean = var = None
+    if stats is not None:
+        mean, var = stats
+        check_per_channel(mean, "stats[0]", x)
+        check_per_channel(var, "stats[1]", x)
+    elif x.shape[2] * x.shape[3] < 2:
+        raise ValueError(
+            f"x: expected more than one pixel per plane to take statistics of, got "
+            f"{tuple(x.shape)}; pass stats to normalise by others"
+        )
+    inputs = (x, weight, bias, residual, mean, var)
+    options = (activation, negative_slope, residual_first, eps)
+    if use_reference(x):
+        return reference.instance_norm(*inputs, *options)
+    if needs_grad(*inputs):
+        return _InstanceNorm.apply(*inputs, *options)[0]
+    return _instance_norm_op(*inputs, *options)[0]

@@ -1,0 +1,123 @@
+"""The upsampling block: upsample, convolve, instance norm, activate."""
+
+import torch
+from torch import Tensor
+
+from stylekernels import reference
+from stylekernels.dispatch import use_reference
+from stylekernels.ops.arguments import check_choice, check_device, check_image_batch
+from stylekernels.ops.instance_norm import instance_norm
+from stylekernels.reference.instance_norm import ACTIVATIONS
+from stylekernels.reference.upsample_block import TORCH_PAD_MODES
+
+
+def _check_weight(x: Tensor, weight: Tensor, upsample: str) -> None:
+    channels = x.shape[1]
+    transposed = upsample == "transpose"
+    shape = "(Cin, Cout, k, k)" if transposed else "(Cout, Cin, k, k)"
+    kernels = "k = 3 or 4" if transposed else "k odd"
+    fits = weight.dim() == 4 and weight.shape[2] == weight.shape[3]
+    if fits:
+        kernel = weight.shape[2]
+        fits = weight.shape[0 if transposed else 1] == channels
+        fits = fits and (kernel in (3, 4) if transposed else kernel % 2 == 1)
+    if not fits:
+        raise ValueError(
+            f"weight: expected shape {shape} with Cin = {channels} and {kernels} for "
+            f"upsample={upsample!r}, got {tuple(weight.shape)}"
+        )
+    if weight.dtype != x.dtype:
+        raise TypeError(f"weight: expected x's dtype {x.dtype}, got {weight.dtype}")
+    check_device(weight, "weight", x)
+
+
+def upsample_block(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    upsample: str = "transpose",
+    norm: str = "instance",
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+    padding_mode: str = "replicate",
+    eps: float = 1e-5,
+) -> Tensor:
+    """Double an image's size with a learned convolution, then instance norm and activation.
+
+    Only the raw output of the convolution and its statistics are kept for the backward pass.
+
+    Args:
+        x: (N, Cin, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
+        weight: (Cin, Cout, k, k), k 3 or 4, for ``transpose``; (Cout, Cin, k, k), k odd, for
+            ``nearest``.
+        norm_weight, norm_bias: instance norm's scale and shift, (Cout,) or (N, Cout).
+        bias: the convolution's, (Cout,). Instance norm cancels it exactly: with
+            ``norm="instance"`` it is left out and its gradient is zeros.
+        upsample: ``transpose``, a transposed convolution of stride 2, or ``nearest``, each pixel
+            repeated twice and a convolution of stride 1.
+        norm: ``instance`` or ``none``.
+        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        negative_slope: slope of ``leaky_relu`` below zero.
+        padding_mode: ``zeros``, ``reflect`` or ``replicate``: how the image goes on past its
+            border. A transposed convolution with ``zeros`` is torch's; it draws a frame.
+        eps: added to the variance.
+
+    Returns:
+        (N, Cout, 2 H, 2 W), x's dtype and layout.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, device or name does not fit.
+
+    Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer", 2016;
+    Odena, Dumoulin and Olah, "Deconvolution and checkerboard artifacts", 2016.
+    """
+    check_image_batch(x)
+    check_choice(upsample, "upsample", ("transpose", "nearest"))
+    check_choice(norm, "norm", ("instance", "none"))
+    check_choice(activation, "activation", ACTIVATIONS)
+    check_choice(padding_mode, "padding_mode", tuple(TORCH_PAD_MODES))
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    _check_weight(x, weight, upsample)
+    if norm == "none":
+        if norm_weight is not None or norm_bias is not None:
+            raise ValueError("norm_weight, norm_bias: expected None with norm='none'; use bias")
+        y = reference.upsample_conv2d(x, weight, bias, upsample, padding_mode)
+        return reference.activate(y, activation, negative_slope)
+    if use_reference(x):
+        y = reference.upsample_block(
+            x, weight, norm_weight, norm_bias, None, upsample, norm, activation, negative_slope,
+            padding_mode, eps,
+        )  # fmt: skip
+    else:
+        y = instance_norm(
+            reference.upsample_conv2d(x, weight, None, upsample, padding_mode),
+            norm_weight, norm_bias, activation=activation, negative_slope=negative_slope, eps=eps,
+        )  # fmt: skip
+    if bias is not None and bias.requires_grad:
+        y = _KeepInGraph.apply(y, bias)
+    return y
+
+
+class _KeepInGraph(torch.autograd.Function):
+    """Gives a parameter that has no effect a gradient of zeros: distributed training waits for
+    the gradient of every parameter."""
+
+    @staticmethod
+    def forward(y: Tensor, bias: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.like = inputs[1].shape, inputs[1].dtype, inputs[1].device
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        shape, dtype, device = ctx.like
+        return grad, torch.zeros(shape, dtype=dtype, device=device)

@@ -1,0 +1,15 @@
+"""Plain PyTorch formulas of every op: the contract that each kernel is checked against."""
+
+from stylekernels.reference.gram_matrix import gram_loss, gram_matrix
+from stylekernels.reference.instance_norm import activate, instance_norm, instance_norm_stats
+from stylekernels.reference.upsample_block import upsample_block, upsample_conv2d
+
+__all__ = [
+    "activate",
+    "gram_loss",
+    "gram_matrix",
+    "instance_norm",
+    "instance_norm_stats",
+    "upsample_block",
+    "upsample_conv2d",
+]

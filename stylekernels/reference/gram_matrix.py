@@ -1,0 +1,23 @@
+"""Gram matrix and Gram loss in plain PyTorch."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def gram_matrix(x: Tensor, scale: float | None, center: bool) -> Tensor:
+    """G[n, i, j] = scale * sum_p x[n, i, p] x[n, j, p], after removing the mean if ``center``."""
+    features = x.flatten(2)
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    if center:
+        features = features - features.mean(dim=2, keepdim=True)
+    if scale is None:
+        scale = 1.0 / (features.shape[1] * features.shape[2])
+    return torch.bmm(features * scale, features.mT)
+
+
+def gram_loss(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
+    """Mean squared error between the Gram matrix of ``x`` and ``target``."""
+    gram = gram_matrix(x, scale, center=False)
+    return F.mse_loss(gram, target.to(gram.dtype).expand_as(gram))

@@ -1,0 +1,64 @@
+"""Instance norm with affine, activation and residual in plain PyTorch."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
+
+
+def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """Apply one of `ACTIVATIONS`."""
+    match activation:
+        case "relu":
+            return torch.relu(z)
+        case "leaky_relu":
+            return F.leaky_relu(z, negative_slope)
+        case "tanh":
+            return torch.tanh(z)
+        case "sigmoid":
+            return torch.sigmoid(z)
+    return z
+
+
+def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each (image, channel), at least in float32: (N, C) each."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    var, mean = torch.var_mean(wide, dim=(2, 3), correction=0)
+    return mean, var
+
+
+def _per_plane(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """(C,) or (N, C) to a shape that broadcasts against (N, C, H, W)."""
+    return parameter.to(dtype)[..., None, None]
+
+
+def instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    activation: str,
+    negative_slope: float,
+    residual_first: bool,
+    eps: float,
+) -> Tensor:
+    """activation((x - mean) / sqrt(var + eps) * weight + bias) + residual, computed at least in
+    float32 and rounded once; with ``residual_first`` the residual is added before the activation.
+    """
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if mean is None or var is None:
+        mean, var = instance_norm_stats(x)
+    z = (x.to(wide) - _per_plane(mean, wide)) * _per_plane(torch.rsqrt(var.to(wide) + eps), wide)
+    if weight is not None:
+        z = z * _per_plane(weight, wide)
+    if bias is not None:
+        z = z + _per_plane(bias, wide)
+    if residual is not None and residual_first:
+        z = z + residual.to(wide)
+    z = activate(z, activation, negative_slope)
+    if residual is not None and not residual_first:
+        z = z + residual.to(wide)
+    return z.to(x.dtype)
