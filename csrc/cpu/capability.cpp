@@ -1,0 +1,152 @@
+#include "capability.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
+namespace stylekernels {
+namespace {
+
+constexpr const char* kVariable = "STYLEKERNELS_CPU_CAPABILITY";
+
+#if defined(__x86_64__)
+
+constexpr bool has_bits(uint64_t value, uint64_t bits) { return (value & bits) == bits; }
+
+constexpr uint32_t bit(int index) { return uint32_t{1} << index; }
+
+// The CPU must have the instructions, and the operating system must save their registers (XCR0).
+struct Features {
+  bool avx2 = false;
+  bool avx512 = false;
+  bool amx = false;
+
+  Features() {
+    uint32_t eax, ebx, ecx, edx;
+    if (!__get_cpuid_count(1, 0, &eax, &ebx, &ecx, &edx)) return;
+    constexpr uint32_t kFma = bit(12), kOsxsave = bit(27), kAvx = bit(28), kF16c = bit(29);
+    if (!has_bits(ecx, kFma | kOsxsave | kAvx | kF16c)) return;
+
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    const uint64_t saved = (uint64_t{high} << 32) | low;
+    constexpr uint64_t kYmm = 0x6, kZmm = 0xe0, kTiles = 0x60000;
+    if (!has_bits(saved, kYmm)) return;
+
+    uint32_t leaf7_ebx, leaf7_edx, subleaves;
+    if (!__get_cpuid_count(7, 0, &subleaves, &leaf7_ebx, &ecx, &leaf7_edx)) return;
+    avx2 = has_bits(leaf7_ebx, bit(5));
+    if (subleaves < 1 || !has_bits(saved, kYmm | kZmm)) return;
+
+    uint32_t leaf7_1_eax;
+    __get_cpuid_count(7, 1, &leaf7_1_eax, &ebx, &ecx, &edx);
+    constexpr uint32_t kF = bit(16), kDq = bit(17), kBw = bit(30), kVl = bit(31), kBf16 = bit(5);
+    avx512 = avx2 && has_bits(leaf7_ebx, kF | kDq | kBw | kVl) && has_bits(leaf7_1_eax, kBf16);
+
+    constexpr uint32_t kAmxBf16 = bit(22), kAmxTile = bit(24);
+    amx = avx512 && has_bits(saved, kTiles) && has_bits(leaf7_edx, kAmxBf16 | kAmxTile) &&
+          tiles_permitted();
+  }
+
+  // Linux hands out the tile registers (8 KiB more in every thread's saved state) on request.
+  static bool tiles_permitted() {
+#if defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+  }
+};
+
+bool runs(Capability capability) {
+  static const Features features;
+  switch (capability) {
+    case Capability::baseline: return true;
+    case Capability::avx2: return features.avx2;
+    case Capability::avx512: return features.avx512;
+    case Capability::amx: return features.amx;
+    case Capability::amx_emulated: return features.avx2;
+  }
+  return false;
+}
+
+#else
+
+bool runs(Capability capability) { return capability == Capability::baseline; }
+
+#endif
+
+Capability choose() {
+  const std::vector<Capability> choices = supported();
+  const char* requested = std::getenv(kVariable);
+  if (requested != nullptr && *requested != '\0') {
+    std::string names;
+    for (const Capability choice : choices) {
+      if (std::string(requested) == name(choice)) return choice;
+      names += (names.empty() ? "" : ", ") + std::string(name(choice));
+    }
+    throw std::runtime_error(std::string(kVariable) + ": expected one of " + names +
+                             " (what was compiled and this CPU runs), got '" + requested + "'");
+  }
+  Capability best = Capability::baseline;
+  for (const Capability choice : choices) {
+    if (choice != Capability::amx_emulated) best = choice;
+  }
+  return best;
+}
+
+}  // namespace
+
+const char* name(Capability capability) {
+  switch (capability) {
+    case Capability::baseline: return "baseline";
+    case Capability::avx2: return "avx2";
+    case Capability::avx512: return "avx512";
+    case Capability::amx: return "amx";
+    case Capability::amx_emulated: return "amx_emulated";
+  }
+  return "unknown";
+}
+
+std::vector<Capability> compiled() {
+  return {
+      Capability::baseline,
+#ifdef HAVE_AVX2
+      Capability::avx2,
+#endif
+#ifdef HAVE_AVX512
+      Capability::avx512,
+#endif
+#ifdef HAVE_AMX
+      Capability::amx,
+#endif
+#ifdef HAVE_AMX_EMULATED
+      Capability::amx_emulated,
+#endif
+  };
+}
+
+std::vector<Capability> supported() {
+  std::vector<Capability> result;
+  for (const Capability capability : compiled()) {
+    if (runs(capability)) result.push_back(capability);
+  }
+  return result;
+}
+
+Capability capability() {
+  static const Capability chosen = choose();
+  return chosen;
+}
+
+}  // namespace stylekernels
