@@ -1,0 +1,83 @@
+"""Gram matrix and style loss as modules."""
+
+import torch
+from torch import Tensor, nn
+
+from stylekernels.ops import gram_loss, gram_matrix
+
+
+class GramMatrix(nn.Module):
+    """Gram matrix of feature maps, `stylekernels.gram_matrix` as a module.
+
+    Args:
+        scale: factor; ``1 / (C * H * W)`` by default.
+        center: remove each channel's mean first, which gives the covariance (times the scale).
+
+    Shape:
+        (N, C, H, W) or (N, C, L) to (N, C, C), float32 (float64 for float64 input).
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
+    section 2.2.
+    """
+
+    def __init__(self, scale: float | None = None, center: bool = False) -> None:
+        super().__init__()
+        self.scale = scale
+        self.center = center
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gram_matrix(x, scale=self.scale, center=self.center)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, center={self.center}"
+
+
+class StyleLoss(nn.Module):
+    """Style loss of one layer: mean squared error between the features' Gram matrix and a target.
+
+    Args:
+        target: Gram matrices to reach, as `stylekernels.gram_matrix` returns them: (N, C, C), or
+            (1, C, C) or (C, C) for the same target for every image. Kept as a buffer, so that it
+            follows the module to a device and into its state_dict.
+        scale: factor of the Gram matrix of the features, the one the target was made with;
+            ``1 / (C * H * W)`` by default.
+
+    Shape:
+        (N, C, H, W) or (N, C, L) to a scalar, float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: if target does not have the shape of a Gram matrix.
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
+    equations 4 to 6.
+    """
+
+    target: Tensor
+
+    def __init__(self, target: Tensor, scale: float | None = None) -> None:
+        super().__init__()
+        if target.dim() not in (2, 3) or target.shape[-1] != target.shape[-2]:
+            raise ValueError(
+                f"target: expected shape (N, C, C) or (C, C), got {tuple(target.shape)}; "
+                "for features use StyleLoss.from_features"
+            )
+        self.register_buffer("target", target.detach())
+        self.scale = scale
+
+    @classmethod
+    def from_features(cls, features: Tensor, scale: float | None = None) -> "StyleLoss":
+        """The loss whose target is the Gram matrix of a style image's features.
+
+        Args:
+            features: (N, C, H, W) or (N, C, L).
+            scale: as for the class.
+        """
+        return cls(gram_matrix(features.detach(), scale=scale), scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Module.half() casts buffers as well, and the loss of half-precision features is float32.
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return gram_loss(x, self.target.to(wide), scale=self.scale)
+
+    def extra_repr(self) -> str:
+        return f"target={tuple(self.target.shape)}, scale={self.scale}"

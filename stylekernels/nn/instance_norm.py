@@ -1,0 +1,290 @@
+"""Instance norm modules: torch's own with more speed, and the conditional and adaptive kinds."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from stylekernels.ops import instance_norm, instance_norm_stats
+from stylekernels.ops.arguments import check_choice, check_image_batch
+from stylekernels.reference.instance_norm import ACTIVATIONS
+
+
+def _activation_repr(module: nn.Module) -> str:
+    text = "" if module.activation == "none" else f", activation={module.activation}"
+    if module.activation == "leaky_relu":
+        text += f", negative_slope={module.negative_slope}"
+    if module.residual_first:
+        text += ", residual_first=True"
+    return text
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """`torch.nn.InstanceNorm2d` with an activation and a residual in the same op.
+
+    Arguments, state_dict, unbatched input and running statistics are those of torch's class.
+
+    Args:
+        num_features: C.
+        eps: added to the variance.
+        momentum: weight of a new image in the running statistics; None keeps them as they are.
+        affine: learn a scale and a shift, (C,) each.
+        track_running_stats: keep running statistics, and normalise by them in evaluation.
+        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        negative_slope: slope of ``leaky_relu`` below zero.
+        residual_first: add the residual before the activation and not after it.
+
+    Shape:
+        x (N, C, H, W) or (C, H, W), residual the same or None; to x's shape, dtype and layout.
+
+    Raises:
+        ValueError: if a shape does not fit, or in training if there is one pixel per channel.
+        TypeError: if a dtype does not fit.
+
+    Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device=None,
+        dtype=None,
+        *,
+        activation: str = "none",
+        negative_slope: float = 0.01,
+        residual_first: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs
+        )
+        check_choice(activation, "activation", ACTIVATIONS)
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.residual_first = residual_first
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        channels = input.shape[-3]
+        if channels != self.num_features:
+            if self.affine:
+                raise ValueError(
+                    f"expected input's size at dim={input.dim() - 3} to match num_features "
+                    f"({self.num_features}), but got: {channels}."
+                )
+            warnings.warn(
+                f"input's size at dim={input.dim() - 3} does not match num_features. "
+                "You can silence this warning by not passing in num_features, "
+                "which is not used because affine=False",
+                stacklevel=2,
+            )
+        if input.dim() == 3:
+            residual = None if residual is None else residual.unsqueeze(0)
+            return self._normalize(input.unsqueeze(0), residual).squeeze(0)
+        return self._normalize(input, residual)
+
+    def _normalize(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        stats = None
+        if self.training or not self.track_running_stats:
+            if x.shape[2] * x.shape[3] == 1:
+                raise ValueError(
+                    f"Expected more than 1 spatial element when training, got input size {x.shape}"
+                )
+            if self.running_mean is not None and self.momentum:
+                self._update_running_stats(x, self.momentum)
+        else:
+            stats = (self.running_mean, self.running_var)
+        return instance_norm(
+            x,
+            self.weight,
+            self.bias,
+            residual=residual,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual_first=self.residual_first,
+            eps=self.eps,
+            stats=stats,
+        )
+
+    @torch.no_grad()
+    def _update_running_stats(self, x: Tensor, momentum: float) -> None:
+        # A pass of its own over x: normalising by these statistics would save it, and would cost
+        # three in the backward pass, where own statistics have one fused op.
+        mean, var = instance_norm_stats(x)
+        pixels = x.shape[2] * x.shape[3]
+        for running, new in (
+            (self.running_mean, mean.mean(0)),
+            (self.running_var, var.mean(0) * (pixels / (pixels - 1))),
+        ):
+            running.copy_(torch.lerp(running.to(new.dtype), new, momentum))
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _activation_repr(self)
+
+
+class ConditionalInstanceNorm2d(nn.Module):
+    """Instance norm with a scale and a shift for each of several styles.
+
+    Args:
+        num_features: C.
+        num_styles: S, rows of the tables ``weight`` and ``bias``, (S, C) each.
+        eps: added to the variance.
+        activation, negative_slope, residual_first: as for `InstanceNorm2d`.
+
+    Shape:
+        x (N, C, H, W); style an index or a mixture: an int, or integers () or (N,); or weights of
+        the styles, floating-point, (S,) or (N, S). residual as x, or None. To x's shape, dtype and
+        layout.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if a dtype does not fit.
+        IndexError: if a style's index is not below S.
+
+    Dumoulin, Shlens and Kudlur, "A learned representation for artistic style", 2017, sections 2.2
+    and 3.4.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_styles: int,
+        eps: float = 1e-5,
+        device=None,
+        dtype=None,
+        *,
+        activation: str = "none",
+        negative_slope: float = 0.01,
+        residual_first: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice(activation, "activation", ACTIVATIONS)
+        self.num_features = num_features
+        self.num_styles = num_styles
+        self.eps = eps
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.residual_first = residual_first
+        shape = (num_styles, num_features)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def _rows(self, table: Tensor, style: Tensor | int) -> Tensor:
+        if isinstance(style, Tensor) and style.is_floating_point():
+            return (style.to(table.dtype).unsqueeze(-1) * table).sum(-2)
+        return table[style]
+
+    def _check_style(self, x: Tensor, style: Tensor | int) -> None:
+        if isinstance(style, int):
+            return
+        if not isinstance(style, Tensor) or style.dtype == torch.bool or style.is_complex():
+            came = style.dtype if isinstance(style, Tensor) else type(style).__name__
+            raise TypeError(
+                f"style: expected an int, or a tensor of integers or floats, got {came}"
+            )
+        n, s = x.shape[0], self.num_styles
+        if style.is_floating_point():
+            if style.shape not in ((s,), (n, s)):
+                raise ValueError(
+                    f"style: expected a mixture of shape (S,) = ({s},) or (N, S) = ({n}, {s}), "
+                    f"got {tuple(style.shape)}"
+                )
+        elif style.shape not in ((), (n,)):
+            raise ValueError(
+                f"style: expected indices of shape () or (N,) = ({n},), got {tuple(style.shape)}"
+            )
+
+    def forward(self, x: Tensor, style: Tensor | int, residual: Tensor | None = None) -> Tensor:
+        check_image_batch(x)
+        self._check_style(x, style)
+        return instance_norm(
+            x,
+            self._rows(self.weight, style),
+            self._rows(self.bias, style),
+            residual=residual,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual_first=self.residual_first,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, {self.num_styles}, eps={self.eps}" + _activation_repr(self)
+
+
+class AdaptiveInstanceNorm2d(nn.Module):
+    """Gives content features the mean and deviation of style features (AdaIN).
+
+    Args:
+        eps: added to the variances.
+        activation, negative_slope, residual_first: as for `InstanceNorm2d`.
+
+    Shape:
+        content (N, C, H, W); style features (N, C, H', W') or (1, C, H', W'), or their (mean, std)
+        as a pair of (N, C) or (C,). residual as content, or None. To content's shape, dtype and
+        layout.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if a dtype does not fit.
+
+    Huang and Belongie, "Arbitrary style transfer in real-time with adaptive instance
+    normalization", 2017, equation 8; the deviation is that of its equation 3.
+    """
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        *,
+        activation: str = "none",
+        negative_slope: float = 0.01,
+        residual_first: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice(activation, "activation", ACTIVATIONS)
+        self.eps = eps
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.residual_first = residual_first
+
+    def _mean_and_std(self, content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+        check_image_batch(style, "style")
+        n, c = content.shape[0], content.shape[1]
+        if style.shape[0] not in (1, n) or style.shape[1] != c:
+            raise ValueError(
+                f"style: expected shape (N, C, H, W) with N = {n} or 1 and C = {c} as content, "
+                f"got {tuple(style.shape)}"
+            )
+        mean, var = instance_norm_stats(style)
+        return mean.expand(n, c), torch.sqrt(var + self.eps).expand(n, c)
+
+    def forward(
+        self,
+        content: Tensor,
+        style: Tensor | tuple[Tensor, Tensor],
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        check_image_batch(content, "content")
+        mean, std = style if isinstance(style, tuple) else self._mean_and_std(content, style)
+        return instance_norm(
+            content,
+            std,
+            mean,
+            residual=residual,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual_first=self.residual_first,
+            eps=self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}" + _activation_repr(self)
