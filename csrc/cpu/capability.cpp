@@ -47,7 +47,7 @@ struct Features {
     avx2 = has_bits(leaf7_ebx, bit(5));
     if (subleaves < 1 || !has_bits(saved, kYmm | kZmm)) return;
 
-    uint32_t leaf7_1_eax;
+    uint32_t leaf7_1_eax = 0;
     __get_cpuid_count(7, 1, &leaf7_1_eax, &ebx, &ecx, &edx);
     constexpr uint32_t kF = bit(16), kDq = bit(17), kBw = bit(30), kVl = bit(31), kBf16 = bit(5);
     avx512 = avx2 && has_bits(leaf7_ebx, kF | kDq | kBw | kVl) && has_bits(leaf7_1_eax, kBf16);
@@ -71,11 +71,16 @@ struct Features {
 bool runs(Capability capability) {
   static const Features features;
   switch (capability) {
-    case Capability::baseline: return true;
-    case Capability::avx2: return features.avx2;
-    case Capability::avx512: return features.avx512;
-    case Capability::amx: return features.amx;
-    case Capability::amx_emulated: return features.avx2;
+    case Capability::baseline:
+      return true;
+    case Capability::avx2:
+      return features.avx2;
+    case Capability::avx512:
+      return features.avx512;
+    case Capability::amx:
+      return features.amx;
+    case Capability::amx_emulated:
+      return features.avx2;
   }
   return false;
 }
@@ -93,7 +98,8 @@ Capability choose() {
     std::string names;
     for (const Capability choice : choices) {
       if (std::string(requested) == name(choice)) return choice;
-      names += (names.empty() ? "" : ", ") + std::string(name(choice));
+      if (!names.empty()) names += ", ";
+      names += name(choice);
     }
     throw std::runtime_error(std::string(kVariable) + ": expected one of " + names +
                              " (what was compiled and this CPU runs), got '" + requested + "'");
@@ -109,11 +115,16 @@ Capability choose() {
 
 const char* name(Capability capability) {
   switch (capability) {
-    case Capability::baseline: return "baseline";
-    case Capability::avx2: return "avx2";
-    case Capability::avx512: return "avx512";
-    case Capability::amx: return "amx";
-    case Capability::amx_emulated: return "amx_emulated";
+    case Capability::baseline:
+      return "baseline";
+    case Capability::avx2:
+      return "avx2";
+    case Capability::avx512:
+      return "avx512";
+    case Capability::amx:
+      return "amx";
+    case Capability::amx_emulated:
+      return "amx_emulated";
   }
   return "unknown";
 }

@@ -1,0 +1,168 @@
+"""Decides whether the native code can be built here, and has CMake build it.
+
+``STYLEKERNELS_BUILD=0`` builds nothing native; ``MAX_JOBS`` limits the compilers that run at once;
+``CXX`` names the compiler. Everything else about the package is in pyproject.toml.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+PACKAGE = "stylekernels"
+OLDEST_TORCH = (2, 11)
+#: Where the package says why it has no native code; it reads this when it warns.
+REASON_FILE = "not_built.txt"
+
+
+class CannotBuild(Exception):
+    """Something the native build needs isn't here; the package works without."""
+
+
+def find_program(*names: str) -> str | None:
+    """A program of this Python's environment, activated or not, or else of PATH."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler for CMake; None where ``CXX`` names it, which CMake reads itself."""
+    if requested := os.environ.get("CXX"):
+        if shutil.which(shlex.split(requested)[0]) is None:
+            raise SystemExit(f"CXX: expected a C++ compiler, got {requested!r}, which isn't there")
+        return None
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise CannotBuild("no C++ compiler was found; install one, e.g. the package g++")
+    return compiler
+
+
+def find_torch() -> tuple[Path, str]:
+    """The installed torch and its version.
+
+    torch isn't a build requirement: pip would fetch gigabytes of another torch into the isolated
+    environment it builds in, for a few headers. The one this package is being installed beside
+    has them, and pip's isolation leaves ``sys.prefix`` alone.
+    """
+    spec = importlib.util.find_spec("torch")
+    folders = [Path(spec.origin).parent] if spec and spec.origin else []
+    for site_folder in (
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    ):
+        folders.append(Path(site_folder, "torch"))
+    for folder in folders:
+        if (folder / "version.py").exists() and (folder / "include/torch/csrc/stable").exists():
+            text = (folder / "version.py").read_text()
+            version = re.search(r"^__version__ = ['\"](.+)['\"]", text, re.MULTILINE)[1]
+            break
+    else:
+        raise CannotBuild(
+            "torch was not found where the package was built; install torch first, and then this "
+            "with `pip install --no-build-isolation`"
+        )
+    major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
+    if (int(major), int(minor)) < OLDEST_TORCH:
+        raise CannotBuild(f"torch {version} was found, and 2.11 or later is needed")
+    return folder, version
+
+
+def find_pybind11() -> str:
+    try:
+        import pybind11
+    except ImportError:
+        raise CannotBuild("pybind11 was not found; `pip install pybind11`") from None
+    return pybind11.get_cmake_dir()
+
+
+def cmake_commands(build_folder: Path, output_folder: Path) -> list[list[str]]:
+    """The commands that configure, build and install into ``output_folder``."""
+    if os.environ.get("STYLEKERNELS_BUILD", "1") == "0":
+        raise CannotBuild("it was installed with STYLEKERNELS_BUILD=0")
+    if sys.platform == "win32":
+        raise CannotBuild("it isn't built on Windows")
+    compiler = find_compiler()
+    cmake = find_program("cmake", "cmake3")
+    if cmake is None:
+        raise CannotBuild("CMake was not found; `pip install cmake`")
+    python_header = Path(sysconfig.get_path("include"), "Python.h")
+    if not python_header.exists():
+        raise CannotBuild("Python.h was not found; install Python's headers, e.g. python3-dev")
+    torch_folder, torch_version = find_torch()
+
+    configure = [
+        cmake,
+        *("-S", ROOT, "-B", build_folder),
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_INSTALL_PREFIX={output_folder}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-Dpybind11_DIR={find_pybind11()}",
+        f"-DTORCH_FOLDER={torch_folder}",
+        f"-DTORCH_VERSION={torch_version}",
+    ]
+    if compiler is not None:
+        configure.append(f"-DCMAKE_CXX_COMPILER={compiler}")
+    if ninja := find_program("ninja"):
+        # Named each time: pip's isolated environment and its ninja are gone by the next build.
+        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    build = [cmake, "--build", build_folder, "--parallel", jobs]
+    install = [cmake, "--install", build_folder, "--strip"]
+    return [[str(word) for word in command] for command in (configure, build, install)]
+
+
+class CMakeBuild(build_ext):
+    """Puts the libraries into the package, or a file that says why they aren't there."""
+
+    def run(self) -> None:
+        # The package of the wheel, or that of the source tree when editable.
+        package = Path(self.get_ext_fullpath(f"{PACKAGE}._C")).parent.resolve()
+        package.mkdir(parents=True, exist_ok=True)
+        build_folder = Path(self.build_temp).resolve()
+        if self.inplace:
+            build_folder = ROOT / "build" / f"inplace-{sys.implementation.cache_tag}"
+        output_folder = build_folder / "output"
+
+        libraries: list[Path] = []
+        reason = None
+        try:
+            commands = cmake_commands(build_folder, output_folder)
+        except CannotBuild as missing:
+            reason = str(missing)
+            print(f"{PACKAGE}: installed without native code: {reason}", file=sys.stderr)
+        else:
+            shutil.rmtree(output_folder, ignore_errors=True)
+            for command in commands:
+                subprocess.run(command, check=True)
+            libraries = sorted(output_folder.glob("*.so"))
+
+        for old in package.glob("*.so"):
+            if old.name not in {library.name for library in libraries}:
+                old.unlink()
+        for library in libraries:
+            # Not written over: a running process may have the old file mapped.
+            partial = package / f"{library.name}.partial"
+            shutil.copy2(library, partial)
+            partial.replace(package / library.name)
+        if reason is None:
+            (package / REASON_FILE).unlink(missing_ok=True)
+        else:
+            (package / REASON_FILE).write_text(reason + "\n")
+
+
+setup(
+    ext_modules=[Extension(f"{PACKAGE}._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
