@@ -181,7 +181,7 @@ class ConditionalInstanceNorm2d(nn.Module):
     def _rows(self, table: Tensor, style: Tensor | int) -> Tensor:
         if isinstance(style, Tensor) and style.is_floating_point():
             return (style.to(table.dtype).unsqueeze(-1) * table).sum(-2)
-        return table[style]
+        return table[style.long() if isinstance(style, Tensor) else style]  # uint8 would be a mask
 
     def _check_style(self, x: Tensor, style: Tensor | int) -> None:
         if isinstance(style, int):
