@@ -1,0 +1,216 @@
+"""Devices, dtypes, memory layouts and tolerances, shared by the tests of the ops.
+
+Data is always random and never zeros: zeros hide a missing term, and a wrong scale. Every tensor
+is surrounded by NaN in memory and every result starts as NaN, so that an element read beyond the
+tensor or never written shows in the comparison.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylekernels import native, use_impl
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LAYOUTS = ("contiguous", "channels_last", "misaligned", "cropped", "channels_last_cropped")
+
+# What DESIGN grants an op above twice PyTorch's own error; float64 has to be float64 all the way.
+SLACK = {torch.float64: 1e-11}
+DEFAULT_SLACK = 1e-6
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "core: accuracy tests repeated under each CPU capability")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def implementation(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]:
+    """Runs a test through ``torch.ops.stylekernels`` (``kernels``, the default: compiled where the
+    library was built, else the same ops in Python) or, by an indirect parameter, ``reference``."""
+    name = getattr(request, "param", "kernels")
+    if name == "kernels":
+        monkeypatch.setattr(native, "cpu_missing", None)
+        yield name
+    else:
+        with use_impl(name):
+            yield name
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of photos, clips, styles and backbones."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("STYLEKERNELS_DATA") or default)
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}; set STYLEKERNELS_DATA to where it is")
+    return folder
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """The values of ``x`` in one of `LAYOUTS`, with NaN before and after them in memory."""
+    base, crop = layout.removesuffix("cropped").rstrip("_") or "contiguous", "cropped" in layout
+    shape = list(x.shape)
+    if crop:
+        shape[2:] = [size + 3 for size in shape[2:]]
+    # 64 elements keep the alignment of an allocation; 1 element has none.
+    before = 1 if base == "misaligned" else 64
+    size = torch.Size(shape).numel()
+    buffer = torch.full((size + 2 * 64,), torch.nan, dtype=x.dtype, device=x.device)
+    order = list(range(x.dim()))
+    if base == "channels_last" and x.dim() == 4:
+        order = [0, 2, 3, 1]
+    dense = buffer[before : before + size].view([shape[axis] for axis in order])
+    view = dense.permute([order.index(axis) for axis in range(x.dim())])
+    if crop:
+        view = view[(..., *[slice(1, -2)] * (x.dim() - 2))]
+    return view.copy_(x)
+
+
+def random(
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    device: str = "cpu",
+    scale: float = 1.0,
+    shift: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Normal values times ``scale`` plus ``shift``; the same on every device."""
+    generator = torch.Generator().manual_seed(seed * 7919 + sum(shape))
+    values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift
+    return laid_out(values.to(dtype).to(device), layout)
+
+
+@contextlib.contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside, uninitialised tensors hold NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def relative_errors(actual: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Distance to ``exact`` relative to its size, in the Euclidean and in the maximum norm.
+
+    Both are needed. The Euclidean norm is the usual meaning of an op's error but dilutes one wrong
+    pixel among a million under the rounding of a half-precision result; the maximum norm sees that
+    pixel but not a small error everywhere.
+    """
+    difference, exact = actual.double() - exact, exact.double()
+    tiny = torch.finfo(torch.float64).tiny
+    euclidean = (difference.norm() / exact.norm().clamp_min(tiny)).item()
+    maximum = (difference.abs().max() / exact.abs().max().clamp_min(tiny)).item()
+    return euclidean, maximum
+
+
+def assert_accurate(ours: Tensor, torch_same_dtype: Tensor, exact: Tensor, name: str = "") -> None:
+    """The accuracy rule: at most twice PyTorch's relative error against float64, plus 1e-6.
+
+    ``torch_same_dtype`` is PyTorch's own result in the dtype that ours is stored in. On few
+    elements it can be lucky, so it counts as no better than half a unit in the last place.
+    """
+    assert ours.shape == exact.shape, f"{name}: {ours.shape}, expected {exact.shape}"
+    assert ours.dtype == torch_same_dtype.dtype, f"{name}: {ours.dtype}"
+    if ours.numel() == 0:
+        return
+    assert ours.isfinite().all(), f"{name}: {(~ours.isfinite()).sum()} values are not finite"
+    slack = SLACK.get(ours.dtype, DEFAULT_SLACK)
+    rounding = torch.finfo(ours.dtype).eps / 2
+    pairs = zip(relative_errors(ours, exact), relative_errors(torch_same_dtype, exact), strict=True)
+    for kind, (our_error, torch_error) in zip(("euclidean", "maximum"), pairs, strict=True):
+        bound = 2 * max(torch_error, rounding) + slack
+        assert our_error <= bound, (
+            f"{name}: {kind} relative error {our_error:.3g} exceeds {bound:.3g}; "
+            f"torch's is {torch_error:.3g}"
+        )
+
+
+def assert_layout_of(result: Tensor, x: Tensor) -> None:
+    """``result`` is laid out as ``x``; an ``x`` that is empty or has gaps asks for nothing."""
+    if x.numel() == 0 or x.is_contiguous():
+        layout = torch.contiguous_format
+    elif x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        layout = torch.channels_last
+    else:
+        return
+    assert result.is_contiguous(memory_format=layout), f"{result.stride()} for x of {x.stride()}"
+
+
+Tensors = dict[str, Tensor | None]
+
+
+def assert_op_accurate(
+    ours: Callable[..., Tensor],
+    torchs: Callable[..., Tensor],
+    exact: Callable[..., Tensor],
+    tensors: Tensors,
+    *,
+    away_from_kinks: Callable[..., Tensor] | None = None,
+    grad_layout: str = "contiguous",
+    image_result: bool = True,
+) -> None:
+    """Holds the output of ``ours(**tensors)`` and the gradient of every tensor to the rule.
+
+    The gradient is that of a random linear functional of the output, zero where
+    ``away_from_kinks`` (of the float64 tensors) is False: at a kink of an activation no two
+    implementations agree. ``exact`` gets float64 copies of the tensors. ``image_result`` says that
+    the output has x's layout.
+    """
+    leaves = {k: None if t is None else t.detach().requires_grad_() for k, t in tensors.items()}
+    names = [k for k, t in leaves.items() if t is not None]
+    copies = {k: leaves[k].detach().clone() for k in names}
+
+    wide = {k: None if t is None else t.detach().double() for k, t in leaves.items()}
+    wide = {k: None if t is None else t.contiguous().requires_grad_() for k, t in wide.items()}
+    y_exact = exact(**wide)
+
+    with poisoned_memory():
+        y = ours(**leaves)
+    cotangent = random(
+        *y.shape, dtype=y.dtype, layout=grad_layout, device=y.device.type, shift=0.5, seed=99
+    )
+    if away_from_kinks is not None:
+        with torch.no_grad():
+            cotangent.mul_(away_from_kinks(**wide))
+    with poisoned_memory():
+        grads = torch.autograd.grad(y, [leaves[k] for k in names], cotangent)
+    y_torch = torchs(**leaves)
+    grads_torch = torch.autograd.grad(y_torch, [leaves[k] for k in names], cotangent)
+    grads_exact = torch.autograd.grad(y_exact, [wide[k] for k in names], cotangent.double())
+
+    assert_accurate(y.detach(), y_torch.detach(), y_exact.detach(), "output")
+    if image_result:
+        assert_layout_of(y, leaves["x"])
+    for k, grad, grad_torch, grad_exact in zip(names, grads, grads_torch, grads_exact, strict=True):
+        assert_accurate(grad, grad_torch, grad_exact, f"gradient of {k}")
+        assert torch.equal(leaves[k].detach(), copies[k]), f"{k} was modified"
+    assert_layout_of(grads[names.index("x")], leaves["x"])
+
+
+def saved_image_bytes(function: Callable[[], Tensor], at_least: int) -> list[int]:
+    """Sizes in bytes of the distinct tensors of ``at_least`` elements that autograd keeps."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.numel() >= at_least:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    return sorted(sizes.values())

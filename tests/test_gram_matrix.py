@@ -1,0 +1,273 @@
+"""gram_matrix and gram_loss against an einsum written here in float64.
+
+The grid: every channel count (tiles of 16 and 32, and what is left over) meets every dtype and
+layout; sizes are odd so that the sum over pixels has a tail; options, magnitudes and the shapes of
+the target each vary at one odd shape.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stylekernels import gram_loss, gram_matrix
+from tests.conftest import (
+    DTYPES,
+    LAYOUTS,
+    assert_accurate,
+    assert_op_accurate,
+    laid_out,
+    random,
+    saved_image_bytes,
+)
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+SHAPES = (
+    (0, 5, 4, 4), (1, 1, 1, 1), (3, 1, 9, 7), (2, 3, 130, 67), (3, 5, 1, 37), (1, 16, 2, 2),
+    (2, 17, 17, 31), (1, 32, 64, 64), (3, 33, 7, 9), (2, 64, 3, 5), (1, 100, 13, 11),
+    (2, 128, 16, 15), (1, 300, 5, 4),
+)  # fmt: skip
+FLAT_SHAPES = ((1, 3, 1), (3, 5, 37), (2, 33, 1025), (0, 4, 8))
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def exact_gram(x: Tensor, scale: float | None = None, center: bool = False) -> Tensor:
+    features = x.flatten(2)
+    if center:
+        features = features - features.mean(2, keepdim=True)
+    if scale is None:
+        scale = 1.0 / (features.shape[1] * features.shape[2])
+    return torch.einsum("nip,njp->nij", features, features) * scale
+
+
+def gram_in_torch(x: Tensor, scale: float | None = None, center: bool = False) -> Tensor:
+    """PyTorch's bmm; in float32 for half precision, where a bmm would round its result."""
+    features = x.to(wide_dtype(x)).flatten(2)
+    if center:
+        features = features - features.mean(2, keepdim=True)
+    if scale is None:
+        scale = 1.0 / (features.shape[1] * features.shape[2])
+    return torch.bmm(features * scale, features.mT)
+
+
+def check_gram(x: Tensor, **options) -> None:
+    assert_op_accurate(
+        lambda x: gram_matrix(x, **options),
+        lambda x: gram_in_torch(x, **options),
+        lambda x: exact_gram(x, **options),
+        {"x": x},
+        image_result=False,
+    )
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_dtypes_layouts(shape, dtype, layout, device) -> None:
+    check_gram(random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "misaligned", "cropped"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", FLAT_SHAPES)
+def test_features_without_a_second_dimension(shape, dtype, layout, device) -> None:
+    check_gram(random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("scale", [None, 1.0, 3e-5])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_and_center(dtype, layout, scale, center, device) -> None:
+    x = random(2, 19, 9, 13, dtype=dtype, layout=layout, device=device, shift=2.0)
+    check_gram(x, scale=scale, center=center)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (1, -30)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_magnitudes(dtype, layout, scale, shift, center, device, request) -> None:
+    if center and shift and dtype == torch.float32:
+        reason = "the gradient keeps the rounding of the mean, which torch's projects out"
+        request.applymarker(pytest.mark.xfail(reason=reason))
+    shape = (1, 18, 61, 33)
+    x = random(*shape, dtype=dtype, layout=layout, device=device, scale=scale, shift=shift)
+    check_gram(x, center=center)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 1e18), (torch.float32, 1e18)]
+)
+def test_huge_values_do_not_overflow(dtype, size, layout, device) -> None:
+    """The sum of 4096 products is beyond float32 (or float16); its scaled value is not."""
+    generator = torch.Generator().manual_seed(1)
+    values = (torch.rand(1, 16, 64, 64, generator=generator) * 0.5 + 0.5) * size
+    x = laid_out(values.to(dtype).to(device), layout)
+    for options in ({}, {"scale": 2e-6}):
+        gram = gram_matrix(x, **options)
+        assert_accurate(gram, gram_in_torch(x, **options), exact_gram(x.double(), **options))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_image(dtype, layout, device) -> None:
+    x = random(1, 32, 256, 256, dtype=dtype, layout=layout, device=device, shift=0.5)
+    check_gram(x)
+
+
+def test_known_value() -> None:
+    x = torch.tensor([[[[1.0, 2.0]], [[3.0, 5.0]]]])
+    assert torch.equal(gram_matrix(x, scale=1.0), torch.tensor([[[5.0, 13.0], [13.0, 34.0]]]))
+    assert torch.equal(gram_matrix(x), torch.tensor([[[1.25, 3.25], [3.25, 8.5]]]))
+    centered = torch.tensor([[[0.5, 1.0], [1.0, 2.0]]])
+    assert torch.equal(gram_matrix(x, scale=1.0, center=True), centered)
+    target = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert gram_loss(x, target, scale=0.5).item() == (1.5**2 + 4.5**2 + 3.5**2 + 13**2) / 4
+
+
+@pytest.mark.parametrize("grad_layout", ["contiguous", "transposed", "expanded"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_layout_of_the_gradient_of_the_result(layout, grad_layout, device) -> None:
+    x = random(2, 17, 6, 7, layout=layout, device=device).requires_grad_()
+    cotangent = random(2, 17, 17, device=device, seed=1)
+    if grad_layout == "transposed":
+        cotangent = cotangent.mT
+    elif grad_layout == "expanded":
+        cotangent = cotangent[0, 0, 0].expand(2, 17, 17)
+    wide = x.detach().double().requires_grad_()
+    grads = [
+        torch.autograd.grad(function(t), t, cotangent.to(t.dtype))[0]
+        for function, t in ((gram_matrix, x), (gram_in_torch, x), (exact_gram, wide))
+    ]
+    assert_accurate(*grads)
+
+
+def check_loss(x: Tensor, target: Tensor, scale: float | None = None) -> None:
+    def exact(x: Tensor, target: Tensor) -> Tensor:
+        return (exact_gram(x, scale) - target).square().mean()
+
+    def in_torch(x: Tensor, target: Tensor) -> Tensor:
+        gram = gram_in_torch(x, scale)
+        return F.mse_loss(gram, target.expand_as(gram))
+
+    assert_op_accurate(
+        lambda x, target: gram_loss(x, target, scale=scale),
+        in_torch,
+        exact,
+        {"x": x, "target": target},
+        image_result=False,
+    )
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_loss(shape, dtype, layout, device) -> None:
+    x = random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5)
+    n, c = shape[:2]
+    # Not symmetric: the loss is defined for any target, and its gradient has to symmetrise.
+    target = random(n, c, c, dtype=wide_dtype(x), device=device, seed=1, scale=1 / c)
+    check_loss(x, target)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("scale", [None, 0.25])
+@pytest.mark.parametrize("target_layout", ["contiguous", "misaligned", "transposed", "cropped"])
+@pytest.mark.parametrize("target_shape", ["(N, C, C)", "(1, C, C)", "(C, C)"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(3, 17, 6, 7), (3, 17, 42)])
+def test_loss_options(shape, dtype, target_shape, target_layout, scale, device) -> None:
+    x = random(*shape, dtype=dtype, device=device)
+    target = random(3, 17, 17, dtype=wide_dtype(x), device=device, seed=1)
+    target = {"(N, C, C)": target, "(1, C, C)": target[:1], "(C, C)": target[0]}[target_shape]
+    if target_layout == "transposed":
+        target = target.mT
+    elif target_layout == "cropped":  # every second column of a wider matrix
+        target = target.repeat_interleave(2, dim=-1)[..., ::2]
+    else:
+        target = laid_out(target, target_layout)
+    check_loss(x, target, scale)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("scale", "center"), [(None, False), (0.1, True), (None, True)])
+def test_gradcheck(scale, center, layout, device) -> None:
+    x = random(2, 3, 2, 4, dtype=torch.float64, layout=layout, device=device).requires_grad_()
+
+    def gram(x: Tensor) -> Tensor:
+        return gram_matrix(x, scale=scale, center=center)
+
+    assert torch.autograd.gradcheck(gram, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(gram, (x,))
+
+
+@pytest.mark.parametrize("target_shape", [(2, 3, 3), (1, 3, 3), (3, 3)])
+def test_gradcheck_of_loss(target_shape, device) -> None:
+    x = random(2, 3, 2, 4, dtype=torch.float64, device=device).requires_grad_()
+    target = random(*target_shape, dtype=torch.float64, device=device, seed=1).requires_grad_()
+    for inputs in ((x, target), (x, target.detach()), (x.detach(), target)):
+        assert torch.autograd.gradcheck(gram_loss, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(gram_loss, inputs)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_and_inf_go_where_torch_sends_them(dtype, layout, value, device) -> None:
+    x = random(2, 19, 5, 9, dtype=dtype, device=device)
+    x[1, 3, 2, 4] = value
+    x = laid_out(x, layout).requires_grad_()
+    bad = torch.zeros(2, 19, 19, dtype=torch.bool, device=device)
+    bad[1, 3, :] = bad[1, :, 3] = True
+    gram, expected = gram_matrix(x), gram_in_torch(x)
+    assert torch.equal(~gram.isfinite(), bad), "only row and column 3 of image 1 are affected"
+    torch.testing.assert_close(gram, expected, equal_nan=True)
+    grads = [torch.autograd.grad(g.sum(), x)[0] for g in (gram, expected)]
+    torch.testing.assert_close(*grads, equal_nan=True, rtol=1e-2, atol=1e-4)
+    loss = gram_loss(x, torch.ones(19, 19, device=device))
+    assert loss.isnan() if value != value else loss.isposinf()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_deterministic_and_equal_without_grad(layout, threads, device) -> None:
+    x = random(2, 33, 63, 65, layout=layout, device=device).requires_grad_()
+    target = random(33, 33, device=device)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        runs = []
+        for _ in range(4):
+            gram, loss = gram_matrix(x), gram_loss(x, target)
+            runs.append((gram, loss, *torch.autograd.grad(gram.square().sum() + loss, x)))
+        with torch.no_grad():
+            assert torch.equal(gram_matrix(x), runs[0][0])
+            assert torch.equal(gram_loss(x, target), runs[0][1])
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        for first, again in zip(runs[0], run, strict=True):
+            assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_backward_keeps_only_the_input(layout, device) -> None:
+    shape = (2, 8, 16, 16)
+    x = random(*shape, dtype=torch.bfloat16, layout=layout, device=device).requires_grad_()
+    target = random(8, 8, device=device)
+    image = x.numel() * x.element_size()
+    # From 129 elements on: the Gram matrices of both images have 128.
+    assert saved_image_bytes(lambda: gram_matrix(x), 129) == [image]
+    assert saved_image_bytes(lambda: gram_matrix(x, center=True), 129) == [image]
+    assert saved_image_bytes(lambda: gram_loss(x, target), 129) == [image]

@@ -1,0 +1,363 @@
+"""instance_norm and instance_norm_stats against formulas written here in float64.
+
+The grid: every shape meets every dtype and layout with the plain op, because vector tails,
+alignment and strides depend on those alone; every option meets every other at one odd shape,
+because options are branches of one loop body; magnitudes are apart, because they concern the sums.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stylekernels import instance_norm, instance_norm_stats
+from tests.conftest import (
+    DTYPES,
+    LAYOUTS,
+    assert_accurate,
+    assert_op_accurate,
+    laid_out,
+    poisoned_memory,
+    random,
+    saved_image_bytes,
+)
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+ACTIVATIONS = {
+    "none": lambda z: z,
+    "relu": torch.relu,
+    "leaky_relu": lambda z: F.leaky_relu(z, 0.2),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+SHAPES = (
+    (0, 8, 4, 4), (1, 1, 2, 2), (3, 3, 3, 5), (2, 5, 1, 37), (2, 5, 37, 1), (1, 16, 7, 9),
+    (3, 17, 17, 31), (1, 32, 64, 64), (2, 33, 9, 7), (1, 64, 16, 16), (1, 100, 5, 3),
+    (1, 128, 8, 8), (1, 3, 130, 67),
+)  # fmt: skip
+
+
+def planes(parameter: Tensor, x: Tensor) -> Tensor:
+    return parameter.expand(x.shape[:2])[..., None, None]
+
+
+def before_activation(x, weight=None, bias=None, residual=None, mean=None, var=None, *,
+                      residual_first=False) -> Tensor:  # fmt: skip
+    if mean is None:
+        mean, var = x.mean((2, 3)), x.var((2, 3), correction=0)
+    z = (x - planes(mean, x)) / (planes(var, x) + 1e-5).sqrt()
+    z = z if weight is None else z * planes(weight, x)
+    z = z if bias is None else z + planes(bias, x)
+    return z + residual if residual_first else z
+
+
+def exact(x, weight=None, bias=None, residual=None, mean=None, var=None, *, activation="none",
+          residual_first=False) -> Tensor:  # fmt: skip
+    first = residual_first and residual is not None
+    z = before_activation(x, weight, bias, residual, mean, var, residual_first=first)
+    y = ACTIVATIONS[activation](z)
+    return y if residual is None or first else y + residual
+
+
+def in_torch(x, weight=None, bias=None, residual=None, mean=None, var=None, *, activation="none",
+             residual_first=False) -> Tensor:  # fmt: skip
+    """PyTorch's own ops. In half precision in float32 and rounded once: that is what our op
+    promises, and stricter than a chain of half-precision ops."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    cast = [None if t is None else t.to(wide.dtype) for t in (weight, bias, residual, mean, var)]
+    weight, bias, residual, mean, var = cast
+    if mean is None:
+        z = F.instance_norm(wide)
+    else:
+        z = (wide - planes(mean, x)) * torch.rsqrt(planes(var, x) + 1e-5)
+    z = z if weight is None else z * planes(weight, x)
+    z = z if bias is None else z + planes(bias, x)
+    if residual is not None and residual_first:
+        return ACTIVATIONS[activation](z + residual).to(x.dtype)
+    y = ACTIVATIONS[activation](z)
+    return (y if residual is None else y + residual).to(x.dtype)
+
+
+def ours(x, weight=None, bias=None, residual=None, mean=None, var=None, **options) -> Tensor:
+    stats = None if mean is None else (mean, var)
+    return instance_norm(
+        x, weight, bias, residual=residual, stats=stats, negative_slope=0.2, **options
+    )
+
+
+def check(tensors: dict[str, Tensor | None], grad_layout="contiguous", **options) -> None:
+    def away_from_kinks(**wide):
+        first = options.get("residual_first", False) and wide.get("residual") is not None
+        return before_activation(**wide, residual_first=first).abs() > 1e-2
+
+    assert_op_accurate(
+        lambda **t: ours(**t, **options),
+        lambda **t: in_torch(**t, **options),
+        lambda **t: exact(**t, **options),
+        tensors,
+        away_from_kinks=away_from_kinks if "relu" in options.get("activation", "none") else None,
+        grad_layout=grad_layout,
+    )
+
+
+def per_channel(kind: str, x: Tensor, dtype: torch.dtype, seed: int, positive=False):
+    if kind == "none":
+        return None
+    shape = {"(C,)": x.shape[1:2], "(N, C)": x.shape[:2]}[kind]
+    values = random(*shape, dtype=dtype, device=x.device.type, seed=seed)
+    return values.abs() + 0.5 if positive else values
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_dtypes_layouts(shape, dtype, layout, device) -> None:
+    x = random(*shape, dtype=dtype, layout=layout, device=device)
+    parameters = {name: random(shape[1], dtype=dtype, device=device, seed=i, shift=1.0)
+                  for i, name in enumerate(("weight", "bias"), 1)}  # fmt: skip
+    check({"x": x, **parameters}, activation="relu")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("stats", ["none", "(C,)", "(N, C)"])
+@pytest.mark.parametrize("residual", ["none", "after", "first"])
+@pytest.mark.parametrize("parameters", ["none", "(C,)", "(N, C)"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("dtype", "parameter_dtype"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16,) * 2],
+)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_options(layout, dtype, parameter_dtype, activation, parameters, residual, stats, device):
+    x = random(3, 17, 5, 7, dtype=dtype, layout=layout, device=device, scale=2.0, shift=0.3)
+    tensors = {"x": x}
+    for seed, name in enumerate(("weight", "bias"), 1):
+        tensors[name] = per_channel(parameters, x, parameter_dtype, seed)
+    if residual != "none":
+        tensors["residual"] = random(*x.shape, dtype=dtype, layout=layout, device=device, seed=5)
+    tensors["mean"] = per_channel(stats, x, parameter_dtype, 6)
+    tensors["var"] = per_channel(stats, x, parameter_dtype, 7, positive=True)
+    check(tensors, activation=activation, residual_first=residual == "first")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (30, -1000)])
+def test_magnitudes(scale, shift, dtype, layout, device) -> None:
+    shape = (2, 6, 61, 67)
+    x = random(*shape, dtype=dtype, layout=layout, device=device, scale=scale, shift=shift)
+    check({"x": x}, activation="none")
+
+
+@pytest.mark.parametrize("weight", ["none", "(C,)"])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 2), (2, 2, 2, 1), (1, 4, 1, 1)])
+def test_planes_of_one_and_two_pixels(shape, weight, device) -> None:
+    x = random(*shape, device=device, scale=3.0)
+    tensors = {"x": x, "weight": per_channel(weight, x, torch.float32, 1)}
+    if shape[2] * shape[3] == 1:
+        tensors |= {"mean": per_channel("(C,)", x, torch.float32, 2)}
+        tensors |= {"var": per_channel("(C,)", x, torch.float32, 3, positive=True)}
+        return check(tensors)
+    # Two normalised pixels are always +-1 and their gradient cancels: the output alone counts.
+    wide = {k: None if t is None else t.double() for k, t in tensors.items()}
+    return assert_accurate(ours(**tensors), in_torch(**tensors), exact(**wide))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_image(dtype, layout, device) -> None:
+    x = random(1, 32, 256, 256, dtype=dtype, layout=layout, device=device, shift=10.0)
+    residual = random(*x.shape, dtype=dtype, layout=layout, device=device, seed=1)
+    check({"x": x, "residual": residual}, activation="relu")
+
+
+@pytest.mark.parametrize("grad_layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "cropped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layout_of_gradient_and_residual(dtype, layout, grad_layout, device) -> None:
+    x = random(2, 17, 9, 11, dtype=dtype, layout=layout, device=device)
+    residual = random(*x.shape, dtype=dtype, layout=grad_layout, device=device, seed=1)
+    for residual_first in (False, True):
+        tensors = {"x": x, "residual": residual}
+        check(tensors, grad_layout, activation="relu", residual_first=residual_first)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_expanded_input_and_gradient(layout, device) -> None:
+    image = random(1, 16, 6, 7, layout=layout, device=device, seed=3)
+    x = image.expand(3, -1, -1, -1).detach().requires_grad_()
+    weight = random(3, 16, device=device)
+    (grad,) = torch.autograd.grad(instance_norm(x, weight, activation="tanh").sum(), x)
+    wide = image.double().repeat(3, 1, 1, 1).requires_grad_()
+    (grad_exact,) = torch.autograd.grad(exact(wide, weight.double(), activation="tanh").sum(), wide)
+    narrow = image.repeat(3, 1, 1, 1).requires_grad_()
+    (grad_torch,) = torch.autograd.grad(in_torch(narrow, weight, activation="tanh").sum(), narrow)
+    assert_accurate(grad, grad_torch, grad_exact)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    ("shape", "shift"),
+    [((0, 3, 4, 4), 0), ((3, 5, 1, 37), 1), ((1, 33, 9, 7), 3), ((2, 16, 61, 67), 1000)],
+)
+def test_stats(shape, shift, which, dtype, layout, device) -> None:
+    def in_torch(x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return wide.mean((2, 3)) if which == 0 else wide.var((2, 3), correction=0)
+
+    x = random(*shape, dtype=dtype, layout=layout, device=device, shift=shift)
+    assert_op_accurate(
+        lambda x: instance_norm_stats(x)[which], in_torch, in_torch, {"x": x}, image_result=False
+    )
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_stats_of_another_call_give_the_same_output_and_gradient(layout, device) -> None:
+    x = random(2, 5, 9, 8, layout=layout, device=device, shift=2.0).requires_grad_()
+    cotangent = random(*x.shape, device=device, seed=1)
+    fused = instance_norm(x, activation="tanh")
+    split = instance_norm(x, activation="tanh", stats=instance_norm_stats(x))
+    torch.testing.assert_close(split, fused)
+    grads = [torch.autograd.grad(y, x, cotangent)[0] for y in (split, fused)]
+    torch.testing.assert_close(*grads)
+
+
+def test_eps(device) -> None:
+    x = random(1, 3, 5, 6, device=device)
+    expected = x.double() - x.double().mean((2, 3), keepdim=True)
+    expected /= (x.double().var((2, 3), correction=0, keepdim=True) + 0.7).sqrt()
+    torch.testing.assert_close(instance_norm(x, eps=0.7).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("residual_first", [False, True])
+@pytest.mark.parametrize("stats", ["none", "(C,)", "(N, C)"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradcheck(activation, stats, residual_first, device) -> None:
+    x = random(2, 2, 3, 2, dtype=torch.float64, device=device, seed=4)
+    tensors = {
+        "x": x,
+        "weight": per_channel("(N, C)" if residual_first else "(C,)", x, torch.float64, 1),
+        "bias": per_channel("(C,)", x, torch.float64, 2),
+        "residual": random(*x.shape, dtype=torch.float64, device=device, seed=3),
+        "mean": per_channel(stats, x, torch.float64, 5),
+        "var": per_channel(stats, x, torch.float64, 6, positive=True),
+    }
+    names = [name for name, tensor in tensors.items() if tensor is not None]
+    z = before_activation(**tensors, residual_first=residual_first)
+    assert z.abs().min() > 1e-3, "choose a seed that stays away from the kinks"
+
+    def function(*values: Tensor) -> Tensor:
+        options = {"activation": activation, "residual_first": residual_first}
+        return ours(**dict(zip(names, values, strict=True)), **options)
+
+    inputs = [tensors[name].detach().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_gradcheck_of_stats(device) -> None:
+    x = random(2, 3, 3, 2, dtype=torch.float64, device=device).requires_grad_()
+    assert torch.autograd.gradcheck(instance_norm_stats, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(instance_norm_stats, (x,))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradient_penalty(dtype, layout, device) -> None:
+    """The second derivative in the dtypes that are trained in."""
+    x = random(2, 5, 6, 7, dtype=dtype, layout=layout, device=device).requires_grad_()
+    weight = random(5, dtype=torch.float32, device=device, seed=1).requires_grad_()
+
+    def penalty(function, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        y = function(x, weight, activation="tanh")
+        (grad,) = torch.autograd.grad(y.to(weight.dtype).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.to(weight.dtype).square().sum(), (x, weight))
+
+    wide = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    for actual, expected in zip(
+        penalty(instance_norm, x, weight), penalty(exact, *wide), strict=True
+    ):
+        tolerance = 16 * torch.finfo(dtype).eps
+        assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_and_inf_go_where_torch_sends_them(dtype, activation, layout, value, device) -> None:
+    x = random(2, 17, 5, 9, dtype=dtype, layout=layout, device=device).float()
+    x[1, 3, 2, 4] = value
+    x = laid_out(x.to(dtype), layout).requires_grad_()
+    stats = {"mean": random(17, device=device), "var": random(17, device=device).abs() + 0.5}
+    cotangent = random(*x.shape, dtype=dtype, device=device, seed=1)
+    for given in ({}, stats):
+        y, expected = (f(x, activation=activation, **given) for f in (ours, in_torch))
+        tolerance = {"rtol": 2e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+        torch.testing.assert_close(y, expected, equal_nan=True, **tolerance)
+        grads = [torch.autograd.grad(output, x, cotangent)[0] for output in (y, expected)]
+        healthy = torch.ones_like(x, dtype=torch.bool)
+        if not given:
+            assert not y[1, 3].isfinite().any() or activation not in ("none", "leaky_relu")
+            healthy[1, 3] = False
+        else:
+            healthy[1, 3, 2, 4] = False
+        assert y[healthy].isfinite().all(), "one bad pixel poisoned other planes"
+        torch.testing.assert_close(*[g[healthy] for g in grads], **tolerance)
+        for test in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(test(grads[0]), test(grads[1])), test.__name__
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saturated_activations_stay_finite(dtype, activation, device) -> None:
+    x = random(1, 3, 8, 9, dtype=dtype, device=device).requires_grad_()
+    weight = torch.tensor([1e2, 1e4, 1e30], device=device)
+    y = instance_norm(x, weight, activation=activation)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    expected = in_torch(x, weight, activation=activation)
+    torch.testing.assert_close(y, expected, rtol=1e-2, atol=1e-3)
+    assert grad[:, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_deterministic_and_equal_without_grad(layout, threads, device) -> None:
+    x = random(2, 33, 63, 65, layout=layout, device=device).requires_grad_()
+    weight = random(33, device=device).requires_grad_()
+    cotangent = random(*x.shape, device=device, seed=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        runs = []
+        for _ in range(4):
+            y = instance_norm(x, weight, activation="relu")
+            runs.append((y, *torch.autograd.grad(y, (x, weight), cotangent)))
+        with torch.no_grad(), poisoned_memory():
+            assert torch.equal(instance_norm(x, weight, activation="relu"), runs[0][0])
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        for first, again in zip(runs[0], run, strict=True):
+            assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("residual_first", [False, True])
+def test_backward_keeps_only_the_input(residual_first, device) -> None:
+    x = random(2, 8, 16, 16, dtype=torch.bfloat16, device=device).requires_grad_()
+    image = x.numel() * x.element_size()
+    for activation in ACTIVATIONS:
+        kept = saved_image_bytes(lambda a=activation: instance_norm(x, activation=a), 256)
+        assert kept == [image], activation
+    residual = random(*x.shape, dtype=torch.bfloat16, device=device).requires_grad_()
+    kept = saved_image_bytes(
+        lambda: instance_norm(x, residual=residual, residual_first=residual_first), 256
+    )
+    # What is added after the activation has no part in any derivative.
+    assert kept == ([image, image] if residual_first else [image])
