@@ -1,0 +1,353 @@
+"""Photo files in and out: one network-ready picture, and what its file carries around it.
+
+Everything Pillow can read comes in as 8-bit RGB, upright: 16-bit, grey, palette, 1-bit and CMYK
+pictures are converted. Alpha, the ICC profile and EXIF travel beside the pixels and are written
+back. Pixels stay in the photo's own colour space; ``to_srgb`` and ``from_srgb`` are for whoever,
+like a network, works in sRGB.
+"""
+
+import contextlib
+import io
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+SMALLEST_SIDE = 16
+
+#: What is written, by the extension of the file's name.
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".avif": "AVIF",
+    ".jp2": "JPEG2000",
+    ".bmp": "BMP",
+    ".ppm": "PPM",
+}
+
+_OPTIONS = {
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "WEBP": {"quality": 95},
+    "TIFF": {"compression": "tiff_adobe_deflate"},
+    "AVIF": {"quality": 90},
+}
+_KEEP_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "JPEG2000")
+_KEEP_EXIF = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+_KEEP_PROFILE = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "JPEG2000")
+
+# The second picture in these files is a preview, a depth map or a layer, not the next frame.
+_FIRST_FRAME_IS_THE_PHOTO = ("MPO", "PSD")
+
+# A whitelist: the rest of a TIFF directory describes how the old pixels were stored, its
+# orientation is applied on reading, and an embedded thumbnail would show the old picture.
+_EXIF_TAGS = (
+    ExifTags.Base.ImageDescription,
+    ExifTags.Base.Make,
+    ExifTags.Base.Model,
+    ExifTags.Base.XResolution,
+    ExifTags.Base.YResolution,
+    ExifTags.Base.ResolutionUnit,
+    ExifTags.Base.Software,
+    ExifTags.Base.DateTime,
+    ExifTags.Base.Artist,
+    ExifTags.Base.HostComputer,
+    ExifTags.Base.Rating,
+    ExifTags.Base.RatingPercent,
+    ExifTags.Base.Copyright,
+    ExifTags.Base.XPTitle,
+    ExifTags.Base.XPComment,
+    ExifTags.Base.XPAuthor,
+    ExifTags.Base.XPKeywords,
+    ExifTags.Base.XPSubject,
+)
+
+
+class PhotoError(ValueError):
+    """A picture that can't be read or written; the message names the file and says why."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture and what its file carries around it.
+
+    Attributes:
+        rgb: (H, W, 3) uint8, upright, in the colour space of ``profile``.
+        alpha: (H, W) uint8, or None where the file has no transparency.
+        profile: the ICC profile of ``rgb``; None means sRGB.
+        exif: descriptive tags without orientation and thumbnail; empty if there are none.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None = None
+    profile: bytes | None = None
+    exif: bytes = b""
+
+    def to_srgb(self) -> np.ndarray:
+        """The pixels converted to sRGB, (H, W, 3) uint8."""
+        if self.profile is None:
+            return self.rgb
+        transform = _transform(_open_profile(self.profile), _srgb())
+        return np.asarray(ImageCms.applyTransform(Image.fromarray(self.rgb), transform))
+
+    def from_srgb(self, rgb: np.ndarray) -> np.ndarray:
+        """sRGB pixels converted to this photo's colour space, (H, W, 3) uint8."""
+        if self.profile is None:
+            return rgb
+        transform = _transform(_srgb(), _open_profile(self.profile))
+        return np.asarray(ImageCms.applyTransform(Image.fromarray(rgb), transform))
+
+
+def read_photo(path: str | os.PathLike, size: int | None = None) -> Photo:
+    """Read a picture file.
+
+    Args:
+        path: any still picture Pillow can read; its content decides, not its extension.
+        size: length of the longer side in pixels to scale down to (Lanczos). A picture that is
+            smaller already keeps its size.
+
+    Raises:
+        PhotoError: the file is missing, damaged, not a picture, animated, larger than Pillow's
+            decompression-bomb limit, or under 16 pixels on a side.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise PhotoError(f"{path}: expected a picture, got a folder")
+    with _decoding(path), Image.open(path) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format not in _FIRST_FRAME_IS_THE_PHOTO:
+            raise PhotoError(
+                f"{path}: expected a still picture, got {frames} frames or pages; "
+                "save the one you want as a PNG file"
+            )
+        image.load()
+        exif = _descriptive_exif(image)
+        picture, profile = _as_rgb(ImageOps.exif_transpose(image), path)
+
+    if size is not None and size < max(picture.size):
+        factor = size / max(picture.size)
+        shape = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        picture = picture.resize(shape, Image.Resampling.LANCZOS)
+    if min(picture.size) < SMALLEST_SIDE:
+        raise PhotoError(
+            f"{path}: expected at least {SMALLEST_SIDE} pixels on each side, got "
+            f"{picture.width}x{picture.height}" + (f" at size {size}" if size else "")
+        )
+    pixels = np.array(picture)
+    return Photo(
+        rgb=np.ascontiguousarray(pixels[:, :, :3]),
+        alpha=pixels[:, :, 3].copy() if pixels.shape[2] == 4 else None,
+        profile=profile,
+        exif=_exif_bytes(exif, picture.size),
+    )
+
+
+def write_photo(path: str | os.PathLike, photo: Photo) -> None:
+    """Write a picture file, whole or not at all, in the format of its extension.
+
+    Alpha, ICC profile and EXIF are kept where the format has a place for them. Missing folders are
+    made.
+
+    Raises:
+        PhotoError: an extension this Pillow can't write, transparency in a format without it, or
+            a place that can't be written to.
+    """
+    path = Path(path)
+    name = output_format(path)
+    pixels = photo.rgb
+    if photo.alpha is not None:
+        if name in _KEEP_ALPHA:
+            pixels = np.dstack([photo.rgb, photo.alpha])
+        elif photo.alpha.min() < 255:
+            raise PhotoError(
+                f"{path}: the picture is partly transparent and {name} has no transparency; "
+                "give --output a name that ends in .png, .webp or .tiff"
+            )
+    options = dict(_OPTIONS.get(name, {}))
+    if photo.profile and name in _KEEP_PROFILE:
+        options["icc_profile"] = photo.profile
+    if photo.exif and name in _KEEP_EXIF:
+        options["exif"] = photo.exif
+    encoded = io.BytesIO()
+    try:
+        Image.fromarray(pixels).save(encoded, name, **options)
+    except (OSError, ValueError) as error:
+        raise PhotoError(f"{path}: cannot be written as {name}: {error}") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, encoded.getbuffer())
+    except OSError as error:
+        raise PhotoError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def output_format(path: Path) -> str:
+    """Pillow's name of the format for a file's extension.
+
+    Raises:
+        PhotoError: for an extension that isn't in FORMATS, or that this Pillow was built without.
+    """
+    Image.init()
+    name = FORMATS.get(path.suffix.lower())
+    if name not in Image.SAVE:
+        writable = " ".join(suffix for suffix, name in FORMATS.items() if name in Image.SAVE)
+        raise PhotoError(
+            f"{path}: expected a file name that ends in one of {writable}, "
+            f"got {path.suffix or 'no extension'}"
+        )
+    return name
+
+
+def _write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write beside ``path`` under another name, then rename: no reader ever sees a part."""
+    part = path.with_name(f".stylekernels-{secrets.token_hex(6)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turns what a decoder raises, or warns of, on a bad file into one PhotoError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except PhotoError:
+        raise
+    except FileNotFoundError as error:
+        raise PhotoError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        hint = ""
+        if path.suffix.lower() in (".heic", ".heif"):
+            hint = "; HEIC is not supported, export the photo as JPEG"
+        raise PhotoError(f"{path}: not a picture in a format that can be read{hint}") from error
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
+        raise PhotoError(
+            f"{path}: more than {limit} megapixels, the limit against decompression bombs; "
+            "scale it down first"
+        ) from error
+    except MemoryError as error:
+        raise PhotoError(f"{path}: does not fit into memory") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise PhotoError(f"{path}: cannot be read: {error.strerror}") from error
+        raise PhotoError(f"{path}: damaged or cut short: {error}") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise PhotoError(f"{path}: damaged: {error}") from error
+
+
+def _as_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, bytes | None]:
+    """An RGB or RGBA image with the same look, and the profile its pixels are in."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        levels = np.asarray(image).astype(np.uint32)
+        profile = image.info.get("icc_profile")
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        image.info["icc_profile"] = profile
+    elif image.mode in ("I", "F"):
+        raise PhotoError(
+            f"{path}: expected 8 or 16 bits for each channel, got 32, where white has no fixed "
+            "value; save it with 8 or 16"
+        )
+    alpha = None
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+    if image.mode in ("1", "L", "LA", "La"):
+        colors = image.convert("L")
+    elif image.mode in ("CMYK", "LAB"):
+        colors = image
+    else:
+        colors = image.convert("RGB")
+    colors, profile = _in_rgb_profile(colors, image.info.get("icc_profile"))
+    if alpha is not None:
+        colors.putalpha(alpha)
+    return colors, profile
+
+
+def _in_rgb_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
+    """An L, RGB, CMYK or LAB image as RGB. An RGB profile is kept, any other leads to sRGB."""
+    if profile:
+        try:
+            source = _open_profile(profile)
+            space = source.profile.xcolor_space.strip()
+            if space == "RGB" and image.mode in ("L", "RGB"):
+                _transform(source, _srgb())
+                _transform(_srgb(), source)
+                return image.convert("RGB"), profile
+            if {"GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space) == image.mode:
+                transform = _transform(source, _srgb(), image.mode)
+                return ImageCms.applyTransform(image, transform), None
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass  # a broken profile, or one of no use here: viewers read such a file as sRGB too
+    if image.mode == "LAB":
+        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        return ImageCms.applyTransform(image, _transform(lab, _srgb(), "LAB")), None
+    return image.convert("RGB"), None
+
+
+def _open_profile(profile: bytes) -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(io.BytesIO(profile))
+
+
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _transform(source, target, mode: str = "RGB") -> ImageCms.ImageCmsTransform:
+    return ImageCms.buildTransform(
+        source,
+        target,
+        mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+
+
+def _descriptive_exif(image: Image.Image) -> Image.Exif:
+    """What the EXIF says about the photo, without what it says about the old file."""
+    kept = Image.Exif()
+    try:
+        exif = image.getexif()
+        for tag in _EXIF_TAGS:
+            if tag in exif:
+                kept[tag] = exif[tag]
+        for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            directory = dict(exif.get_ifd(tag))
+            directory.pop(ExifTags.IFD.Interop, None)
+            if directory:
+                kept[tag] = directory
+    except Exception:  # damaged EXIF is no reason to refuse the photo
+        return Image.Exif()
+    return kept
+
+
+def _exif_bytes(exif: Image.Exif, size: tuple[int, int]) -> bytes:
+    if not len(exif):
+        return b""
+    directory = exif.get(ExifTags.IFD.Exif, {})
+    for tag, length in zip(
+        (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True
+    ):
+        if tag in directory:
+            directory[tag] = length
+    try:
+        return exif.tobytes()
+    except Exception:  # a tag that can be read need not be one that can be written
+        return b""
