@@ -49,13 +49,13 @@ class Report:
 
     def __str__(self) -> str:
         entries = self.replaced + self.left
-        name_width = max((len(entry.name) for entry in entries), default=0)
+        name_width = max((len(entry.name or "(model)") for entry in entries), default=0)
         what_width = max((len(entry.what) for entry in entries), default=0)
         lines = []
         for title, entries in (("replaced", self.replaced), ("left", self.left)):
             lines.append(f"{title}: {len(entries) or 'nothing'}")
             for name, what, why in entries:
-                lines.append(f"  {name:{name_width}}  {what:{what_width}}  {why}")
+                lines.append(f"  {name or '(model)':{name_width}}  {what:{what_width}}  {why}")
         return "\n".join(lines)
 
 
@@ -111,8 +111,10 @@ def _why_alone(norm: nn.Module, successor: nn.Module | None, places: int) -> str
     if successor is None:
         return "nothing follows it in a Sequential"
     kind = type(successor)
-    if kind not in _ACTIVATIONS or "forward" in vars(successor):
+    if kind not in _ACTIVATIONS:
         return f"{kind.__name__} follows it"
+    if "forward" in vars(successor):
+        return f"{kind.__name__} follows it, with a forward of its own"
     if places > 1:
         return f"it stands in {places} places"
     if _has_hooks(norm):

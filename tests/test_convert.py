@@ -1,0 +1,480 @@
+"""convert on the networks people have: same parameters, same keys, same outputs and gradients.
+
+The networks are written out here in plain torch.nn in the shapes they have in the wild, small:
+pytorch/examples' TransformerNet (ReLU as a function), CycleGAN's generator (everything in a
+Sequential), pix2pixHD's (one ReLU object everywhere) and MONAI's residual unit (named children,
+PReLU, residual before the activation).
+"""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+import stylekernels
+from stylekernels import convert, use_impl
+from tests.conftest import assert_accurate, random, relative_errors
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+
+class ConvLayer(nn.Module):
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.reflection_pad = nn.ReflectionPad2d(kernel // 2)
+        self.conv2d = nn.Conv2d(cin, cout, kernel, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2d(self.reflection_pad(x))
+
+
+class TransformerResidual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvLayer(channels, channels, 3, 1)
+        self.in1 = nn.InstanceNorm2d(channels, affine=True)
+        self.conv2 = ConvLayer(channels, channels, 3, 1)
+        self.in2 = nn.InstanceNorm2d(channels, affine=True)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.in1(self.conv1(x)))
+        return self.in2(self.conv2(y)) + x
+
+
+class TransformerNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = ConvLayer(3, 8, 9, 1)
+        self.in1 = nn.InstanceNorm2d(8, affine=True)
+        self.conv2 = ConvLayer(8, 16, 3, 2)
+        self.in2 = nn.InstanceNorm2d(16, affine=True)
+        self.res1 = TransformerResidual(16)
+        self.deconv1 = ConvLayer(16, 8, 3, 1)
+        self.in4 = nn.InstanceNorm2d(8, affine=True)
+        self.deconv2 = ConvLayer(8, 3, 9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.in1(self.conv1(x)))
+        y = self.res1(F.relu(self.in2(self.conv2(y))))
+        y = F.relu(self.in4(self.deconv1(F.interpolate(y, scale_factor=2))))
+        return self.deconv2(y)
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, channels: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            nn.InstanceNorm2d(channels),
+            activation,
+            nn.Dropout(0.0),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, channels, 3),
+            nn.InstanceNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+
+class ResnetGenerator(nn.Module):
+    """CycleGAN's; pix2pixHD's has one activation module in every place."""
+
+    def __init__(self, shared_activation: bool = False) -> None:
+        super().__init__()
+        shared = nn.ReLU(True)
+
+        def activation() -> nn.Module:
+            return shared if shared_activation else nn.ReLU(True)
+
+        self.model = nn.Sequential(
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(3, 8, 7),
+            nn.InstanceNorm2d(8),
+            activation(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            nn.InstanceNorm2d(16, track_running_stats=True),
+            activation(),
+            ResnetBlock(16, activation()),
+            nn.ConvTranspose2d(16, 8, 3, stride=2, padding=1, output_padding=1),
+            nn.InstanceNorm2d(8),
+            activation(),
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(8, 3, 7),
+            nn.Tanh(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class ADN(nn.Sequential):
+    def __init__(self, channels: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.add_module("N", nn.InstanceNorm2d(channels, affine=True))
+        self.add_module("A", activation)
+
+
+class ResidualUnit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Sequential()
+        for index, activation in enumerate((nn.PReLU(), nn.LeakyReLU(0.2), nn.Sigmoid())):
+            unit = nn.Sequential()
+            unit.add_module("conv", nn.Conv2d(3 if index == 0 else 8, 8, 3, padding=1))
+            unit.add_module("adn", ADN(8, activation))
+            self.conv.add_module(f"unit{index}", unit)
+        self.residual = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x) + self.residual(x))
+
+
+NETWORKS = {
+    "TransformerNet": TransformerNet,
+    "CycleGAN": ResnetGenerator,
+    "pix2pixHD": lambda: ResnetGenerator(shared_activation=True),
+    "MONAI": ResidualUnit,
+}
+# Norms that become one op with their activation, and norms without.
+EXPECTED = {"TransformerNet": (0, 5), "CycleGAN": (4, 1), "pix2pixHD": (4, 1), "MONAI": (2, 1)}
+
+
+def network(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.to(dtype)
+
+
+def image(dtype: torch.dtype, *, channels_last: bool = False) -> Tensor:
+    layout = "channels_last" if channels_last else "contiguous"
+    return random(2, 3, 18, 22, dtype=dtype, layout=layout, shift=0.3).requires_grad_()
+
+
+def run(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output, and the gradients of the input and every parameter."""
+    y = model(x)
+    cotangent = random(*y.shape, dtype=y.dtype, seed=3)
+    inputs = {"x": x, **dict(model.named_parameters())}
+    grads = torch.autograd.grad(y, list(inputs.values()), cotangent)
+    return y.detach(), dict(zip(inputs, grads, strict=True))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+class TestNetworks:
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("channels_last", [True, False])
+    def test_outputs_and_gradients_in_float64(self, name, training, channels_last):
+        theirs = network(name, torch.float64).train(training)
+        ours, _ = convert(copy.deepcopy(theirs))
+        x = image(torch.float64, channels_last=channels_last)
+        expected, expected_grads = run(theirs, x)
+        y, grads = run(ours, x)
+        torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+        # A bias that a norm cancels has a gradient of rounding errors: hence the absolute bound.
+        torch.testing.assert_close(grads, expected_grads, rtol=1e-8, atol=1e-8)
+        for key, value in theirs.state_dict().items():  # the running statistics among them
+            torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-10, atol=1e-10)
+
+    def test_float32_is_as_accurate(self, name):
+        theirs = network(name)
+        ours, _ = convert(copy.deepcopy(theirs))
+        exact = copy.deepcopy(theirs).double()
+        x = image(torch.float32)
+        y_exact, grads_exact = run(exact, x.detach().double().requires_grad_())
+        y, grads = run(ours, x)
+        assert_accurate(y, theirs(x).detach(), y_exact)
+        scale = max(grad.norm() for grad in grads_exact.values())
+        for key, grad in grads.items():
+            assert (grad - grads_exact[key]).norm() < 1e-5 * scale, key
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, name, dtype):
+        theirs = network(name, dtype)
+        ours, _ = convert(copy.deepcopy(theirs))
+        exact = copy.deepcopy(theirs).double()
+        x = image(dtype)
+        y_exact = exact(x.double())
+        our_error, torch_error = (relative_errors(m(x), y_exact)[0] for m in (ours, theirs))
+        assert our_error < 1.25 * torch_error
+        assert ours(x).dtype == dtype
+
+    def test_keeps_keys_parameters_and_modules(self, name):
+        model = network(name)
+        before = dict(model.state_dict(keep_vars=True))
+        modules = dict(model.named_modules())
+        converted, _ = convert(model)
+        assert converted is model
+        after = dict(model.state_dict(keep_vars=True))
+        assert list(after) == list(before)
+        assert all(after[key] is before[key] for key in before)
+        assert list(dict(model.named_modules(remove_duplicate=False))) == list(
+            dict(network(name).named_modules(remove_duplicate=False))
+        )
+        norms = [m for m in modules.values() if isinstance(m, nn.InstanceNorm2d)]
+        assert all(type(m) is stylekernels.nn.InstanceNorm2d for m in norms)
+
+    def test_the_report_accounts_for_every_norm(self, name):
+        model = network(name)
+        _, report = convert(model)
+        norms = [entry for entry in report.replaced if entry.what == "InstanceNorm2d"]
+        fused = [entry for entry in norms if entry.why.startswith("one op with the ")]
+        assert (len(fused), len(norms) - len(fused)) == EXPECTED[name]
+        assert len(report.replaced) == len(norms) + len(fused)
+        for entry in report.replaced:
+            kind = nn.InstanceNorm2d if entry.what == "InstanceNorm2d" else nn.Identity
+            assert isinstance(model.get_submodule(entry.name), kind)
+        lines = str(report).splitlines()
+        assert lines[0] == f"replaced: {len(report.replaced)}"
+        assert len(lines) == 2 + len(report.replaced) + len(report.left)
+
+    def test_forced_reference_gives_the_same(self, name):
+        model, _ = convert(network(name, torch.float64).eval())
+        x = image(torch.float64)
+        with use_impl("reference"):
+            expected = model(x)
+        torch.testing.assert_close(model(x), expected)
+
+    def test_loads_a_checkpoint_of_the_original_and_gives_one(self, name):
+        theirs = network(name)
+        ours, _ = convert(NETWORKS[name]())
+        ours.load_state_dict(theirs.state_dict())
+        x = image(torch.float32)
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), atol=1e-4, rtol=1e-4)
+        theirs.load_state_dict(ours.state_dict())
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    def test_copies(self, name, copied):
+        model, _ = convert(network(name))
+        model.eval()
+        x = image(torch.float32)
+        assert torch.equal(copied(model)(x), model(x))
+
+
+def test_trains_with_the_optimizer_of_the_original():
+    losses = []
+    for converted in (False, True):
+        model = network("CycleGAN", torch.float64)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        if converted:
+            convert(model)
+        losses.append([])
+        for _ in range(4):
+            loss = (model(image(torch.float64)) - 0.5).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_converted_network_compiles_to_one_graph(name):
+    model, _ = convert(network(name, torch.float64).eval())
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = image(torch.float64)
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.slow
+def test_inductor_compiles_a_converted_network():
+    model, _ = convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU()))
+    compiled = torch.compile(model, fullgraph=True)
+    x = image(torch.float32)
+    torch.testing.assert_close(run(compiled, x)[0], run(model, x)[0])
+
+
+ACTIVATIONS = {
+    "relu": nn.ReLU(),
+    "leaky_relu": nn.LeakyReLU(0.3),
+    "tanh": nn.Tanh(),
+    "sigmoid": nn.Sigmoid(),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_is_taken_over(activation):
+    model = nn.Sequential(nn.InstanceNorm2d(3), copy.deepcopy(ACTIVATIONS[activation]))
+    x = random(2, 3, 5, 7, dtype=torch.float64)
+    expected = model(x)
+    convert(model)
+    assert model[0].activation == activation
+    assert type(model[1]) is nn.Identity
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(model[0](x), expected)
+
+
+def test_one_activation_object_in_two_places_and_elsewhere():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.LeakyReLU(0.5)
+            self.body = nn.Sequential(
+                nn.InstanceNorm2d(3), self.act, nn.Conv2d(3, 3, 1), nn.InstanceNorm2d(3), self.act
+            )
+
+        def forward(self, x):
+            return self.act(self.body(x) - 0.3)
+
+    model = Model()
+    x = random(2, 3, 5, 7)
+    expected = model(x)
+    _, report = convert(model)
+    assert [entry.name for entry in report.replaced] == ["body.0", "body.1", "body.3", "body.4"]
+    assert type(model.act) is nn.LeakyReLU
+    torch.testing.assert_close(model(x), expected)
+
+
+def left_or_alone(model: nn.Module, **kwargs) -> dict[str, str]:
+    _, report = convert(model, **kwargs)
+    return {entry.name: entry.why for entry in report.left + report.replaced}
+
+
+class TestWhatStaysAndWhy:
+    x = random(2, 3, 5, 7)
+
+    @pytest.mark.parametrize(
+        ("model", "why"),
+        [
+            (nn.InstanceNorm1d(3), "the ops are for images, (N, C, H, W)"),
+            (nn.InstanceNorm3d(3), "the ops are for images, (N, C, H, W)"),
+            (nn.LazyInstanceNorm2d(), "its number of channels is not known yet; run the model"),
+            (nn.BatchNorm2d(3), "not an instance norm"),
+            (nn.GroupNorm(1, 3), "not an instance norm"),
+            (nn.ConvTranspose2d(3, 3, 4), "convolutions and resampling stay PyTorch's"),
+            (nn.Upsample(scale_factor=2), "convolutions and resampling stay PyTorch's"),
+            (stylekernels.nn.InstanceNorm2d(3), "a stylekernels module already"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_other_modules(self, model, why):
+        kind = type(model)
+        model = nn.Sequential(model, nn.ReLU())
+        (entry,) = convert(model)[1].left
+        assert (entry.name, entry.what) == ("0", kind.__name__)
+        assert entry.why.startswith(why)
+        assert (type(model[0]), type(model[1])) == (kind, nn.ReLU)
+
+    def test_a_lazy_norm_that_has_run(self):
+        model = nn.Sequential(nn.LazyInstanceNorm2d(), nn.ReLU())
+        model(self.x)
+        model.eval()
+        expected = model(self.x)
+        assert left_or_alone(model)["0"] == "one op with the ReLU after it"
+        torch.testing.assert_close(model(self.x), expected)
+
+    def test_subclasses(self):
+        class Doubled(nn.InstanceNorm2d):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        model = nn.Sequential(Doubled(3), nn.ReLU())
+        expected = model(self.x)
+        assert "a subclass" in left_or_alone(model)["0"]
+        assert torch.equal(model(self.x), expected)
+
+    def test_parametrized(self):
+        model = nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.ReLU())
+        nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Softplus())
+        expected = model(self.x)
+        assert "parametrized" in left_or_alone(model)["0"]
+        assert torch.equal(model(self.x), expected)
+
+    def test_forward_replaced_on_the_instance(self):
+        model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.InstanceNorm2d(3), nn.ReLU())
+        model[0].forward = lambda x: 3 * x
+        model[3].forward = lambda x: x - 1
+        expected = model(self.x)
+        why = left_or_alone(model)
+        assert why["0"] == "its forward was replaced on the instance"
+        assert why["2"] == "alone: ReLU follows it, with a forward of its own"
+        torch.testing.assert_close(model(self.x), expected)
+
+    @pytest.mark.parametrize("where", [0, 1])
+    @pytest.mark.parametrize(
+        "register", ["register_forward_hook", "register_forward_pre_hook",
+                     "register_full_backward_hook", "register_full_backward_pre_hook"]
+    )  # fmt: skip
+    def test_hooks_go_on_seeing_what_they_saw(self, where, register):
+        model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
+        seen: list[Tensor] = []
+
+        def hook(module, *tensors):
+            for group in tensors:
+                seen.extend(group if isinstance(group, tuple) else [group])
+
+        getattr(model[where], register)(hook)
+
+        def record() -> list[Tensor]:
+            seen.clear()
+            model(self.x.clone().requires_grad_()).square().sum().backward()
+            return [tensor.detach().clone() for tensor in seen]
+
+        expected = record()
+        assert expected
+        assert "hooks" in left_or_alone(model)["0"]
+        torch.testing.assert_close(record(), expected)
+        assert type(model[0]) is stylekernels.nn.InstanceNorm2d
+
+    def test_pruned(self):
+        model = nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.ReLU())
+        prune.random_unstructured(model[0], "weight", amount=1)
+        expected = model(self.x)
+        assert "hooks" in left_or_alone(model)["0"]
+        torch.testing.assert_close(model(self.x), expected)
+
+    def test_a_norm_in_two_places_stays_one_module(self):
+        norm = nn.InstanceNorm2d(3, affine=True)
+        model = nn.Sequential(norm, nn.ReLU(), nn.Conv2d(3, 3, 1), norm)
+        expected = model(self.x)
+        assert left_or_alone(model)["0"] == "alone: it stands in 2 places"
+        assert model[0] is model[3] is norm
+        torch.testing.assert_close(model(self.x), expected)
+
+    def test_a_sequential_with_its_own_forward(self):
+        class Skip(nn.Sequential):
+            def forward(self, x):
+                return self[1](self[0](x) - x)
+
+        model = Skip(nn.InstanceNorm2d(3), nn.ReLU())
+        expected = model(self.x)
+        assert left_or_alone(model)["0"] == "alone: nothing follows it in a Sequential"
+        torch.testing.assert_close(model(self.x), expected)
+
+    def test_fuse_false_keeps_every_intermediate_result(self):
+        model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
+        expected = model[0](self.x)
+        assert left_or_alone(model, fuse=False)["0"] == "alone: fuse=False"
+        torch.testing.assert_close(model[0](self.x), expected)
+
+    def test_a_second_time_changes_nothing(self):
+        model, _ = convert(network("CycleGAN"))
+        before = repr(model)
+        _, report = convert(model)
+        assert repr(model) == before
+        assert not report.replaced
+
+    def test_a_norm_by_itself(self):
+        model = nn.InstanceNorm2d(3)
+        converted, report = convert(model)
+        assert converted is model
+        assert str(report).splitlines() == [
+            "replaced: 1",
+            "  (model)  InstanceNorm2d  alone: nothing follows it in a Sequential",
+            "left: nothing",
+        ]
+
+    @pytest.mark.parametrize("model", [None, "model.pth", {"weight": torch.ones(1)}])
+    def test_not_a_module(self, model):
+        with pytest.raises(TypeError, match=r"model: expected an eager torch.nn.Module, got \w+"):
+            convert(model)
