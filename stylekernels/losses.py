@@ -1,0 +1,90 @@
+"""Perceptual losses: content, style and total variation."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stylekernels.ops import gram_loss, gram_matrix
+
+
+def content_loss(features: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of one layer's activations, relative to the target's mean square.
+
+    Being relative, it weighs shallow and deep layers alike: 0 for equal features, about 1 for
+    features that have nothing of the target.
+
+    Args:
+        features, target: activations of the picture and of the photo, (N, C, H, W) each.
+
+    Returns:
+        A scalar, float32 (float64 for float64 features).
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
+    super-resolution", 2016, equation 2 (there without the relative scale).
+    """
+    if features.shape != target.shape:
+        raise ValueError(
+            f"target: expected the features' shape {tuple(features.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    wide = torch.promote_types(features.dtype, torch.float32)
+    features, target = features.to(wide), target.to(wide)
+    return (features - target).square().mean() / target.square().mean()
+
+
+class StyleTargets:
+    """Gram matrices of a style image, layer by layer, and the style loss towards them.
+
+    Args:
+        features: activations of the style image by layer name, (1, C, H, W) each.
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
+    section 2.2; each layer's loss is divided by the mean square of its target, so that 1 is
+    what a picture with an empty Gram matrix would get, whatever the layer's width and scale.
+    """
+
+    def __init__(self, features: Mapping[str, Tensor]) -> None:
+        self.grams = {name: gram_matrix(x.detach()) for name, x in features.items()}
+        self.scales = {name: 1.0 / g.square().mean() for name, g in self.grams.items()}
+
+    def losses(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Relative style loss of each layer.
+
+        Args:
+            features: activations of the pictures, (N, C, h, w) each; any size, but the layers
+                and widths of the style image.
+
+        Returns:
+            A scalar per layer, float32 (float64 for float64 features), averaged over N.
+
+        Raises:
+            ValueError: if a layer is missing or has another width.
+        """
+        missing = self.grams.keys() - features.keys()
+        if missing:
+            raise ValueError(f"features: expected the layers {sorted(missing)} as well")
+        return {
+            name: gram_loss(features[name], gram) * self.scales[name]
+            for name, gram in self.grams.items()
+        }
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Mean squared difference of neighbouring pixels, down and across.
+
+    Args:
+        x: images, (N, C, H, W), both sides at least 2 pixels.
+
+    Returns:
+        A scalar in x's dtype.
+
+    Mahendran and Vedaldi, "Understanding deep image representations by inverting them", 2015,
+    section 3.1, with the exponent 2.
+    """
+    down = (x[..., 1:, :] - x[..., :-1, :]).square().mean()
+    across = (x[..., :, 1:] - x[..., :, :-1]).square().mean()
+    return down + across

@@ -1,0 +1,192 @@
+"""Files of generators: bundled styles, safetensors and fast-neural-style checkpoints.
+
+No code in a file ever runs: PyTorch files are opened with ``weights_only=True``.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stylekernels.models.generator import GeneratorConfig, StyleGenerator
+
+_FORMAT = "stylekernels.StyleGenerator"
+_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+_FAST_NEURAL_STYLE_BLOCKS = 5
+_KINDS = ("weight", "bias")
+
+
+def bundled_styles() -> list[str]:
+    """Names of the styles that come with the library, for ``StyleGenerator.from_pretrained``."""
+    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+
+
+def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Write a file through a temporary one beside it, so that ``path`` is never half written.
+
+    Args:
+        path: file to write or replace; its folder is made if missing.
+        write: writes the whole content to the path it is given.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        # mkstemp makes files private to the user; give this one the usual permissions.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_generator(
+    generator: StyleGenerator, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32
+) -> None:
+    """What :meth:`StyleGenerator.save_pretrained` does."""
+    tensors = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in generator.state_dict().items()
+    }
+    metadata = {"format": _FORMAT, "config": json.dumps(generator.config.to_dict())}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def open_generator(name_or_path: str | os.PathLike[str]) -> StyleGenerator:
+    """What :meth:`StyleGenerator.from_pretrained` does."""
+    path = Path(name_or_path)
+    bundled = str(name_or_path)
+    if bundled in bundled_styles():
+        path = _WEIGHTS / f"{bundled}.safetensors"
+    elif not path.is_file():
+        raise ValueError(
+            f"name_or_path: expected a bundled style ({', '.join(bundled_styles())}) or the path "
+            f"of a file, got {bundled!r}"
+        )
+    with path.open("rb") as file:
+        start = file.read(16)
+    if _looks_like_safetensors(start):
+        return _open_safetensors(path)
+    return _from_fast_neural_style(_open_torch(path), path)
+
+
+def _looks_like_safetensors(start: bytes) -> bool:
+    """Eight bytes of header length, then a JSON object."""
+    return start[8:9] == b"{"
+
+
+def _open_safetensors(path: Path) -> StyleGenerator:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: expected a whole safetensors file, could not read it ({error}); "
+            "it may be truncated: copy it again"
+        ) from error
+    if "config" not in metadata:
+        # The widely used layout is also passed on as safetensors, without a header.
+        return _from_fast_neural_style(tensors, path)
+    try:
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"expected the format {_FORMAT!r}, got {metadata.get('format')!r}")
+        config = GeneratorConfig.from_dict(json.loads(metadata["config"]))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a style generator of this library: {error}") from error
+    return _fill(config, tensors, path)
+
+
+def _open_torch(path: Path) -> Mapping[str, Tensor]:
+    try:
+        with path.open("rb") as file:  # given a path, torch.load goes by its extension
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for files that are not checkpoints
+        raise ValueError(
+            f"{path}: expected a safetensors file or a PyTorch state dict of tensors alone; "
+            f"refused or unreadable ({type(error).__name__}): it is truncated, of another kind, "
+            "or carries code, which is never run"
+        ) from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected a state dict of tensors, got {type(state).__name__}")
+    return state
+
+
+def _from_fast_neural_style(state: Mapping[str, Tensor], path: Path) -> StyleGenerator:
+    """A generator from the TransformerNet of pytorch/examples, any width, values 0..255.
+
+    The biases of convolutions before an instance norm are left out (it cancels them), and so are
+    the running statistics of old files, which were never used.
+    """
+    try:
+        channels = tuple(len(state[f"conv{i}.conv2d.weight"]) for i in (1, 2, 3))
+        config = GeneratorConfig(
+            channels=channels,
+            residual_blocks=_FAST_NEURAL_STYLE_BLOCKS,
+            kernel_size=state["conv1.conv2d.weight"].shape[-1],
+            upsample="nearest",
+            output="clamp",
+            value_range=255.0,
+        )
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        some = ", ".join(sorted(map(str, state))[:4]) or "nothing"
+        raise ValueError(
+            f"{path}: expected a style generator of this library or a fast-neural-style "
+            f"checkpoint (conv1.conv2d.weight, in1.weight, res1...), got {some}, ..."
+        ) from error
+    names = _fast_neural_style_names()
+    ignored = re.compile(r"(?:res\d\.)?in\d\.(running_mean|running_var|num_batches_tracked)"
+                         r"|(conv[123]|deconv[12]|res\d\.conv[12])\.conv2d\.bias")  # fmt: skip
+    tensors = {
+        names.get(key, key): tensor for key, tensor in state.items() if not ignored.fullmatch(key)
+    }
+    return _fill(config, tensors, path)
+
+
+def _fast_neural_style_names() -> dict[str, str]:
+    """From the names of a fast-neural-style checkpoint to ours."""
+    layers = {
+        **{f"conv{i + 1}.conv2d": f"down.{i}.conv" for i in range(3)},
+        **{f"in{i + 1}": f"down.{i}.norm" for i in range(3)},
+        **{f"deconv{i + 1}.conv2d": f"up.{i}" for i in range(2)},
+        "deconv3.conv2d": "to_rgb",
+    }
+    for i in range(_FAST_NEURAL_STYLE_BLOCKS):
+        for j, half in ((1, "first"), (2, "second")):
+            layers[f"res{i + 1}.conv{j}.conv2d"] = f"residual.{i}.{half}.conv"
+            layers[f"res{i + 1}.in{j}"] = f"residual.{i}.{half}.norm"
+    names = {f"in{i + 4}.{kind}": f"up.{i}.norm_{kind}" for i in range(2) for kind in _KINDS}
+    return names | {
+        f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in layers.items() for kind in _KINDS
+    }
+
+
+def _fill(config: GeneratorConfig, tensors: Mapping[str, Tensor], path: Path) -> StyleGenerator:
+    generator = StyleGenerator(config)
+    expected = {name: tuple(t.shape) for name, t in generator.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{path}: expected a generator with channels {config.channels} and "
+                f"upsample={config.upsample!r}: tensor {name!r} should be "
+                f"{expected.get(name, 'absent')}, got {found.get(name, 'nothing')}"
+            )
+    generator.load_state_dict({name: t.float() for name, t in tensors.items()})
+    return generator.eval()

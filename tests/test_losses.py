@@ -1,0 +1,92 @@
+"""Perceptual losses against their formulas in float64, gradients included."""
+
+import pytest
+import torch
+
+from stylekernels.losses import StyleTargets, content_loss, total_variation
+
+
+def gram(x):
+    n, c, h, w = x.shape
+    flat = x.reshape(n, c, h * w)
+    return torch.einsum("nip,njp->nij", flat, flat) / (c * h * w)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_style_loss_is_the_formula(dtype):
+    torch.manual_seed(0)
+    style = {"a": torch.randn(1, 6, 9, 7), "b": torch.randn(1, 4, 5, 5).relu() * 30}
+    picture = {"a": torch.randn(2, 6, 11, 8), "b": torch.randn(2, 4, 6, 3).relu() * 20}
+    inputs = {name: x.to(dtype).requires_grad_() for name, x in picture.items()}
+    targets = StyleTargets({name: x.to(dtype) for name, x in style.items()})
+    got = targets.losses(inputs)
+    exact = {name: x.double().requires_grad_() for name, x in picture.items()}
+    tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1e-12, "atol": 1e-12}
+    for name, x in exact.items():
+        wanted = gram(style[name].double())
+        expected = (gram(x) - wanted).square().mean() / wanted.square().mean()
+        torch.testing.assert_close(got[name].double(), expected, **tolerance)
+        (grad,) = torch.autograd.grad(got[name], inputs[name])
+        (exact_grad,) = torch.autograd.grad(expected, x)
+        tolerance["atol"] = 1e-5 * exact_grad.abs().max().item()
+        torch.testing.assert_close(grad.double(), exact_grad, **tolerance)
+
+
+def test_style_loss_of_the_style_is_zero_and_of_nothing_is_one():
+    torch.manual_seed(1)
+    style = torch.randn(1, 8, 6, 6) * 100
+    targets = StyleTargets({"a": style})
+    assert targets.losses({"a": style})["a"] < 1e-10
+    torch.testing.assert_close(
+        targets.losses({"a": torch.zeros(1, 8, 9, 9)})["a"], torch.tensor(1.0)
+    )
+    # Where in the picture things stand makes no difference; how much of them there is does.
+    moved = style.flip(2).roll(3, 3)
+    assert targets.losses({"a": moved})["a"] < 1e-10
+    assert targets.losses({"a": style * 1.1})["a"] > 0.04
+
+
+def test_style_loss_wants_every_layer():
+    targets = StyleTargets({"a": torch.rand(1, 3, 4, 4), "b": torch.rand(1, 3, 4, 4)})
+    with pytest.raises(ValueError, match=r"expected the layers \['b'\] as well"):
+        targets.losses({"a": torch.rand(1, 3, 4, 4)})
+
+
+def test_content_loss_is_relative():
+    torch.manual_seed(2)
+    target = torch.rand(2, 5, 6, 7) * 40
+    features = (target + torch.randn_like(target)).requires_grad_()
+    got = content_loss(features, target)
+    exact = features.detach().double().requires_grad_()
+    expected = (exact - target.double()).pow(2).sum() / target.double().pow(2).sum()
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=0)
+    (grad,) = torch.autograd.grad(got, features)
+    (exact_grad,) = torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-9)
+    assert content_loss(target, target) == 0
+    torch.testing.assert_close(content_loss(torch.zeros_like(target), target), torch.tensor(1.0))
+    torch.testing.assert_close(content_loss(features * 100, target * 100), got)
+
+
+def test_content_loss_of_half_precision_does_not_overflow():
+    target = torch.full((1, 2, 4, 4), 400.0, dtype=torch.float16)
+    got = content_loss(target * 0.5, target)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, torch.tensor(0.25))
+
+
+def test_content_loss_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"expected the features' shape \(1, 2, 4, 4\), got \(1,"):
+        content_loss(torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 5))
+
+
+def test_total_variation():
+    torch.manual_seed(3)
+    x = torch.rand(2, 3, 5, 6)
+    down = sum(((x[:, :, i + 1] - x[:, :, i]).double() ** 2).sum() for i in range(4))
+    across = sum(((x[..., j + 1] - x[..., j]).double() ** 2).sum() for j in range(5))
+    expected = down / (2 * 3 * 4 * 6) + across / (2 * 3 * 5 * 5)
+    torch.testing.assert_close(total_variation(x).double(), expected, rtol=1e-6, atol=0)
+    assert total_variation(torch.full((1, 3, 4, 4), 0.7)) == 0
+    board = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(4, 4)[None, None]
+    assert total_variation(board) == 2
