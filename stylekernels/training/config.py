@@ -1,0 +1,138 @@
+"""What a training run is told."""
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass
+class TrainConfig:
+    """Settings of one training run; ``stylekernels train`` takes each as an option."""
+
+    style: Path
+    """The painting: an image file."""
+
+    photos: Path
+    """Folder of photos to learn on (JPEG or PNG, searched in subfolders too); at least two."""
+
+    output: Path = Path("style.safetensors")
+    """Where the trained style is written."""
+
+    init: str = "bilinear"
+    """What training starts from: a bundled style's name, a path, or ``bilinear`` for new weights
+    whose upsampling interpolates."""
+
+    lite: bool = False
+    """Train the half-width generator (a quarter of the work); with ``init=bilinear`` only."""
+
+    steps: int = 2000
+    """Optimiser steps of style training."""
+
+    minutes: float | None = None
+    """Stop after this many minutes of style training; the learning rate then follows whichever
+    of time and steps is further on."""
+
+    warmup_steps: int = 150
+    """Steps of learning to reproduce the photo before style training; with ``init=bilinear``
+    only."""
+
+    batch_size: int = 1
+    """Photos per step."""
+
+    crop: int = 256
+    """Side of the square crops, in pixels."""
+
+    style_size: int = 512
+    """Longer side to which the painting is scaled, in pixels. It sets the size of the strokes."""
+
+    features: Literal["vgg19", "vgg16", "squeezenet", "mixed", "slim"] = "vgg19"
+    """The loss network. ``mixed`` and ``slim`` are read from the folder of backbones."""
+
+    backbones: Path | None = None
+    """The loss network's file (vgg19, vgg16, squeezenet) or folder (mixed, slim); else ImageNet
+    weights are downloaded, or the folder is found through STYLEKERNELS_DATA."""
+
+    content_weight: float = 1.0
+    """Weight of the content loss, a mean over layers of relative errors."""
+
+    style_weight: float = 5.0
+    """Weight of the style loss, a mean over layers of relative Gram errors."""
+
+    tv_weight: float = 1.0
+    """Weight of the total variation."""
+
+    learning_rate: float = 1e-3
+    """Adam's, at its highest; a cosine takes it down to 2 % of that."""
+
+    seed: int = 0
+    """Seed of new weights and of the crops."""
+
+    held_out: int = 8
+    """Number of photos, at most half of them, that are never trained on and measured at the
+    end."""
+
+    device: str = "cpu"
+    """``cpu`` or ``cuda``."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the networks. ``auto`` is bfloat16 where the hardware has it, else float32;
+    weights and losses stay float32."""
+
+    threads: int | None = None
+    """CPU threads; PyTorch's choice by default."""
+
+    workers: int = 0
+    """Processes that decode photos; 0 decodes between the steps."""
+
+    log_dir: Path | None = None
+    """Folder for TensorBoard's curves and pictures."""
+
+    log_every: int = 50
+    """Steps between lines of the log and pictures."""
+
+    preview: Path | None = None
+    """A photo that is stylised at every log line, into TensorBoard and beside the output."""
+
+    checkpoint: Path | None = None
+    """Where the state of training is kept, so that it can be resumed."""
+
+    checkpoint_every: int = 250
+    """Steps between two checkpoints."""
+
+    resume: Path | None = None
+    """A checkpoint to go on from; what shapes the losses and the crops must be as it was."""
+
+    def check(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            ValueError: naming the field, what was expected and what came.
+        """
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "held_out"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("warmup_steps", "workers"):
+            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        for name in ("crop", "style_size"):
+            _require(getattr(self, name) >= 32, name, "at least 32 pixels", getattr(self, name))
+        for name in ("content_weight", "style_weight", "tv_weight"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, name, "0 or more", value)
+        _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
+        for name in ("minutes", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, "above 0", value)
+        if self.lite and self.init != "bilinear":
+            raise ValueError(
+                f"lite: the size of the network comes from init={self.init!r}; leave lite out"
+            )
+
+    def to_dict(self) -> dict[str, str | int | float | bool | None]:
+        """Plain values, ready for JSON; paths as text."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {value}")

@@ -1,0 +1,404 @@
+"""Training a style: perceptual losses, Adam, a cosine, from bilinear or trained weights."""
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from stylekernels.losses import StyleTargets, content_loss, total_variation
+from stylekernels.models.features import FeatureNetwork, load_features
+from stylekernels.models.generator import GeneratorConfig, StyleGenerator
+from stylekernels.models.pretrained import write_whole
+from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
+from stylekernels.training.config import TrainConfig
+from stylekernels.training.data import (
+    RandomCrops,
+    center_crop,
+    crop_batches,
+    find_photos,
+    read_image,
+    resized,
+    split_photos,
+    to_image,
+    to_tensor,
+)
+
+_WARMUP_LEARNING_RATE = 2e-3
+_LOWEST_RATE = 0.02
+_RAMP_STEPS = 20
+# A checkpoint belongs to a run whose values of these are the same.
+_FIXED = ("style", "style_size", "crop", "batch_size", "seed", "features", "content_weight",
+          "style_weight", "tv_weight")  # fmt: skip
+
+
+@dataclass
+class TrainResult:
+    """What a run produced.
+
+    Attributes:
+        output: the trained style's file.
+        steps: steps of style training done, those before a resume included.
+        seconds: time this call took.
+        losses: means over the last steps: ``total``, ``style``, ``content``, ``tv``, and one
+            ``style/<layer>`` and ``content/<layer>`` each.
+        held_out: the same on photos never trained on.
+        interrupted: whether Ctrl-C ended it early.
+    """
+
+    output: Path
+    steps: int
+    seconds: float
+    losses: dict[str, float]
+    held_out: dict[str, float]
+    interrupted: bool
+
+
+class PerceptualLoss:
+    """Content, style and total variation of a stylised batch.
+
+    Args:
+        features: the frozen loss network.
+        style: the painting, (1, 3, H, W) in [0, 1].
+        config: gives the weights.
+    """
+
+    def __init__(self, features: FeatureNetwork, style: Tensor, config: TrainConfig) -> None:
+        self.features = features
+        self.weights = (config.content_weight, config.style_weight, config.tv_weight)
+        with torch.no_grad():
+            self.targets = StyleTargets(features(style, features.style_layers))
+
+    def __call__(self, photo: Tensor, picture: Tensor) -> dict[str, Tensor]:
+        """All losses by name, scalars; ``total`` is the one to minimise.
+
+        Args:
+            photo, picture: (N, 3, H, W) each, in [0, 1].
+        """
+        with torch.no_grad():
+            wanted = self.features(photo, self.features.content_layers)
+        found = self.features(picture)
+        styles = self.targets.losses(found)
+        contents = {name: content_loss(found[name], wanted[name]) for name in wanted}
+        content = torch.stack([*contents.values()]).mean()
+        style = torch.stack([*styles.values()]).mean()
+        tv = total_variation(picture.float())
+        parts = zip(self.weights, (content, style, tv), strict=True)
+        return {
+            "total": sum(weight * part for weight, part in parts),
+            "content": content,
+            "style": style,
+            "tv": tv,
+            **{f"content/{name}": value for name, value in contents.items()},
+            **{f"style/{name}": value for name, value in styles.items()},
+        }
+
+
+class _Means:
+    """Running means of named losses; tensors are added up without waiting for the device."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().double()
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means so far, and start again."""
+        means = {name: (total / self.count).item() for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train a style and write it to ``config.output``.
+
+    New weights first learn to reproduce the photo, then content, style and total variation are
+    minimised together. Ctrl-C ends the run early and saves what it has.
+
+    Args:
+        config: see :class:`TrainConfig`.
+
+    Returns:
+        Losses, time and steps.
+
+    Raises:
+        ValueError: for a setting, image, checkpoint or style that does not fit.
+        OSError: if a file cannot be read or written.
+        RuntimeError: if the loss is no longer finite; nothing is written then.
+
+    Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
+    super-resolution", 2016; Ulyanov et al., "Improved texture networks", 2017.
+    """
+    config.check()
+    started = time.perf_counter()
+    with _cpu_threads(config.threads):
+        run = _Run(config)
+        with _interruptible(run):
+            run.warm_up()
+            losses = run.learn_style()
+        generator = run.generator.eval()
+        generator.save_pretrained(config.output)
+        held_out = run.measure()
+    return TrainResult(
+        output=config.output,
+        steps=run.step,
+        seconds=time.perf_counter() - started,
+        losses=losses,
+        held_out=held_out,
+        interrupted=run.stopped,
+    )
+
+
+class _Run:
+    """One training run: networks, data, optimiser and how far it is."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.device = _device(config.device)
+        self.precision = _precision(config.precision, self.device)
+        photos, self.held_out = split_photos(find_photos(config.photos), config.held_out)
+        self.preview = None if config.preview is None else read_image(config.preview)
+        resume = None if config.resume is None else _matching_checkpoint(config)
+        self.generator = _start(config, resume).to(self.device).train()
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=config.learning_rate)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision == torch.float16
+        )
+        self.step, self.warm, self.minutes = 0, config.init != "bilinear", 0.0
+        if resume is not None:
+            self.step, self.minutes, self.warm = resume["step"], resume["minutes"], True
+            self.optimizer.load_state_dict(resume["optimizer"])
+            self.scaler.load_state_dict(resume["scaler"])
+        features = load_features(config.features, config.backbones).to(self.device)
+        painting = to_tensor(resized(read_image(config.style), config.style_size))
+        with self.autocast():
+            self.loss = PerceptualLoss(features, painting[None].to(self.device), config)
+        self.crops = RandomCrops(photos, config.crop, config.seed)
+        self.stopped = False
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        )
+
+    def batches(self, start: int, stop: int) -> Iterator[Tensor]:
+        config = self.config
+        return crop_batches(self.crops, config.batch_size, start, stop, config.workers)
+
+    def warm_up(self) -> None:
+        """Learn to reproduce the photo: from there, style training keeps the content."""
+        count = self.config.warmup_steps
+        if self.warm or not count:
+            return
+        optimizer = torch.optim.Adam(self.generator.parameters(), lr=_WARMUP_LEARNING_RATE)
+        bar = tqdm(self.batches(0, count), "warm-up", count, disable=None)
+        for step, photo in enumerate(bar):
+            if self.stopped:
+                return
+            optimizer.param_groups[0]["lr"] = _WARMUP_LEARNING_RATE * min(
+                1.0, 2 * (count - step) / count
+            )
+            photo = photo.to(self.device)
+            with self.autocast():
+                picture = self.generator(photo)
+            loss = F.l1_loss(picture.float(), photo)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+
+    def learn_style(self) -> dict[str, float]:
+        """Minimise the perceptual loss; returns the last means of all losses."""
+        config, means, last = self.config, _Means(), {}
+        board = _board(config.log_dir)
+        batches = self.batches(self.step, config.steps)
+        bar = tqdm(batches, "style", config.steps, initial=self.step, disable=None)
+        before, started = self.minutes, time.perf_counter()
+        try:
+            for photo in bar:
+                self.minutes = before + (time.perf_counter() - started) / 60
+                if self.stopped or self.minutes >= (config.minutes or math.inf):
+                    break
+                losses = self.optimise(photo.to(self.device))
+                means.add(losses)
+                self.step += 1
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    last = means.take()
+                    self.report(last, bar, board)
+                if config.checkpoint is not None and self.step % config.checkpoint_every == 0:
+                    self.save_checkpoint(config.checkpoint)
+        finally:
+            bar.close()
+            if board is not None:
+                board.close()
+        if config.checkpoint is not None:
+            self.save_checkpoint(config.checkpoint)
+        return means.take() if means.count else last
+
+    def optimise(self, photo: Tensor) -> dict[str, Tensor]:
+        """One step of Adam."""
+        self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * self.rate()
+        with self.autocast():
+            losses = self.loss(photo, self.generator(photo))
+        self.optimizer.zero_grad()
+        self.scaler.scale(losses["total"]).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return losses
+
+    def rate(self) -> float:
+        """The learning rate now, relative to its highest: a short ramp, then a cosine."""
+        progress = self.step / self.config.steps
+        if self.config.minutes is not None:
+            progress = max(progress, self.minutes / self.config.minutes)
+        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
+        ramp = min(1.0, (self.step + 1) / _RAMP_STEPS)
+        return ramp * (_LOWEST_RATE + (1 - _LOWEST_RATE) * cosine)
+
+    def report(self, means: dict[str, float], bar: tqdm, board) -> None:
+        """One line of losses on the terminal, curves and pictures for TensorBoard."""
+        if not math.isfinite(means["total"]):
+            raise RuntimeError(
+                f"the loss became {means['total']} before step {self.step}; "
+                "lower learning_rate or style_weight"
+            )
+        line = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        bar.write(f"step {self.step}: {line}", file=sys.stderr)
+        picture = None if self.preview is None else self.stylize(to_tensor(self.preview))
+        if picture is not None:
+            path = self.config.output.with_suffix(".preview.png")
+            write_whole(path, lambda part: to_image(picture).save(part, "PNG"))
+        if board is not None:
+            for name, value in means.items():
+                board.add_scalar(f"train/{name}", value, self.step)
+            if picture is not None:
+                board.add_image("preview", picture, self.step)
+
+    @torch.no_grad()
+    def stylize(self, photo: Tensor) -> Tensor:
+        """(3, H, W) to (3, H, W), both in [0, 1]; on the CPU."""
+        with self.autocast():
+            return self.generator(photo[None].to(self.device))[0].float().cpu()
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Mean losses over square crops of the photos held out."""
+        means = _Means()
+        for path in self.held_out:
+            photo = to_tensor(center_crop(read_image(path), self.config.crop))[None]
+            photo = photo.to(self.device)
+            with self.autocast():
+                means.add(self.loss(photo, self.generator(photo)))
+        return means.take()
+
+    def save_checkpoint(self, path: Path) -> None:
+        """Everything a resumed run needs; the crops follow from seed and step."""
+        state = {
+            "network": self.generator.config.to_dict(),
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "minutes": self.minutes,
+            "config": json.dumps(self.config.to_dict()),
+        }
+        save_checkpoint(path, state)
+
+
+def _start(config: TrainConfig, resume: dict | None) -> StyleGenerator:
+    """The generator training begins with."""
+    if resume is not None:
+        generator = StyleGenerator(GeneratorConfig.from_dict(resume["network"]))
+        generator.load_state_dict(resume["generator"])
+        return generator
+    if config.init != "bilinear":
+        return StyleGenerator.from_pretrained(config.init)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return StyleGenerator(GeneratorConfig.lite() if config.lite else GeneratorConfig())
+
+
+def _matching_checkpoint(config: TrainConfig) -> dict:
+    state = load_checkpoint(config.resume)
+    then, now = json.loads(state["config"]), config.to_dict()
+    for name in _FIXED:
+        if then[name] != now[name]:
+            raise ValueError(
+                f"resume: {config.resume} was trained with {name}={then[name]}, "
+                f"got {name}={now[name]}; use the same, or give a finished style to init"
+            )
+    return state
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected cpu or cuda, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: got 'cuda', but PyTorch sees no GPU here; use device='cpu'")
+    return device
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+            name
+        ]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _board(log_dir: Path | None):
+    if log_dir is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(log_dir))
+
+
+@contextlib.contextmanager
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _interruptible(run: _Run) -> Iterator[None]:
+    """Ctrl-C asks the run to stop after the current step; a second one stops it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(_number, _frame) -> None:
+        run.stopped = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

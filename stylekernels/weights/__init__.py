@@ -1,0 +1,1 @@
+"""Bundled styles: safetensors, each with its model card."""

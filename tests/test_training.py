@@ -1,0 +1,295 @@
+"""Short training runs on synthetic pictures with a small random loss network."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, load_features
+from stylekernels.models.generator import ConvBlock
+from stylekernels.training import TrainConfig, train
+from stylekernels.training.data import (
+    RandomCrops,
+    crop_batches,
+    find_photos,
+    read_image,
+    resized,
+    split_photos,
+    to_tensor,
+)
+from stylekernels.training.trainer import PerceptualLoss
+
+
+def blobs(seed, width, height):
+    """A smooth random picture with edges: noise, enlarged, with one flat rectangle."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    pixels = np.array(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+    pixels[height // 4 : height // 2, width // 3 : width // 2] = noise[0, 0]
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photos, a painting, and the files of a narrow ``mixed`` loss network."""
+    root = tmp_path_factory.mktemp("training")
+    (root / "photos" / "more").mkdir(parents=True)
+    for i in range(6):
+        blobs(i, 90 + i, 70).save(root / "photos" / ("more" if i % 2 else "") / f"{i}.png")
+    (root / "photos" / "notes.txt").write_text("no photo")
+    stripes = np.indices((64, 80)).sum(0)[..., None] // 4 % 2 * np.array([255, 180, 20])
+    Image.fromarray(stripes.astype(np.uint8)).save(root / "style.png")
+    torch.manual_seed(0)
+    shallow = ["1_1", "1_2", "2_1", "2_2", "3_1"]
+    deep = [*shallow, "3_2", "3_3", "3_4", "4_1", "4_2", "4_3", "4_4", "5_1"]
+    for name, layers in (("vgg19_to_relu3_1", shallow), ("vgg19_slim_to_relu5_1", deep)):
+        weights, channels = {"conv0.weight": torch.eye(3)[..., None, None] * 2}, 3
+        weights["conv0.bias"] = torch.full((3,), -1.0)
+        for layer in layers:
+            scale = (2 / (9 * channels)) ** 0.5
+            weights[f"conv{layer}.weight"] = torch.randn(8, channels, 3, 3) * scale
+            weights[f"conv{layer}.bias"] = torch.randn(8) * 0.1
+            channels = 8
+        save_file(weights, root / f"{name}.safetensors")
+    return root
+
+
+@pytest.fixture
+def config(folder, tmp_path):
+    """Eight steps from a tiny network, without warm-up."""
+    torch.manual_seed(5)
+    tiny = StyleGenerator(GeneratorConfig(channels=(6, 8, 12), residual_blocks=1))
+    tiny.save_pretrained(tmp_path / "tiny")
+    return TrainConfig(
+        style=folder / "style.png",
+        photos=folder / "photos",
+        output=tmp_path / "out.safetensors",
+        init=str(tmp_path / "tiny"),
+        steps=8,
+        batch_size=2,
+        crop=32,
+        style_size=64,
+        features="mixed",
+        backbones=folder,
+        held_out=2,
+        log_every=4,
+    )
+
+
+def weights_of(path):
+    return StyleGenerator.from_pretrained(path).state_dict()
+
+
+def assert_same_weights(one, other):
+    for name, tensor in weights_of(one).items():
+        assert torch.equal(tensor, weights_of(other)[name]), name
+
+
+def test_training_lowers_the_loss_it_reports(config):
+    before = train(dataclasses.replace(config, steps=1, learning_rate=1e-9)).held_out
+    result = train(dataclasses.replace(config, steps=60, learning_rate=5e-3))
+    assert result.steps == 60
+    assert not result.interrupted
+    assert result.held_out["total"] < 0.7 * before["total"]
+    assert result.held_out["style"] < 0.6 * before["style"]
+    for losses in (result.losses, result.held_out):
+        styles = [losses[f"style/relu{i}_1"] for i in range(1, 6)]
+        contents = [losses[f"content/relu{i}_1"] for i in (2, 3, 4)]
+        assert losses["style"] == pytest.approx(np.mean(styles))
+        assert losses["content"] == pytest.approx(np.mean(contents))
+        total = losses["content"] + 5 * losses["style"] + losses["tv"]
+        assert losses["total"] == pytest.approx(total)
+
+
+def test_warm_up_learns_the_photo(config, folder):
+    """New weights see the photo through before the style comes in."""
+    photo = to_tensor(read_image(sorted((folder / "photos").glob("*.png"))[0]))[None]
+    errors = []
+    for steps in (0, 40):
+        new = dataclasses.replace(
+            config, init="bilinear", lite=True, warmup_steps=steps, steps=1, learning_rate=1e-9
+        )
+        train(new)
+        generator = StyleGenerator.from_pretrained(config.output)
+        assert generator.config == GeneratorConfig.lite()
+        with torch.no_grad():
+            errors.append((generator(photo) - photo).abs().mean().item())
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_same_seed_same_weights_and_another_seed_others(config, tmp_path):
+    train(config)
+    again = dataclasses.replace(config, output=tmp_path / "again", workers=1)
+    train(again)
+    assert_same_weights(config.output, again.output)
+    train(dataclasses.replace(again, seed=1, workers=0))
+    name = "to_rgb.weight"
+    assert not torch.equal(weights_of(config.output)[name], weights_of(again.output)[name])
+
+
+def test_resumed_run_ends_where_the_whole_one_does(config, tmp_path):
+    train(config)
+    state = tmp_path / "state"
+    first = dataclasses.replace(
+        config, output=tmp_path / "half", checkpoint=state, checkpoint_every=3
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 5)
+        assert train(first).interrupted
+    result = train(dataclasses.replace(first, checkpoint=None, resume=state))
+    assert result.steps == 8
+    assert_same_weights(config.output, first.output)
+    with pytest.raises(ValueError, match=r"was trained with crop=32, got crop=48"):
+        train(dataclasses.replace(first, resume=state, crop=48))
+
+
+def stop_after(patch, steps):
+    """Presses Ctrl-C while step number ``steps`` runs."""
+    forward, count = ConvBlock.forward, [0]
+
+    def counted(self, *args):
+        if self.conv.in_channels == 3:
+            count[0] += 1
+            if count[0] == steps:
+                os.kill(os.getpid(), signal.SIGINT)
+        return forward(self, *args)
+
+    patch.setattr(ConvBlock, "forward", counted)
+
+
+def test_interrupt_saves_what_there_is(config, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    stop_after(monkeypatch, 3)
+    result = train(config)
+    assert result.interrupted
+    assert result.steps == 3
+    assert all(math.isfinite(v) for v in {**result.losses, **result.held_out}.values())
+    assert signal.getsignal(signal.SIGINT) is before
+    name = "to_rgb.weight"
+    assert not torch.equal(weights_of(config.output)[name], weights_of(config.init)[name])
+
+
+def test_minutes_end_a_run(config):
+    result = train(dataclasses.replace(config, steps=10**6, minutes=0.02))
+    assert 0 < result.steps < 10**5
+    assert not result.interrupted
+
+
+def test_a_loss_that_is_not_finite_is_an_error(config):
+    with pytest.raises(RuntimeError, match="lower learning_rate"):
+        train(dataclasses.replace(config, learning_rate=math.inf))
+    assert not config.output.exists()
+
+
+def test_logs_and_preview(config, folder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logged = dataclasses.replace(config, log_dir=tmp_path / "tb", preview=folder / "style.png")
+    result = train(logged)
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    curve = events.Scalars("train/style/relu1_1")
+    assert [point.step for point in curve] == [4, 8]
+    assert curve[-1].value == pytest.approx(result.losses["style/relu1_1"], rel=1e-5)
+    assert [image.step for image in events.Images("preview")] == [4, 8]
+    assert Image.open(tmp_path / "out.preview.png").size == (80, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"crop": 16}, "crop: expected at least 32 pixels, got 16"),
+        ({"style_weight": -1.0}, "style_weight: expected 0 or more, got -1.0"),
+        ({"minutes": 0.0}, r"minutes: expected above 0, got 0\.0"),
+        ({"lite": True}, "lite: the size of the network comes from init="),
+        ({"init": "mona_lisa"}, "expected a bundled style"),
+        ({"device": "abacus"}, "device: expected cpu or cuda, got 'abacus'"),
+    ],
+)
+def test_settings_are_checked(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(config, **changes))
+
+
+def test_missing_and_broken_images_are_named(config, tmp_path):
+    with pytest.raises(OSError, match=r"nowhere\.jpg"):
+        train(dataclasses.replace(config, style=tmp_path / "nowhere.jpg"))
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    with pytest.raises(ValueError, match=r"broken\.jpg: expected an image"):
+        train(dataclasses.replace(config, style=tmp_path / "broken.jpg"))
+    with pytest.raises(ValueError, match="photos: expected at least two photos"):
+        train(dataclasses.replace(config, photos=tmp_path))
+    with pytest.raises(ValueError, match="expected a checkpoint of this trainer"):
+        train(dataclasses.replace(config, resume=tmp_path / "broken.jpg"))
+
+
+def test_photos_are_split_for_good(folder):
+    photos = find_photos(folder / "photos")
+    assert len(photos) == 6
+    for count, expected in ((1, 1), (2, 2), (3, 3), (50, 3)):
+        train_on, held_out = split_photos(photos, count)
+        assert len(held_out) == expected
+        assert sorted([*train_on, *held_out]) == photos
+
+
+def test_crops_show_every_photo_in_each_round(folder):
+    photos = find_photos(folder / "photos")
+    crops = RandomCrops(photos, 32, seed=3)
+    batches = list(crop_batches(crops, 2, start=0, stop=6, workers=0))
+    assert torch.stack(batches).shape == (6, 2, 3, 32, 32)
+    torch.testing.assert_close(batches[4][1], crops[9])
+    plain = []
+    for i, photo in enumerate(photos):
+        Image.new("RGB", (60, 50), (40 * i, 0, 0)).save(path := photo.with_suffix(".bmp"))
+        plain.append(path)
+    seen = [round(RandomCrops(plain, 32, 3)[i][0].mean().item() * 255 / 40) for i in range(12)]
+    for path in plain:
+        path.unlink()
+    assert sorted(seen[:6]) == sorted(seen[6:]) == [0, 1, 2, 3, 4, 5]
+    assert seen[:6] != seen[6:]
+
+
+def test_configuration_can_be_stored(config):
+    assert json.loads(json.dumps(config.to_dict()))["style"] == str(config.style)
+
+
+# The bundled styles.
+
+
+@pytest.mark.parametrize("name", ["starry_night", "wave"])
+def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
+    """Closer to the painting's Gram matrices than the photo, at every layer, and still the photo:
+    its content is closer to this photo's than to another's."""
+    assert name in bundled_styles()
+    generator = StyleGenerator.from_pretrained(name)
+    photos = sorted((data_dir / "photos" / "eval").glob("*.png"))[2::10]
+    photos = [to_tensor(resized(read_image(p), 256))[None, :, :160, :160] for p in photos]
+    painting = to_tensor(resized(read_image(data_dir / "styles" / f"{name}.jpg"), 512))[None]
+    features = load_features("mixed", data_dir / "backbones")
+    loss = PerceptualLoss(features, painting, TrainConfig(style=data_dir, photos=data_dir))
+    with torch.no_grad():
+        pictures = [generator(photo) for photo in photos]
+        for i, photo in enumerate(photos):
+            as_is, painted = loss(photo, photo), loss(photo, pictures[i])
+            for layer in features.style_layers:
+                assert painted[f"style/{layer}"] < 0.7 * as_is[f"style/{layer}"], layer
+            other = loss(photo, pictures[i - 1])
+            assert painted["content/relu4_1"] < 0.9 * other["content/relu4_1"]
+
+
+@pytest.mark.parametrize("name", ["starry_night", "wave"])
+def test_bundled_style_has_a_card_and_is_small(name):
+    import stylekernels.weights
+
+    folder = os.path.dirname(stylekernels.weights.__file__)
+    assert os.path.getsize(os.path.join(folder, f"{name}.safetensors")) < 5e6
+    with open(os.path.join(folder, f"{name}.md")) as file:
+        card = file.read()
+    for word in ("stylekernels train", "steps", "EPYC", "Held-out"):
+        assert word in card
