@@ -1,0 +1,194 @@
+"""The build's decisions, what is in the package, and what the compiled libraries ask of torch.
+
+Most of it runs in processes of its own: what is decided at import is decided once.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stylekernels
+
+PACKAGE = Path(stylekernels.__file__).parent
+ROOT = PACKAGE.parent
+LIBRARY = PACKAGE / "libstylekernels_cpu.so"
+
+compiled = pytest.mark.skipif(not LIBRARY.exists(), reason="the native code was not built")
+in_source_tree = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(), reason="installed without its source tree"
+)
+
+
+def run(
+    *arguments: str | Path, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python on ``arguments``, with these environment variables over a clean set of ours."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("STYLEKERNELS_")}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def build_ext(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run setup.py's native build with its results and its scratch files in ``folder``."""
+    folders = ("--build-lib", folder / "lib", "--build-temp", folder / "temp")
+    return run("setup.py", "-q", "build_ext", *folders, **environment)
+
+
+# -- Building --------------------------------------------------------------------------------
+
+
+@in_source_tree
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"PATH": "", "CXX": ""}, r"no C\+\+ compiler was found; install one"),
+        ({"STYLEKERNELS_BUILD": "0"}, r"it was installed with STYLEKERNELS_BUILD=0"),
+    ],
+)
+def test_what_is_missing_is_said_and_no_error(tmp_path, environment, reason):
+    stale = tmp_path / "lib/stylekernels/libstylekernels_cpu.so"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+
+    result = build_ext(tmp_path, **environment)
+
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(f"installed without native code: {reason}", result.stderr)) == 1
+    (recorded,) = stale.parent.iterdir()  # and the library of an earlier build is gone
+    assert re.match(reason, recorded.read_text())
+
+
+@in_source_tree
+def test_a_compiler_that_was_asked_for_must_be_there(tmp_path):
+    result = build_ext(tmp_path, CXX="no-such-compiler -O2")
+    assert result.returncode != 0
+    assert "CXX: expected a C++ compiler, got 'no-such-compiler -O2'" in result.stderr
+
+
+@in_source_tree
+@compiled  # so the tools are here, and only the compiler is at fault
+def test_a_compiler_that_fails_is_an_error(tmp_path):
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    result = build_ext(tmp_path, CXX=str(compiler))
+    assert result.returncode != 0
+    assert not list(tmp_path.glob("lib/**/*.so"))
+
+
+@in_source_tree
+def test_every_file_of_the_package_is_installed(tmp_path):
+    result = run("setup.py", "-q", "build_py", "--build-lib", tmp_path)
+    assert result.returncode == 0, result.stderr
+
+    def files(folder: Path) -> set[str]:
+        generated = ("*.so", "*.so.partial", "*.pyc", "not_built.txt")
+        return {
+            str(path.relative_to(folder))
+            for path in folder.rglob("*")
+            if path.is_file() and not any(path.match(pattern) for pattern in generated)
+        }
+
+    assert files(PACKAGE) == files(tmp_path / "stylekernels")
+
+
+def test_package_data_is_there():
+    assert (PACKAGE / "py.typed").is_file()
+    styles = list((PACKAGE / "weights").glob("*.safetensors"))
+    assert all(style.with_suffix(".md").is_file() for style in styles), "a style has no model card"
+
+
+# -- The libraries ---------------------------------------------------------------------------
+
+
+@compiled
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm to read symbols with")
+def test_the_library_uses_only_the_stable_abi():
+    """So that one binary loads into every torch since the one that it names."""
+    output = subprocess.check_output(["nm", "-D", "--undefined-only", LIBRARY], text=True)
+    symbols = [line.split()[-2:] for line in output.splitlines()]
+    # Those of the C and C++ libraries carry a version; torch's don't.
+    from_torch = [name for kind, name in symbols if kind == "U" and "@" not in name]
+    assert "torch_library_impl" in from_torch
+    assert [name for name in from_torch if not re.match(r"(aoti_torch|torch)_", name)] == []
+
+
+@compiled
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm to read symbols with")
+def test_the_library_exports_nothing_of_its_own():
+    """It shares a process with other libraries, and its ops are found through torch."""
+    output = subprocess.check_output(["nm", "-D", "-C", "--defined-only", LIBRARY], text=True)
+    assert [line for line in output.splitlines() if "stylekernels" in line] == []
+
+
+@compiled
+def test_build_info():
+    from stylekernels import _C
+
+    info = _C.build_info()
+    assert set(info) == {"compiler", "flags", "torch", "stable_abi", "capabilities"}
+    assert info["stable_abi"] == "2.11"
+    assert info["capabilities"][0] == "baseline"
+    assert set(_C.cpu_capabilities()) <= set(info["capabilities"])
+
+
+@compiled
+def test_the_best_capability_is_chosen_and_any_other_can_be():
+    from stylekernels import _C
+
+    program = "from stylekernels import _C; print(_C.cpu_capability())"
+    supported = _C.cpu_capabilities()
+    chosen = run("-c", program).stdout.strip()
+    assert chosen == [name for name in supported if name != "amx_emulated"][-1]
+    for name in supported:
+        assert run("-c", program, STYLEKERNELS_CPU_CAPABILITY=name).stdout.strip() == name
+
+
+@compiled
+@pytest.mark.parametrize("requested", ["AVX2", "sse9"])
+def test_a_capability_that_is_not_there_is_refused(requested):
+    from stylekernels import _C
+
+    program = "from stylekernels import _C; _C.cpu_capability()"
+    result = run("-c", program, STYLEKERNELS_CPU_CAPABILITY=requested)
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[-1].endswith(
+        f"STYLEKERNELS_CPU_CAPABILITY: expected one of {', '.join(_C.cpu_capabilities())} "
+        f"(what was compiled and this CPU runs), got '{requested}'"
+    )
+
+
+# -- Importing without them ------------------------------------------------------------------
+
+GRAM_OF_ONES = """
+import torch, stylekernels, stylekernels.nn
+print(stylekernels.native.cpu_missing)
+print(stylekernels.gram_matrix(torch.ones(1, 1, 2, 3)).item())
+"""
+
+
+def test_native_code_can_be_switched_off():
+    result = run("-W", "error", "-c", GRAM_OF_ONES, STYLEKERNELS_NATIVE="0")
+    assert result.stdout.splitlines() == ["switched off by STYLEKERNELS_NATIVE=0", "1.0"]
+    assert result.stderr == ""
+
+
+def test_without_the_library_it_warns_once_and_works(tmp_path):
+    shutil.copytree(
+        PACKAGE, tmp_path / "stylekernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    result = run("-c", GRAM_OF_ONES, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.stdout.splitlines()[-1] == "1.0", result.stderr
+    assert result.stdout.startswith("not built: ")
+    assert result.stderr.count("stylekernels runs in plain PyTorch") == 1
