@@ -1,0 +1,63 @@
+"""How much of a style reaches the photo: all of it, its brightness only, or a share."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stylekernels.inference.stylizer import Frames, as_frames
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@torch.inference_mode()
+def blend(
+    photo: Frames,
+    stylized: Frames,
+    *,
+    strength: float = 1.0,
+    preserve_colors: bool = False,
+) -> Frames:
+    """Mix a photo and its stylised picture.
+
+    Args:
+        photo: (H, W, 3) or (N, H, W, 3) uint8, RGB; a NumPy array or a tensor.
+        stylized: the same shape, kind and device.
+        strength: 0 gives the photo, 1 the stylised picture, values between a linear mix.
+        preserve_colors: take only the brightness (luma) of the stylised picture and keep the
+            photo's chroma. Where that colour would leave the RGB cube, its saturation is lowered
+            just enough; hue and brightness stay.
+
+    Returns:
+        Frames of the same kind, rounded to nearest.
+
+    Raises:
+        TypeError: if an image isn't uint8.
+        ValueError: if the shapes differ, or strength is outside [0, 1].
+
+    The luminance transfer of Gatys et al., "Preserving color in neural artistic style transfer",
+    2016, section 3.2, without its matching of histograms.
+    """
+    before, after = as_frames("photo", photo), as_frames("stylized", stylized)
+    if before.shape != after.shape:
+        raise ValueError(
+            f"stylized: expected the photo's shape {tuple(before.shape)}, got {tuple(after.shape)}"
+        )
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
+    mixed = after.float()
+    if preserve_colors:
+        mixed = _with_luma_of(mixed, before.float())
+    if strength != 1:
+        mixed = torch.lerp(before.float(), mixed, strength)
+    mixed = mixed.round_().clamp_(0, 255).to(torch.uint8)
+    return mixed.numpy() if isinstance(photo, np.ndarray) else mixed
+
+
+def _with_luma_of(stylized: Tensor, photo: Tensor) -> Tensor:
+    """The photo's colours at the stylised picture's brightness, in 0..255."""
+    weights = photo.new_tensor(_LUMA)
+    chroma = photo - (photo @ weights).unsqueeze(-1)
+    luma = (stylized @ weights).unsqueeze(-1)
+    room = torch.where(chroma > 0, 255 - luma, luma)
+    saturation = (room / chroma.abs().clamp_min_(1e-3)).amin(-1, keepdim=True).clamp_max_(1)
+    return luma + saturation * chroma

@@ -1,0 +1,95 @@
+"""The engine behind every way to stylise: frame in, frame out."""
+
+import copy
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Frames = TypeVar("Frames", np.ndarray, Tensor)
+
+
+class Stylizer:
+    """Stylises 8-bit frames with a generator.
+
+    Args:
+        generator: maps RGB in [0, 1], (N, 3, H, W), to the same, as ``StyleGenerator`` does. It is
+            copied, so training it further changes nothing here.
+        dtype: arithmetic of the network; by default bfloat16 where the device has instructions
+            for it (a GPU, or a CPU with AMX or AVX512-BF16), else float32.
+        device: where the network runs; by default where the generator is.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if device is None:
+            device = next(generator.parameters()).device
+        self.device = torch.device(device)
+        self.dtype = _fast_dtype(self.device) if dtype is None else dtype
+        self._generator = (
+            copy.deepcopy(generator)
+            .eval()
+            .requires_grad_(False)
+            .to(self.device, self.dtype, memory_format=torch.channels_last)
+        )
+
+    @torch.inference_mode()
+    def __call__(self, frames: Frames) -> Frames:
+        """Stylise one frame or a batch.
+
+        Args:
+            frames: (H, W, 3) or (N, H, W, 3) uint8, RGB; a NumPy array, or a tensor on any device.
+
+        Returns:
+            Frames of the same kind, shape and device; the caller's own, not a view of frames.
+
+        Raises:
+            TypeError: if frames is of another kind or dtype.
+            ValueError: if frames has another shape.
+        """
+        given = as_frames("frames", frames)
+        x = given if given.dim() == 4 else given[None]
+        # NHWC bytes permuted are channels_last already: no copy but the one that makes floats.
+        x = x.permute(0, 3, 1, 2).to(self.device).to(self.dtype).div_(255)
+        y = self._generator(x).float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+        y = y.permute(0, 2, 3, 1).contiguous().view(given.shape).to(given.device)
+        return y.numpy() if isinstance(frames, np.ndarray) else y
+
+
+def as_frames(name: str, frames: np.ndarray | Tensor) -> Tensor:
+    """Frames as a tensor over the same memory, once they are known to be frames.
+
+    Raises:
+        TypeError: if frames isn't a NumPy array or tensor of uint8.
+        ValueError: if its shape isn't (H, W, 3) or (N, H, W, 3).
+    """
+    if not isinstance(frames, np.ndarray | Tensor):
+        raise TypeError(
+            f"{name}: expected a NumPy array or a torch tensor, got {type(frames).__name__}"
+        )
+    if frames.dtype not in (np.uint8, torch.uint8):
+        raise TypeError(f"{name}: expected uint8, got {frames.dtype}")
+    if frames.ndim not in (3, 4) or frames.shape[-1] != 3:
+        raise ValueError(
+            f"{name}: expected RGB frames (H, W, 3) or (N, H, W, 3), got {tuple(frames.shape)}"
+        )
+    if isinstance(frames, Tensor):
+        return frames
+    # PyTorch knows neither negative strides (a mirrored view has them) nor read-only memory.
+    shareable = all(stride >= 0 for stride in frames.strides) and frames.flags.writeable
+    return torch.from_numpy(frames if shareable else frames.copy())
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16
+    if device.type == "cpu":
+        cpu = torch.cpu.get_capabilities()
+        if cpu.get("amx_bf16") or cpu.get("avx512_bf16"):
+            return torch.bfloat16
+    return torch.float32
