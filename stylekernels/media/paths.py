@@ -19,8 +19,7 @@ def find_photos(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
             depth), as typed. A file named twice counts once.
 
     Returns:
-        The files in order, of which some may not exist, and a message for each input that names
-        none.
+        The files in order, and a message for each input that names none.
     """
     photos: dict[str, Path] = {}
     problems = []
@@ -43,43 +42,87 @@ def _expand(path: Path) -> tuple[list[Path], str | None]:
             and entry.is_file()
         )
         return found, None if found else f"{path}: no photos in this folder"
-    if path.exists() or not glob.has_magic(str(path)):
+    if path.exists():
         return [path], None
+    if not glob.has_magic(str(path)):
+        return [], f"{path}: no such file"
     matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     found = [match for match in matches if match.is_file()]
     return found, None if found else f"{path}: no file matches this pattern"
 
 
 def plan_outputs(photos: Sequence[Path], output: str) -> list[Path]:
-    """Where each photo's result goes.
+    """Where each photo's result goes, under the photo's own name in a folder.
+
+    A format that can be read and not written well, as GIF, becomes PNG.
 
     Args:
         photos: the inputs.
-        output: a file, if there is one photo and the name has an extension; else a folder, where
-            each photo keeps its name (but gets ``.png`` for the extension of a format that can
-            be read and not written well, as GIF). It need not exist; a name that ends in a
-            slash is a folder.
+        output: see :func:`place`.
 
     Raises:
         ValueError: if a result would replace a photo or another result, or if ``output`` can't be
             what it has to be.
     """
-    place = Path(output).expanduser()
-    is_folder = place.is_dir() or output.endswith(("/", os.sep)) or not place.suffix
-    if not is_folder and len(photos) == 1:
-        output_format(place)
-        outputs = [place]
-    elif place.exists() and not place.is_dir():
-        raise ValueError(f"{place}: expected a folder for the results, got a file")
-    elif not is_folder and place.suffix.lower() in FORMATS:
+    outputs = place([_result_name(photo) for photo in photos], output)
+    read = {os.path.realpath(photo) for photo in photos}
+    written: dict[str, Path] = {}
+    for photo, path in zip(photos, outputs, strict=True):
+        key = os.path.normcase(os.path.realpath(path))
+        if key in read:
+            raise ValueError(
+                f"{path}: the result would replace this photo, which is one of those to read; "
+                "choose another --output"
+            )
+        if key in written:
+            raise ValueError(
+                f"{written[key]} and {photo} would both become {path}; "
+                "stylize them into different folders"
+            )
+        written[key] = photo
+    return outputs
+
+
+def place(names: Sequence[str], output: str) -> list[Path]:
+    """Where files of these names go.
+
+    Args:
+        names: what they are called in a folder.
+        output: as typed: a file, if there is one name and this one has an extension; else a
+            folder. It need not exist; what ends in a slash is a folder.
+
+    Raises:
+        ValueError: if ``output`` is a file and has to be a folder or the other way round, or
+            can't be written to.
+    """
+    path = Path(output).expanduser()
+    is_folder = path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix
+    if not is_folder and len(names) == 1:
+        output_format(path)
+        paths = [path]
+    elif path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: expected a folder for the results, got a file")
+    elif not is_folder and path.suffix.lower() in FORMATS:
         raise ValueError(
-            f"{place}: expected a folder for {len(photos)} results, got the name of one file"
+            f"{path}: expected a folder for {len(names)} results, got the name of one file"
         )
     else:
-        outputs = [place / _result_name(photo) for photo in photos]
-    _check_writable(outputs)
-    _check_nothing_lost(photos, outputs)
-    return outputs
+        paths = [path / name for name in names]
+    for file in paths:
+        if file.is_dir():
+            raise ValueError(f"{file}: expected to write a file here, found a folder")
+    _check_writable(paths[0].parent)
+    return paths
+
+
+def _check_writable(folder: Path) -> None:
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ValueError(f"{folder}: this cannot be a folder, because {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: no permission to write in {there}")
 
 
 def _result_name(photo: Path) -> str:
@@ -88,34 +131,3 @@ def _result_name(photo: Path) -> str:
     except PhotoError:
         return photo.stem + ".png"
     return photo.name
-
-
-def _check_writable(outputs: Sequence[Path]) -> None:
-    for folder in {output.parent for output in outputs}:
-        there = folder
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        if not there.is_dir():
-            raise ValueError(f"{folder}: this cannot be a folder, because {there} is a file")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise ValueError(f"{folder}: no permission to write in {there}")
-
-
-def _check_nothing_lost(photos: Sequence[Path], outputs: Sequence[Path]) -> None:
-    read = {os.path.realpath(photo) for photo in photos}
-    written: dict[str, Path] = {}
-    for photo, output in zip(photos, outputs, strict=True):
-        place = os.path.normcase(os.path.realpath(output))
-        if place in read:
-            raise ValueError(
-                f"{output}: the result would replace this photo, which is one of those to read; "
-                "choose another --output"
-            )
-        if output.is_dir():
-            raise ValueError(f"{output}: expected to write a file here, found a folder")
-        if place in written:
-            raise ValueError(
-                f"{written[place]} and {photo} would both become {output}; "
-                "stylize them into different folders"
-            )
-        written[place] = photo

@@ -1,0 +1,304 @@
+"""The command line: ``stylekernels demo | stylize | train | info``.
+
+Every verb is a dataclass that tyro turns into options; whatever needs PyTorch is imported when a
+verb runs, so that help and refused arguments come at once. Exit codes: 0 done, 2 something was
+refused (one line on stderr says what), 130 interrupted.
+"""
+
+import dataclasses
+import functools
+import operator
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from stylekernels.inference import Stylizer
+    from stylekernels.media import Photo
+
+_DONE, _REFUSED, _INTERRUPTED = 0, 2, 130
+_DEMO_SHEET = "stylekernels-demo.png"
+
+
+def _arg(metavar: str | None = None, alias: str | None = None, hint: str | None = None) -> Any:
+    """How an option looks in the help text; ``hint`` stands in for tyro's note on the default."""
+    return tyro.conf.arg(
+        metavar=metavar, aliases=(alias,) if alias else None, help_behavior_hint=hint
+    )
+
+
+class Refused(Exception):
+    """Something in the command can't be done; the message says what and what to do instead."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Stylize:
+    """Paint photos in a style."""
+
+    photos: Annotated[tuple[str, ...], tyro.conf.Positional, _arg("PHOTO...", hint="")]
+    """Files, folders (the photos in them) and patterns such as 'trip/**/*.jpg'."""
+
+    style: Annotated[str, _arg("STYLE", "-s", hint="(required)")]
+    """A bundled style (`stylekernels info` lists them) or a file of weights."""
+
+    output: Annotated[str, _arg("PATH", "-o")] = "stylized"
+    """For one photo a file, whose extension says the format. Otherwise a folder, where each photo
+    keeps its name. Files there are replaced, but never a photo that is read."""
+
+    size: Annotated[int | None, _arg("PIXELS", hint="(default: the photo's own)")] = None
+    """Scale photos down to this length of the longer side. They are never enlarged."""
+
+    strength: Annotated[float, _arg("0..1")] = 1.0
+    """How much of the style is mixed into the photo, from 0 (the photo) to 1 (all style)."""
+
+    preserve_colors: Annotated[bool, _arg(hint="")] = False
+    """Keep the photo's colours, and take only light and dark from the style."""
+
+    device: Annotated[str | None, _arg("DEVICE", hint="(default: cuda if there is a GPU)")] = None
+    """Where the network runs, `cpu` or `cuda`."""
+
+    def run(self) -> int:
+        from stylekernels.media import PhotoError, read_photo, write_photo
+        from stylekernels.media.paths import find_photos, plan_outputs
+
+        if not self.photos:
+            raise Refused("PHOTO: expected at least one file, folder or pattern, got none")
+        if self.size is not None and self.size < 16:
+            raise Refused(f"--size: expected at least 16 pixels, got {self.size}")
+        if not 0 <= self.strength <= 1:
+            raise Refused(f"--strength: expected a number from 0 to 1, got {self.strength}")
+        photos, problems = find_photos(self.photos)
+        for problem in problems:
+            _complain(problem)
+        if not photos:
+            return _REFUSED
+        with _refusing("--output: "):
+            outputs = plan_outputs(photos, self.output)
+        stylizer = _open_style(self.style, self.device)
+
+        started = time.perf_counter()
+        written = []
+        with _progress(len(photos)) as bar:
+            for path, output in zip(photos, outputs, strict=True):
+                try:
+                    photo = read_photo(path, self.size)
+                    rgb = self.paint(stylizer, photo, path)
+                    write_photo(output, dataclasses.replace(photo, rgb=rgb))
+                    written.append(output)
+                except PhotoError as error:
+                    problems.append(str(error))
+                    _complain(str(error))
+                bar.update()
+        _summarise(written, len(photos), time.perf_counter() - started)
+        return _REFUSED if problems else _DONE
+
+    def paint(self, stylizer: "Stylizer", photo: "Photo", path: Path) -> Any:
+        """The photo's pixels in the style, as strong as asked for, in the photo's own colours."""
+        from stylekernels.inference import blend
+        from stylekernels.media import PhotoError
+
+        try:
+            stylized = photo.from_srgb(stylizer(photo.to_srgb()))
+            return blend(
+                photo.rgb,
+                stylized,
+                strength=self.strength,
+                preserve_colors=self.preserve_colors,
+            )
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            height, width = photo.rgb.shape[:2]
+            raise PhotoError(
+                f"{path}: {width}x{height} pixels need more memory than there is; "
+                "scale down with --size"
+            ) from error
+
+
+@dataclasses.dataclass
+class Demo:
+    """Paint a well-known photo in the bundled styles, on one before-and-after sheet."""
+
+    style: Annotated[str | None, _arg("STYLE", "-s", hint="(default: every bundled style)")] = None
+    """A bundled style, or a file of weights."""
+
+    output: Annotated[str, _arg("PATH", "-o")] = _DEMO_SHEET
+    """The picture to write, or a folder for it."""
+
+    device: Annotated[str | None, _arg("DEVICE", hint="(default: cuda if there is a GPU)")] = None
+    """Where the network runs, `cpu` or `cuda`."""
+
+    def run(self) -> int:
+        from stylekernels.media import Photo, write_photo
+        from stylekernels.media.paths import place
+        from stylekernels.media.sheet import make_sheet
+
+        with _refusing("--output: "):
+            (output,) = place([_DEMO_SHEET], self.output)
+        photo = _demo_photo()
+        from stylekernels.models import bundled_styles
+
+        styles = [self.style] if self.style else bundled_styles()
+        if not styles:
+            raise Refused("--style: no style is bundled here; give a file of weights")
+        pictures = [("photo", photo)]
+        for style in styles:
+            stylizer = _open_style(style, self.device)
+            pictures.append((Path(style).stem.replace("_", " "), stylizer(photo)))
+        with _refusing():
+            write_photo(output, Photo(make_sheet(pictures)))
+        print(f"{output}: the photo and {len(styles)} {_plural('style', len(styles))}")
+        return _DONE
+
+
+@dataclasses.dataclass
+class Info:
+    """Show versions, hardware, the implementation of every op and why, and bundled styles."""
+
+    def run(self) -> int:
+        from stylekernels.info import describe
+
+        print(describe())
+        return _DONE
+
+
+@dataclasses.dataclass
+class Train:
+    """Train a new style from one painting and a folder of photos."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        command = _parse(argv)
+        return _train(command) if not hasattr(command, "run") else command.run()
+    except Refused as error:
+        _complain(str(error))
+        return _REFUSED
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return _INTERRUPTED
+    except SystemExit as stop:  # tyro's, after help (0) or an error it has printed (2)
+        return stop.code if isinstance(stop.code, int) else _REFUSED
+
+
+def _parse(argv: Sequence[str]) -> Any:
+    train = Train
+    if argv[:1] == ["train"]:
+        from stylekernels.training import TrainConfig
+
+        train = TrainConfig
+    verbs = {
+        "demo": (Demo, "Paint a well-known photo in the bundled styles, on one sheet."),
+        "stylize": (Stylize, "Paint photos in a style."),
+        "train": (train, "Train a new style from a painting and a folder of photos."),
+        "info": (Info, "Show versions, hardware, bundled styles, and which kernels run and why."),
+    }
+    subcommands = [
+        Annotated[verb, tyro.conf.subcommand(name, description=text)]
+        for name, (verb, text) in verbs.items()
+    ]
+    return tyro.cli(
+        functools.reduce(operator.or_, subcommands),
+        prog="stylekernels",
+        description="Fused kernels for neural style networks: paint photos, train new styles.",
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _train(config: Any) -> int:
+    from stylekernels.training import train
+
+    try:
+        train(config)
+    except (ValueError, OSError) as error:
+        name, colon, rest = str(error).partition(": ")
+        if name in {field.name for field in dataclasses.fields(config)}:
+            name = "--" + name.replace("_", "-")
+        raise Refused(name + colon + rest) from error
+    return _DONE
+
+
+def _open_style(style: str, device: str | None) -> "Stylizer":
+    import torch
+
+    from stylekernels.inference import Stylizer
+    from stylekernels.models import StyleGenerator
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise Refused(f"--device: expected cpu, as PyTorch sees no GPU here, got {device}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, about files that are refused anyway
+            generator = StyleGenerator.from_pretrained(style)
+    except (ValueError, OSError) as error:
+        raise Refused("--style: " + str(error).removeprefix("name_or_path: ")) from error
+    try:
+        return Stylizer(generator, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise Refused(f"--device: cannot use {device!r}: {error}") from error
+
+
+def _demo_photo() -> Any:
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise Refused(
+            "demo: its photo comes with scikit-image; pip install scikit-image, "
+            "or stylize a photo of your own"
+        ) from error
+    return data.astronaut()
+
+
+@contextmanager
+def _refusing(prefix: str = "") -> Iterator[None]:
+    """A ValueError or OSError inside is something the user asked for and can't have."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise Refused(f"{prefix}{error}") from error
+
+
+def _progress(count: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=count, unit="photo", disable=None if count > 1 else True, leave=False)
+
+
+def _summarise(written: Sequence[Path], count: int, seconds: float) -> None:
+    if not written:
+        return
+    if count == 1:
+        print(f"{written[0]}  {seconds:.1f} s")
+        return
+    place = os.path.join(written[0].parent, "")
+    print(f"{len(written)} of {count} photos in {place}  {seconds:.1f} s")
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else noun + "s"
+
+
+def _complain(message: str) -> None:
+    """One line on stderr, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(f"stylekernels: {' '.join(message.split())}", file=sys.stderr)

@@ -1,0 +1,114 @@
+"""What ``stylekernels info`` prints: versions, hardware, and which implementation runs where."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import textwrap
+from collections.abc import Iterable
+
+import torch
+
+import stylekernels
+from stylekernels import dispatch, native
+from stylekernels.models import bundled_styles
+
+_COMPANIONS = ("torch", "triton", "numpy", "pillow", "safetensors", "scikit-image")
+_LABEL = 14
+
+
+def describe() -> str:
+    """The report as text, as wide as the terminal and at most 100 columns."""
+    parts = [
+        [f"stylekernels {stylekernels.__version__} in {os.path.dirname(stylekernels.__file__)}"],
+        _versions(),
+        _hardware(),
+    ]
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    parts += [_ops_on(device) for device in devices]
+    parts.append(_styles())
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _versions() -> list[str]:
+    versions = [f"Python {platform.python_version()}"]
+    for name in _COMPANIONS:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"no {name}")
+    return [
+        *_entry("versions", ", ".join(versions)),
+        *_entry("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
+    ]
+
+
+def _hardware() -> list[str]:
+    cpu = torch.cpu.get_capabilities()
+    name = cpu.get("cpu_name") or platform.processor() or platform.machine()
+    instructions = torch.backends.cpu.get_cpu_capability()
+    bfloat16 = [
+        label
+        for feature, label in (("avx512_bf16", "AVX512-BF16"), ("amx_bf16", "AMX"))
+        if cpu.get(feature)
+    ]
+    gpus = [
+        "{0.name}, compute capability {0.major}.{0.minor}, {1:.0f} GiB".format(
+            torch.cuda.get_device_properties(index),
+            torch.cuda.get_device_properties(index).total_memory / 2**30,
+        )
+        for index in range(torch.cuda.device_count())
+    ]
+    return [
+        *_entry("CPU", ", ".join([name, instructions, *bfloat16])),
+        *_entry("CPU threads", f"{torch.get_num_threads()} in use of {os.cpu_count()}"),
+        *_entry("CPU kernels", _cpu_kernels()),
+        *_entry("GPU", "; ".join(gpus) or "none that PyTorch can use"),
+    ]
+
+
+def _cpu_kernels() -> str:
+    if native.cpu_missing is not None:
+        return native.cpu_missing
+    try:
+        from stylekernels import _C
+    except ImportError as error:
+        return f"C++, loaded; {error}"
+    build = _C.build_info()
+    return (
+        f"C++ for {_C.cpu_capability()} (has {', '.join(_C.cpu_capabilities())}), "
+        f"built with {build['compiler']} against torch {build['torch']}"
+    )
+
+
+def _ops_on(device: str) -> list[str]:
+    """Ops that have the same implementation for the same reason stand together."""
+    groups: dict[str, list[str]] = {}
+    frame = torch.empty(1, 32, 64, 64, device=device)
+    for op in dispatch.OPS:
+        try:
+            choice = dispatch.explain(op, frame).partition(": ")[2]
+        except RuntimeError as error:  # an implementation was forced that isn't there
+            choice = f"none ({error})"
+        groups.setdefault(choice, []).append(op)
+    lines = [f"ops on {'the GPU' if device == 'cuda' else 'the CPU'}"]
+    for choice, ops in groups.items():
+        implementation, _, reason = choice.partition(" (")
+        lines += _entry(f"  {implementation}", ", ".join(ops))
+        lines += _entry("", reason.removesuffix(")"))
+    return lines
+
+
+def _styles() -> list[str]:
+    styles = bundled_styles()
+    return _entry("styles", ", ".join(styles) if styles else "none bundled; train one")
+
+
+def _entry(label: str, text: str) -> Iterable[str]:
+    return textwrap.wrap(
+        text,
+        width=min(shutil.get_terminal_size().columns, 100),
+        initial_indent=label.ljust(_LABEL),
+        subsequent_indent=" " * _LABEL,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,513 @@
+"""The command line: what it writes, what it says, what it refuses, and its exit codes."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageCms
+from safetensors.torch import save_file
+
+from stylekernels import dispatch
+from stylekernels.cli import main
+from stylekernels.inference import Stylizer
+from stylekernels.media import images, paths
+from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, pretrained
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    return StyleGenerator(GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5))
+
+
+@pytest.fixture(scope="module")
+def style(generator, tmp_path_factory):
+    """A style's file with an extension that says nothing."""
+    path = tmp_path_factory.mktemp("style") / "brush.dat"
+    generator.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(height=40, width=56, seed=0):
+    """Soft blotches in mild colours."""
+    coarse = np.random.default_rng(seed).integers(60, 200, (4, 5, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save(path, pixels=None, **options):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture() if pixels is None else pixels).save(path, **options)
+    return path
+
+
+def load(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def written(folder):
+    """Every file there is, hidden ones and leftovers included."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def complaints(capsys):
+    """The lines on stderr, without the program's name, which each must start with."""
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("stylekernels: ") for line in lines), lines
+    return [line.removeprefix("stylekernels: ") for line in lines]
+
+
+# ---- what is written ----------------------------------------------------------------------------
+
+
+def test_one_photo_to_a_file(folder, style, generator, capsys):
+    save("in.png")
+    assert main(["stylize", "in.png", "--style", style, "--output", "out.png"]) == 0
+    assert written(folder) == {"in.png", "out.png"}
+    np.testing.assert_array_equal(load("out.png"), Stylizer(generator)(picture()))
+    captured = capsys.readouterr()
+    assert captured.out.startswith("out.png ")
+    assert captured.err == ""
+
+
+def test_many_photos_to_a_folder_keep_their_names(folder, style, capsys):
+    save("a.jpg")
+    save("deep/b.PNG")
+    save("album/c.webp")
+    save("album/d.gif")
+    save("album/.hidden.png")
+    Path("album/notes.txt").write_text("not a photo")
+    assert main(["stylize", "a.jpg", "deep/b.PNG", "album", "-s", style, "-o", "new/out"]) == 0
+    assert written(folder / "new") == {"out/a.jpg", "out/b.PNG", "out/c.webp", "out/d.png"}
+    assert Image.open("new/out/a.jpg").format == "JPEG"
+    assert Image.open("new/out/b.PNG").format == "PNG"
+    assert "4 of 4 photos in new/out/" in capsys.readouterr().out
+
+
+def test_the_default_folder(folder, style):
+    save("a.png")
+    assert main(["stylize", "a.png", "-s", style]) == 0
+    assert written(folder) == {"a.png", "stylized/a.png"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.png", {"a.png"}),
+        ("**/*.png", {"a.png", "b.png", "c.png"}),
+        ("trip/?.png", {"b.png"}),
+        ("odd[[]1].jpg", {"odd[1].jpg"}),
+        ("odd[1].jpg", {"odd[1].jpg"}),  # a file's own name comes before its pattern
+    ],
+)
+def test_patterns_the_shell_left_alone(folder, style, pattern, found):
+    for path in ("a.png", "trip/b.png", "trip/deeper/c.png", "odd[1].jpg"):
+        save(path)
+    assert main(["stylize", pattern, "-s", style, "-o", "out"]) == 0
+    assert written(folder / "out") == found
+
+
+def test_a_photo_named_twice_is_done_once(folder, style, capsys):
+    save("a.png")
+    assert main(["stylize", "a.png", "./a.png", "*.png", "-s", style, "-o", "b.png"]) == 0
+    assert written(folder) == {"a.png", "b.png"}
+
+
+def test_orientation_exif_and_profile_reach_the_output(folder, style):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.Artist] = "A. Painter"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    save("in.jpg", exif=exif, icc_profile=profile)
+    assert main(["stylize", "in.jpg", "-s", style, "-o", "out.jpg"]) == 0
+    with Image.open("out.jpg") as out:
+        assert out.size == (40, 56)
+        assert ExifTags.Base.Orientation not in out.getexif()
+        assert out.getexif()[ExifTags.Base.Artist] == "A. Painter"
+        assert out.info["icc_profile"] == profile
+
+
+def test_alpha_16_bit_and_grey_come_through(folder, style):
+    alpha = np.arange(40 * 56).reshape(40, 56).astype(np.uint8)
+    save("alpha.png", np.dstack([picture(), alpha]))
+    save("deep.png", picture()[..., 0].astype(np.uint16) * 257)
+    save("grey.jpg", picture()[..., 0])
+    assert main(["stylize", "alpha.png", "deep.png", "grey.jpg", "-s", style, "-o", "out"]) == 0
+    np.testing.assert_array_equal(load("out/alpha.png")[..., 3], alpha)
+    assert load("out/deep.png").shape == load("out/grey.jpg").shape == (40, 56, 3)
+
+
+def test_size_is_the_longer_side(folder, style):
+    save("a.png")
+    save("small.png", picture(20, 24))
+    assert main(["stylize", "a.png", "small.png", "-s", style, "-o", "out", "--size", "28"]) == 0
+    assert load("out/a.png").shape == (20, 28, 3)
+    assert load("out/small.png").shape == (20, 24, 3)
+
+
+def test_strength_goes_from_the_photo_to_the_style(folder, style, generator):
+    save("a.png")
+    for strength in ("0", "0.5", "1"):
+        command = ["stylize", "a.png", "-s", style, "-o", f"{strength}.png", "--strength", strength]
+        assert main(command) == 0
+    painted = Stylizer(generator)(picture())
+    np.testing.assert_array_equal(load("0.png"), picture())
+    np.testing.assert_array_equal(load("1.png"), painted)
+    assert np.abs(load("0.5.png") - (picture() / 2 + painted / 2)).max() <= 0.5
+
+
+def test_preserve_colors_keeps_the_photos_chroma(folder, style, generator):
+    save("a.png")
+    assert main(["stylize", "a.png", "-s", style, "-o", "b.png", "--preserve-colors"]) == 0
+    out, painted = load("b.png").astype(float), Stylizer(generator)(picture())
+    assert np.abs(out @ LUMA - painted @ LUMA).max() <= 1
+    inside = ((out > 2) & (out < 253)).all(-1)
+    chroma = [image - (image @ LUMA)[..., None] for image in (out, picture().astype(float))]
+    assert inside.mean() > 0.5
+    assert np.abs(chroma[0] - chroma[1])[inside].max() <= 1.5
+
+
+# ---- bad photos among good ones -----------------------------------------------------------------
+
+
+def test_bad_photos_are_reported_and_the_rest_is_done(folder, style, capsys):
+    save("good.png")
+    save("also.jpg")
+    save("cut.jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    Path("cut.jpg").write_bytes(Path("cut.jpg").read_bytes()[:1500])
+    Path("note.jpg").write_text("Dear diary")
+    save("tiny.png", picture(15, 40))
+    bad = ["missing.jpg", "cut.jpg", "note.jpg", "tiny.png", "nothing/*.jpg"]
+    command = ["stylize", "good.png", *bad, "also.jpg", "-s", style, "-o", "out"]
+    assert main(command) == 2
+    assert written(folder / "out") == {"good.png", "also.jpg"}
+    lines = complaints(capsys)
+    assert [line.split(": ")[0] for line in lines] == [
+        "missing.jpg",
+        "nothing/*.jpg",
+        "cut.jpg",
+        "note.jpg",
+        "tiny.png",
+    ]
+    assert lines[0].endswith(": no such file")
+    assert lines[1].endswith(": no file matches this pattern")
+    assert "damaged or cut short: image file is truncated" in lines[2]
+    assert lines[3].endswith(": not a picture in a format that can be read")
+    assert lines[4].endswith(": expected at least 16 pixels on each side, got 40x15")
+
+
+def test_an_empty_folder_is_reported(folder, style, capsys):
+    Path("empty").mkdir()
+    assert main(["stylize", "empty", "-s", style]) == 2
+    assert complaints(capsys) == ["empty: no photos in this folder"]
+    assert written(folder) == set()
+
+
+def test_too_little_memory_is_a_message(folder, style, capsys, monkeypatch):
+    save("a.png")
+
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate a lot")
+
+    monkeypatch.setattr(Stylizer, "__call__", fail)
+    assert main(["stylize", "a.png", "-s", style]) == 2
+    assert complaints(capsys) == [
+        "a.png: 56x40 pixels need more memory than there is; scale down with --size"
+    ]
+    assert written(folder) == {"a.png"}
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_interrupted(folder, style, capsys, monkeypatch, when):
+    save("a.png")
+    save("b.png")
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    if when == "before":
+        monkeypatch.setattr(Stylizer, "__call__", interrupt)
+    else:
+        monkeypatch.setattr(images.os, "replace", interrupt)
+    assert main(["stylize", "a.png", "b.png", "-s", style]) == 130
+    assert complaints(capsys) == ["interrupted"]
+    assert written(folder) == {"a.png", "b.png"}
+
+
+# ---- refused before any work --------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def other_architecture(path):
+    save_file({"layer.weight": torch.ones(3, 3)}, path)
+
+
+def code(path):
+    with open(path, "wb") as file:
+        pickle.dump({"weight": Bomb()}, file)
+
+
+def code_in_a_torch_file(path):
+    torch.save({"weight": Bomb()}, path)
+
+
+def cut_short(path):
+    StyleGenerator(GeneratorConfig(channels=(4, 6, 8), residual_blocks=1)).save_pretrained(path)
+    Path(path).write_bytes(Path(path).read_bytes()[:3000])
+
+
+def note(path):
+    Path(path).write_text("Dear diary")
+
+
+@pytest.mark.parametrize("make", [other_architecture, code, code_in_a_torch_file, cut_short, note])
+@pytest.mark.parametrize("verb", [["stylize", "a.png", "-o", "out"], ["demo"]])
+def test_files_that_are_no_style_are_refused(folder, capsys, make, verb):
+    save("a.png")
+    make("bad.pth")
+    before = written(folder)
+    assert main([*verb, "-s", "bad.pth"]) == 2
+    (line,) = complaints(capsys)
+    assert line.startswith("--style: bad.pth: expected ")
+    assert written(folder) == before
+    assert not Path("exploded").exists()
+    assert not Path("out").exists()
+
+
+def test_a_style_that_does_not_exist_lists_those_that_do(folder, capsys):
+    save("a.png")
+    assert main(["stylize", "a.png", "-s", "cubist"]) == 2
+    (line,) = complaints(capsys)
+    assert line.startswith("--style: expected a bundled style (")
+    assert "got 'cubist'" in line
+    assert all(name in line for name in bundled_styles())
+    assert written(folder) == {"a.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["a.png", "--size", "15"], "--size: expected at least 16 pixels, got 15"),
+        (["a.png", "--size", "-3"], "--size: expected at least 16 pixels, got -3"),
+        (["a.png", "--strength", "1.01"], "--strength: expected a number from 0 to 1, got 1.01"),
+        (["a.png", "--strength", "nan"], "--strength: expected a number from 0 to 1, got nan"),
+        (["a.png", "--device", "tpu"], "--device: cannot use 'tpu'"),
+        ([], "PHOTO: expected at least one file, folder or pattern, got none"),
+        (["a.png", "-o", "a.png"], "--output: a.png: the result would replace this photo"),
+        (["a.png", "-o", "."], "--output: a.png: the result would replace this photo"),
+        (["a.png", "-o", "link.png"], "--output: link.png: the result would replace this photo"),
+        (["a.png", "b/a.png", "-o", "b"], "--output: b/a.png: the result would replace"),
+        (
+            ["a.png", "b/a.png", "-o", "out"],
+            "--output: a.png and b/a.png would both become out/a.png; stylize them into different",
+        ),
+        (
+            ["b/c.gif", "b/c.png", "-o", "out"],
+            "--output: b/c.gif and b/c.png would both become out/c.png",
+        ),
+        (["b", "-o", "x.jpg"], "--output: x.jpg: expected a folder for 3 results"),
+        (["b", "-o", "note"], "--output: note: expected a folder for the results, got a file"),
+        (["a.png", "-o", "note/x.png"], "--output: note: this cannot be a folder, because note is"),
+        (["a.png", "-o", "x.doc"], "--output: x.doc: expected a file name that ends in one of"),
+        (["a.png", "-o", "b.dir/"], None),
+    ],
+)
+def test_arguments(folder, style, capsys, arguments, text):
+    for path in ("a.png", "b/a.png", "b/c.gif", "b/c.png"):
+        save(path)
+    Path("note").write_text("a file")
+    Path("link.png").symlink_to("a.png")
+    before = written(folder)
+    code = main(["stylize", *arguments, "-s", style])
+    if text is None:
+        assert code == 0
+        return
+    assert code == 2
+    (line,) = complaints(capsys)
+    assert line.startswith(text)
+    assert written(folder) == before
+    assert not Path("out").exists()
+
+
+def test_a_folder_without_permission(folder, style, capsys, monkeypatch):
+    save("a.png")
+    Path("locked").mkdir()
+    monkeypatch.setattr(paths.os, "access", lambda path, mode: path != Path("locked"))
+    assert main(["stylize", "a.png", "-s", style, "-o", "locked"]) == 2
+    assert complaints(capsys) == ["--output: locked: no permission to write in locked"]
+
+
+def test_what_the_parser_refuses_has_exit_code_2(folder, capsys):
+    save("a.png")
+    for command in ([], ["paint"], ["stylize", "a.png"], ["stylize", "a.png", "--colour", "x"]):
+        assert main(command) == 2
+        captured = capsys.readouterr()
+        assert captured.err
+        assert "Traceback" not in captured.err
+        assert captured.out == ""
+
+
+# ---- the other verbs ----------------------------------------------------------------------------
+
+
+def test_demo_writes_a_sheet_of_before_and_after(folder, style, generator, capsys):
+    skimage = pytest.importorskip("skimage")
+    assert main(["demo", "--style", style]) == 0
+    assert written(folder) == {"stylekernels-demo.png"}
+    assert "stylekernels-demo.png" in capsys.readouterr().out
+    sheet, photo = load("stylekernels-demo.png"), skimage.data.astronaut()
+    height, width = photo.shape[:2]
+    assert sheet.shape[1] > 2 * width
+    left = (sheet.shape[1] - 2 * width) // 3
+    for expected in (photo, Stylizer(generator)(photo)):
+        row, column = locate(sheet, expected)
+        np.testing.assert_array_equal(sheet[row : row + height, column : column + width], expected)
+    assert left > 0
+
+
+def locate(sheet, tile):
+    """Where a picture is on the sheet, by its first line."""
+    line = tile[0].ravel()
+    for row in range(sheet.shape[0] - tile.shape[0]):
+        for column in range(sheet.shape[1] - tile.shape[1]):
+            if np.array_equal(sheet[row, column : column + 8], tile[0, :8]) and np.array_equal(
+                sheet[row, column : column + tile.shape[1]].ravel(), line
+            ):
+                return row, column
+    raise AssertionError("the picture is not on the sheet")
+
+
+def test_demo_shows_every_bundled_style(folder, generator, capsys, monkeypatch):
+    skimage = pytest.importorskip("skimage")
+    weights = folder / "weights"
+    for name in ("thick_oil", "thin_ink"):
+        generator.save_pretrained(weights / f"{name}.safetensors")
+    monkeypatch.setattr(pretrained, "_WEIGHTS", weights)
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().out == "stylekernels-demo.png: the photo and 2 styles\n"
+    height, width = skimage.data.astronaut().shape[:2]
+    sheet = load("stylekernels-demo.png")
+    assert height < sheet.shape[0] < 2 * height
+    assert 3 * width < sheet.shape[1] < 4 * width
+
+
+def test_demo_without_any_style(folder, capsys, monkeypatch):
+    monkeypatch.setattr(pretrained, "_WEIGHTS", folder)
+    assert main(["demo"]) == 2
+    assert complaints(capsys) == ["--style: no style is bundled here; give a file of weights"]
+    assert written(folder) == set()
+
+
+def test_demo_into_a_folder(folder, style):
+    pytest.importorskip("skimage")
+    Path("here").mkdir()
+    assert main(["demo", "--style", style, "--output", "here"]) == 0
+    assert written(folder) == {"here/stylekernels-demo.png"}
+
+
+def test_demo_without_scikit_image_says_what_to_install(folder, style, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    assert main(["demo", "--style", style]) == 2
+    (line,) = complaints(capsys)
+    assert "pip install scikit-image" in line
+    assert written(folder) == set()
+
+
+def test_info_names_every_op_with_its_implementation(capsys):
+    assert main(["info"]) == 0
+    report = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in report
+    for op in dispatch.OPS:
+        assert op in report
+    frame = torch.empty(1, 32, 64, 64)
+    chosen = dispatch.explain("gram_matrix", frame).partition(": ")[2].partition(" (")[0]
+    assert any(line.split(maxsplit=1)[0] == chosen for line in report.splitlines() if line)
+    assert all(name in report for name in bundled_styles())
+    assert all(len(line) <= 100 for line in report.splitlines())
+
+
+def test_train_hands_its_options_on(folder, capsys, monkeypatch):
+    import stylekernels.training
+
+    seen = []
+    monkeypatch.setattr(stylekernels.training, "train", seen.append)
+    command = ["train", "--style", "p.jpg", "--photos", "album", "--steps", "7", "--lite"]
+    assert main(command) == 0
+    (config,) = seen
+    assert (config.style, config.photos) == (Path("p.jpg"), Path("album"))
+    assert (config.steps, config.lite) == (7, True)
+
+
+def test_train_refuses_in_one_line(folder, capsys):
+    assert main(["train", "--style", "p.jpg", "--photos", "album", "--learning-rate", "-1"]) == 2
+    assert complaints(capsys) == ["--learning-rate: expected above 0, got -1.0"]
+
+
+# ---- as a process -------------------------------------------------------------------------------
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "stylekernels", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[1])},
+        **options,
+    )
+
+
+def test_a_process_writes_says_and_exits(folder, style):
+    save("a.png")
+    Path("note.jpg").write_text("Dear diary")
+    done = run("stylize", "a.png", "note.jpg", "-s", style, "-o", "out")
+    assert done.returncode == 2
+    assert done.stderr == "stylekernels: note.jpg: not a picture in a format that can be read\n"
+    assert done.stdout.startswith("1 of 2 photos in out/")
+    assert written(folder) == {"a.png", "note.jpg", "out/a.png"}
+
+
+def test_help_fits_80_columns():
+    done = run("stylize", "--help")
+    assert done.returncode == 0
+    assert "--preserve-colors" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_command_line_itself_needs_no_torch():
+    """Help and refused arguments come at once wherever the package's own import is quick."""
+    source = """
+import sys, types
+package = types.ModuleType("stylekernels")
+package.__path__ = [sys.argv[1]]
+sys.modules["stylekernels"] = package
+from stylekernels.cli import main
+for command in (["--help"], ["stylize", "--help"], ["stylize", "missing.jpg", "-s", "wave"]):
+    code = main(command)
+print("torch" in sys.modules, code)
+"""
+    package = Path(images.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(package)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == "stylekernels: missing.jpg: no such file\n"
+    assert done.stdout.splitlines()[-1] == "False 2"
