@@ -1,0 +1,1 @@
+"""How fast the ops are, against PyTorch and against the machine: ``python -m benchmarks ops``."""

@@ -1,0 +1,82 @@
+"""What this machine can do at best: bytes per second of a plain copy, multiply-adds per second."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_SOURCE = Path(__file__).with_name("peak.cpp")
+_COPY_BYTES = 128 << 20  # beyond every cache
+_ATTEMPTS = 10
+_SECONDS = 0.03  # of each attempt
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured limits; the best of several attempts each, for a limit is a maximum.
+
+    Attributes:
+        copy_bytes_per_s: a copy of 128 MiB, counting the read and the write.
+        flops_per_s: floating-point operations by dtype, in registers, all threads; None where they
+            could not be measured.
+        notes: how, or why not.
+    """
+
+    copy_bytes_per_s: float
+    flops_per_s: dict[str, float] | None
+    notes: str
+
+    def floor_seconds(self, dtype: str, bytes_moved: float, flops: float) -> float | None:
+        """No program does this work faster; None where the peak is not known."""
+        if self.flops_per_s is None:
+            return None
+        return max(bytes_moved / self.copy_bytes_per_s, flops / self.flops_per_s[dtype])
+
+
+def measure_ceilings(threads: int) -> Ceilings:
+    """Measure all of them with ``threads`` threads, in about a second."""
+    flops, notes = _measure_peaks(threads)
+    return Ceilings(_measure_copy(), flops, notes)
+
+
+def _measure_copy() -> float:
+    source = torch.ones(_COPY_BYTES // 4)
+    out = torch.empty_like(source).copy_(source)
+    best = float("inf")
+    for _ in range(_ATTEMPTS):
+        start = time.perf_counter()
+        out.copy_(source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * _COPY_BYTES / best
+
+
+def _measure_peaks(threads: int) -> tuple[dict[str, float] | None, str]:
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))), None)
+    if compiler is None:
+        return None, "multiply-adds not measured: no compiler"
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "peak.so")
+        options = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread"]
+        built = subprocess.run(
+            [compiler, *options, str(_SOURCE), "-o", str(library)], capture_output=True, text=True
+        )
+        if built.returncode:
+            return None, f"multiply-adds not measured: {compiler} fails: {built.stderr[:200]}"
+        peak = ctypes.CDLL(str(library))
+    for function in (peak.peak_float32, peak.peak_bfloat16):
+        function.restype = ctypes.c_double
+        function.argtypes = (ctypes.c_int, ctypes.c_double, ctypes.c_int)
+    peak.bfloat16_instructions.restype = ctypes.c_char_p
+    float32 = peak.peak_float32(threads, _SECONDS, _ATTEMPTS)
+    instructions = peak.bfloat16_instructions().decode()
+    if not instructions:
+        note = "no instruction multiplies bfloat16 here: its peak is float32's"
+        return {"float32": float32, "bfloat16": float32}, note
+    bfloat16 = peak.peak_bfloat16(threads, _SECONDS, _ATTEMPTS)
+    return {"float32": float32, "bfloat16": bfloat16}, f"bfloat16 by {instructions}"

@@ -1,0 +1,140 @@
+"""What users of PyTorch write instead of our ops: the rivals, eager and compiled.
+
+Each function here takes an op's tensors and returns dictionaries of torch expressions by name, all
+of the same result. The race for a case is run by the fastest of them on this machine, once eager
+and once under ``torch.compile``; the report says which it was. The first of each dictionary is
+also the formula that runs in float64 to judge everybody's answer.
+
+Activations and additions are in place where autograd allows it, as ``nn.ReLU(inplace=True)`` is
+what style networks are built with.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Expression = Callable[..., Tensor | tuple[Tensor, ...]]
+Normalize = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+EPS = 1e-5
+
+
+def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.instance_norm(x, weight=weight, bias=bias, eps=EPS)
+
+
+def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One channel to a group is instance norm, and has a kernel for channels_last."""
+    return F.group_norm(x, x.shape[1], weight, bias, EPS)
+
+
+def _formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Written out, which a compiler can schedule as it likes."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    var, mean = torch.var_mean(x.to(wide), (2, 3), correction=0, keepdim=True)
+    scale = torch.rsqrt(var + EPS) * weight[:, None, None]
+    return ((x - mean) * scale + bias[:, None, None]).to(x.dtype)
+
+
+NORMS: dict[str, Normalize] = {
+    "F.instance_norm": _instance_norm,
+    "F.group_norm": _group_norm,
+    "var_mean": _formula,
+}
+
+
+def instance_norm_relu() -> dict[str, Expression]:
+    """Of (x, weight, bias)."""
+
+    def with_relu(norm: Normalize) -> Expression:
+        return lambda x, weight, bias: norm(x, weight, bias).relu_()
+
+    return {name: with_relu(norm) for name, norm in NORMS.items()}
+
+
+def instance_norm_residual() -> dict[str, Expression]:
+    """Of (x, weight, bias, residual): the end of a residual block."""
+
+    def with_residual(norm: Normalize) -> Expression:
+        return lambda x, weight, bias, residual: norm(x, weight, bias).add_(residual)
+
+    return {name: with_residual(norm) for name, norm in NORMS.items()}
+
+
+def instance_norm_stats() -> dict[str, Expression]:
+    """Of (x,): mean and biased variance."""
+
+    def var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        var, mean = torch.var_mean(x.to(wide), (2, 3), correction=0)
+        return mean, var
+
+    return {"var_mean": var_mean}
+
+
+def _grams(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
+    """Of (x,). ``flatten(2)`` is a view in both layouts, so nothing is copied, and the scale goes
+    over the small product instead of the features."""
+
+    def bmm(x: Tensor) -> Tensor:
+        features = x.flatten(2)
+        return torch.bmm(features, features.mT) * scale
+
+    def einsum(x: Tensor) -> Tensor:
+        return torch.einsum("nchw,ndhw->ncd", x, x) * scale
+
+    def float32_bmm(x: Tensor) -> Tensor:
+        return bmm(x.float())
+
+    expressions: dict[str, Expression] = {"bmm": bmm, "einsum": einsum}
+    if dtype in (torch.bfloat16, torch.float16):  # where no instruction multiplies halves
+        expressions["bmm in float32"] = float32_bmm
+    return expressions
+
+
+def gram_matrix(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
+    """Of (x,)."""
+    return _grams(dtype, scale)
+
+
+def gram_loss(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
+    """Of (x, target)."""
+
+    def with_loss(gram: Expression) -> Expression:
+        return lambda x, target: F.mse_loss(gram(x).to(target.dtype), target)
+
+    return {name: with_loss(gram) for name, gram in _grams(dtype, scale).items()}
+
+
+def _transposed(x: Tensor, weight: Tensor, replicate: bool) -> Tensor:
+    output_padding = 4 - weight.shape[-1]
+    if not replicate:
+        return F.conv_transpose2d(x, weight, stride=2, padding=1, output_padding=output_padding)
+    x = F.pad(x, [1] * 4, "replicate")
+    return F.conv_transpose2d(x, weight, stride=2, padding=3, output_padding=output_padding)
+
+
+def _nearest(x: Tensor, weight: Tensor, padding_mode: str) -> Tensor:
+    large = F.interpolate(x, scale_factor=2, mode="nearest")
+    if padding_mode == "zeros":
+        return F.conv2d(large, weight, padding=weight.shape[-1] // 2)
+    return F.conv2d(F.pad(large, [weight.shape[-1] // 2] * 4, padding_mode), weight)
+
+
+def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
+    """Of (x, weight, norm_weight, norm_bias). The convolution has no bias, for the norm cancels it:
+    one pass less for the rivals too."""
+
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        if upsample == "transpose":
+            return _transposed(x, weight, padding_mode == "replicate")
+        return _nearest(x, weight, padding_mode)
+
+    def block(norm: Normalize) -> Expression:
+        return lambda x, weight, norm_weight, norm_bias: norm(
+            convolve(x, weight), norm_weight, norm_bias
+        ).relu_()
+
+    return {name: block(norm) for name, norm in NORMS.items() if norm is not _formula}

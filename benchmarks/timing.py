@@ -1,0 +1,145 @@
+"""Interleaved timing: every round runs each contender once, and ratios are taken within a round.
+
+A machine's speed drifts by tens of percent over a minute (other processes, clocks, temperature).
+Contenders timed one after another see different machines; contenders timed in the same round see
+the same one, so ratios of a round are steady where times are not.
+"""
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+#: Rest before each sample, so that the threads of the contender before have stopped spinning.
+PAUSE_S = 0.030
+#: A sample lasts at least this long: short calls are repeated.
+SAMPLE_S = 0.002
+#: Calls shorter than this follow an untimed one, for the rest has put their threads to sleep.
+SHORT_CALL_S = 0.005
+#: A first look at a call's time ends after this long.
+GLANCE_S = 0.2
+#: The rounds end when the standard error of every median ratio is below this share of it.
+SETTLED = 0.01
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where time comes from; tests bring their own."""
+
+    now: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and quartiles of a number of rounds."""
+
+    median: float
+    q1: float
+    q3: float
+    rounds: int
+
+    @property
+    def spread(self) -> float:
+        """Inter-quartile range as a share of the median."""
+        return (self.q3 - self.q1) / self.median
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Median and quartiles of ``values``, at least one."""
+    if len(values) == 1:
+        return Summary(values[0], values[0], values[0], 1)
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return Summary(median, q1, q3, len(values))
+
+
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Summary:
+    """Median and quartiles of the ratios of each round; both must come from the same rounds."""
+    return summarize([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
+def _sample(call: Call, repeats: int, clock: Clock) -> float:
+    """Seconds per call of ``repeats`` calls in a row."""
+    start = clock.now()
+    for _ in range(repeats):
+        call()
+    return (clock.now() - start) / repeats
+
+
+def _glance(call: Call, clock: Clock) -> float:
+    """About how long a call takes: the best of three, or of fewer where they are long."""
+    times = [_sample(call, 1, clock)]
+    while len(times) < 3 and sum(times) < GLANCE_S:
+        times.append(_sample(call, 1, clock))
+    return min(times)
+
+
+def fastest(candidates: Mapping[str, Call], *, clock: Clock | None = None) -> str:
+    """The name of the fastest candidate at a glance; each has been called before."""
+    if len(candidates) == 1:
+        return next(iter(candidates))
+    times = {name: _glance(call, clock or Clock()) for name, call in candidates.items()}
+    return min(times, key=times.__getitem__)
+
+
+def _settled(samples: Mapping[str, list[float]]) -> bool:
+    first, *others = samples.values()
+    for other in others:
+        ratio = paired_ratio(other, first)
+        # The standard error of a median is 1.25 sigma / sqrt(n), and sigma is 0.74 of the range.
+        if 0.93 * ratio.spread / math.sqrt(ratio.rounds) > SETTLED:
+            return False
+    return True
+
+
+def measure(
+    contenders: Mapping[str, Call],
+    *,
+    budget_s: float,
+    min_rounds: int = 5,
+    max_rounds: int = 100,
+    clock: Clock | None = None,
+) -> dict[str, list[float]]:
+    """Time contenders against each other.
+
+    Args:
+        contenders: calls by name, each called before; ratios to the first one decide when there
+            were enough rounds.
+        budget_s: no round starts later than this, once there are ``min_rounds``.
+        min_rounds, max_rounds: bounds on the number of rounds.
+        clock: where time comes from.
+
+    Returns:
+        Seconds per call, for each contender one number per round, in the order of the rounds.
+    """
+    clock = clock or Clock()
+    repeats, wake = {}, {}
+    for name, call in contenders.items():
+        seconds = _glance(call, clock)
+        repeats[name] = max(1, math.ceil(SAMPLE_S / max(seconds, 1e-7)))
+        wake[name] = seconds < SHORT_CALL_S
+    order, shuffle = list(contenders), random.Random(0).shuffle
+    samples: dict[str, list[float]] = {name: [] for name in order}
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        start = clock.now()
+        for done in range(max_rounds):
+            if done >= min_rounds and (clock.now() - start > budget_s or _settled(samples)):
+                break
+            shuffle(order)  # so that nobody always follows the same neighbour
+            for name in order:
+                clock.sleep(PAUSE_S)
+                if wake[name]:
+                    contenders[name]()
+                samples[name].append(_sample(contenders[name], repeats[name], clock))
+            gc.collect(0)
+    finally:
+        if was_enabled:
+            gc.enable()
+    return samples
