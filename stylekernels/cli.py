@@ -96,7 +96,13 @@ class Stylize:
                     problems.append(str(error))
                     _complain(str(error))
                 bar.update()
-        _summarise(written, len(photos), time.perf_counter() - started)
+        if written:
+            place = written[0] if len(photos) == 1 else os.path.join(written[0].parent, "")
+            count = (
+                "" if len(photos) == 1 else f"{len(written)} {_plural('photo', len(written))} in "
+            )
+            refused = f", {len(problems)} refused" if problems else ""
+            print(f"{count}{place}{refused}  {time.perf_counter() - started:.1f} s")
         return _REFUSED if problems else _DONE
 
     def paint(self, stylizer: "Stylizer", photo: "Photo", path: Path) -> Any:
@@ -280,17 +286,7 @@ def _refusing(prefix: str = "") -> Iterator[None]:
 def _progress(count: int) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=count, unit="photo", disable=None if count > 1 else True, leave=False)
-
-
-def _summarise(written: Sequence[Path], count: int, seconds: float) -> None:
-    if not written:
-        return
-    if count == 1:
-        print(f"{written[0]}  {seconds:.1f} s")
-        return
-    place = os.path.join(written[0].parent, "")
-    print(f"{len(written)} of {count} photos in {place}  {seconds:.1f} s")
+    return tqdm(total=count, unit=" photos", disable=None if count > 1 else True, leave=False)
 
 
 def _plural(noun: str, count: int) -> str:

@@ -248,7 +248,9 @@ def _decoding(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise PhotoError(f"{path}: cannot be read: {error.strerror}") from error
-        raise PhotoError(f"{path}: damaged or cut short: {error}") from error
+        if "truncated" in str(error):
+            raise PhotoError(f"{path}: cut short: a part of the picture is missing") from error
+        raise PhotoError(f"{path}: damaged: {error}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise PhotoError(f"{path}: damaged: {error}") from error
 

@@ -24,7 +24,11 @@ def find_photos(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     photos: dict[str, Path] = {}
     problems = []
     for text in inputs:
-        found, problem = _expand(Path(text).expanduser())
+        path = Path(os.path.expanduser(text))
+        try:
+            found, problem = _expand(path)
+        except OSError as error:
+            found, problem = [], f"{path}: cannot be looked up: {error.strerror}"
         if problem:
             problems.append(problem)
         for path in found:
@@ -95,7 +99,7 @@ def place(names: Sequence[str], output: str) -> list[Path]:
         ValueError: if ``output`` is a file and has to be a folder or the other way round, or
             can't be written to.
     """
-    path = Path(output).expanduser()
+    path = Path(os.path.expanduser(output))
     is_folder = path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix
     if not is_folder and len(names) == 1:
         output_format(path)
