@@ -140,9 +140,13 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
     `torch.nn.InstanceNorm2d` becomes a `stylekernels.nn.InstanceNorm2d`, with the same Parameter
     objects (an optimizer keeps working), buffers, hooks and training mode; the state_dict has the
     same keys and the outputs are the same up to rounding. Where a ReLU, LeakyReLU, Tanh or Sigmoid
-    follows the norm in an `torch.nn.Sequential`, the norm applies it, and an Identity takes its
+    follows the norm in a `torch.nn.Sequential`, the norm applies it, and an Identity takes its
     place, so that every index and key stays. What a ``forward`` calls by itself, such as
     ``F.relu(norm(x))``, is left to that code: only the norm is replaced.
+
+    The result works with ``torch.compile`` and ``torch.export``. For formats that know no op of
+    ours, such as ONNX, export inside ``with stylekernels.use_impl("reference"):``, where it is
+    plain PyTorch. ``torch.jit.script`` and ``torch.fx.symbolic_trace`` need the original model.
 
     Args:
         model: the network; on any device, in any dtype.
@@ -156,6 +160,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
     Raises:
         TypeError: if model is not an eager `torch.nn.Module`.
 
+    Example:
         >>> model, report = stylekernels.convert(model)
         >>> print(report)
     """
@@ -179,7 +184,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
             report.replaced.append(Entry(name, kind.__name__, f"alone: {why_alone}"))
             continue
         _become_ours(module, successor)
-        setattr(parent, key, nn.Identity())
+        setattr(parent, key, nn.Identity().train(successor.training))
         parent_name = names[parent]
         slot = f"{parent_name}.{key}" if parent_name else key
         what = type(successor).__name__

@@ -92,6 +92,7 @@ class TestNetworks:
         model = network(name)
         before = dict(model.state_dict(keep_vars=True))
         modules = dict(model.named_modules())
+        model.eval()
         converted, _ = convert(model)
         assert converted is model
         after = dict(model.state_dict(keep_vars=True))
@@ -100,6 +101,7 @@ class TestNetworks:
         assert list(dict(model.named_modules(remove_duplicate=False))) == list(
             dict(network(name).named_modules(remove_duplicate=False))
         )
+        assert not any(module.training for module in model.modules())
         norms = [m for m in modules.values() if isinstance(m, nn.InstanceNorm2d)]
         assert all(type(m) is stylekernels.nn.InstanceNorm2d for m in norms)
 
@@ -163,6 +165,16 @@ def test_a_converted_network_compiles_to_one_graph():
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = image(torch.float64)
     torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_exports_as_plain_pytorch_inside_reference():
+    model, _ = convert(network("CycleGAN", torch.float64).eval())
+    x = image(torch.float64)
+    with use_impl("reference"):
+        exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), model(x))
+    ops = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert not any("stylekernels" in op for op in ops)
 
 
 @pytest.mark.slow
@@ -352,6 +364,12 @@ class TestWhatStaysAndWhy:
             "  (model)  InstanceNorm2d  alone: nothing follows it in a Sequential",
             "left: nothing",
         ]
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_traced_model(self):
+        traced = torch.jit.trace(nn.InstanceNorm2d(3), self.x)
+        with pytest.raises(TypeError, match=r"model: expected an eager torch.nn.Module, got Top"):
+            convert(traced)
 
     @pytest.mark.parametrize("model", [None, "model.pth", {"weight": torch.ones(1)}])
     def test_not_a_module(self, model):

@@ -109,6 +109,20 @@ class TestInstanceNorm2d:
         assert torch.autograd.gradcheck(module, x)
         assert torch.autograd.gradgradcheck(module, x)
 
+    @pytest.mark.parametrize("transform", ["grad", "jvp"])
+    def test_running_statistics_under_torch_func(self, transform):
+        x = random(2, 3, 6, 5)
+
+        def call(module):
+            if transform == "jvp":
+                return torch.func.jvp(module, (x,), (x**2,))[1]
+            loss = lambda p: torch.func.functional_call(module, p, (x,)).pow(3).sum()  # noqa: E731
+            return torch.func.grad(loss)(dict(module.named_parameters()))["weight"]
+
+        ours, theirs = twins(3, affine=True, track_running_stats=True)
+        torch.testing.assert_close(call(ours), call(theirs), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.running_var, theirs.running_var)
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_input_of_a_float32_module(self, dtype):
         ours, theirs = twins(5, affine=True, track_running_stats=True)

@@ -120,7 +120,10 @@ class InstanceNorm2d(nn.InstanceNorm2d):
             (self.running_mean, mean.mean(0)),
             (self.running_var, var.mean(0) * (pixels / (pixels - 1))),
         ):
-            running.copy_(torch.lerp(running.to(new.dtype), new, momentum))
+            # An alias, as in torch's own: a tensor from outside a function that torch.func
+            # differentiates can't be written to in it, its alias can.
+            update = torch.lerp(running.to(new.dtype), new, momentum)
+            torch.ops.aten.alias(running).copy_(update)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _activation_repr(self)
