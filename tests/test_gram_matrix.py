@@ -271,3 +271,34 @@ def test_backward_keeps_only_the_input(layout, device) -> None:
     assert saved_image_bytes(lambda: gram_matrix(x), 129) == [image]
     assert saved_image_bytes(lambda: gram_matrix(x, center=True), 129) == [image]
     assert saved_image_bytes(lambda: gram_loss(x, target), 129) == [image]
+
+
+X = random(2, 3, 4, 5)
+TARGET = random(3, 3)
+NOT_CHECKED = pytest.mark.xfail(reason="the target is used before its type is checked")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": X[0, 0]}, ValueError, r"x: .*\(N, C, L\) or \(N, C, H, W\), got \(4, 5\)"),
+        ({"x": X.bool()}, TypeError, "x: expected dtype float32, bfloat16, .*got torch.bool"),
+        ({"x": [1.0]}, TypeError, "x: expected a torch.Tensor, got list"),
+        ({"target": TARGET[:2]}, ValueError, r"target: .* = \(2, 3, 3\), .*got \(2, 3\)"),
+        ({"target": TARGET.expand(3, 3, 3)}, ValueError, r"target: .*got \(3, 3, 3\)"),
+        ({"target": TARGET.half()}, TypeError, "target: .*torch.float32.*got torch.float16"),
+        ({"target": TARGET.to("meta")}, ValueError, "target: expected x's device cpu, got meta"),
+        pytest.param({"target": None}, TypeError, "target: expected", marks=NOT_CHECKED),
+    ],
+)
+def test_errors(arguments, error, message) -> None:
+    with pytest.raises(error, match="^" + message):
+        gram_loss(**{"x": X, "target": TARGET, **arguments})
+    if "x" in arguments:
+        with pytest.raises(error, match="^" + message):
+            gram_matrix(**arguments)
+
+
+def test_target_of_half_precision_features_is_float32() -> None:
+    with pytest.raises(TypeError, match=r"float32 for x of torch.bfloat16, got torch.bfloat16"):
+        gram_loss(X.bfloat16(), TARGET.bfloat16())

@@ -361,3 +361,37 @@ def test_backward_keeps_only_the_input(residual_first, device) -> None:
     )
     # What is added after the activation has no part in any derivative.
     assert kept == ([image, image] if residual_first else [image])
+
+
+X = random(2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": 3}, TypeError, "x: expected a torch.Tensor, got int"),
+        ({"x": X.long()}, TypeError, "x: expected dtype float32, bfloat16, .*got torch.int64"),
+        ({"x": X[0]}, ValueError, r"x: expected shape \(N, C, H, W\), got \(3, 4, 5\)"),
+        ({"x": X[..., :1, :1]}, ValueError, r"x: expected more than one pixel .*\(2, 3, 1, 1\)"),
+        ({"weight": X[0, 0, 0]}, ValueError, r"weight: .* = \(3,\) or \(N, C\) .*got \(5,\)"),
+        ({"bias": X[0, :, 0, 0].double()}, TypeError, "bias: .*float32 or .*got torch.float64"),
+        ({"bias": torch.empty(3, device="meta")}, ValueError, "bias: .*device cpu, got meta"),
+        ({"weight": 1.0}, TypeError, "weight: expected a torch.Tensor or None, got float"),
+        ({"residual": X[:1]}, ValueError, r"residual: .*\(2, 3, 4, 5\), got \(1, 3, 4, 5\)"),
+        ({"residual": X.half()}, TypeError, "residual: .*torch.float32, got torch.float16"),
+        ({"activation": "gelu"}, ValueError, "activation: .*none, relu, .*sigmoid, got 'gelu'"),
+        ({"stats": (X[0, 0, 0], X[0, 0, 0])}, ValueError, r"stats\[0\]: .*got \(5,\)"),
+        ({"stats": (X[0, :, 0, 0], X[0, 0, 0])}, ValueError, r"stats\[1\]: .*got \(5,\)"),
+        ({"stats": (X[0, :, 0, 0], X[:, :, 0, 0])}, ValueError, "stats: .*mean and var.*shape"),
+    ],
+)
+def test_errors(arguments, error, message) -> None:
+    with pytest.raises(error, match="^" + message):
+        instance_norm(**{"x": X, **arguments})
+
+
+def test_errors_of_stats() -> None:
+    with pytest.raises(ValueError, match=r"x: expected shape \(N, C, H, W\), got \(3, 4, 5\)"):
+        instance_norm_stats(X[0])
+    with pytest.raises(TypeError, match=r"x: expected dtype float32, .*got torch.int32"):
+        instance_norm_stats(X.int())

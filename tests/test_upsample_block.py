@@ -291,3 +291,39 @@ def test_deterministic(threads, device) -> None:
     for run in runs[1:]:
         for first, again in zip(runs[0], run, strict=True):
             assert torch.equal(first, again)
+
+
+X, WEIGHT = inputs((2, 3, 5, 4), 6, "transpose", 4, torch.float32).values()
+
+
+def unchecked(arguments, error, message):
+    reason = "the error names another argument, comes from torch, or does not come"
+    return pytest.param(arguments, error, message, marks=pytest.mark.xfail(reason=reason))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": X[0]}, ValueError, r"x: expected shape \(N, C, H, W\), got \(3, 5, 4\)"),
+        ({"x": X.half()}, TypeError, "weight: expected x's dtype torch.float16, got torch.fl"),
+        ({"weight": WEIGHT[:2]}, ValueError, r"weight: .*Cin = 3 and k = 3 or 4.*\(2, 6, 4, 4\)"),
+        ({"weight": WEIGHT[..., :3]}, ValueError, r"weight: .*got \(3, 6, 4, 3\)"),
+        ({"upsample": "nearest"}, ValueError, r"weight: .*\(Cout, Cin, k, k\).*k odd"),
+        ({"weight": WEIGHT.to("meta")}, ValueError, "weight: expected x's device cpu, got meta"),
+        ({"upsample": "bilinear"}, ValueError, "upsample: .*transpose, nearest, got 'bilinear'"),
+        ({"norm": "batch"}, ValueError, "norm: expected one of instance, none, got 'batch'"),
+        ({"activation": "gelu"}, ValueError, "activation: expected one of .*, got 'gelu'"),
+        ({"padding_mode": "circular"}, ValueError, "padding_mode: .*zeros, .*got 'circular'"),
+        ({"norm": "none", "norm_weight": X[0, 0, 0]}, ValueError, "norm_weight, norm_bias: .*None"),
+        unchecked({"norm_weight": X[0, 0, 0]}, ValueError, r"norm_weight: .*\(6,\).*got \(4,\)"),
+        unchecked({"norm_bias": X[0, 0, 0]}, ValueError, r"norm_bias: .*\(6,\).*got \(4,\)"),
+        unchecked({"bias": X[0, 0, 0]}, ValueError, r"bias: .*\(6,\).*got \(4,\)"),
+        unchecked({"bias": X[0, 0, 0], "norm": "none"}, ValueError, r"bias: .*got \(4,\)"),
+        unchecked({"bias": torch.ones(6, device="meta")}, ValueError, "bias: .*got meta"),
+        unchecked({"weight": None}, TypeError, "weight: expected"),
+        unchecked({"x": X[:, :, :1], "padding_mode": "reflect"}, ValueError, "x: .*reflect"),
+    ],
+)
+def test_errors(arguments, error, message) -> None:
+    with pytest.raises(error, match="^" + message):
+        upsample_block(**{"x": X, "weight": WEIGHT, **arguments})

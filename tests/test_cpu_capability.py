@@ -1,0 +1,62 @@
+"""The accuracy of every op under each set of CPU instructions that this machine runs.
+
+The kernels are compiled once per capability and the choice is made when the library is loaded, so
+each one gets a process of its own that runs the tests marked ``core``.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+native = pytest.importorskip("stylekernels._C", reason="stylekernels._C was not built")
+
+VARIABLE = "STYLEKERNELS_CPU_CAPABILITY"
+TESTS = Path(__file__).parent
+
+
+def run(*arguments: str, capability: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=TESTS.parent,
+        env=environment | {VARIABLE: capability},
+    )
+
+
+def test_baseline_is_always_there_and_the_best_is_chosen() -> None:
+    names = native.cpu_capabilities()
+    assert names[0] == "baseline"
+    assert set(names) <= {"baseline", "avx2", "avx512", "amx", "amx_emulated"}
+    if VARIABLE not in os.environ:
+        assert native.cpu_capability() == [name for name in names if name != "amx_emulated"][-1]
+
+
+@pytest.mark.parametrize("capability", native.cpu_capabilities())
+def test_accuracy(capability) -> None:
+    in_use = run(
+        "-c",
+        "import stylekernels._C as c, stylekernels.native as n; "
+        "print(c.cpu_capability(), n.cpu_missing)",
+        capability=capability,
+    )
+    assert in_use.stdout.split() == [capability, "None"], in_use.stderr
+    files = [f"test_{op}.py" for op in ("gram_matrix", "instance_norm", "upsample_block")]
+    plugins = ("-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:benchmark")
+    command = ("-m", "pytest", "-q", "-x", "--tb=short", *plugins, "-m", "core")
+    result = run(*command, *(str(TESTS / file) for file in files), capability=capability)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", ["avx1024", "AVX2", "amx_emulated,avx2"])
+def test_unknown_capability_is_refused_with_what_there_is(capability) -> None:
+    result = run("-c", "import stylekernels", capability=capability)
+    assert result.returncode != 0, "the import went through"
+    names = ", ".join(native.cpu_capabilities())
+    assert f"{VARIABLE}: expected one of {names}" in result.stderr
+    assert f"got '{capability}'" in result.stderr
