@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
+    import numpy as np
+    from tqdm import tqdm
+
     from stylekernels.inference import Stylizer
     from stylekernels.media import Photo
 
@@ -49,8 +52,9 @@ class Stylize:
     """A bundled style (`stylekernels info` lists them) or a file of weights."""
 
     output: Annotated[str, _arg("PATH", "-o")] = "stylized"
-    """For one photo a file, whose extension says the format. Otherwise a folder, where each photo
-    keeps its name. Files there are replaced, but never a photo that is read."""
+    """A file for one photo, in the format of its extension; a folder for many, under their names.
+    Colour profile, EXIF and transparency are kept, with 8 bits for each channel.
+    Files there are replaced, but never a photo that is read."""
 
     size: Annotated[int | None, _arg("PIXELS", hint="(default: the photo's own)")] = None
     """Scale photos down to this length of the longer side. They are never enlarged."""
@@ -105,7 +109,7 @@ class Stylize:
             print(f"{count}{place}{refused}  {time.perf_counter() - started:.1f} s")
         return _REFUSED if problems else _DONE
 
-    def paint(self, stylizer: "Stylizer", photo: "Photo", path: Path) -> Any:
+    def paint(self, stylizer: "Stylizer", photo: "Photo", path: Path) -> "np.ndarray":
         """The photo's pixels in the style, as strong as asked for, in the photo's own colours."""
         from stylekernels.inference import blend
         from stylekernels.media import PhotoError
@@ -177,7 +181,7 @@ class Info:
 
 @dataclasses.dataclass
 class Train:
-    """Train a new style from one painting and a folder of photos."""
+    """Stands for TrainConfig where another verb is meant, so that PyTorch isn't imported."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -205,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str]) -> Any:
     train = Train
-    if argv[:1] == ["train"]:
+    if "train" in argv:
         from stylekernels.training import TrainConfig
 
         train = TrainConfig
@@ -263,7 +267,7 @@ def _open_style(style: str, device: str | None) -> "Stylizer":
         raise Refused(f"--device: cannot use {device!r}: {error}") from error
 
 
-def _demo_photo() -> Any:
+def _demo_photo() -> "np.ndarray":
     try:
         from skimage import data
     except ImportError as error:
@@ -283,7 +287,7 @@ def _refusing(prefix: str = "") -> Iterator[None]:
         raise Refused(f"{prefix}{error}") from error
 
 
-def _progress(count: int) -> Any:
+def _progress(count: int) -> "tqdm":
     from tqdm import tqdm
 
     return tqdm(total=count, unit=" photos", disable=None if count > 1 else True, leave=False)

@@ -72,13 +72,12 @@ def _cpu_kernels() -> str:
         return native.cpu_missing
     try:
         from stylekernels import _C
-    except ImportError as error:
-        return f"C++, loaded; {error}"
+
+        used = _C.cpu_capability()
+    except (ImportError, RuntimeError) as error:
+        return f"C++; {error}"
     build = _C.build_info()
-    return (
-        f"C++ for {_C.cpu_capability()} (has {', '.join(_C.cpu_capabilities())}), "
-        f"built with {build['compiler']} against torch {build['torch']}"
-    )
+    return f"C++ for {used}, built by {build['compiler']} against torch {build['torch']}"
 
 
 def _ops_on(device: str) -> list[str]:

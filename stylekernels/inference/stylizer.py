@@ -28,7 +28,7 @@ class Stylizer:
         device: torch.device | str | None = None,
     ) -> None:
         if device is None:
-            device = next(generator.parameters()).device
+            device = next(generator.parameters(), torch.empty(0)).device
         self.device = torch.device(device)
         self.dtype = _fast_dtype(self.device) if dtype is None else dtype
         self._generator = (
