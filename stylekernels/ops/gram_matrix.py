@@ -79,7 +79,7 @@ class _GramMatrix(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         x, ctx.scale, ctx.center = inputs
-        gram, mean = output
+        _gram, mean = output
         ctx.mark_non_differentiable(mean)
         ctx.save_for_backward(x, mean if ctx.center else None)
 

@@ -20,6 +20,7 @@ SCHEMAS = (
     "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
     "Tensor? var, str activation, float negative_slope, bool residual_first, float eps) "
     "-> (Tensor y, Tensor mean, Tensor rstd)",
+    # The mean that comes back is (2, N, C): its value, and the rounding error of that value.
     # sum_grad and sum_grad_normalized are (N, C): the sums over a plane of the gradient before
     # the activation, and of its product with the normalised input.
     "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
@@ -55,21 +56,34 @@ def _instance_norm_formula(
     )
     rows = (x.shape[0], x.shape[1])
     mean, var = mean.to(_wide(x)).expand(rows), var.to(_wide(x)).expand(rows)
-    return dense_like(x).copy_(y), mean.clone(), torch.rsqrt(var + eps)
+    exact = torch.stack((mean, torch.zeros_like(mean)))
+    return dense_like(x).copy_(y), exact, torch.rsqrt(var + eps)
 
 
 def _instance_norm_fake(
     x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return dense_like(x), _per_plane_empty(x), _per_plane_empty(x)
+    mean = x.new_empty((2, x.shape[0], x.shape[1]), dtype=_wide(x))
+    return dense_like(x), mean, _per_plane_empty(x)
 
 
 def _backward_formula(
-    grad, x, weight, bias, residual, mean, rstd, activation, negative_slope, own_stats, want_residual
+    grad,
+    x,
+    weight,
+    bias,
+    residual,
+    mean,
+    rstd,
+    activation,
+    negative_slope,
+    own_stats,
+    want_residual,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = _wide(x)
-    normalized = (x.to(wide) - mean[..., None, None]) * rstd[..., None, None]
-    gain = torch.ones_like(rstd) if weight is None else weight.to(wide).expand(mean.shape)
+    centered = x.to(wide) - mean[0, ..., None, None] - mean[1, ..., None, None]
+    normalized = centered * rstd[..., None, None]
+    gain = torch.ones_like(rstd) if weight is None else weight.to(wide).expand(rstd.shape)
     z = normalized * gain[..., None, None]
     if bias is not None:
         z = z + bias.to(wide)[..., None, None]
@@ -77,18 +91,28 @@ def _backward_formula(
         z = z + residual.to(wide)
     g = vjp(lambda z: reference.activate(z, activation, negative_slope), (z,), grad.to(wide))[0]
     sum_grad, sum_grad_normalized = g.sum((2, 3)), (g * normalized).sum((2, 3))
-    centered = g
+    projected = g
     if own_stats:
         count = x.shape[2] * x.shape[3]
-        centered = g - (sum_grad / count)[..., None, None]
-        centered = centered - normalized * (sum_grad_normalized / count)[..., None, None]
-    grad_x = dense_like(x).copy_(centered * (gain * rstd)[..., None, None])
+        projected = g - (sum_grad / count)[..., None, None]
+        projected = projected - normalized * (sum_grad_normalized / count)[..., None, None]
+    grad_x = dense_like(x).copy_(projected * (gain * rstd)[..., None, None])
     grad_residual = dense_like(x).copy_(g) if want_residual else x.new_empty((0,))
     return grad_x, grad_residual, sum_grad, sum_grad_normalized
 
 
 def _backward_fake(
-    grad, x, weight, bias, residual, mean, rstd, activation, negative_slope, own_stats, want_residual
+    grad,
+    x,
+    weight,
+    bias,
+    residual,
+    mean,
+    rstd,
+    activation,
+    negative_slope,
+    own_stats,
+    want_residual,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_residual = dense_like(x) if want_residual else x.new_empty((0,))
     return dense_like(x), grad_residual, _per_plane_empty(x), _per_plane_empty(x)
@@ -297,6 +321,11 @@ def instance_norm(
         mean, var = stats
         check_per_channel(mean, "stats[0]", x)
         check_per_channel(var, "stats[1]", x)
+        if mean.shape != var.shape:
+            raise ValueError(
+                f"stats: expected mean and variance of one shape, got {tuple(mean.shape)} "
+                f"and {tuple(var.shape)}"
+            )
     elif x.shape[2] * x.shape[3] < 2:
         raise ValueError(
             f"x: expected more than one pixel per plane to take statistics of, got "

@@ -1,0 +1,181 @@
+// Gram matrix and Gram loss on the CPU: from tensors to kernel arguments.
+
+#include "gram_matrix.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "../registration.h"
+#include "capability.h"
+#include "parallel.h"
+
+namespace stylekernels {
+
+namespace {
+
+const GramMatrixKernels& kernels() {
+  switch (capability()) {
+#ifdef HAVE_AMX
+    case Capability::amx:
+      return amx::gram_matrix_kernels;
+#endif
+#ifdef HAVE_AMX_EMULATED
+    case Capability::amx_emulated:
+      return amx_emulated::gram_matrix_kernels;
+#endif
+#ifdef HAVE_AVX512
+    case Capability::avx512:
+      return avx512::gram_matrix_kernels;
+#endif
+#ifdef HAVE_AVX2
+    case Capability::avx2:
+      return avx2::gram_matrix_kernels;
+#endif
+    default:
+      return baseline::gram_matrix_kernels;
+  }
+}
+
+// Pixels of one task: at least enough to make the adding up of the tasks' sums negligible, and
+// some 16 tasks per large image to share out.
+constexpr int64_t kSlicePixels = 512;
+constexpr int64_t kSlices = 16;
+
+// The features as the kernels see them: C channels of P pixels, in one of the two layouts.
+struct Features {
+  Layout layout;
+  Tensor x;
+  int64_t n, c, pixels;
+
+  explicit Features(const Tensor& features)
+      : layout(layout_of(features)),
+        x(with_layout(features, layout)),
+        n(x.size(0)),
+        c(x.size(1)),
+        pixels(x.size(2) * (x.dim() == 4 ? x.size(3) : 1)) {}
+
+  double scale(std::optional<double> scale) const {
+    return scale.value_or(1.0 / (double(c) * double(pixels)));
+  }
+};
+
+Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::optional<double> scale) {
+  const DType dtype = dtype_of(f.x);
+  const int64_t per_slice =
+      std::max(kSlicePixels, (f.pixels / kSlices + kSlicePixels - 1) / kSlicePixels * kSlicePixels);
+  const int64_t slices = std::max<int64_t>(1, (f.pixels + per_slice - 1) / per_slice);
+  const int64_t width = kernels().padded_channels(dtype, f.c);
+  const int64_t workers = parallel_workers(f.n * slices);
+  Tensor gram = empty({f.n, f.c, f.c}, f.x, wide_dtype(f.x));
+  Tensor sums = empty({f.n * slices * width * width}, f.x, wide_dtype(f.x));
+  Tensor panels = empty({workers * kernels().panel_elements(dtype, f.c)}, f.x, wide_dtype(f.x));
+  kernels().forward({
+      .dtype = dtype,
+      .layout = f.layout,
+      .n = f.n,
+      .c = f.c,
+      .pixels = f.pixels,
+      .x = f.x.const_data_ptr(),
+      .mean = data(mean),
+      .scale = f.scale(scale),
+      .gram = gram.mutable_data_ptr(),
+      .slice_pixels = per_slice,
+      .slices = slices,
+      .sums = sums.mutable_data_ptr(),
+      .panels = panels.mutable_data_ptr(),
+  });
+  return gram;
+}
+
+std::tuple<Tensor, Tensor> gram_matrix(Tensor x, std::optional<double> scale, bool center) {
+  const Features f(x);
+  if (!center) return {gram_of(f, std::nullopt, scale), empty({0}, x, wide_dtype(x))};
+  const Tensor image = x.dim() == 4 ? f.x : torch::stable::unsqueeze(f.x, 3);
+  const Tensor mean = std::get<0>(instance_norm_stats(image));
+  return {gram_of(f, mean, scale), mean};
+}
+
+Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
+                            std::optional<double> scale) {
+  const Features f(x);
+  const DType dtype = dtype_of(x);
+  grad = torch::stable::contiguous(grad);
+  const int64_t width = kernels().padded_channels(dtype, f.c);
+  Tensor grad_x = empty_like(f.x, f.layout);
+  Tensor product = empty({f.n * width * width}, x, wide_dtype(x));
+  Tensor panels =
+      empty({parallel_workers(INT64_MAX) * kernels().backward_panel_elements(dtype, f.c)}, x,
+            wide_dtype(x));
+  kernels().backward({
+      .dtype = dtype,
+      .layout = f.layout,
+      .n = f.n,
+      .c = f.c,
+      .pixels = f.pixels,
+      .grad = grad.const_data_ptr(),
+      .x = f.x.const_data_ptr(),
+      .mean = data(mean),
+      .scale = f.scale(scale),
+      .grad_x = grad_x.mutable_data_ptr(),
+      .product = product.mutable_data_ptr(),
+      .panels = panels.mutable_data_ptr(),
+  });
+  return grad_x;
+}
+
+// Turns a Gram matrix into the gradient of its mean squared error; returns that error.
+template <class W>
+double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int64_t size) {
+  const int64_t rows = n * size;
+  const double count = double(rows) * double(size);
+  std::vector<double> errors(rows);  // added up in order: not as threads come by
+  parallel_tasks(rows, [&](int64_t row) {
+    W* g = gram + row * size;
+    const W* t = target + (target_n == 1 ? row % size : row) * size;
+    double error = 0;
+    for (int64_t j = 0; j < size; ++j) {
+      const W difference = g[j] - t[j];
+      error += double(difference) * double(difference);
+      g[j] = W(2.0 / count) * difference;
+    }
+    errors[row] = error;
+  });
+  double total = 0;
+  for (const double error : errors) total += error;
+  return total / count;
+}
+
+std::tuple<Tensor, Tensor> gram_loss(Tensor x, Tensor target, std::optional<double> scale) {
+  const Features f(x);
+  Tensor gram = gram_of(f, std::nullopt, scale);
+  target = torch::stable::contiguous(target);
+  const int64_t target_n = target.dim() == 3 ? target.size(0) : 1;
+  Tensor loss = empty({}, x, wide_dtype(x));
+  if (wide_dtype(x) == ScalarType::Double)
+    *static_cast<double*>(loss.mutable_data_ptr()) =
+        squared_error(static_cast<double*>(gram.mutable_data_ptr()),
+                      static_cast<const double*>(target.const_data_ptr()), f.n, target_n, f.c);
+  else
+    *static_cast<float*>(loss.mutable_data_ptr()) = float(
+        squared_error(static_cast<float*>(gram.mutable_data_ptr()),
+                      static_cast<const float*>(target.const_data_ptr()), f.n, target_n, f.c));
+  return {loss, gram};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
+  m.def("gram_matrix(Tensor x, float? scale, bool center) -> (Tensor gram, Tensor mean)");
+  m.def(
+      "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) "
+      "-> Tensor grad_x");
+  m.def("gram_loss(Tensor x, Tensor target, float? scale) -> (Tensor loss, Tensor grad_gram)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {
+  m.impl("gram_matrix", TORCH_BOX(&gram_matrix));
+  m.impl("gram_matrix_backward", TORCH_BOX(&gram_matrix_backward));
+  m.impl("gram_loss", TORCH_BOX(&gram_loss));
+}
+
+}  // namespace stylekernels

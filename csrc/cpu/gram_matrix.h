@@ -1,0 +1,60 @@
+// Gram matrix: what the op hands to its kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace stylekernels {
+
+// gram[n] = scale * (x[n] - mean[n]) (x[n] - mean[n])^T over pixels, one triangle, mirrored.
+// Statistics and Gram matrices are float, or double for float64 x.
+struct GramMatrix {
+  DType dtype;
+  Layout layout;
+  int64_t n, c, pixels;
+  const void* x;
+  const void* mean;  // (N, C); null: not centred
+  double scale;
+  void* gram;            // (N, C, C), out
+  int64_t slice_pixels;  // pixels summed by one task: depends on the shape alone
+  int64_t slices;        // per image
+  void* sums;            // (N, slices, padded C, padded C) scratch
+  void* panels;          // workers x panel_elements() scratch
+};
+
+// grad_x[n] = scale * (grad[n] + grad[n]^T) (x[n] - mean[n])
+struct GramMatrixBackward {
+  DType dtype;
+  Layout layout;
+  int64_t n, c, pixels;
+  const void* grad;  // (N, C, C)
+  const void* x;
+  const void* mean;  // (N, C); null: not centred
+  double scale;
+  void* grad_x;   // out
+  void* product;  // (N, padded C, padded C) scratch
+  void* panels;   // workers x backward_panel_elements() scratch
+};
+
+struct GramMatrixKernels {
+  int64_t (*padded_channels)(DType dtype, int64_t c);
+  // Scratch elements of one worker.
+  int64_t (*panel_elements)(DType dtype, int64_t c);
+  int64_t (*backward_panel_elements)(DType dtype, int64_t c);
+  void (*forward)(const GramMatrix&);
+  void (*backward)(const GramMatrixBackward&);
+};
+
+#define DECLARE_KERNELS(capability)                   \
+  namespace capability {                              \
+  extern const GramMatrixKernels gram_matrix_kernels; \
+  }
+DECLARE_KERNELS(baseline)
+DECLARE_KERNELS(avx2)
+DECLARE_KERNELS(avx512)
+DECLARE_KERNELS(amx)
+DECLARE_KERNELS(amx_emulated)
+#undef DECLARE_KERNELS
+
+}  // namespace stylekernels

@@ -1,0 +1,203 @@
+// Instance norm on the CPU: from tensors to kernel arguments.
+
+#include "instance_norm.h"
+
+#include <algorithm>
+
+#include "../registration.h"
+#include "capability.h"
+
+namespace stylekernels {
+namespace {
+
+const InstanceNormKernels& kernels() {
+  switch (capability()) {
+#ifdef HAVE_AVX512
+    case Capability::amx:
+    case Capability::avx512:
+      return avx512::instance_norm_kernels;
+#endif
+#ifdef HAVE_AVX2
+    case Capability::amx_emulated:
+    case Capability::avx2:
+      return avx2::instance_norm_kernels;
+#endif
+    default:
+      return baseline::instance_norm_kernels;
+  }
+}
+
+// Elements of a chunk: large enough to pay for its hand-out (about a microsecond), small enough
+// to share a small image between many threads.
+constexpr int64_t kChunkElements = 32768;
+
+// A contiguous plane is one chunk, read twice by one thread while it is in that thread's cache,
+// unless there are too few planes to share out.
+constexpr int64_t kManyPlanes = 16;
+
+// Results above this size are written past the caches: they would not stay there anyway, and
+// reading a line in order to overwrite it costs half as much again.
+constexpr int64_t kStreamBytes = int64_t(8) << 20;
+
+PlaneGrid grid_of(const Tensor& x, Layout layout) {
+  PlaneGrid g{dtype_of(x), layout, x.size(0), x.size(1), x.size(2) * x.size(3), 0, 0};
+  if (layout == Layout::channels_last) {
+    g.chunk_pixels = std::max<int64_t>(64, kChunkElements / std::max<int64_t>(1, g.c) / 64 * 64);
+  } else {
+    g.chunk_pixels = g.n * g.c >= kManyPlanes ? std::max<int64_t>(1, g.pixels) : kChunkElements;
+  }
+  g.chunks = (g.pixels + g.chunk_pixels - 1) / g.chunk_pixels;
+  return g;
+}
+
+Tensor partials_for(const PlaneGrid& g, const Tensor& like) {
+  return workspace(g.n * g.c * g.chunks * 2, like);
+}
+
+// Streaming stores need every vector aligned to its size. New tensors start on 64 bytes; the
+// kernels align runs of a plane, but not rows of channels.
+bool streams(const PlaneGrid& g, const Tensor& y) {
+  const int64_t bytes = y.element_size();
+  if (g.n * g.c * g.pixels * bytes < kStreamBytes || uintptr_t(y.const_data_ptr()) % 64 != 0)
+    return false;
+  if (g.layout == Layout::contiguous) return true;
+  return g.c * bytes % 64 == 0 || (g.c < 64 && (g.n == 1 || g.pixels * g.c * bytes % 64 == 0));
+}
+
+// A parameter (C,) or (N, C) in the wide dtype and dense, and its step from image to image.
+struct Parameter {
+  std::optional<Tensor> tensor;
+  int64_t stride = 0;
+
+  Parameter(const std::optional<Tensor>& parameter, const Tensor& x) {
+    if (!parameter.has_value()) return;
+    tensor = torch::stable::contiguous(*parameter);
+    if (tensor->scalar_type() != wide_dtype(x)) tensor = torch::stable::to(*tensor, wide_dtype(x));
+    stride = tensor->dim() == 2 ? x.size(1) : 0;
+  }
+};
+
+Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::relu;
+  if (name == "leaky_relu") return Activation::leaky_relu;
+  if (name == "tanh") return Activation::tanh;
+  if (name == "sigmoid") return Activation::sigmoid;
+  return Activation::none;
+}
+
+std::tuple<Tensor, Tensor, Tensor> instance_norm(
+    Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
+    std::optional<Tensor> residual, std::optional<Tensor> mean, std::optional<Tensor> var,
+    std::string activation, double negative_slope, bool residual_first, double eps) {
+  const Layout layout = layout_of(x);
+  x = with_layout(x, layout);
+  if (residual.has_value()) residual = with_layout(*residual, layout);
+  const PlaneGrid grid = grid_of(x, layout);
+  const Parameter weights(weight, x), biases(bias, x), means(mean, x), vars(var, x);
+  Tensor y = empty_like(x, layout);
+  Tensor used_mean = empty({2, grid.n, grid.c}, x, wide_dtype(x));
+  Tensor rstd = empty({grid.n, grid.c}, x, wide_dtype(x));
+  Tensor partials = partials_for(grid, x);
+  Tensor coefficients = workspace(3 * grid.n * grid.c, x);
+  kernels().forward({
+      .grid = grid,
+      .x = x.const_data_ptr(),
+      .residual = data(residual),
+      .y = y.mutable_data_ptr(),
+      .weight = data(weights.tensor),
+      .bias = data(biases.tensor),
+      .weight_stride = weights.stride,
+      .bias_stride = biases.stride,
+      .mean_in = data(means.tensor),
+      .var_in = data(vars.tensor),
+      .stats_stride = means.stride,
+      .activation = activation_of(activation),
+      .negative_slope = negative_slope,
+      .residual_first = residual_first,
+      .stream = streams(grid, y),
+      .eps = eps,
+      .mean = used_mean.mutable_data_ptr(),
+      .rstd = rstd.mutable_data_ptr(),
+      .partials = static_cast<double*>(partials.mutable_data_ptr()),
+      .coefficients = coefficients.mutable_data_ptr(),
+  });
+  return {y, used_mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
+    Tensor grad, Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
+    std::optional<Tensor> residual, Tensor mean, Tensor rstd, std::string activation,
+    double negative_slope, bool own_stats, bool want_residual) {
+  const Layout layout = layout_of(x);
+  x = with_layout(x, layout);
+  grad = with_layout(grad, layout);
+  if (residual.has_value()) residual = with_layout(*residual, layout);
+  const PlaneGrid grid = grid_of(x, layout);
+  const Parameter weights(weight, x), biases(bias, x);
+  mean = torch::stable::contiguous(mean);
+  rstd = torch::stable::contiguous(rstd);
+  Tensor grad_x = empty_like(x, layout);
+  Tensor grad_residual = want_residual ? empty_like(x, layout) : empty({0}, x, x.scalar_type());
+  Tensor sum_grad = empty({grid.n, grid.c}, x, wide_dtype(x));
+  Tensor sum_grad_normalized = empty({grid.n, grid.c}, x, wide_dtype(x));
+  Tensor partials = partials_for(grid, x);
+  Tensor coefficients = workspace(5 * grid.n * grid.c, x);
+  kernels().backward({
+      .grid = grid,
+      .grad = grad.const_data_ptr(),
+      .x = x.const_data_ptr(),
+      .residual = data(residual),
+      .grad_x = grad_x.mutable_data_ptr(),
+      .grad_residual = want_residual ? grad_residual.mutable_data_ptr() : nullptr,
+      .weight = data(weights.tensor),
+      .bias = data(biases.tensor),
+      .weight_stride = weights.stride,
+      .bias_stride = biases.stride,
+      .mean = mean.const_data_ptr(),
+      .rstd = rstd.const_data_ptr(),
+      .activation = activation_of(activation),
+      .negative_slope = negative_slope,
+      .own_stats = own_stats,
+      .stream = streams(grid, grad_x) && (!want_residual || streams(grid, grad_residual)),
+      .sum_grad = sum_grad.mutable_data_ptr(),
+      .sum_grad_normalized = sum_grad_normalized.mutable_data_ptr(),
+      .partials = static_cast<double*>(partials.mutable_data_ptr()),
+      .coefficients = coefficients.mutable_data_ptr(),
+  });
+  return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
+  const Layout layout = layout_of(x);
+  x = with_layout(x, layout);
+  const PlaneGrid grid = grid_of(x, layout);
+  Tensor mean = empty({grid.n, grid.c}, x, wide_dtype(x));
+  Tensor var = empty({grid.n, grid.c}, x, wide_dtype(x));
+  Tensor partials = partials_for(grid, x);
+  kernels().stats({grid, x.const_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr(),
+                   static_cast<double*>(partials.mutable_data_ptr())});
+  return {mean, var};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
+  m.def("instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)");
+  m.def(
+      "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
+      "Tensor? var, str activation, float negative_slope, bool residual_first, float eps) "
+      "-> (Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
+      "Tensor? residual, Tensor mean, Tensor rstd, str activation, float negative_slope, "
+      "bool own_stats, bool want_residual) "
+      "-> (Tensor grad_x, Tensor grad_residual, Tensor sum_grad, Tensor sum_grad_normalized)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {
+  m.impl("instance_norm_stats", TORCH_BOX(&instance_norm_stats));
+  m.impl("instance_norm", TORCH_BOX(&instance_norm));
+  m.impl("instance_norm_backward", TORCH_BOX(&instance_norm_backward));
+}
+
+}  // namespace stylekernels

@@ -1,0 +1,92 @@
+// Instance norm: what the op hands to its kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace stylekernels {
+
+// The planes of x are cut into chunks: the unit of parallel work, and of the partial sums, which
+// are merged in the order of the chunks so that results do not depend on timing. The cut depends
+// on the shape alone.
+struct PlaneGrid {
+  DType dtype;
+  Layout layout;
+  int64_t n, c;
+  int64_t pixels;        // H * W
+  int64_t chunk_pixels;  // pixels of one chunk of one plane (contiguous) or image (channels_last)
+  int64_t chunks;        // chunks per plane or image
+};
+
+// Every parameter is float, or double for float64 x. Pointers may be null where it says so.
+struct InstanceNormStats {
+  PlaneGrid grid;
+  const void* x;
+  void* mean;        // (N, C), out
+  void* var;         // (N, C), out: biased variance
+  double* partials;  // (N, chunks, 2, C) for channels_last, (N C, chunks, 2) for contiguous
+};
+
+struct InstanceNormForward {
+  PlaneGrid grid;
+  const void* x;
+  const void* residual;  // null: none
+  void* y;
+  const void* weight;     // null: 1
+  const void* bias;       // null: 0
+  int64_t weight_stride;  // elements from one image's weights to the next: 0 or C
+  int64_t bias_stride;
+  const void* mean_in;  // (N, C) statistics to use; null: x's own
+  const void* var_in;
+  int64_t stats_stride;
+  Activation activation;
+  double negative_slope;
+  bool residual_first;
+  bool stream;  // y is too large for the caches: write it past them
+  double eps;
+  void* mean;          // (2, N, C), out: the mean used, and its rounding error
+  void* rstd;          // (N, C), out: 1 / sqrt(variance used + eps)
+  double* partials;    // as in InstanceNormStats
+  void* coefficients;  // (3, N, C) scratch: center, scale, shift
+};
+
+struct InstanceNormBackward {
+  PlaneGrid grid;
+  const void* grad;
+  const void* x;
+  const void* residual;  // null unless it was added before the activation
+  void* grad_x;
+  void* grad_residual;  // null: not wanted
+  const void* weight;
+  const void* bias;
+  int64_t weight_stride;
+  int64_t bias_stride;
+  const void* mean;  // (2, N, C): mean and its rounding error
+  const void* rstd;
+  Activation activation;
+  double negative_slope;
+  bool own_stats;  // the mean and variance were x's own, and depend on it
+  bool stream;
+  void* sum_grad;             // (N, C), out
+  void* sum_grad_normalized;  // (N, C), out
+  double* partials;           // as in InstanceNormStats
+  void* coefficients;         // (5, N, C) scratch
+};
+
+struct InstanceNormKernels {
+  void (*stats)(const InstanceNormStats&);
+  void (*forward)(const InstanceNormForward&);
+  void (*backward)(const InstanceNormBackward&);
+};
+
+#define DECLARE_KERNELS(capability)                       \
+  namespace capability {                                  \
+  extern const InstanceNormKernels instance_norm_kernels; \
+  }
+DECLARE_KERNELS(baseline)
+DECLARE_KERNELS(avx2)
+DECLARE_KERNELS(avx512)
+#undef DECLARE_KERNELS
+
+}  // namespace stylekernels

@@ -1,0 +1,235 @@
+// Gram matrix on the CPU, and its gradient: matrix products with one triangle, or a symmetric
+// factor.
+//
+// Reads x once, N C P elements, and does N C^2 P / 2 multiply-adds (a library's product does twice
+// that): from C = 32 on it is bound by arithmetic. A task owns a slice of an image's pixels and a
+// full set of sums. It packs kDepth pixels at a time into panels of float32, which converts half
+// precision and, for contiguous input, transposes; all panels stay in L2, the two at work in L1.
+// The slices' sums are added in order: results do not depend on timing.
+//
+// The gradient is x times S = scale (grad + grad^T), N C^2 P multiply-adds. A task owns a block
+// of pixels. channels_last: pixels are the rows and S the panels; contiguous: channels are the
+// rows, S's, and pixels the panels. Either way nothing is transposed.
+
+#include "../gram_matrix.h"
+
+#include "../parallel.h"
+#include "matrix.h"
+
+namespace stylekernels::CPU_CAPABILITY {
+namespace {
+
+constexpr int64_t kDepth = 128;       // pixels packed at a time
+constexpr int64_t kBlockPixels = 64;  // pixels of one task of the backward pass
+
+template <class A>
+inline A smaller(A a, A b) {
+  return a < b ? a : b;
+}
+
+template <class T>
+constexpr int64_t padded(int64_t c) {
+  return (c + kPanel<Vec<T>> - 1) / kPanel<Vec<T>> * kPanel<Vec<T>>;
+}
+
+// Distance in x from one channel to the next, and from one pixel to the next.
+struct Strides {
+  int64_t channel, pixel;
+  Strides(Layout layout, int64_t c, int64_t pixels)
+      : channel(layout == Layout::contiguous ? pixels : 1),
+        pixel(layout == Layout::contiguous ? 1 : c) {}
+};
+
+template <class T>
+void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* sums, Wide<T>* panels) {
+  using V = Vec<T>;
+  using W = Wide<T>;
+  const int64_t width = padded<T>(args.c);
+  const Strides stride(args.layout, args.c, args.pixels);
+  const W* mean = args.mean ? static_cast<const W*>(args.mean) + n * args.c : nullptr;
+  const W scale = W(args.scale);
+  for (int64_t i = 0; i < width * width; ++i) sums[i] = 0;
+  const int64_t begin = slice * args.slice_pixels;
+  const int64_t end = smaller(begin + args.slice_pixels, args.pixels);
+  for (int64_t first = begin; first < end; first += kDepth) {
+    const int64_t depth = smaller(kDepth, end - first);
+    const T* x = static_cast<const T*>(args.x) + n * args.c * args.pixels + first * stride.pixel;
+    for (int64_t c = 0; c < args.c; c += kPanel<V>)
+      pack_panel<V>(x + c * stride.channel, stride.pixel, stride.channel,
+                    smaller<int64_t>(kPanel<V>, args.c - c), depth, mean ? mean + c : nullptr,
+                    panels + c * kDepth);
+    for (int64_t column = 0; column < width; column += kPanel<V>) {
+      for (int64_t row = 0; row < column + kPanel<V>; row += kRows) {
+        const int64_t in_panel = row % kPanel<V>;
+        V part[kRows][2] = {};
+        multiply_panel<V>(panels + (row - in_panel) * kDepth + in_panel, 1, kPanel<V>,
+                          panels + column * kDepth, depth, part);
+        for (int r = 0; r < kRows; ++r) {
+          W* sum = sums + (row + r) * width + column;
+          store(sum, multiply_add(part[r][0], splat<V>(scale), load<V>(sum)));
+          sum += kLanes<V>;
+          store(sum, multiply_add(part[r][1], splat<V>(scale), load<V>(sum)));
+        }
+      }
+    }
+  }
+}
+
+// Adds up the slices of rows [row, row + kRows) of image n, and mirrors them.
+template <class T>
+void finish_rows(const GramMatrix& args, int64_t n, int64_t row) {
+  using W = Wide<T>;
+  const int64_t width = padded<T>(args.c), c = args.c;
+  const W* sums = static_cast<const W*>(args.sums) + n * args.slices * width * width;
+  W* gram = static_cast<W*>(args.gram) + n * c * c;
+  for (int64_t i = row; i < smaller(row + kRows, c); ++i) {
+    for (int64_t j = i; j < c; ++j) {
+      W total = 0;
+      for (int64_t slice = 0; slice < args.slices; ++slice)
+        total += sums[(slice * width + i) * width + j];
+      gram[i * c + j] = gram[j * c + i] = total;
+    }
+  }
+}
+
+template <class T>
+void forward_of(const GramMatrix& args) {
+  using W = Wide<T>;
+  const int64_t width = padded<T>(args.c);
+  parallel_tasks(args.n * args.slices, [&](int64_t task, int64_t worker) {
+    sum_slice<T>(args, task / args.slices, task % args.slices,
+                 static_cast<W*>(args.sums) + task * width * width,
+                 static_cast<W*>(args.panels) + worker * width * kDepth);
+  });
+  const int64_t groups = (args.c + kRows - 1) / kRows;
+  parallel_tasks(args.n * groups,
+                 [&](int64_t task) { finish_rows<T>(args, task / groups, task % groups * kRows); });
+}
+
+// S of image n: rows of `width`, or panels for channels_last. S is symmetric, so a panel's rows
+// are S's own.
+template <class T>
+void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t i) {
+  using W = Wide<T>;
+  const int64_t width = padded<T>(args.c), c = args.c, panel = kPanel<Vec<T>>;
+  const W* grad = static_cast<const W*>(args.grad) + n * c * c;
+  W* product = static_cast<W*>(args.product) + n * width * width;
+  const bool panels = args.layout == Layout::channels_last;
+  for (int64_t j = 0; j < width; ++j) {
+    const W value = i < c && j < c ? W(args.scale) * (grad[i * c + j] + grad[j * c + i]) : W(0);
+    product[panels ? j / panel * width * panel + i * panel + j % panel : i * width + j] = value;
+  }
+}
+
+template <class V, class T>
+inline void store_columns(T* p, const V (&row)[2], int64_t columns) {
+  if (columns >= kPanel<V>) {
+    store(p, row[0]);
+    store(p + kLanes<V>, row[1]);
+    return;
+  }
+  ElementOf<V> values[kPanel<V>];
+  store(values, row[0]);
+  store(values + kLanes<V>, row[1]);
+  for (int64_t j = 0; j < columns; ++j) store(p + j, values[j]);
+}
+
+template <class T>
+void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, Wide<T>* block) {
+  using V = Vec<T>;
+  using W = Wide<T>;
+  const int64_t width = padded<T>(args.c), c = args.c;
+  const int64_t count = smaller(kBlockPixels, args.pixels - first);
+  const Strides stride(args.layout, c, args.pixels);
+  const int64_t offset = n * c * args.pixels + first * stride.pixel;
+  const T* x = static_cast<const T*>(args.x) + offset;
+  T* grad_x = static_cast<T*>(args.grad_x) + offset;
+  const W* mean = args.mean ? static_cast<const W*>(args.mean) + n * c : nullptr;
+  const W* product = static_cast<const W*>(args.product) + n * width * width;
+
+  if (args.layout == Layout::contiguous) {
+    for (int64_t p = 0; p < count; p += kPanel<V>) {
+      const int64_t columns = smaller<int64_t>(kPanel<V>, count - p);
+      for (int64_t k = 0; k < c; ++k) {  // one channel's pixels are one row of the panel
+        const W center = mean ? mean[k] : W(0);
+        const T* source = x + k * stride.channel + p;
+        W* row = block + k * kPanel<V>;
+        if (columns == kPanel<V>) {
+          store(row, load<V>(source) - splat<V>(center));
+          store(row + kLanes<V>, load<V>(source + kLanes<V>) - splat<V>(center));
+        } else {
+          for (int64_t j = 0; j < kPanel<V>; ++j)
+            row[j] = j < columns ? load<W>(source + j) - center : W(0);
+        }
+      }
+      for (int64_t i = 0; i < c; i += kRows) {
+        V sums[kRows][2] = {};
+        multiply_panel<V>(product + i * width, width, 1, block, c, sums);
+        for (int64_t r = 0; r < smaller<int64_t>(kRows, c - i); ++r)
+          store_columns(grad_x + (i + r) * stride.channel + p, sums[r], columns);
+      }
+    }
+    return;
+  }
+  for (int64_t p = 0; p < kBlockPixels; ++p) {
+    W* row = block + p * c;
+    const T* source = x + smaller(p, count - 1) * c;  // rows past the end are not stored
+    int64_t k = 0;
+    for (; k + kLanes<V> <= c; k += kLanes<V>)
+      store(row + k, load<V>(source + k) - (mean ? load<V>(mean + k) : V{}));
+    for (; k < c; ++k) row[k] = load<W>(source + k) - (mean ? mean[k] : W(0));
+  }
+  for (int64_t column = 0; column < c; column += kPanel<V>) {
+    for (int64_t p = 0; p < count; p += kRows) {
+      V sums[kRows][2] = {};
+      multiply_panel<V>(block + p * c, c, 1, product + column * width, c, sums);
+      for (int64_t r = 0; r < smaller<int64_t>(kRows, count - p); ++r)
+        store_columns(grad_x + (p + r) * c + column, sums[r], c - column);
+    }
+  }
+}
+
+template <class T>
+void backward_of(const GramMatrixBackward& args) {
+  using W = Wide<T>;
+  const int64_t width = padded<T>(args.c);
+  parallel_tasks(args.n * width,
+                 [&](int64_t task) { symmetric_product<T>(args, task / width, task % width); });
+  const int64_t blocks = (args.pixels + kBlockPixels - 1) / kBlockPixels;
+  parallel_tasks(args.n * blocks, [&](int64_t task, int64_t worker) {
+    backward_block<T>(args, task / blocks, task % blocks * kBlockPixels,
+                      static_cast<W*>(args.panels) + worker * width * kBlockPixels);
+  });
+}
+
+template <class F>
+int64_t by_dtype(DType dtype, const F& f) {
+  int64_t result = 0;
+  for_dtype(dtype, [&](auto element) { result = f(element); });
+  return result;
+}
+
+int64_t padded_channels(DType dtype, int64_t c) {
+  return by_dtype(dtype, [&](auto element) { return padded<decltype(element)>(c); });
+}
+
+int64_t panel_elements(DType dtype, int64_t c) { return padded_channels(dtype, c) * kDepth; }
+
+int64_t backward_panel_elements(DType dtype, int64_t c) {
+  return padded_channels(dtype, c) * kBlockPixels;
+}
+
+void forward(const GramMatrix& args) {
+  for_dtype(args.dtype, [&](auto element) { forward_of<decltype(element)>(args); });
+}
+
+void backward(const GramMatrixBackward& args) {
+  for_dtype(args.dtype, [&](auto element) { backward_of<decltype(element)>(args); });
+}
+
+}  // namespace
+
+const GramMatrixKernels gram_matrix_kernels = {padded_channels, panel_elements,
+                                               backward_panel_elements, forward, backward};
+
+}  // namespace stylekernels::CPU_CAPABILITY

@@ -1,0 +1,269 @@
+// The backward pass of instance norm, see instance_norm.cpp.
+//
+// With d = x - mean, z = scale * d + bias (+ residual) and g = grad * activation'(z), all
+// recomputed from x: first sum(g) and sum(g d) over every plane, then
+//   grad_x = scale * (g - sum(g) / P - d * rstd^2 * sum(g d) / P),   P pixels per plane.
+// The pixels meet the rounded mean; its rounding error is carried by bias, sum and offset.
+
+#include "../parallel.h"
+#include "planes.h"
+
+namespace stylekernels::CPU_CAPABILITY {
+namespace {
+
+// Per plane: z = scale * (x - mean) + bias, and grad_x = scale * g + slope * (x - mean) + offset.
+enum Row { kMean, kScale, kBias, kSlope, kOffset, kRows };
+
+// Gives the gradient before the activation, and d, at element i of the tensors and column j of
+// the coefficients.
+template <Activation A, class T>
+struct Terms {
+  const T *grad, *x, *residual;
+  const Wide<T>* rows[kRows];
+  Wide<T> negative_slope;
+
+  template <class V>
+  void operator()(V mean, V scale, V bias, int64_t i, V& g, V& d) const {
+    g = load<V>(grad + i);
+    d = load<V>(x + i) - mean;
+    if constexpr (A != Activation::none) {
+      V z = multiply_add(d, scale, bias);
+      if (residual != nullptr) z += load<V>(residual + i);
+      g = activation_gradient<A>(g, z, negative_slope);
+    }
+  }
+};
+
+// Adds g and g d of `pixels` pixels of kVectors vectors, `stride` apart, to double sums.
+template <class V, int kVectors, class T, Activation A>
+void add_sums(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t column_step,
+              int64_t stride, int64_t pixels, double* sum_g, double* sum_gd) {
+  using W = ElementOf<V>;
+  constexpr int kWidth = kVectors * kLanes<V>;
+  W lanes[2][kWidth];
+  V mean[kVectors], scale[kVectors], bias[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const auto row = [&](Row r) {
+      if (column_step == 0) return splat<V>(terms.rows[r][column]);
+      return load<V>(terms.rows[r] + column + v * kLanes<V>);
+    };
+    mean[v] = row(kMean), scale[v] = row(kScale), bias[v] = row(kBias);
+  }
+  for (int64_t begin = 0; begin < pixels; begin += kBlock) {
+    const int64_t end = smaller(begin + kBlock, pixels);
+    V part_g[kVectors] = {}, part_gd[kVectors] = {};
+    for (int64_t p = begin; p < end; ++p) {
+      for (int v = 0; v < kVectors; ++v) {
+        V g, d;
+        terms(mean[v], scale[v], bias[v], first + p * stride + v * kLanes<V>, g, d);
+        part_g[v] += g;
+        part_gd[v] = multiply_add(g, d, part_gd[v]);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      store(lanes[0] + v * kLanes<V>, part_g[v]);
+      store(lanes[1] + v * kLanes<V>, part_gd[v]);
+    }
+    for (int j = 0; j < kWidth; ++j) {
+      sum_g[j] += double(lanes[0][j]);
+      sum_gd[j] += double(lanes[1][j]);
+    }
+  }
+}
+
+template <Activation A, class T>
+void sum_run(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t count, double* sums) {
+  using V = Vec<T>;
+  constexpr int kVectors = 2, kWidth = kVectors * kLanes<V>;
+  double sum_g[kWidth] = {}, sum_gd[kWidth] = {};
+  const int64_t steps = count / kWidth, done = steps * kWidth;
+  add_sums<V, kVectors>(terms, first, column, 0, kWidth, steps, sum_g, sum_gd);
+  add_sums<Wide<T>, 1>(terms, first + done, column, 0, 1, count - done, sum_g, sum_gd);
+  sums[0] = sums[1] = 0;
+  for (int j = 0; j < kWidth; ++j) sums[0] += sum_g[j], sums[1] += sum_gd[j];
+}
+
+template <Activation A, class T>
+void sum_rows(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t channels,
+              int64_t pixels, double* sum_g, double* sum_gd) {
+  using V = Vec<T>;
+  constexpr int kMaxLanes = VECTOR_BYTES / 4;
+  const int64_t repeat = pixels_per_row<V>(channels);
+  const int64_t rows = pixels / repeat, width = repeat * channels;
+  for (int64_t j = 0; j < channels; ++j) sum_g[j] = sum_gd[j] = 0;
+  Terms<A, T> wide = terms;
+  Wide<T> repeated[3][kFewChannels * kMaxLanes];
+  for (int r = 0; r < 3; ++r) {
+    wide.rows[r] = terms.rows[r] + column;
+    if (repeat == 1) continue;
+    for (int64_t j = 0; j < width; ++j) repeated[r][j] = wide.rows[r][j % channels];
+    wide.rows[r] = repeated[r];
+  }
+  for_row_groups<V>(width, [&](auto lane, auto vectors, int64_t offset) {
+    using U = decltype(lane);
+    constexpr int kVectors = decltype(vectors)::value, kWidth = kVectors * kLanes<U>;
+    double part[2][kWidth] = {};
+    add_sums<U, kVectors>(wide, first + offset, offset, 1, width, rows, part[0], part[1]);
+    for (int j = 0; j < kWidth; ++j) {
+      sum_g[(offset + j) % channels] += part[0][j];
+      sum_gd[(offset + j) % channels] += part[1][j];
+    }
+  });
+  for (int64_t p = rows * repeat; p < pixels; ++p)
+    for (int64_t j = 0; j < channels; ++j)
+      add_sums<Wide<T>, 1>(wide, first + p * channels + j, j, 0, 1, 1, sum_g + j, sum_gd + j);
+}
+
+template <Activation A, class T>
+struct Writer {
+  Terms<A, T> terms;
+  T *grad_x, *grad_residual;
+  bool stream;
+
+  template <class V>
+  inline void operator()(int64_t i, V mean, V scale, V bias, V slope, V offset,
+                         bool streamed) const {
+    V g, d;
+    terms(mean, scale, bias, i, g, d);
+    write(grad_x + i, V(multiply_add(g, scale, multiply_add(d, slope, offset))), streamed);
+    if (grad_residual != nullptr) write(grad_residual + i, g, streamed);
+  }
+
+  void run(int64_t first, int64_t column, int64_t count) const {
+    using V = Vec<T>;
+    const auto one = [&](auto lane, int64_t i, bool streamed) {
+      using U = decltype(lane);
+      const auto row = [&](Row r) { return splat<U>(terms.rows[r][column]); };
+      (*this)(i, row(kMean), row(kScale), row(kBias), row(kSlope), row(kOffset), streamed);
+    };
+    int64_t i = first;
+    const int64_t end = first + count;
+    if (stream)
+      for (; i < end && !aligned_for<V>(grad_x + i); ++i) one(Wide<T>{}, i, false);
+    for (; i + kLanes<V> <= end; i += kLanes<V>) one(V{}, i, stream);
+    for (; i < end; ++i) one(Wide<T>{}, i, false);
+  }
+
+  void rows(int64_t first, int64_t column, int64_t channels, int64_t pixels) const {
+    using V = Vec<T>;
+    constexpr int kMaxLanes = VECTOR_BYTES / 4;
+    const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
+    Wide<T> repeated[kRows][kFewChannels * kMaxLanes];
+    const Wide<T>* columns[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      columns[r] = terms.rows[r] + column;
+      if (repeat == 1) continue;
+      for (int64_t j = 0; j < width; ++j) repeated[r][j] = columns[r][j % channels];
+      columns[r] = repeated[r];
+    }
+    const auto one = [&](auto lane, int64_t i, int64_t j, bool streamed) {
+      using U = decltype(lane);
+      const auto row = [&](Row r) { return load<U>(columns[r] + j); };
+      (*this)(i, row(kMean), row(kScale), row(kBias), row(kSlope), row(kOffset), streamed);
+    };
+    const int64_t end = first + pixels * channels;
+    for (int64_t i = first; i < end; i += width) {
+      const int64_t count = smaller(width, end - i);
+      int64_t j = 0;
+      for (; j + kLanes<V> <= count; j += kLanes<V>) one(V{}, i + j, j, stream);
+      for (; j < count; ++j) one(Wide<T>{}, i + j, j, false);
+    }
+  }
+};
+
+template <Activation A, class T>
+void backward_of(const InstanceNormBackward& args) {
+  using W = Wide<T>;
+  const PlaneGrid& g = args.grid;
+  const int64_t planes = g.n * g.c;
+  const bool contiguous = g.layout == Layout::contiguous;
+  W* rows = at<W>(args.coefficients, 0);
+  Writer<A, T> writer{
+      {at<T>(args.grad, 0), at<T>(args.x, 0), at<T>(args.residual, 0), {}, W(args.negative_slope)},
+      at<T>(args.grad_x, 0),
+      at<T>(args.grad_residual, 0),
+      args.stream};
+  Terms<A, T>& terms = writer.terms;
+  for (int r = 0; r < kRows; ++r) terms.rows[r] = rows + r * planes;
+
+  const W *mean = at<W>(args.mean, 0), *mean_error = mean + planes;
+  for (int64_t n = 0; n < g.n; ++n) {
+    for (int64_t c = 0; c < g.c; ++c) {
+      const int64_t plane = n * g.c + c;
+      const double weight = args.weight ? at<W>(args.weight, n * args.weight_stride)[c] : 1;
+      const double bias = args.bias ? at<W>(args.bias, n * args.bias_stride)[c] : 0;
+      const double scale = weight * double(at<W>(args.rstd, plane)[0]);
+      rows[kMean * planes + plane] = mean[plane];
+      rows[kScale * planes + plane] = W(scale);
+      rows[kBias * planes + plane] = W(bias - scale * double(mean_error[plane]));
+    }
+  }
+
+  const auto finish_plane = [&](int64_t plane, double sum_g, double sum_gd) {
+    const double rstd = double(at<W>(args.rstd, plane)[0]);
+    const double scale = double(rows[kScale * planes + plane]);
+    const double share = args.own_stats ? scale / double(g.pixels) : 0.0;
+    const double error = double(mean_error[plane]);
+    sum_gd -= error * sum_g;
+    const double slope = -share * rstd * rstd * sum_gd;
+    rows[kSlope * planes + plane] = W(slope);
+    rows[kOffset * planes + plane] = W(-share * sum_g - slope * error);
+    at<W>(args.sum_grad, plane)[0] = W(sum_g);
+    at<W>(args.sum_grad_normalized, plane)[0] = W(sum_gd * rstd);
+  };
+
+  if (contiguous && g.chunks == 1) {  // plane by plane, in cache
+    parallel_tasks(planes, [&](int64_t plane) {
+      double sums[2];
+      sum_run(terms, plane * g.pixels, plane, g.pixels, sums);
+      finish_plane(plane, sums[0], sums[1]);
+      writer.run(plane * g.pixels, plane, g.pixels);
+      if (args.stream) finish_streaming();
+    });
+    return;
+  }
+
+  const int64_t blocks = contiguous ? planes : g.n, tasks = blocks * g.chunks;
+  parallel_tasks(tasks, [&](int64_t task) {
+    const int64_t block = task / g.chunks, chunk = task % g.chunks;
+    const int64_t pixel = block * g.pixels + chunk_begin(g, chunk);
+    if (contiguous) {
+      sum_run(terms, pixel, block, chunk_count(g, chunk), args.partials + task * 2);
+    } else {
+      double* sum_g = args.partials + task * 2 * g.c;
+      sum_rows(terms, pixel * g.c, block * g.c, g.c, chunk_count(g, chunk), sum_g, sum_g + g.c);
+    }
+  });
+  const int64_t per_block = contiguous ? 1 : g.c;
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    const double* part =
+        args.partials + plane / per_block * g.chunks * 2 * per_block + plane % per_block;
+    double sum_g = 0, sum_gd = 0;
+    for (int64_t chunk = 0; chunk < g.chunks; ++chunk, part += 2 * per_block)
+      sum_g += part[0], sum_gd += part[per_block];
+    finish_plane(plane, sum_g, sum_gd);
+  }
+  parallel_tasks(tasks, [&](int64_t task) {
+    const int64_t last = tasks - 1 - task, block = last / g.chunks, chunk = last % g.chunks;
+    const int64_t pixel = block * g.pixels + chunk_begin(g, chunk);
+    if (contiguous)
+      writer.run(pixel, block, chunk_count(g, chunk));
+    else
+      writer.rows(pixel * g.c, block * g.c, g.c, chunk_count(g, chunk));
+    if (args.stream) finish_streaming();
+  });
+}
+
+}  // namespace
+
+void instance_norm_backward(const InstanceNormBackward& args) {
+  for_dtype(args.grid.dtype, [&](auto element) {
+    for_activation(args.activation, [&](auto activation) {
+      using T = decltype(element);
+      constexpr Activation A = decltype(activation)::value;
+      backward_of<A, T>(args);
+    });
+  });
+}
+
+}  // namespace stylekernels::CPU_CAPABILITY

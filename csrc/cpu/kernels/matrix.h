@@ -1,0 +1,116 @@
+// Small dense products: the register-blocked inner loop, and packing tiles for it.
+#pragma once
+
+#include "simd.h"
+
+namespace stylekernels::CPU_CAPABILITY {
+
+// A panel holds, for each k, kPanel columns side by side: two vectors, loaded once and multiplied
+// with kRows broadcast values. That fills 8 of 16 vector registers (AVX2) or 16 of 32 (AVX-512)
+// with sums: as many as two multiply-adds per cycle need to hide their latency of four.
+template <class V>
+constexpr int kPanel = 2 * kLanes<V>;
+constexpr int kRows = VECTOR_BYTES == 64 ? 8 : 4;
+
+// sums[r] += a[r * a_row + k * a_k] * b[k], over `depth` values of k.
+template <class V>
+inline void multiply_panel(const ElementOf<V>* a, int64_t a_row, int64_t a_k, const ElementOf<V>* b,
+                           int64_t depth, V (&sums)[kRows][2]) {
+  for (int64_t k = 0; k < depth; ++k) {
+    const V b0 = load<V>(b), b1 = load<V>(b + kLanes<V>);
+    b += kPanel<V>;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const V value = splat<V>(a[r * a_row]);
+      sums[r][0] = multiply_add(value, b0, sums[r][0]);
+      sums[r][1] = multiply_add(value, b1, sums[r][1]);
+    }
+    a += a_k;
+  }
+}
+
+// Transposes kLanes x kLanes values.
+template <class V>
+inline void transpose(V (&rows)[kLanes<V>]) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(ElementOf<V>) == 4) {
+    V t[kLanes<V>];
+    for (int g = 0; g < kLanes<V>; g += 4) {  // 4 x 4 inside each 128 bits
+#if defined(__AVX512F__)
+      const auto low = [](V a, V b) { return (V)_mm512_unpacklo_ps(a, b); };
+      const auto high = [](V a, V b) { return (V)_mm512_unpackhi_ps(a, b); };
+      const auto low2 = [](V a, V b) { return (V)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); };
+      const auto high2 = [](V a, V b) { return (V)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); };
+#else
+      const auto low = [](V a, V b) { return (V)_mm256_unpacklo_ps(a, b); };
+      const auto high = [](V a, V b) { return (V)_mm256_unpackhi_ps(a, b); };
+      const auto low2 = [](V a, V b) { return (V)_mm256_unpacklo_pd((__m256d)a, (__m256d)b); };
+      const auto high2 = [](V a, V b) { return (V)_mm256_unpackhi_pd((__m256d)a, (__m256d)b); };
+#endif
+      const V s0 = low(rows[g], rows[g + 1]), s1 = high(rows[g], rows[g + 1]);
+      const V s2 = low(rows[g + 2], rows[g + 3]), s3 = high(rows[g + 2], rows[g + 3]);
+      t[g] = low2(s0, s2), t[g + 1] = high2(s0, s2);
+      t[g + 2] = low2(s1, s3), t[g + 3] = high2(s1, s3);
+    }
+    for (int j = 0; j < 4; ++j) {  // then the 128-bit parts among each other
+#if defined(__AVX512F__)
+      const V u0 = _mm512_shuffle_f32x4(t[j], t[4 + j], 0x88);
+      const V u1 = _mm512_shuffle_f32x4(t[j], t[4 + j], 0xdd);
+      const V u2 = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0x88);
+      const V u3 = _mm512_shuffle_f32x4(t[8 + j], t[12 + j], 0xdd);
+      rows[j] = _mm512_shuffle_f32x4(u0, u2, 0x88);
+      rows[4 + j] = _mm512_shuffle_f32x4(u1, u3, 0x88);
+      rows[8 + j] = _mm512_shuffle_f32x4(u0, u2, 0xdd);
+      rows[12 + j] = _mm512_shuffle_f32x4(u1, u3, 0xdd);
+#else
+      rows[j] = _mm256_permute2f128_ps(t[j], t[4 + j], 0x20);
+      rows[4 + j] = _mm256_permute2f128_ps(t[j], t[4 + j], 0x31);
+#endif
+    }
+    return;
+  }
+#endif
+  for (int i = 0; i < kLanes<V>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const ElementOf<V> swapped = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = swapped;
+    }
+}
+
+// Panel of up to kPanel columns of x, `column_stride` apart, at `depth` values of k that are
+// `k_stride` apart (one of the strides is 1): panel[k][column], minus mean[column] if given,
+// and zero for columns from `columns` on.
+template <class V, class T>
+inline void pack_panel(const T* x, int64_t k_stride, int64_t column_stride, int64_t columns,
+                       int64_t depth, const ElementOf<V>* mean, ElementOf<V>* panel) {
+  using W = ElementOf<V>;
+  W center[kPanel<V>];
+  for (int j = 0; j < kPanel<V>; ++j) center[j] = mean && j < columns ? mean[j] : W(0);
+  const auto scalar = [&](int64_t k, int64_t j) {
+    panel[k * kPanel<V> + j] =
+        j < columns ? load<W>(x + k * k_stride + j * column_stride) - center[j] : W(0);
+  };
+  int64_t k = 0;
+  if (columns == kPanel<V> && column_stride == 1) {
+    const V c0 = load<V>(center), c1 = load<V>(center + kLanes<V>);
+    for (; k < depth; ++k) {
+      store(panel + k * kPanel<V>, load<V>(x + k * k_stride) - c0);
+      store(panel + k * kPanel<V> + kLanes<V>, load<V>(x + k * k_stride + kLanes<V>) - c1);
+    }
+  } else if (columns == kPanel<V> && k_stride == 1) {
+    for (; k + kLanes<V> <= depth; k += kLanes<V>) {
+      for (int half = 0; half < kPanel<V>; half += kLanes<V>) {
+        V rows[kLanes<V>];
+        for (int j = 0; j < kLanes<V>; ++j)
+          rows[j] = load<V>(x + k + (half + j) * column_stride) - splat<V>(center[half + j]);
+        transpose(rows);
+        for (int j = 0; j < kLanes<V>; ++j) store(panel + (k + j) * kPanel<V> + half, rows[j]);
+      }
+    }
+  }
+  for (; k < depth; ++k)
+    for (int j = 0; j < kPanel<V>; ++j) scalar(k, j);
+}
+
+}  // namespace stylekernels::CPU_CAPABILITY

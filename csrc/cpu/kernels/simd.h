@@ -1,0 +1,309 @@
+// Vectors of the width of the capability this file is compiled for, over the compilers' vector
+// extensions: arithmetic, comparison and ?: are the language's own and work on any machine.
+// What the extensions lack is here: loads and stores that convert, and a few functions.
+//
+// Kernels are templates over V, a vector or its scalar: loops run on vectors, tails on scalars.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../types.h"
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+namespace stylekernels::CPU_CAPABILITY {
+
+typedef float VecF __attribute__((vector_size(VECTOR_BYTES)));
+typedef double VecD __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t VecI __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t VecU __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t VecH __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+template <class W>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using Type = VecF;
+};
+template <>
+struct VecOf<double> {
+  using Type = VecD;
+};
+template <class T>
+using Vec = typename VecOf<Wide<T>>::Type;
+
+template <class V>
+struct Element {
+  using Type = V;
+};
+template <>
+struct Element<VecF> {
+  using Type = float;
+};
+template <>
+struct Element<VecD> {
+  using Type = double;
+};
+template <class V>
+using ElementOf = typename Element<V>::Type;
+
+template <class V>
+constexpr int kLanes = sizeof(V) / sizeof(ElementOf<V>);
+
+template <class V>
+inline V splat(ElementOf<V> value) {
+  if constexpr (kLanes<V> == 1) {
+    return value;
+  } else {
+    return value - V{};  // -0.0 and NaN survive a subtraction of zero
+  }
+}
+
+// -- bfloat16 and float16, one value ---------------------------------------------------------
+
+inline float widen(BFloat16 value) {
+  const uint32_t bits = uint32_t(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
+inline BFloat16 to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if (value != value) return {uint16_t(0x7fc0)};
+  return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+inline float widen(Float16 value) {
+#if defined(__F16C__)
+  return _cvtsh_ss(value.bits);
+#else
+  const uint32_t sign = uint32_t(value.bits & 0x8000) << 16;
+  const uint32_t magnitude = value.bits & 0x7fff;
+  uint32_t bits;
+  float result;
+  if (magnitude >= 0x7c00) {
+    bits = 0x7f800000 | (magnitude & 0x3ff) << 13;
+  } else if (magnitude >= 0x400) {
+    bits = (magnitude << 13) + (112u << 23);
+  } else {
+    result = float(magnitude) * 0x1p-24f;
+    std::memcpy(&bits, &result, 4);
+  }
+  bits |= sign;
+  std::memcpy(&result, &bits, 4);
+  return result;
+#endif
+}
+
+inline Float16 to_float16(float value) {
+#if defined(__F16C__)
+  return {uint16_t(_cvtss_sh(value, 0))};
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+  if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};
+  if (bits < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded multiple of 2^-24
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, 4);
+    return {uint16_t(sign | (bits - 0x3f000000))};
+  }
+  bits += 0xfff + ((bits >> 13) & 1) - (112u << 23);
+  return {uint16_t(sign | (bits >> 13))};
+#endif
+}
+
+// -- loads and stores ------------------------------------------------------------------------
+
+template <class V>
+inline V load(const ElementOf<V>* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V>
+inline V load(const BFloat16* p) {
+  if constexpr (kLanes<V> == 1) {
+    return widen(*p);
+  } else {
+    VecH half;
+    std::memcpy(&half, p, sizeof(half));
+    return (V)(__builtin_convertvector(half, VecU) << 16);
+  }
+}
+
+template <class V>
+inline V load(const Float16* p) {
+  if constexpr (kLanes<V> == 1) {
+    return widen(*p);
+  } else {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+    V v;
+    for (int i = 0; i < kLanes<V>; ++i) v[i] = widen(p[i]);
+    return v;
+#endif
+  }
+}
+
+template <class V>
+inline void store(ElementOf<V>* p, V v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
+inline void store(BFloat16* p, float value) { *p = to_bfloat16(value); }
+inline void store(Float16* p, float value) { *p = to_float16(value); }
+
+inline VecH round_to_bfloat16(VecF v) {
+  const VecU bits = (VecU)v;
+  const VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const VecU nan = (VecU)(v != v);
+  return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), VecH);
+}
+
+inline void store(BFloat16* p, VecF v) {
+  const VecH half = round_to_bfloat16(v);
+  std::memcpy(p, &half, sizeof(half));
+}
+
+inline void store(Float16* p, VecF v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, 0));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, 0));
+#else
+  for (int i = 0; i < kLanes<VecF>; ++i) p[i] = to_float16(v[i]);
+#endif
+}
+
+// -- functions -------------------------------------------------------------------------------
+
+template <class V>
+inline V multiply_add(V a, V b, V c) {
+  return a * b + c;  // contracted to one instruction where the machine has it
+}
+
+inline float exponential(float x) { return std::exp(x); }
+inline double exponential(double x) { return std::exp(x); }
+inline VecD exponential(VecD x) {
+  for (int i = 0; i < kLanes<VecD>; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+
+// e^x = 2^k e^r with r in [-ln 2 / 2, ln 2 / 2] and a polynomial of degree 6 for e^r: within 2 ulp.
+inline VecF exponential(VecF x) {
+  const VecF clamped = x > 88.0f ? splat<VecF>(88.0f) : (x < -87.0f ? splat<VecF>(-87.0f) : x);
+  const VecF magic = splat<VecF>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const VecF shifted = clamped * 1.44269504f + magic;
+  const VecF k = shifted - magic;
+  VecF r = clamped - k * 0.693359375f;
+  r = r + k * 2.12194440e-4f;
+  VecF p = splat<VecF>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const VecI exponent = ((VecI)shifted - (VecI)magic + 127) << 23;
+  const VecF result = p * (VecF)exponent;
+  return x != x ? x : result;
+}
+
+template <class V>
+inline V sigmoid(V z) {
+  return 1 / (1 + exponential(-z));
+}
+
+inline float hyperbolic_tangent(float z) { return std::tanh(z); }
+inline double hyperbolic_tangent(double z) { return std::tanh(z); }
+inline VecD hyperbolic_tangent(VecD z) {
+  for (int i = 0; i < kLanes<VecD>; ++i) z[i] = std::tanh(z[i]);
+  return z;
+}
+
+// 1 - 2 / (e^2z + 1), and an odd polynomial below 0.625, where that cancels.
+inline VecF hyperbolic_tangent(VecF z) {
+  const VecF magnitude = (VecF)((VecI)z & 0x7fffffff);
+  const VecF far = 1.0f - 2.0f / (exponential(magnitude + magnitude) + 1.0f);
+  const VecF square = z * z;
+  VecF p = splat<VecF>(-5.70498872745e-3f);
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const VecF near = p * square * z + z;
+  const VecF signed_far = (VecF)((VecI)far | ((VecI)z & (int32_t)0x80000000));
+  return magnitude < 0.625f ? near : signed_far;
+}
+
+template <Activation A, class V>
+inline V activate(V z, ElementOf<V> negative_slope) {
+  if constexpr (A == Activation::relu) return z < 0 ? V{} : z;  // NaN stays NaN
+  if constexpr (A == Activation::leaky_relu) return z > 0 ? z : z * negative_slope;
+  if constexpr (A == Activation::tanh) return hyperbolic_tangent(z);
+  if constexpr (A == Activation::sigmoid) return sigmoid(z);
+  return z;
+}
+
+// The gradient before the activation: grad times the activation's slope at z.
+template <Activation A, class V>
+inline V activation_gradient(V grad, V z, ElementOf<V> negative_slope) {
+  if constexpr (A == Activation::relu) return z <= 0 ? V{} : grad;
+  if constexpr (A == Activation::leaky_relu) return z > 0 ? grad : grad * negative_slope;
+  if constexpr (A == Activation::tanh) {
+    const V y = hyperbolic_tangent(z);
+    return grad * (1 - y * y);
+  }
+  if constexpr (A == Activation::sigmoid) {
+    const V y = sigmoid(z);
+    return grad * (y * (1 - y));
+  }
+  return grad;
+}
+
+template <Activation A>
+struct ActivationTag {
+  static constexpr Activation value = A;
+};
+
+// Calls f with the activation as a constant.
+template <class F>
+inline void for_activation(Activation activation, const F& f) {
+  switch (activation) {
+    case Activation::none:
+      return f(ActivationTag<Activation::none>{});
+    case Activation::relu:
+      return f(ActivationTag<Activation::relu>{});
+    case Activation::leaky_relu:
+      return f(ActivationTag<Activation::leaky_relu>{});
+    case Activation::tanh:
+      return f(ActivationTag<Activation::tanh>{});
+    case Activation::sigmoid:
+      return f(ActivationTag<Activation::sigmoid>{});
+  }
+}
+
+}  // namespace stylekernels::CPU_CAPABILITY

@@ -1,0 +1,54 @@
+// Element types and layouts, as the kernels see them.
+//
+// The kernels are compiled once per CPU capability with different machine flags. They include no
+// torch header and no library template that could be emitted out of line: the linker would keep
+// one copy, perhaps one with instructions this CPU lacks.
+#pragma once
+
+#include <cstdint>
+
+namespace stylekernels {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+enum class DType { float32, bfloat16, float16, float64 };
+
+// contiguous: (N, C, H, W) in memory order; channels_last: (N, H, W, C) in memory order.
+enum class Layout { contiguous, channels_last };
+
+enum class Activation { none, relu, leaky_relu, tanh, sigmoid };
+
+// What a sum over elements of type T is kept in, and what parameters come in.
+template <class T>
+struct WideOf {
+  using Type = float;
+};
+template <>
+struct WideOf<double> {
+  using Type = double;
+};
+template <class T>
+using Wide = typename WideOf<T>::Type;
+
+// Calls f with a value of the element type.
+template <class F>
+inline void for_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::float32:
+      return f(float{});
+    case DType::bfloat16:
+      return f(BFloat16{});
+    case DType::float16:
+      return f(Float16{});
+    case DType::float64:
+      return f(double{});
+  }
+}
+
+}  // namespace stylekernels

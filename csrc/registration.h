@@ -1,0 +1,98 @@
+// How a kernel is put under an op, over LibTorch's stable ABI: one binary serves torch 2.11 and
+// later.
+//
+// Each op file ends with its registration: STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) defines
+// the schemas (the same text as SCHEMAS in stylekernels/ops/<op>.py; a test holds them equal),
+// STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) puts the functions under them. Arguments were
+// checked in Python: exceptions from here arrive as RuntimeError with a file name.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/types.h"
+
+namespace stylekernels {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
+    case ScalarType::Double:
+      return DType::float64;
+    default:
+      STD_TORCH_CHECK(false, "expected float32, bfloat16, float16 or float64");
+  }
+}
+
+// The type that statistics, parameters and Gram matrices of x are kept in.
+inline ScalarType wide_dtype(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline bool is_channels_last(const Tensor& x) {
+  if (x.dim() != 4) return false;
+  int64_t expected = 1;
+  for (const int dim : {1, 3, 2, 0}) {
+    if (x.size(dim) != 1 && x.stride(dim) != expected) return false;
+    expected *= x.size(dim);
+  }
+  return true;
+}
+
+// What is both (one channel, say) counts as contiguous, as in PyTorch.
+inline Layout layout_of(const Tensor& x) {
+  return !x.is_contiguous() && is_channels_last(x) ? Layout::channels_last : Layout::contiguous;
+}
+
+inline MemoryFormat memory_format(Layout layout) {
+  return layout == Layout::contiguous ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
+}
+
+// x itself where it has that layout, else a copy that does: views with gaps are copied.
+inline Tensor with_layout(const Tensor& x, Layout layout) {
+  if (x.is_contiguous() ? layout == Layout::contiguous || is_channels_last(x)
+                        : layout == Layout::channels_last && is_channels_last(x))
+    return x;
+  return torch::stable::contiguous(x, memory_format(layout));
+}
+
+inline Tensor empty(std::vector<int64_t> sizes, const Tensor& like, ScalarType dtype,
+                    Layout layout = Layout::contiguous) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
+                              memory_format(layout));
+}
+
+inline Tensor empty_like(const Tensor& x, Layout layout) {
+  std::vector<int64_t> sizes(x.dim());
+  for (int64_t i = 0; i < x.dim(); ++i) sizes[i] = x.size(i);
+  return empty(sizes, x, x.scalar_type(), layout);
+}
+
+// Scratch memory of a call.
+inline Tensor workspace(int64_t doubles, const Tensor& like) {
+  return empty({doubles}, like, ScalarType::Double);
+}
+
+// Mean and biased variance of every plane, (N, C) each; the op of that name on the CPU.
+std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x);
+
+inline const void* data(const std::optional<Tensor>& x) {
+  return x.has_value() ? x->const_data_ptr() : nullptr;
+}
+
+}  // namespace stylekernels
