@@ -108,6 +108,7 @@ def norm_inputs(x):
     channels = random(x.shape[1], dtype=wide, seed=3).abs() + 0.5
     pairs = random(*x.shape[:2], dtype=wide, seed=4).abs() + 0.5
     grad, residual = (random(*x.shape, dtype=x.dtype, seed=seed) for seed in (5, 6))
+    mean = torch.stack((pairs, pairs * 1e-8))  # the value, and the error of its rounding
     none = (None,) * 5
     return {
         "instance_norm_stats": [(x,)],
@@ -117,9 +118,9 @@ def norm_inputs(x):
             (x, pairs, channels, residual, pairs, channels, "tanh", 0.01, False, 1e-3),
         ],
         "instance_norm_backward": [
-            (grad, x, None, None, None, pairs, pairs, "none", 0.01, True, False),
-            (grad, x, channels, pairs, residual, pairs, pairs, "leaky_relu", 0.1, True, True),
-            (grad, x, pairs, channels, None, pairs, pairs, "sigmoid", 0.1, False, False),
+            (grad, x, None, None, None, mean, pairs, "none", 0.01, True, False),
+            (grad, x, channels, pairs, residual, mean, pairs, "leaky_relu", 0.1, True, True),
+            (grad, x, pairs, channels, None, mean, pairs, "sigmoid", 0.1, False, False),
         ],
     }
 
