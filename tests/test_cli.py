@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from stylekernels import dispatch
 from stylekernels.cli import main
 from stylekernels.inference import Stylizer
-from stylekernels.media import images, paths
+from stylekernels.media import Photo, images, paths
 from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, pretrained
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -140,6 +140,18 @@ def test_orientation_exif_and_profile_reach_the_output(folder, style):
         assert ExifTags.Base.Orientation not in out.getexif()
         assert out.getexif()[ExifTags.Base.Artist] == "A. Painter"
         assert out.info["icc_profile"] == profile
+
+
+def test_the_network_works_in_srgb_and_the_rest_in_the_photos_own_colours(
+    folder, style, generator, monkeypatch
+):
+    monkeypatch.setattr(Photo, "to_srgb", lambda photo: 255 - photo.rgb)
+    monkeypatch.setattr(Photo, "from_srgb", lambda photo, rgb: rgb // 2)
+    save("a.png")
+    assert main(["stylize", "a.png", "-s", style, "-o", "out.png"]) == 0
+    np.testing.assert_array_equal(load("out.png"), Stylizer(generator)(255 - picture()) // 2)
+    assert main(["stylize", "a.png", "-s", style, "-o", "same.png", "--strength", "0"]) == 0
+    np.testing.assert_array_equal(load("same.png"), picture())
 
 
 def test_alpha_16_bit_and_grey_come_through(folder, style):
