@@ -78,7 +78,7 @@ def run_case(
     if case.limited_by == "memory":
         calls["copy"] = plain_copy(problem)
         calls["copy"]()
-    samples = measure(calls, budget_s=budget_s)
+    samples = measure(calls, budget_s=budget_s) if calls else {}
     implementation = stylekernels.explain(case.op, problem.inputs[0]).partition(": ")[2]
     return report.make_row(case, problem, implementation, entries, samples, ceilings)
 
@@ -111,26 +111,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if cases else 2
     if options.threads:
         torch.set_num_threads(options.threads)
-    budget = options.seconds or (0.5 if options.quick else 3.0)
+    budget = options.seconds
+    if budget is None:
+        budget = 0.5 if options.quick else 3.0
     mode = "max-autotune-no-cudagraphs" if options.max_autotune else "default"
 
     about = machine.describe()
     ceilings = measure_ceilings(torch.get_num_threads())
     _print_machine(about, ceilings)
     print(report.LEGEND, report.header(), sep="\n\n")
-    rows = []
-    start = time.monotonic()
-    for case in cases:
-        rows.append(run_case(case, ceilings, options.rivals, budget, mode))
-        print(report.line(rows[-1]), flush=True)
-    print(f"\n{time.monotonic() - start:.0f} s: {report.summary(rows)}")
-
     path = options.json
     if path is None and _is_complete(options):
         date = str(about["date"])[:10]
         path = RESULTS / f"ops-cpu-{machine.slug(machine.cpu_name())}-{date}.json"
+    rows: list[report.Row] = []
+    start = time.monotonic()
+    for case in cases:
+        rows.append(run_case(case, ceilings, options.rivals, budget, mode))
+        print(report.line(rows[-1]), flush=True)
+        if path is not None:  # after every case: a run takes long, and may be stopped
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(report.document(about, ceilings, rows), indent=1) + "\n")
+    print(f"\n{time.monotonic() - start:.0f} s: {report.summary(rows)}")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report.document(about, ceilings, rows), indent=1) + "\n")
         print(f"written: {path}")
     return int(any(row.verdict == "wrong" for row in rows))

@@ -34,9 +34,12 @@ loss: more than 5 % slower; wrong: refused."""
 
 @dataclass
 class Row:
-    """A measured case.
+    """A measured case; numbers and names only, for tensors are large and rows are many.
 
     Attributes:
+        bytes, flops: the work, as in `Problem`.
+        expressions: what each contender ran.
+        refused: why a contender did not run.
         seconds: per call, by contender: ours, the rivals and for memory-bound ops the copy.
         speedups: of ours over each rival, from the ratios of each round.
         copies: ours over a plain copy, from the ratios of each round; None for products.
@@ -46,9 +49,11 @@ class Row:
     """
 
     case: Case
-    problem: Problem
+    bytes: float
+    flops: float
     implementation: str
-    entries: list[Entry]
+    expressions: dict[str, str]
+    refused: dict[str, str]
     seconds: dict[str, Summary]
     speedups: dict[str, Summary]
     copies: Summary | None
@@ -79,16 +84,20 @@ def make_row(
     floor = seconds["copy"].median if "copy" in seconds else None
     if case.limited_by == "arithmetic":
         floor = ceilings.floor_seconds(case.dtype, problem.bytes, problem.flops)
-    row = Row(case, problem, implementation, entries, seconds, speedups, copies, floor)
+    expressions = {entry.name: entry.expression for entry in entries}
+    refused = {entry.name: entry.error for entry in entries if entry.error is not None}
+    row = Row(
+        case, problem.bytes, problem.flops, implementation, expressions, refused, seconds, speedups,
+        copies, floor,
+    )  # fmt: skip
     _judge(row)
     return row
 
 
 def _judge(row: Row) -> None:
     target = row.case.target
-    for entry in row.entries:
-        if entry.error is not None:
-            row.misses.append(f"{entry.name} ({entry.expression}): {entry.error}")
+    for name, error in row.refused.items():
+        row.misses.append(f"{name} ({row.expressions[name]}): {error}")
     if "ours" not in row.seconds:
         row.verdict = "wrong"
         return
@@ -120,9 +129,9 @@ def _number(value: float | None) -> str:
 
 def rate(row: Row) -> tuple[float, str]:
     """Ours in GB/s for memory-bound ops and GFLOP/s for products, by the work of the case."""
-    work, unit = row.problem.bytes, "GB/s"
+    work, unit = row.bytes, "GB/s"
     if row.case.limited_by == "arithmetic":
-        work, unit = row.problem.flops, "GFLOP/s"
+        work, unit = row.flops, "GFLOP/s"
     return work / row.seconds["ours"].median / 1e9, unit
 
 
@@ -196,14 +205,14 @@ def _as_json(row: Row) -> dict[str, Any]:
         "dtype": case.dtype,
         "layout": case.layout,
         "implementation": row.implementation,
-        "expressions": {entry.name: entry.expression for entry in row.entries},
-        "refused": {entry.name: entry.error for entry in row.entries if entry.error is not None},
+        "expressions": row.expressions,
+        "refused": row.refused,
         "seconds": {name: asdict(seconds) for name, seconds in row.seconds.items()},
         "speedups": {name: asdict(ratio) for name, ratio in row.speedups.items()},
         "copies": None if row.copies is None else asdict(row.copies),
         "floor_seconds": row.floor,
-        "bytes": row.problem.bytes,
-        "flops": row.problem.flops,
+        "bytes": row.bytes,
+        "flops": row.flops,
         "rate": value,
         "rate_unit": unit,
         "target": asdict(case.target),
