@@ -143,32 +143,6 @@ def test_build_info():
     assert set(_C.cpu_capabilities()) <= set(info["capabilities"])
 
 
-@compiled
-def test_the_best_capability_is_chosen_and_any_other_can_be():
-    from stylekernels import _C
-
-    program = "from stylekernels import _C; print(_C.cpu_capability())"
-    supported = _C.cpu_capabilities()
-    chosen = run("-c", program).stdout.strip()
-    assert chosen == [name for name in supported if name != "amx_emulated"][-1]
-    for name in supported:
-        assert run("-c", program, STYLEKERNELS_CPU_CAPABILITY=name).stdout.strip() == name
-
-
-@compiled
-@pytest.mark.parametrize("requested", ["AVX2", "sse9"])
-def test_a_capability_that_is_not_there_is_refused(requested):
-    from stylekernels import _C
-
-    program = "from stylekernels import _C; _C.cpu_capability()"
-    result = run("-c", program, STYLEKERNELS_CPU_CAPABILITY=requested)
-    assert result.returncode != 0
-    assert result.stderr.splitlines()[-1].endswith(
-        f"STYLEKERNELS_CPU_CAPABILITY: expected one of {', '.join(_C.cpu_capabilities())} "
-        f"(what was compiled and this CPU runs), got '{requested}'"
-    )
-
-
 # -- Importing without them ------------------------------------------------------------------
 
 GRAM_OF_ONES = """
