@@ -153,12 +153,12 @@ def stop_after(patch, steps):
     """Presses Ctrl-C while step number ``steps`` runs."""
     forward, count = ConvBlock.forward, [0]
 
-    def counted(self, *args):
+    def counted(self, *args, **kwargs):
         if self.conv.in_channels == 3:
             count[0] += 1
             if count[0] == steps:
                 os.kill(os.getpid(), signal.SIGINT)
-        return forward(self, *args)
+        return forward(self, *args, **kwargs)
 
     patch.setattr(ConvBlock, "forward", counted)
 
@@ -207,7 +207,8 @@ def test_logs_and_preview(config, folder, tmp_path):
         ({"crop": 16}, "crop: expected at least 32 pixels, got 16"),
         ({"style_weight": -1.0}, "style_weight: expected 0 or more, got -1.0"),
         ({"minutes": 0.0}, r"minutes: expected above 0, got 0\.0"),
-        ({"lite": True}, "lite: the size of the network comes from init="),
+        ({"lite": True}, "lite: the network's shape comes from init="),
+        ({"upsample": "nearest"}, "upsample: the network's shape comes from init="),
         ({"init": "mona_lisa"}, "expected a bundled style"),
         ({"device": "abacus"}, "device: expected cpu or cuda, got 'abacus'"),
     ],

@@ -329,7 +329,8 @@ def _start(config: TrainConfig, resume: dict | None) -> StyleGenerator:
         return StyleGenerator.from_pretrained(config.init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return StyleGenerator(GeneratorConfig.lite() if config.lite else GeneratorConfig())
+        preset = GeneratorConfig.lite if config.lite else GeneratorConfig
+        return StyleGenerator(preset(upsample=config.upsample))
 
 
 def _matching_checkpoint(config: TrainConfig) -> dict:
