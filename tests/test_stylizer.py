@@ -84,6 +84,12 @@ def test_the_generator_is_left_as_it_was(generator):
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
 
 
+def test_the_network_runs_in_evaluation_mode(generator):
+    dropping = torch.nn.Sequential(generator, torch.nn.Dropout(0.5)).train()
+    frame = frames(32, 32)
+    np.testing.assert_array_equal(Stylizer(dropping)(frame), Stylizer(generator)(frame))
+
+
 def test_bfloat16_differs_by_its_rounding_only(generator):
     frame = frames(48, 48)
     exact = Stylizer(generator, dtype=torch.float32)(frame).astype(int)
