@@ -121,7 +121,7 @@ def test_round_trip_keeps_weights_and_config(tmp_path, upsample):
     torch.manual_seed(3)
     config = GeneratorConfig(
         channels=(4, 5, 6), residual_blocks=1, kernel_size=7, upsample=upsample,
-        output="clamp", value_range=2.0,
+        value_range=2.0,
     )  # fmt: skip
     generator = StyleGenerator(config)
     path = tmp_path / "new folder" / "style"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from stylekernels.nn import InstanceNorm2d, UpsampleBlock
 
 UPSAMPLINGS = ("transpose", "transpose3", "nearest")
-OUTPUTS = ("sigmoid", "clamp")
 SMALLEST_SIDE = 16
 
 
@@ -27,8 +26,6 @@ class GeneratorConfig:
         upsample: ``transpose`` (4x4 kernel, stride 2), ``transpose3`` (3x3, stride 2), both with
             replicated borders, or ``nearest`` (pixels repeated, then a 3x3 convolution with
             reflected borders).
-        output: how the last convolution's values come into [0, 1]: ``sigmoid``, or ``clamp``
-            after a division by ``value_range``.
         value_range: the network inside works on images in 0..value_range (255 for
             fast-neural-style checkpoints); outside it is always [0, 1].
         eps: added to the variance by instance norm.
@@ -41,7 +38,6 @@ class GeneratorConfig:
     residual_blocks: int = 5
     kernel_size: int = 9
     upsample: Literal["transpose", "transpose3", "nearest"] = "transpose"
-    output: Literal["sigmoid", "clamp"] = "sigmoid"
     value_range: float = 1.0
     eps: float = 1e-5
 
@@ -62,8 +58,6 @@ class GeneratorConfig:
             raise ValueError(
                 f"upsample: expected one of {', '.join(UPSAMPLINGS)}, got {self.upsample!r}"
             )
-        if self.output not in OUTPUTS:
-            raise ValueError(f"output: expected one of {', '.join(OUTPUTS)}, got {self.output!r}")
         for name in ("value_range", "eps"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < math.inf:
@@ -160,6 +154,7 @@ class StyleGenerator(nn.Module):
             _upsample_block(quarter, half, config), _upsample_block(half, full, config)
         )
         self.to_rgb = _reflect_conv2d(full, 3, config.kernel_size, 1, bias=True)
+        nn.init.constant_(self.to_rgb.bias, 0.5 * config.value_range)
 
     def forward(self, x: Tensor) -> Tensor:
         """Stylise images.
@@ -169,7 +164,9 @@ class StyleGenerator(nn.Module):
                 weights have.
 
         Returns:
-            Images of the same shape, dtype and layout, in [0, 1].
+            Images of the same shape, dtype and layout, in [0, 1]. In training mode they are not
+            clamped: a pixel that is too bright or too dark must feel its gradient, else it stays
+            a white or black blob for good.
 
         Raises:
             ValueError: if x has another shape or is smaller.
@@ -186,12 +183,8 @@ class StyleGenerator(nn.Module):
         y = self.down(x if scale == 1 else x * scale)
         # Strided layers round an odd size up; the surplus rows and columns are cut off again.
         y = self.to_rgb(self.up(self.residual(y)))[..., :height, :width]
-        if self.config.output == "sigmoid":
-            return torch.sigmoid(y)
-        return (y if scale == 1 else y / scale).clamp(0, 1)
-
-    def extra_repr(self) -> str:
-        return f"upsample={self.config.upsample!r}, output={self.config.output!r}"
+        y = y if scale == 1 else y / scale
+        return y if self.training else y.clamp(0, 1)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> "StyleGenerator":

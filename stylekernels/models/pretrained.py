@@ -141,7 +141,6 @@ def _from_fast_neural_style(state: Mapping[str, Tensor], path: Path) -> StyleGen
             residual_blocks=_FAST_NEURAL_STYLE_BLOCKS,
             kernel_size=state["conv1.conv2d.weight"].shape[-1],
             upsample="nearest",
-            output="clamp",
             value_range=255.0,
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:

@@ -292,7 +292,8 @@ class _Run:
     def stylize(self, photo: Tensor) -> Tensor:
         """(3, H, W) to (3, H, W), both in [0, 1]; on the CPU."""
         with self.autocast():
-            return self.generator(photo[None].to(self.device))[0].float().cpu()
+            picture = self.generator(photo[None].to(self.device))[0]
+        return picture.float().clamp(0, 1).cpu()
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
