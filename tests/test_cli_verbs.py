@@ -1,0 +1,210 @@
+"""The command line's other verbs, its help, and the whole as a process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylekernels import dispatch
+from stylekernels.cli import main
+from stylekernels.inference import Stylizer
+from stylekernels.media import images
+from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, pretrained
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.manual_seed(0)
+    config = GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5)
+    generator = StyleGenerator(config).eval()
+    with torch.no_grad():  # most values inside [0, 1], so that clamping hides nothing
+        generator.to_rgb.weight.mul_(0.2)
+        generator.to_rgb.bias.fill_(0.5)
+    return generator
+
+
+@pytest.fixture(scope="module")
+def style(generator, tmp_path_factory):
+    """A style's file with an extension that says nothing."""
+    path = tmp_path_factory.mktemp("style") / "brush.dat"
+    generator.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def written(folder):
+    """Every file there is, hidden ones and leftovers included."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def complaints(capsys):
+    """The lines on stderr, without the program's name, which each must start with."""
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("stylekernels: ") for line in lines), lines
+    return [line.removeprefix("stylekernels: ") for line in lines]
+
+
+@pytest.mark.parametrize("verb", [[], ["demo"], ["stylize"], ["train"], ["info"]])
+def test_help_fits_80_columns(capsys, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*verb, "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(" ".join(["usage: stylekernels", *verb]))
+    assert max(map(len, captured.out.splitlines())) <= 80
+    assert captured.err == ""
+
+
+# ---- the other verbs ----------------------------------------------------------------------------
+
+
+def test_demo_writes_a_sheet_of_before_and_after(folder, style, generator, capsys):
+    skimage = pytest.importorskip("skimage")
+    assert main(["demo", "--style", style]) == 0
+    assert written(folder) == {"stylekernels-demo.png"}
+    assert "stylekernels-demo.png" in capsys.readouterr().out
+    sheet, photo = load("stylekernels-demo.png"), skimage.data.astronaut()
+    height, width = photo.shape[:2]
+    assert sheet.shape[1] > 2 * width
+    left = (sheet.shape[1] - 2 * width) // 3
+    for expected in (photo, Stylizer(generator)(photo)):
+        row, column = locate(sheet, expected)
+        np.testing.assert_array_equal(sheet[row : row + height, column : column + width], expected)
+    assert left > 0
+
+
+def locate(sheet, tile):
+    """Where a picture is on the sheet, by its first line."""
+    line = tile[0].ravel()
+    for row in range(sheet.shape[0] - tile.shape[0]):
+        for column in range(sheet.shape[1] - tile.shape[1]):
+            if np.array_equal(sheet[row, column : column + 8], tile[0, :8]) and np.array_equal(
+                sheet[row, column : column + tile.shape[1]].ravel(), line
+            ):
+                return row, column
+    raise AssertionError("the picture is not on the sheet")
+
+
+def test_demo_shows_every_bundled_style(folder, generator, capsys, monkeypatch):
+    skimage = pytest.importorskip("skimage")
+    weights = folder / "weights"
+    for name in ("thick_oil", "thin_ink"):
+        generator.save_pretrained(weights / f"{name}.safetensors")
+    monkeypatch.setattr(pretrained, "_WEIGHTS", weights)
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().out == "stylekernels-demo.png: the photo and 2 styles\n"
+    height, width = skimage.data.astronaut().shape[:2]
+    sheet = load("stylekernels-demo.png")
+    assert height < sheet.shape[0] < 2 * height
+    assert 3 * width < sheet.shape[1] < 4 * width
+
+
+def test_demo_without_any_style(folder, capsys, monkeypatch):
+    monkeypatch.setattr(pretrained, "_WEIGHTS", folder)
+    assert main(["demo"]) == 2
+    assert complaints(capsys) == ["--style: no style is bundled here; give a file of weights"]
+    assert written(folder) == set()
+
+
+def test_demo_into_a_folder(folder, style):
+    pytest.importorskip("skimage")
+    Path("here").mkdir()
+    assert main(["demo", "--style", style, "--output", "here"]) == 0
+    assert written(folder) == {"here/stylekernels-demo.png"}
+
+
+def test_demo_without_scikit_image_says_what_to_install(folder, style, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    assert main(["demo", "--style", style]) == 2
+    (line,) = complaints(capsys)
+    assert "pip install scikit-image" in line
+    assert written(folder) == set()
+
+
+def test_info_names_every_op_with_its_implementation(capsys):
+    assert main(["info"]) == 0
+    report = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in report
+    for op in dispatch.OPS:
+        assert op in report
+    frame = torch.empty(1, 32, 64, 64)
+    chosen = dispatch.explain("gram_matrix", frame).partition(": ")[2].partition(" (")[0]
+    assert any(line.split(maxsplit=1)[0] == chosen for line in report.splitlines() if line)
+    assert all(name in report for name in bundled_styles())
+    assert all(len(line) <= 100 for line in report.splitlines())
+
+
+def test_train_hands_its_options_on(folder, capsys, monkeypatch):
+    import stylekernels.training
+
+    seen = []
+    monkeypatch.setattr(stylekernels.training, "train", seen.append)
+    command = ["train", "--style", "p.jpg", "--photos", "album", "--steps", "7", "--lite"]
+    assert main(command) == 0
+    (config,) = seen
+    assert (config.style, config.photos) == (Path("p.jpg"), Path("album"))
+    assert (config.steps, config.lite) == (7, True)
+
+
+def test_train_refuses_in_one_line(folder, capsys):
+    assert main(["train", "--style", "p.jpg", "--photos", "album", "--learning-rate", "-1"]) == 2
+    assert complaints(capsys) == ["--learning-rate: expected above 0, got -1.0"]
+
+
+# ---- as a process -------------------------------------------------------------------------------
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "stylekernels", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[1])},
+        **options,
+    )
+
+
+def test_a_process_writes_says_and_exits(folder, style):
+    Image.new("RGB", (40, 40), "teal").save("a.png")
+    Path("note.jpg").write_text("Dear diary")
+    done = run("stylize", "a.png", "note.jpg", "-s", style, "-o", "out")
+    assert done.returncode == 2
+    assert done.stderr == "stylekernels: note.jpg: not a picture in a format that can be read\n"
+    assert done.stdout.startswith("1 photo in out/, 1 refused  ")
+    assert written(folder) == {"a.png", "note.jpg", "out/a.png"}
+
+
+def test_the_command_line_itself_needs_no_torch():
+    """Help and refused arguments come at once wherever the package's own import is quick."""
+    source = """
+import sys, types
+package = types.ModuleType("stylekernels")
+package.__path__ = [sys.argv[1]]
+sys.modules["stylekernels"] = package
+from stylekernels.cli import main
+for command in (["--help"], ["stylize", "--help"], ["stylize", "missing.jpg", "-s", "wave"]):
+    code = main(command)
+print("torch" in sys.modules, code)
+"""
+    package = Path(images.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(package)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == "stylekernels: missing.jpg: no such file\n"
+    assert done.stdout.splitlines()[-1] == "False 2"
