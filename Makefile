@@ -6,9 +6,11 @@ TESTS ?= tests
 WORKERS ?= 2
 
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
+.NOTPARALLEL:
 .PHONY: help demo test build lint format clean
 
 help:
@@ -23,32 +25,37 @@ demo: .venv/built
 	@$(BIN)/stylekernels demo --output output/demo.png
 	@echo "The picture is $(CURDIR)/output/demo.png"
 
-test: .venv/built
+test: .venv/tools .venv/built
 	$(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark $(TESTS)
 
-build: .venv/built
+build: .venv/tools .venv/built
 
-lint: .venv/installed
+lint: .venv/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
-format: .venv/installed
+format: .venv/tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# The files `installed` and `built` only say when that was last done.
+# The files `installed`, `built` and `tools` only say when that was last done. The demo needs
+# neither Triton nor the tools, which are half of the download: they wait for the tests.
 .venv/installed: requirements-dev.txt
-	@echo "Installing PyTorch and the tools into .venv: a few minutes, once"
+	@echo "Installing PyTorch into .venv: a minute or two, once"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(PIP) --constraint requirements-dev.txt torch setuptools cmake ninja pybind11
 	@touch $@
 
 .venv/built: .venv/installed $(NATIVE)
 	@echo "Building stylekernels: a minute or two, and again only when csrc/ changes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--no-build-isolation --no-deps --editable .
+	@$(PIP) --constraint requirements-dev.txt --no-build-isolation --editable ".[demo]"
+	@touch $@
+
+.venv/tools: .venv/installed
+	@echo "Installing the tools for tests into .venv: a minute or two, once"
+	@$(PIP) --requirement requirements-dev.txt
 	@touch $@
 
 clean:
