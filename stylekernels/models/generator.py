@@ -27,7 +27,9 @@ class GeneratorConfig:
             replicated borders, or ``nearest`` (pixels repeated, then a 3x3 convolution with
             reflected borders).
         value_range: the network inside works on images in 0..value_range (255 for
-            fast-neural-style checkpoints); outside it is always [0, 1].
+            fast-neural-style checkpoints); outside it is always [0, 1]. The larger it is, the
+            less one step of Adam changes a picture: at 1 the last layer's 9x9 kernels can turn
+            white to black in a single step, and training starts with chaos.
         eps: added to the variance by instance norm.
 
     Raises:
@@ -38,7 +40,7 @@ class GeneratorConfig:
     residual_blocks: int = 5
     kernel_size: int = 9
     upsample: Literal["transpose", "transpose3", "nearest"] = "transpose"
-    value_range: float = 1.0
+    value_range: float = 8.0
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -180,10 +182,10 @@ class StyleGenerator(nn.Module):
                 "enlarge the image first"
             )
         scale = self.config.value_range
-        y = self.down(x if scale == 1 else x * scale)
+        y = self.down(x * scale)
         # Strided layers round an odd size up; the surplus rows and columns are cut off again.
         y = self.to_rgb(self.up(self.residual(y)))[..., :height, :width]
-        y = y if scale == 1 else y / scale
+        y = y / scale
         return y if self.training else y.clamp(0, 1)
 
     @classmethod
