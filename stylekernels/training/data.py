@@ -2,6 +2,7 @@
 
 import math
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -121,5 +122,11 @@ def crop_batches(
         batch_size,
         sampler=range(start * batch_size, stop * batch_size),
         num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_the_trainer,
     )
     return iter(loader)
+
+
+def _leave_interrupts_to_the_trainer(_worker: int) -> None:
+    """Ctrl-C reaches every process; the trainer still needs its workers for the last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -245,9 +245,12 @@ class _Run:
             bar.close()
             if board is not None:
                 board.close()
+        if means.count:
+            last = means.take()
+            self.check_finite(last)
         if config.checkpoint is not None:
             self.save_checkpoint(config.checkpoint)
-        return means.take() if means.count else last
+        return last
 
     def optimise(self, photo: Tensor) -> dict[str, Tensor]:
         """One step of Adam."""
@@ -271,11 +274,7 @@ class _Run:
 
     def report(self, means: dict[str, float], bar: tqdm, board) -> None:
         """One line of losses on the terminal, curves and pictures for TensorBoard."""
-        if not math.isfinite(means["total"]):
-            raise RuntimeError(
-                f"the loss became {means['total']} before step {self.step}; "
-                "lower learning_rate or style_weight"
-            )
+        self.check_finite(means)
         line = " ".join(f"{name} {value:.3f}" for name, value in means.items())
         bar.write(f"step {self.step}: {line}", file=sys.stderr)
         picture = None if self.preview is None else self.stylize(to_tensor(self.preview))
@@ -287,6 +286,13 @@ class _Run:
                 board.add_scalar(f"train/{name}", value, self.step)
             if picture is not None:
                 board.add_image("preview", picture, self.step)
+
+    def check_finite(self, means: dict[str, float]) -> None:
+        if not math.isfinite(means["total"]):
+            raise RuntimeError(
+                f"the loss became {means['total']} before step {self.step}; "
+                "lower learning_rate or style_weight"
+            )
 
     @torch.no_grad()
     def stylize(self, photo: Tensor) -> Tensor:
