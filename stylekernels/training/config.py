@@ -27,8 +27,8 @@ class TrainConfig:
     """Train the half-width generator (a quarter of the work); with ``init=bilinear`` only."""
 
     upsample: Literal["transpose", "transpose3", "nearest"] = "transpose"
-    """How new weights double the size, with ``init=bilinear`` only. ``nearest`` costs a tenth
-    more and shows no checkerboard from the first step on: it suits short runs."""
+    """How new weights double the size, with ``init=bilinear`` only. ``nearest`` takes a little more
+    arithmetic and draws no checkerboard in a run of a few hundred steps."""
 
     steps: int = 2000
     """Optimiser steps of style training."""
