@@ -79,6 +79,7 @@ def config(folder, tmp_path):
         backbones=folder,
         held_out=2,
         log_every=4,
+        threads=1,  # more only wait for each other at this size
     )
 
 
