@@ -88,9 +88,6 @@ inline Tensor workspace(int64_t doubles, const Tensor& like) {
   return empty({doubles}, like, ScalarType::Double);
 }
 
-// Mean and biased variance of every plane, (N, C) each; the op of that name on the CPU.
-std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x);
-
 inline const void* data(const std::optional<Tensor>& x) {
   return x.has_value() ? x->const_data_ptr() : nullptr;
 }

@@ -65,12 +65,17 @@ def _missing(implementation: str, device_type: str) -> str | None:
     return f"there are no Triton kernels for {device_type} tensors"
 
 
-def _transformed_by_functorch() -> bool:
-    """Inside forward-mode differentiation or vmap: plain PyTorch has rules for both."""
-    if torch.autograd.forward_ad._current_level >= 0:
+def transformed() -> bool:
+    """Inside forward-mode differentiation, vmap or torch.jit.trace: PyTorch has rules for its own
+    ops there, and our autograd functions have none."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch.autograd.forward_ad._current_level >= 0 or torch.jit.is_tracing():
         return True
-    interpreter = torch._C._functorch.peek_interpreter_stack()
-    return interpreter is not None and interpreter.key() == torch._C._functorch.TransformType.Vmap
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return False
+    vmap = torch._C._functorch.TransformType.Vmap
+    return any(level.key() == vmap for level in torch._C._functorch.get_interpreter_stack())
 
 
 def _choose(device_type: str) -> tuple[str, str]:
@@ -94,9 +99,7 @@ def _choose(device_type: str) -> tuple[str, str]:
 
 def use_reference(x: Tensor) -> bool:
     """Whether an op on ``x`` runs its plain PyTorch formula instead of a kernel."""
-    if _choose(x.device.type)[0] == "reference":
-        return True
-    return not torch.compiler.is_compiling() and _transformed_by_functorch()
+    return _choose(x.device.type)[0] == "reference" or transformed()
 
 
 def explain(op: str, *args: object, **kwargs: object) -> str:

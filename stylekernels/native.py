@@ -17,10 +17,14 @@ def _load(device: str) -> str | None:
     if os.environ.get("STYLEKERNELS_NATIVE", "1") == "0":
         return "switched off by STYLEKERNELS_NATIVE=0"
     if not path.exists():
-        return "not built: no C++ compiler was found when the package was installed"
+        reason = _FOLDER / "not_built.txt"  # written by setup.py
+        return f"not built: {reason.read_text().strip()}" if reason.exists() else "not built"
     try:
+        from stylekernels import _C
+
+        _C.cpu_capability()  # an unknown STYLEKERNELS_CPU_CAPABILITY is refused here, by name
         torch.ops.load_library(path)
-    except OSError as error:
+    except (ImportError, OSError) as error:
         return f"{path.name} does not load into torch {torch.__version__}: {error}"
     return None
 
@@ -30,9 +34,8 @@ cpu_missing: str | None = _load("cpu")
 
 if cpu_missing is not None and "STYLEKERNELS_NATIVE" not in os.environ:
     warnings.warn(
-        f"stylekernels runs in plain PyTorch on the CPU; its C++ kernels are {cpu_missing}. "
-        "Install a compiler and reinstall with `pip install --no-cache-dir --force-reinstall "
-        "--no-deps stylekernels` for the fast kernels.",
+        f"stylekernels runs in plain PyTorch: its C++ kernels for the CPU are {cpu_missing}. "
+        "Reinstall it for the fast ones.",
         stacklevel=2,
     )
 

@@ -160,12 +160,7 @@ def test_inductor(device) -> None:
         assert_all_close(value_and_gradient(compiled, x), value_and_gradient(step, x))
 
 
-PAD_STRIDES = pytest.mark.xfail(
-    reason="PyTorch's own rule for the strides of replication_pad2d_backward is wrong"
-)
-
-
-@pytest.mark.parametrize("padding_mode", ["zeros", pytest.param("replicate", marks=PAD_STRIDES)])
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate"])
 def test_inductor_of_the_upsampling_block(padding_mode, device) -> None:
     torch._dynamo.reset()
 
@@ -177,7 +172,6 @@ def test_inductor_of_the_upsampling_block(padding_mode, device) -> None:
     assert_all_close(value_and_gradient(compiled, x), value_and_gradient(step, x))
 
 
-@pytest.mark.xfail(reason="Dynamo refuses an autograd.Function that gets one tensor twice")
 def test_compile_with_the_input_as_residual(device) -> None:
     torch._dynamo.reset()
 
@@ -260,12 +254,7 @@ def test_func_vmap(op, device) -> None:
     assert_all_close(torch.func.vmap(CALLS[op])(x), [CALLS[op](image) for image in x])
 
 
-NO_VMAP_RULE = pytest.mark.xfail(reason="the autograd.Functions have no vmap rule")
-
-
-@pytest.mark.parametrize(
-    "implementation", [pytest.param("kernels", marks=NO_VMAP_RULE), "reference"], indirect=True
-)
+@pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
 @every_op
 def test_gradients_per_image(op, device, implementation) -> None:
     x = random(3, 6, 5, 4, device=device)
@@ -273,9 +262,7 @@ def test_gradients_per_image(op, device, implementation) -> None:
     assert_all_close(torch.func.vmap(grad)(x), [grad(image) for image in x])
 
 
-@pytest.mark.parametrize(
-    "implementation", [pytest.param("kernels", marks=NO_VMAP_RULE), "reference"], indirect=True
-)
+@pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
 @pytest.mark.parametrize("op", ["gram_matrix", "instance_norm"])
 def test_jacobian(op, device, implementation) -> None:
     x = random(1, 6, 2, 3, device=device)
@@ -312,17 +299,7 @@ def test_autocast_of_the_norms(device) -> None:
     assert weight.grad.dtype == torch.float32
 
 
-AUTOCAST_BMM = pytest.mark.xfail(reason="autocast turns the formula's bmm to half precision")
-
-
-@pytest.mark.parametrize(
-    "implementation",
-    [
-        pytest.param("kernels", marks=[AUTOCAST_BMM] if native.cpu_missing else []),
-        pytest.param("reference", marks=AUTOCAST_BMM),
-    ],
-    indirect=True,
-)
+@pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
 def test_autocast_of_the_gram_matrix(device, implementation) -> None:
     x = random(2, 6, 9, 7, device=device, dtype=torch.bfloat16, shift=0.5).requires_grad_()
     with torch.autocast(device, dtype=torch.bfloat16):

@@ -11,6 +11,8 @@
 
 namespace stylekernels {
 
+Tensor exact_mean(Tensor x);  // instance_norm.cpp: mean of every plane and its rounding error
+
 namespace {
 
 const GramMatrixKernels& kernels() {
@@ -91,7 +93,7 @@ std::tuple<Tensor, Tensor> gram_matrix(Tensor x, std::optional<double> scale, bo
   const Features f(x);
   if (!center) return {gram_of(f, std::nullopt, scale), empty({0}, x, wide_dtype(x))};
   const Tensor image = x.dim() == 4 ? f.x : torch::stable::unsqueeze(f.x, 3);
-  const Tensor mean = std::get<0>(instance_norm_stats(image));
+  const Tensor mean = exact_mean(image);
   return {gram_of(f, mean, scale), mean};
 }
 
@@ -99,6 +101,7 @@ Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
                             std::optional<double> scale) {
   const Features f(x);
   const DType dtype = dtype_of(x);
+  STD_TORCH_CHECK(!mean.has_value() || mean->dim() == 3, "mean: expected shape (2, N, C)");
   grad = torch::stable::contiguous(grad);
   const int64_t width = kernels().padded_channels(dtype, f.c);
   Tensor grad_x = empty_like(f.x, f.layout);

@@ -14,7 +14,7 @@ struct GramMatrix {
   Layout layout;
   int64_t n, c, pixels;
   const void* x;
-  const void* mean;  // (N, C); null: not centred
+  const void* mean;  // (2, N, C): mean and its rounding error; null: not centred
   double scale;
   void* gram;            // (N, C, C), out
   int64_t slice_pixels;  // pixels summed by one task: depends on the shape alone
@@ -30,7 +30,7 @@ struct GramMatrixBackward {
   int64_t n, c, pixels;
   const void* grad;  // (N, C, C)
   const void* x;
-  const void* mean;  // (N, C); null: not centred
+  const void* mean;  // (2, N, C): mean and its rounding error; null: not centred
   double scale;
   void* grad_x;   // out
   void* product;  // (N, padded C, padded C) scratch

@@ -110,7 +110,8 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(
       .bias_stride = biases.stride,
       .mean_in = data(means.tensor),
       .var_in = data(vars.tensor),
-      .stats_stride = means.stride,
+      .mean_stride = means.stride,
+      .var_stride = vars.stride,
       .activation = activation_of(activation),
       .negative_slope = negative_slope,
       .residual_first = residual_first,
@@ -134,6 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   if (residual.has_value()) residual = with_layout(*residual, layout);
   const PlaneGrid grid = grid_of(x, layout);
   const Parameter weights(weight, x), biases(bias, x);
+  STD_TORCH_CHECK(mean.dim() == 3, "mean: expected shape (2, N, C)");
   mean = torch::stable::contiguous(mean);
   rstd = torch::stable::contiguous(rstd);
   Tensor grad_x = empty_like(x, layout);
@@ -167,8 +169,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
@@ -176,9 +176,35 @@ std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
   Tensor mean = empty({grid.n, grid.c}, x, wide_dtype(x));
   Tensor var = empty({grid.n, grid.c}, x, wide_dtype(x));
   Tensor partials = partials_for(grid, x);
-  kernels().stats({grid, x.const_data_ptr(), mean.mutable_data_ptr(), var.mutable_data_ptr(),
-                   static_cast<double*>(partials.mutable_data_ptr())});
+  kernels().stats({
+      .grid = grid,
+      .x = x.const_data_ptr(),
+      .mean = mean.mutable_data_ptr(),
+      .mean_error = nullptr,
+      .var = var.mutable_data_ptr(),
+      .partials = static_cast<double*>(partials.mutable_data_ptr()),
+  });
   return {mean, var};
+}
+
+}  // namespace
+
+Tensor exact_mean(Tensor x) {
+  const Layout layout = layout_of(x);
+  const PlaneGrid grid = grid_of(x, layout);
+  Tensor mean = empty({2, grid.n, grid.c}, x, wide_dtype(x));
+  Tensor var = empty({grid.n, grid.c}, x, wide_dtype(x));
+  Tensor partials = partials_for(grid, x);
+  kernels().stats({
+      .grid = grid,
+      .x = x.const_data_ptr(),
+      .mean = mean.mutable_data_ptr(),
+      .mean_error = static_cast<char*>(mean.mutable_data_ptr()) +
+                    grid.n * grid.c * int64_t(mean.element_size()),
+      .var = var.mutable_data_ptr(),
+      .partials = static_cast<double*>(partials.mutable_data_ptr()),
+  });
+  return mean;
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {

@@ -24,6 +24,7 @@ struct InstanceNormStats {
   PlaneGrid grid;
   const void* x;
   void* mean;        // (N, C), out
+  void* mean_error;  // (N, C), out: the rounding error of mean; null: not wanted
   void* var;         // (N, C), out: biased variance
   double* partials;  // (N, chunks, 2, C) for channels_last, (N C, chunks, 2) for contiguous
 };
@@ -39,7 +40,8 @@ struct InstanceNormForward {
   int64_t bias_stride;
   const void* mean_in;  // (N, C) statistics to use; null: x's own
   const void* var_in;
-  int64_t stats_stride;
+  int64_t mean_stride;
+  int64_t var_stride;
   Activation activation;
   double negative_slope;
   bool residual_first;

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from stylekernels.ops import upsample_block
 from stylekernels.ops.arguments import check_choice
 from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.upsample_block import TORCH_PAD_MODES
+from stylekernels.reference.upsample_block import PADDING_MODES
 
 # Two-fold linear interpolation in one dimension. Nearest has repeated each pixel already; a
 # transposed kernel of 4 and the nearest one of 3 both give the pixels weights of 3/4 and 1/4.
@@ -71,7 +71,7 @@ class UpsampleBlock(nn.Module):
         check_choice(upsample, "upsample", ("transpose", "nearest"))
         check_choice(norm, "norm", ("instance", "none"))
         check_choice(activation, "activation", ACTIVATIONS)
-        check_choice(padding_mode, "padding_mode", tuple(TORCH_PAD_MODES))
+        check_choice(padding_mode, "padding_mode", PADDING_MODES)
         transposed = upsample == "transpose"
         if kernel_size is None:
             kernel_size = 4 if transposed else 3

@@ -8,8 +8,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def check_image_batch(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,)) -> None:
     """``x`` must be a floating-point tensor (N, C, H, W), or (N, C, L) where rank 3 is allowed."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
+    check_tensor(x, name)
     if x.dtype not in DTYPES:
         raise TypeError(
             f"{name}: expected dtype float32, bfloat16, float16 or float64, got {x.dtype}; "
@@ -18,6 +17,12 @@ def check_image_batch(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,))
     if x.dim() not in ranks:
         shapes = " or ".join({3: "(N, C, L)", 4: "(N, C, H, W)"}[rank] for rank in ranks)
         raise ValueError(f"{name}: expected shape {shapes}, got {tuple(x.shape)}")
+
+
+def check_tensor(tensor: object, name: str) -> None:
+    """``tensor`` must be a tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
 
 
 def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
@@ -31,11 +36,12 @@ def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
     check_device(tensor, name, x)
 
 
-def check_per_channel(tensor: Tensor, name: str, x: Tensor) -> None:
-    """``tensor`` must be (C,) or (N, C), in x's dtype or float32, on x's device."""
+def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | None = None) -> None:
+    """``tensor`` must be (C,) or (N, C), in x's dtype or float32, on x's device. C is x's own
+    unless ``channels`` says otherwise."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(tensor).__name__}")
-    n, c = x.shape[0], x.shape[1]
+    n, c = x.shape[0], x.shape[1] if channels is None else channels
     if tensor.shape != (c,) and tensor.shape != (n, c):
         raise ValueError(
             f"{name}: expected shape (C,) = ({c},) or (N, C) = ({n}, {c}), "
@@ -67,7 +73,7 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
 def dense_like(x: Tensor) -> Tensor:
     """An uninitialised tensor for a result in x's layout: channels_last for channels_last ``x``,
     contiguous for everything else (views with gaps included)."""
-    if x.dim() == 4 and not x.is_contiguous():
-        if x.is_contiguous(memory_format=torch.channels_last):
-            return torch.empty_like(x, memory_format=torch.channels_last)
+    channels_last = x.dim() == 4 and not x.is_contiguous()
+    if channels_last and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(x, memory_format=torch.channels_last)
     return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -34,7 +34,4 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd has to record an op on these tensors."""
     if not torch.is_grad_enabled():
         return False
-    for tensor in tensors:  # a plain loop: this is on the path of every call
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)

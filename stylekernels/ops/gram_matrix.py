@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from stylekernels import native, reference
-from stylekernels.dispatch import use_reference
-from stylekernels.ops.arguments import check_device, check_image_batch, dense_like
+from stylekernels.dispatch import transformed, use_reference
+from stylekernels.ops.arguments import check_device, check_image_batch, check_tensor, dense_like
 from stylekernels.ops.autograd import needs_grad, vjp
 
+# The mean that comes back is (2, N, C): its value, and the rounding error of that value; empty if
+# it was not asked for.
 SCHEMAS = (
     "gram_matrix(Tensor x, float? scale, bool center) -> (Tensor gram, Tensor mean)",
     "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) -> Tensor grad_x",
@@ -23,14 +25,16 @@ def _gram_matrix_formula(x: Tensor, scale: float | None, center: bool) -> tuple[
     gram = reference.gram_matrix(x, scale, center)
     if not center:
         return gram, gram.new_empty((0,))
-    return gram, x.flatten(2).mean(dim=2, dtype=gram.dtype)
+    mean = x.flatten(2).mean(dim=2, dtype=torch.float64)
+    rounded = mean.to(gram.dtype)
+    return gram, torch.stack((rounded, (mean - rounded).to(gram.dtype)))
 
 
 def _gram_matrix_fake(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
     n, c = x.shape[0], x.shape[1]
     return (
         x.new_empty((n, c, c), dtype=_wide(x)),
-        x.new_empty((n, c) if center else (0,), dtype=_wide(x)),
+        x.new_empty((2, n, c) if center else (0,), dtype=_wide(x)),
     )
 
 
@@ -41,8 +45,8 @@ def _gram_matrix_backward_formula(
     if scale is None:
         scale = 1.0 / (features.shape[1] * features.shape[2])
     if mean is not None:
-        features = features - mean[..., None]
-    grad_x = torch.bmm((grad + grad.mT) * scale, features)
+        features = features - mean[0, ..., None] - mean[1, ..., None]
+    grad_x = reference.product((grad + grad.mT) * scale, features)
     return dense_like(x).copy_(grad_x.view(x.shape))
 
 
@@ -105,14 +109,22 @@ class _GramMatrixBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_grad_x: Tensor):
         def first_derivative(grad: Tensor, x: Tensor) -> Tensor:
-            return vjp(lambda x: reference.gram_matrix(x, ctx.scale, ctx.center), (x,), grad)[0]
+            return _plain_gram_matrix_backward(grad, x, ctx.scale, ctx.center)
 
         return *vjp(first_derivative, ctx.saved_tensors, grad_grad_x), None, None
+
+
+def _plain_gram_matrix_backward(
+    grad: Tensor, x: Tensor, scale: float | None, center: bool
+) -> Tensor:
+    return vjp(lambda x: reference.gram_matrix(x, scale, center), (x,), grad)[0]
 
 
 def _gram_matrix_backward(
     grad: Tensor, x: Tensor, mean: Tensor | None, scale: float | None
 ) -> Tensor:
+    if transformed():
+        return _plain_gram_matrix_backward(grad, x, scale, mean is not None)
     if torch.is_grad_enabled():
         return _GramMatrixBackward.apply(grad, x, mean, scale)
     return _gram_matrix_backward_op(grad, x, mean, scale)
@@ -134,7 +146,7 @@ class _GramLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor, _grad_of_grad_gram: Tensor):
         x, target, grad_gram = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transformed():
             grads = vjp(
                 lambda x, target: reference.gram_loss(x, target, ctx.scale), (x, target), grad
             )
@@ -146,6 +158,12 @@ class _GramLoss(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_target = (-scaled).sum_to_size(target.shape).to(target.dtype)
         return grad_x, grad_target, None
+
+
+def _check_features(x: Tensor) -> None:
+    check_image_batch(x, ranks=(3, 4))
+    if x.shape[-1] == 0 or x.shape[-2] == 0:
+        raise ValueError(f"x: expected at least one channel and one pixel, got {tuple(x.shape)}")
 
 
 def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) -> Tensor:
@@ -170,7 +188,7 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     section 2.2.
     """
-    check_image_batch(x, ranks=(3, 4))
+    _check_features(x)
     if use_reference(x):
         return reference.gram_matrix(x, scale, center)
     if needs_grad(x):
@@ -200,7 +218,8 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     equations 4 to 6.
     """
-    check_image_batch(x, ranks=(3, 4))
+    _check_features(x)
+    check_tensor(target, "target")
     n, c = x.shape[0], x.shape[1]
     if target.shape not in ((n, c, c), (1, c, c), (c, c)):
         raise ValueError(

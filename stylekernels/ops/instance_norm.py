@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from stylekernels import native, reference
-from stylekernels.dispatch import use_reference
+from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
     check_choice,
     check_image_batch,
     check_like,
     check_per_channel,
+    check_tensor,
     dense_like,
 )
 from stylekernels.ops.autograd import needs_grad, vjp
@@ -89,7 +90,7 @@ def _backward_formula(
         z = z + bias.to(wide)[..., None, None]
     if residual is not None:
         z = z + residual.to(wide)
-    g = vjp(lambda z: reference.activate(z, activation, negative_slope), (z,), grad.to(wide))[0]
+    g = reference.activation_gradient(grad.to(wide), z, activation, negative_slope)
     sum_grad, sum_grad_normalized = g.sum((2, 3)), (g * normalized).sum((2, 3))
     projected = g
     if own_stats:
@@ -141,9 +142,9 @@ class _Stats(torch.autograd.Function):
         # multiply-add per pixel, and it can be differentiated again.
         x, mean = ctx.saved_tensors
         count = x.shape[2] * x.shape[3]
-        slope = (2.0 / count) * grad_var
-        offset = grad_mean / count - slope * mean
-        return torch.addcmul(offset[..., None, None], x, slope[..., None, None]).to(x.dtype)
+        slope, offset = (2.0 / count) * grad_var, grad_mean / count
+        centered = x - mean[..., None, None]
+        return torch.addcmul(offset[..., None, None], centered, slope[..., None, None]).to(x.dtype)
 
 
 class _InstanceNorm(torch.autograd.Function):
@@ -171,7 +172,9 @@ class _InstanceNorm(torch.autograd.Function):
         x, weight, bias, residual, mean, var, used_mean, rstd = ctx.saved_tensors
         options = (activation, negative_slope, eps)
         inputs = (grad, x, weight, bias, residual, mean, var, used_mean, rstd)
-        if torch.is_grad_enabled():
+        if transformed():
+            grads = _plain_gradients(grad, ctx.saved_tensors[:6], *options)
+        elif torch.is_grad_enabled():
             grads = _InstanceNormBackward.apply(*inputs, *options)
         else:
             grads = _gradients(*inputs, *options)
@@ -208,6 +211,17 @@ def _gradients(
     return grad_x, grad_weight, grad_bias, grad_residual, grad_mean, grad_var
 
 
+def _plain_gradients(grad, inputs, activation, negative_slope, eps) -> tuple[Tensor | None, ...]:
+    """What `_gradients` gives, by differentiating the plain formula."""
+
+    def forward(x, weight, bias, residual, mean, var) -> Tensor:
+        return reference.instance_norm(
+            x, weight, bias, residual, mean, var, activation, negative_slope, True, eps
+        )
+
+    return vjp(forward, inputs, grad)
+
+
 class _InstanceNormBackward(torch.autograd.Function):
     """The first derivative as an op of its own, so that it can be differentiated again."""
 
@@ -230,13 +244,8 @@ class _InstanceNormBackward(torch.autograd.Function):
         tensors = ctx.saved_tensors
         wanted = [index for index, tensor in enumerate(tensors[1:]) if tensor is not None]
 
-        def forward(x, weight, bias, residual, mean, var) -> Tensor:
-            return reference.instance_norm(
-                x, weight, bias, residual, mean, var, activation, negative_slope, True, eps
-            )
-
         def first_derivative(grad, *inputs) -> tuple[Tensor, ...]:
-            products = vjp(forward, inputs, grad)
+            products = _plain_gradients(grad, inputs, activation, negative_slope, eps)
             return tuple(products[index] for index in wanted)
 
         second = vjp(first_derivative, tensors, tuple(grads[index] for index in wanted))
@@ -316,15 +325,21 @@ def instance_norm(
         check_per_channel(bias, "bias", x)
     if residual is not None:
         check_like(residual, "residual", x)
+        if residual is x:
+            residual = x.view_as(x)  # torch.compile wants the inputs of a Function distinct
     mean = var = None
     if stats is not None:
+        if not isinstance(stats, (tuple, list)) or len(stats) != 2:
+            raise TypeError("stats: expected a pair of tensors (mean, variance) or None")
         mean, var = stats
+        check_tensor(mean, "stats[0]")
+        check_tensor(var, "stats[1]")
         check_per_channel(mean, "stats[0]", x)
         check_per_channel(var, "stats[1]", x)
         if mean.shape != var.shape:
             raise ValueError(
-                f"stats: expected mean and variance of one shape, got {tuple(mean.shape)} "
-                f"and {tuple(var.shape)}"
+                "stats: expected mean and variance of one shape, got "
+                f"{tuple(mean.shape)} and {tuple(var.shape)}"
             )
     elif x.shape[2] * x.shape[3] < 2:
         raise ValueError(

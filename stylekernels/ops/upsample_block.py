@@ -5,13 +5,20 @@ from torch import Tensor
 
 from stylekernels import reference
 from stylekernels.dispatch import use_reference
-from stylekernels.ops.arguments import check_choice, check_device, check_image_batch
+from stylekernels.ops.arguments import (
+    check_choice,
+    check_device,
+    check_image_batch,
+    check_per_channel,
+    check_tensor,
+)
 from stylekernels.ops.instance_norm import instance_norm
 from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.upsample_block import TORCH_PAD_MODES
+from stylekernels.reference.upsample_block import PADDING_MODES
 
 
 def _check_weight(x: Tensor, weight: Tensor, upsample: str) -> None:
+    check_tensor(weight, "weight")
     channels = x.shape[1]
     transposed = upsample == "transpose"
     shape = "(Cin, Cout, k, k)" if transposed else "(Cout, Cin, k, k)"
@@ -29,6 +36,15 @@ def _check_weight(x: Tensor, weight: Tensor, upsample: str) -> None:
     if weight.dtype != x.dtype:
         raise TypeError(f"weight: expected x's dtype {x.dtype}, got {weight.dtype}")
     check_device(weight, "weight", x)
+
+
+def _check_bias(x: Tensor, bias: Tensor, channels: int) -> None:
+    check_tensor(bias, "bias")
+    if bias.shape != (channels,):
+        raise ValueError(f"bias: expected shape (Cout,) = ({channels},), got {tuple(bias.shape)}")
+    if bias.dtype != x.dtype:
+        raise TypeError(f"bias: expected x's dtype {x.dtype}, got {bias.dtype}")
+    check_device(bias, "bias", x)
 
 
 def upsample_block(
@@ -79,15 +95,28 @@ def upsample_block(
     check_choice(upsample, "upsample", ("transpose", "nearest"))
     check_choice(norm, "norm", ("instance", "none"))
     check_choice(activation, "activation", ACTIVATIONS)
-    check_choice(padding_mode, "padding_mode", tuple(TORCH_PAD_MODES))
+    check_choice(padding_mode, "padding_mode", PADDING_MODES)
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check_weight(x, weight, upsample)
+    out_channels = weight.shape[1 if upsample == "transpose" else 0]
+    if bias is not None:
+        _check_bias(x, bias, out_channels)
+    if norm == "none" and (norm_weight is not None or norm_bias is not None):
+        raise ValueError("norm_weight, norm_bias: expected None with norm='none'; use bias")
+    for parameter, name in ((norm_weight, "norm_weight"), (norm_bias, "norm_bias")):
+        if parameter is not None:
+            check_per_channel(parameter, name, x, channels=out_channels)
+    border = weight.shape[2] // 2 if upsample == "nearest" else 1
+    enlarged = 2 if upsample == "nearest" else 1
+    if padding_mode == "reflect" and min(x.shape[2], x.shape[3]) * enlarged <= border:
+        raise ValueError(
+            f"x: expected more than {border} pixels a side to reflect after upsampling, got "
+            f"{tuple(x.shape)}; use padding_mode='replicate'"
+        )
     if norm == "none":
-        if norm_weight is not None or norm_bias is not None:
-            raise ValueError("norm_weight, norm_bias: expected None with norm='none'; use bias")
         y = reference.upsample_conv2d(x, weight, bias, upsample, padding_mode)
         return reference.activate(y, activation, negative_slope)
     if use_reference(x):

@@ -1,15 +1,22 @@
 """Plain PyTorch formulas of every op: the contract that each kernel is checked against."""
 
-from stylekernels.reference.gram_matrix import gram_loss, gram_matrix
-from stylekernels.reference.instance_norm import activate, instance_norm, instance_norm_stats
+from stylekernels.reference.gram_matrix import gram_loss, gram_matrix, product
+from stylekernels.reference.instance_norm import (
+    activate,
+    activation_gradient,
+    instance_norm,
+    instance_norm_stats,
+)
 from stylekernels.reference.upsample_block import upsample_block, upsample_conv2d
 
 __all__ = [
     "activate",
+    "activation_gradient",
     "gram_loss",
     "gram_matrix",
     "instance_norm",
     "instance_norm_stats",
+    "product",
     "upsample_block",
     "upsample_conv2d",
 ]

@@ -5,6 +5,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Batched matrix product in the dtype of its factors, under autocast too."""
+    if not torch.amp.is_autocast_available(a.device.type):
+        return torch.bmm(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.bmm(a, b)
+
+
 def gram_matrix(x: Tensor, scale: float | None, center: bool) -> Tensor:
     """G[n, i, j] = scale * sum_p x[n, i, p] x[n, j, p], after removing the mean if ``center``."""
     features = x.flatten(2)
@@ -14,7 +22,7 @@ def gram_matrix(x: Tensor, scale: float | None, center: bool) -> Tensor:
         features = features - features.mean(dim=2, keepdim=True)
     if scale is None:
         scale = 1.0 / (features.shape[1] * features.shape[2])
-    return torch.bmm(features * scale, features.mT)
+    return product(features * scale, features.mT)
 
 
 def gram_loss(x: Tensor, target: Tensor, scale: float | None) -> Tensor:

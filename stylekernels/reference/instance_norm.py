@@ -21,6 +21,21 @@ def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
     return z
 
 
+def activation_gradient(grad: Tensor, z: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """The gradient at ``z`` before the activation, from the one after it."""
+    match activation:
+        case "relu":
+            return torch.where(z <= 0, 0, grad)
+        case "leaky_relu":
+            return torch.where(z > 0, grad, grad * negative_slope)
+        case "tanh":
+            return grad * (1 - torch.tanh(z).square())
+        case "sigmoid":
+            y = torch.sigmoid(z)
+            return grad * (y * (1 - y))
+    return grad
+
+
 def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each (image, channel), at least in float32: (N, C) each."""
     wide = x if x.dtype == torch.float64 else x.float()

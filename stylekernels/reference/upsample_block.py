@@ -1,11 +1,53 @@
 """Upsampling convolutions, alone and with instance norm and activation, in plain PyTorch."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from stylekernels.reference.instance_norm import activate, instance_norm
 
-TORCH_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
+PADDING_MODES = ("zeros", "reflect", "replicate")
+
+
+class _Pad(torch.autograd.Function):
+    """``F.pad`` for reflect and replicate without its memory: PyTorch keeps the whole input for the
+    backward pass, which needs no more than its size."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, border: int, mode: str) -> Tensor:
+        return F.pad(x, [border] * 4, mode)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, ctx.border, ctx.mode = inputs
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        ctx.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        dtype = grad.dtype
+        grad = grad if dtype == torch.float64 else grad.float()  # rounded once
+        for dim in (2, 3):
+            size = grad.shape[dim] - 2 * ctx.border
+            source = torch.arange(-ctx.border, size + ctx.border, device=grad.device)
+            if ctx.mode == "replicate":
+                source = source.clamp(0, size - 1)
+            else:
+                source = (size - 1) - ((size - 1) - source.abs()).abs()
+            inner = torch.zeros_like(grad.narrow(dim, 0, size))
+            grad = inner.index_add(dim, source, grad)
+        return grad.to(dtype).contiguous(memory_format=ctx.layout), None, None
+
+
+def pad(x: Tensor, border: int, padding_mode: str) -> Tensor:
+    """Continue ``x`` by ``border`` pixels on every side."""
+    if padding_mode == "zeros":
+        return F.pad(x, [border] * 4)
+    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+        return F.pad(x, [border] * 4, padding_mode)
+    return _Pad.apply(x, border, padding_mode)
 
 
 def upsample_conv2d(
@@ -21,10 +63,9 @@ def upsample_conv2d(
     kernel = weight.shape[-1]
     if upsample == "nearest":
         large = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.conv2d(F.pad(large, [kernel // 2] * 4, TORCH_PAD_MODES[padding_mode]), weight, bias)
+        return F.conv2d(pad(large, kernel // 2, padding_mode), weight, bias)
     border = 0 if padding_mode == "zeros" else 1
-    if border:
-        x = F.pad(x, [border] * 4, TORCH_PAD_MODES[padding_mode])
+    x = pad(x, border, padding_mode)
     # One padded pixel adds two output pixels on each side; the padding argument crops them.
     return F.conv_transpose2d(
         x, weight, bias, stride=2, padding=1 + 2 * border, output_padding=4 - kernel

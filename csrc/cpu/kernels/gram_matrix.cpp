@@ -75,6 +75,7 @@ void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* sums, 
   const int64_t width = padded<T>(args.c);
   const Strides stride(args.layout, args.c, args.pixels);
   const W* mean = args.mean ? static_cast<const W*>(args.mean) + n * args.c : nullptr;
+  const W* mean_error = mean ? mean + args.n * args.c : nullptr;
   const W scale = W(args.scale);
   for (int64_t i = 0; i < width * width; ++i) sums[i] = 0;
   const int64_t products = width / kPanel<V> * (width + kPanel<V>) / 2 / kRows;
@@ -90,7 +91,8 @@ void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* sums, 
       for (int64_t c = 0; c < args.c; c += kPanel<V>)
         pack_panel<V>(x + c * stride.channel + k * stride.pixel, stride.pixel, stride.channel,
                       smaller<int64_t>(kPanel<V>, args.c - c), smaller(run, depth - k),
-                      mean ? mean + c : nullptr, panels + c * kDepth + k * kPanel<V>);
+                      mean ? mean + c : nullptr, mean ? mean_error + c : nullptr,
+                      panels + c * kDepth + k * kPanel<V>);
     }
     Prefetch<T> next(args, x + kDepth * stride.pixel, smaller(kDepth, end - first - depth));
     for (int64_t column = 0; column < width; column += kPanel<V>) {
@@ -185,21 +187,22 @@ void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, Wi
   const T* x = static_cast<const T*>(args.x) + offset;
   T* grad_x = static_cast<T*>(args.grad_x) + offset;
   const W* mean = args.mean ? static_cast<const W*>(args.mean) + n * c : nullptr;
+  const W* mean_error = mean ? mean + args.n * c : nullptr;
   const W* product = static_cast<const W*>(args.product) + n * width * width;
 
   if (args.layout == Layout::contiguous) {
     for (int64_t p = 0; p < count; p += kPanel<V>) {
       const int64_t columns = smaller<int64_t>(kPanel<V>, count - p);
       for (int64_t k = 0; k < c; ++k) {  // one channel's pixels are one row of the panel
-        const W center = mean ? mean[k] : W(0);
+        const W center = mean ? mean[k] : W(0), error = mean ? mean_error[k] : W(0);
         const T* source = x + k * stride.channel + p;
         W* row = block + k * kPanel<V>;
         if (columns == kPanel<V>) {
-          store(row, load<V>(source) - splat<V>(center));
-          store(row + kLanes<V>, load<V>(source + kLanes<V>) - splat<V>(center));
+          store(row, load<V>(source) - splat<V>(center) - splat<V>(error));
+          store(row + kLanes<V>, load<V>(source + kLanes<V>) - splat<V>(center) - splat<V>(error));
         } else {
           for (int64_t j = 0; j < kPanel<V>; ++j)
-            row[j] = j < columns ? load<W>(source + j) - center : W(0);
+            row[j] = j < columns ? load<W>(source + j) - center - error : W(0);
         }
       }
       for (int64_t i = 0; i < c; i += kRows) {
@@ -218,8 +221,10 @@ void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, Wi
     const T* source = x + p * c;
     int64_t k = 0;
     for (; k + kLanes<V> <= c; k += kLanes<V>)
-      store(row + k, load<V>(source + k) - (mean ? load<V>(mean + k) : V{}));
-    for (; k < c; ++k) row[k] = load<W>(source + k) - (mean ? mean[k] : W(0));
+      store(row + k, mean ? load<V>(source + k) - load<V>(mean + k) - load<V>(mean_error + k)
+                          : load<V>(source + k));
+    for (; k < c; ++k)
+      row[k] = mean ? load<W>(source + k) - mean[k] - mean_error[k] : load<W>(source + k);
   }
   for (int64_t column = 0; column < c; column += kPanel<V>) {
     for (int64_t p = 0; p < count; p += kRows) {

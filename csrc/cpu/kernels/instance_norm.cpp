@@ -90,7 +90,9 @@ void stats_of(const InstanceNormStats& args) {
   parallel_tasks(g.n, [&](int64_t n) {
     for (int64_t c = 0; c < g.c; ++c) {
       const Moments moments = merged_moments(g, args.partials, n, c);
-      at<W>(args.mean, n * g.c)[c] = W(moments.mean);
+      const W mean = W(moments.mean);
+      at<W>(args.mean, n * g.c)[c] = mean;
+      if (args.mean_error) at<W>(args.mean_error, n * g.c)[c] = W(moments.mean - double(mean));
       at<W>(args.var, n * g.c)[c] = W(moments.m2 / double(g.pixels));
     }
   });
@@ -127,62 +129,66 @@ struct Apply {
   const T *x, *residual;
   T* y;
   Wide<T> negative_slope;
-  bool residual_first, stream;
+  bool residual_first, past_caches;
 
   template <class V>
-  inline void operator()(int64_t i, V center, V scale, V shift, bool streamed) const {
-    V z = multiply_add(load<V>(x + i) - center, scale, shift);
-    if (residual == nullptr) {
-      z = activate<A>(z, negative_slope);
-    } else {
-      const V r = load<V>(residual + i);
-      z = residual_first ? activate<A>(z + r, negative_slope) : activate<A>(z, negative_slope) + r;
-    }
-    write(y + i, z, streamed);
-  }
-
-  // One plane, or a chunk of it.
-  void run(int64_t count, Wide<T> center, Wide<T> scale, Wide<T> shift) const {
-    using V = Vec<T>;
-    const auto one = [&](auto lane, int64_t i, bool streamed) {
-      using U = decltype(lane);
-      (*this)(i, splat<U>(center), splat<U>(scale), splat<U>(shift), streamed);
-    };
-    int64_t i = 0;
-    if (stream)  // up to the first address a streaming store accepts
-      for (; i < count && !aligned_for<V>(y + i); ++i) one(Wide<T>{}, i, false);
-    for (; i + kLanes<V> <= count; i += kLanes<V>) one(V{}, i, stream);
-    for (; i < count; ++i) one(Wide<T>{}, i, false);
-  }
-
-  // Pixels of channels_last images.
-  void rows(int64_t channels, int64_t pixels, const Wide<T>* center, const Wide<T>* scale,
-            const Wide<T>* shift) const {
-    using V = Vec<T>;
-    constexpr int kMaxLanes = VECTOR_BYTES / 4;
-    const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
-    Wide<T> repeated[3][kFewChannels * kMaxLanes];
-    if (repeat > 1) {
-      for (int64_t j = 0; j < width; ++j) {
-        repeated[0][j] = center[j % channels];
-        repeated[1][j] = scale[j % channels];
-        repeated[2][j] = shift[j % channels];
-      }
-      center = repeated[0], scale = repeated[1], shift = repeated[2];
-    }
-    const auto one = [&](auto lane, int64_t i, int64_t j, bool streamed) {
-      using U = decltype(lane);
-      (*this)(i, load<U>(center + j), load<U>(scale + j), load<U>(shift + j), streamed);
-    };
-    const int64_t end = pixels * channels;
-    for (int64_t i = 0; i < end; i += width) {
-      const int64_t count = smaller(width, end - i);
-      int64_t j = 0;
-      for (; j + kLanes<V> <= count; j += kLanes<V>) one(V{}, i + j, j, stream);
-      for (; j < count; ++j) one(Wide<T>{}, i + j, j, false);
-    }
+  inline V value(int64_t i, V center, V scale, V shift) const {
+    const V z = multiply_add(load<V>(x + i) - center, scale, shift);
+    if (residual == nullptr) return activate<A>(z, negative_slope);
+    const V r = load<V>(residual + i);
+    return residual_first ? activate<A>(z + r, negative_slope) : activate<A>(z, negative_slope) + r;
   }
 };
+
+// One plane, or a chunk of it.
+template <Activation A, class T>
+void apply_run(const Apply<A, T>& arguments, int64_t count, Wide<T> center, Wide<T> scale,
+               Wide<T> shift) {
+  using V = Vec<T>;
+  const Apply<A, T> apply = arguments;  // a copy that nothing written can alias
+  const auto value = [&](auto lane, int64_t i) {
+    using U = decltype(lane);
+    return apply.value(i, splat<U>(center), splat<U>(scale), splat<U>(shift));
+  };
+  int64_t i = 0;
+  if (apply.past_caches)  // up to the first address a streaming store accepts
+    for (; i < count && !aligned_for_pair<V>(apply.y + i); ++i)
+      store(apply.y + i, value(Wide<T>{}, i));
+  for (; i + 2 * kLanes<V> <= count; i += 2 * kLanes<V>)
+    store_pair(apply.y + i, value(V{}, i), value(V{}, i + kLanes<V>), apply.past_caches);
+  for (; i < count; ++i) store(apply.y + i, value(Wide<T>{}, i));
+}
+
+// Pixels of channels_last images.
+template <Activation A, class T>
+void apply_rows(const Apply<A, T>& arguments, int64_t channels, int64_t pixels,
+                const Wide<T>* center, const Wide<T>* scale, const Wide<T>* shift) {
+  using V = Vec<T>;
+  const Apply<A, T> apply = arguments;
+  const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
+  Wide<T> repeated[3][kWidestRow];
+  if (repeat > 1) {
+    for (int64_t j = 0; j < width; ++j) {
+      repeated[0][j] = center[j % channels];
+      repeated[1][j] = scale[j % channels];
+      repeated[2][j] = shift[j % channels];
+    }
+    center = repeated[0], scale = repeated[1], shift = repeated[2];
+  }
+  const auto value = [&](auto lane, int64_t i, int64_t j) {
+    using U = decltype(lane);
+    return apply.value(i, load<U>(center + j), load<U>(scale + j), load<U>(shift + j));
+  };
+  const int64_t end = pixels * channels;
+  for (int64_t i = 0; i < end; i += width) {
+    const int64_t count = smaller(width, end - i);
+    int64_t j = 0;
+    for (; j + 2 * kLanes<V> <= count; j += 2 * kLanes<V>)
+      store_pair(apply.y + i + j, value(V{}, i + j, j),
+                 value(V{}, i + j + kLanes<V>, j + kLanes<V>), apply.past_caches);
+    for (; j < count; ++j) store(apply.y + i + j, value(Wide<T>{}, i + j, j));
+  }
+}
 
 template <Activation A, class T>
 void apply_chunk(const InstanceNormForward& args, int64_t block, int64_t chunk) {
@@ -196,11 +202,11 @@ void apply_chunk(const InstanceNormForward& args, int64_t block, int64_t chunk) 
   const Apply<A, T> apply{at<T>(args.x, first),   at<T>(args.residual, first), at<T>(args.y, first),
                           W(args.negative_slope), args.residual_first,         args.stream};
   if (contiguous) {
-    apply.run(count, coefficients[block], coefficients[planes + block],
+    apply_run(apply, count, coefficients[block], coefficients[planes + block],
               coefficients[2 * planes + block]);
   } else {
     const W* center = coefficients + block * g.c;
-    apply.rows(g.c, count, center, center + planes, center + 2 * planes);
+    apply_rows(apply, g.c, count, center, center + planes, center + 2 * planes);
   }
   if (args.stream) finish_streaming();
 }
@@ -227,9 +233,8 @@ void forward_of(const InstanceNormForward& args) {
   for (int64_t n = 0; n < g.n; ++n) {
     for (int64_t c = 0; c < g.c; ++c) {
       if (args.mean_in != nullptr) {
-        const int64_t i = n * args.stats_stride + c;
-        set_coefficients(args, n, c, double(at<W>(args.mean_in, i)[0]),
-                         double(at<W>(args.var_in, i)[0]), out);
+        const double mean = at<W>(args.mean_in, n * args.mean_stride)[c];
+        set_coefficients(args, n, c, mean, double(at<W>(args.var_in, n * args.var_stride)[c]), out);
       } else {
         const Moments m = merged_moments(g, args.partials, n, c);
         set_coefficients(args, n, c, m.mean, variance(m), out);

@@ -11,6 +11,9 @@
 namespace stylekernels::CPU_CAPABILITY {
 namespace {
 
+// These sums have no shift to keep them small, and gradients cancel: fewer in float32 than kBlock.
+constexpr int kShortBlock = 32;
+
 // Per plane: z = scale * (x - mean) + bias, and grad_x = scale * g + slope * (x - mean) + offset.
 enum Row { kMean, kScale, kBias, kSlope, kOffset, kRows };
 
@@ -49,8 +52,8 @@ void add_sums(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t c
     };
     mean[v] = row(kMean), scale[v] = row(kScale), bias[v] = row(kBias);
   }
-  for (int64_t begin = 0; begin < pixels; begin += kBlock) {
-    const int64_t end = smaller(begin + kBlock, pixels);
+  for (int64_t begin = 0; begin < pixels; begin += kShortBlock) {
+    const int64_t end = smaller(begin + kShortBlock, pixels);
     V part_g[kVectors] = {}, part_gd[kVectors] = {};
     for (int64_t p = begin; p < end; ++p) {
       for (int v = 0; v < kVectors; ++v) {
@@ -87,12 +90,11 @@ template <Activation A, class T>
 void sum_rows(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t channels,
               int64_t pixels, double* sum_g, double* sum_gd) {
   using V = Vec<T>;
-  constexpr int kMaxLanes = VECTOR_BYTES / 4;
   const int64_t repeat = pixels_per_row<V>(channels);
   const int64_t rows = pixels / repeat, width = repeat * channels;
   for (int64_t j = 0; j < channels; ++j) sum_g[j] = sum_gd[j] = 0;
   Terms<A, T> wide = terms;
-  Wide<T> repeated[3][kFewChannels * kMaxLanes];
+  Wide<T> repeated[3][kWidestRow];
   for (int r = 0; r < 3; ++r) {
     wide.rows[r] = terms.rows[r] + column;
     if (repeat == 1) continue;
@@ -118,58 +120,86 @@ template <Activation A, class T>
 struct Writer {
   Terms<A, T> terms;
   T *grad_x, *grad_residual;
-  bool stream;
+  bool past_caches;
+  bool own_stats;
 
   template <class V>
-  inline void operator()(int64_t i, V mean, V scale, V bias, V slope, V offset,
-                         bool streamed) const {
+  struct Values {
+    V grad_x, grad_residual;
+  };
+
+  template <class V>
+  inline Values<V> values(int64_t i, const V (&row)[kRows]) const {
     V g, d;
-    terms(mean, scale, bias, i, g, d);
-    write(grad_x + i, V(multiply_add(g, scale, multiply_add(d, slope, offset))), streamed);
-    if (grad_residual != nullptr) write(grad_residual + i, g, streamed);
+    terms(row[kMean], row[kScale], row[kBias], i, g, d);
+    if (!own_stats) return {g * row[kScale], g};  // not 0 * d: d may be NaN or infinite
+    return {multiply_add(g, row[kScale], multiply_add(d, row[kSlope], row[kOffset])), g};
   }
 
-  void run(int64_t first, int64_t column, int64_t count) const {
-    using V = Vec<T>;
-    const auto one = [&](auto lane, int64_t i, bool streamed) {
-      using U = decltype(lane);
-      const auto row = [&](Row r) { return splat<U>(terms.rows[r][column]); };
-      (*this)(i, row(kMean), row(kScale), row(kBias), row(kSlope), row(kOffset), streamed);
-    };
-    int64_t i = first;
-    const int64_t end = first + count;
-    if (stream)
-      for (; i < end && !aligned_for<V>(grad_x + i); ++i) one(Wide<T>{}, i, false);
-    for (; i + kLanes<V> <= end; i += kLanes<V>) one(V{}, i, stream);
-    for (; i < end; ++i) one(Wide<T>{}, i, false);
+  template <class V>
+  inline void write(int64_t i, Values<V> v) const {
+    store(grad_x + i, v.grad_x);
+    if (grad_residual != nullptr) store(grad_residual + i, v.grad_residual);
   }
 
-  void rows(int64_t first, int64_t column, int64_t channels, int64_t pixels) const {
-    using V = Vec<T>;
-    constexpr int kMaxLanes = VECTOR_BYTES / 4;
-    const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
-    Wide<T> repeated[kRows][kFewChannels * kMaxLanes];
-    const Wide<T>* columns[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      columns[r] = terms.rows[r] + column;
-      if (repeat == 1) continue;
-      for (int64_t j = 0; j < width; ++j) repeated[r][j] = columns[r][j % channels];
-      columns[r] = repeated[r];
-    }
-    const auto one = [&](auto lane, int64_t i, int64_t j, bool streamed) {
-      using U = decltype(lane);
-      const auto row = [&](Row r) { return load<U>(columns[r] + j); };
-      (*this)(i, row(kMean), row(kScale), row(kBias), row(kSlope), row(kOffset), streamed);
-    };
-    const int64_t end = first + pixels * channels;
-    for (int64_t i = first; i < end; i += width) {
-      const int64_t count = smaller(width, end - i);
-      int64_t j = 0;
-      for (; j + kLanes<V> <= count; j += kLanes<V>) one(V{}, i + j, j, stream);
-      for (; j < count; ++j) one(Wide<T>{}, i + j, j, false);
-    }
+  template <class V>
+  inline void write_pair(int64_t i, Values<V> a, Values<V> b) const {
+    store_pair(grad_x + i, a.grad_x, b.grad_x, past_caches);
+    if (grad_residual != nullptr)
+      store_pair(grad_residual + i, a.grad_residual, b.grad_residual, past_caches);
   }
 };
+
+template <Activation A, class T>
+void write_run(const Writer<A, T>& arguments, int64_t first, int64_t column, int64_t count) {
+  using V = Vec<T>;
+  const Writer<A, T> writer = arguments;  // a copy that nothing written can alias
+  const auto values = [&](auto lane, int64_t i) {
+    using U = decltype(lane);
+    U row[kRows];
+    for (int r = 0; r < kRows; ++r) row[r] = splat<U>(writer.terms.rows[r][column]);
+    return writer.values(i, row);
+  };
+  int64_t i = first;
+  const int64_t end = first + count;
+  if (writer.past_caches)
+    for (; i < end && !aligned_for_pair<V>(writer.grad_x + i); ++i)
+      writer.write(i, values(Wide<T>{}, i));
+  for (; i + 2 * kLanes<V> <= end; i += 2 * kLanes<V>)
+    writer.write_pair(i, values(V{}, i), values(V{}, i + kLanes<V>));
+  for (; i < end; ++i) writer.write(i, values(Wide<T>{}, i));
+}
+
+template <Activation A, class T>
+void write_rows(const Writer<A, T>& arguments, int64_t first, int64_t column, int64_t channels,
+                int64_t pixels) {
+  using V = Vec<T>;
+  const Writer<A, T> writer = arguments;
+  const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
+  Wide<T> repeated[kRows][kWidestRow];
+  const Wide<T>* columns[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    columns[r] = writer.terms.rows[r] + column;
+    if (repeat == 1) continue;
+    for (int64_t j = 0; j < width; ++j) repeated[r][j] = columns[r][j % channels];
+    columns[r] = repeated[r];
+  }
+  const auto values = [&](auto lane, int64_t i, int64_t j) {
+    using U = decltype(lane);
+    U row[kRows];
+    for (int r = 0; r < kRows; ++r) row[r] = load<U>(columns[r] + j);
+    return writer.values(i, row);
+  };
+  const int64_t end = first + pixels * channels;
+  for (int64_t i = first; i < end; i += width) {
+    const int64_t count = smaller(width, end - i);
+    int64_t j = 0;
+    for (; j + 2 * kLanes<V> <= count; j += 2 * kLanes<V>)
+      writer.write_pair(i + j, values(V{}, i + j, j),
+                        values(V{}, i + j + kLanes<V>, j + kLanes<V>));
+    for (; j < count; ++j) writer.write(i + j, values(Wide<T>{}, i + j, j));
+  }
+}
 
 template <Activation A, class T>
 void backward_of(const InstanceNormBackward& args) {
@@ -182,7 +212,8 @@ void backward_of(const InstanceNormBackward& args) {
       {at<T>(args.grad, 0), at<T>(args.x, 0), at<T>(args.residual, 0), {}, W(args.negative_slope)},
       at<T>(args.grad_x, 0),
       at<T>(args.grad_residual, 0),
-      args.stream};
+      args.stream,
+      args.own_stats};
   Terms<A, T>& terms = writer.terms;
   for (int r = 0; r < kRows; ++r) terms.rows[r] = rows + r * planes;
 
@@ -202,7 +233,7 @@ void backward_of(const InstanceNormBackward& args) {
   const auto finish_plane = [&](int64_t plane, double sum_g, double sum_gd) {
     const double rstd = double(at<W>(args.rstd, plane)[0]);
     const double scale = double(rows[kScale * planes + plane]);
-    const double share = args.own_stats ? scale / double(g.pixels) : 0.0;
+    const double share = scale / double(g.pixels);
     const double error = double(mean_error[plane]);
     sum_gd -= error * sum_g;
     const double slope = -share * rstd * rstd * sum_gd;
@@ -217,7 +248,7 @@ void backward_of(const InstanceNormBackward& args) {
       double sums[2];
       sum_run(terms, plane * g.pixels, plane, g.pixels, sums);
       finish_plane(plane, sums[0], sums[1]);
-      writer.run(plane * g.pixels, plane, g.pixels);
+      write_run(writer, plane * g.pixels, plane, g.pixels);
       if (args.stream) finish_streaming();
     });
     return;
@@ -247,9 +278,9 @@ void backward_of(const InstanceNormBackward& args) {
     const int64_t last = tasks - 1 - task, block = last / g.chunks, chunk = last % g.chunks;
     const int64_t pixel = block * g.pixels + chunk_begin(g, chunk);
     if (contiguous)
-      writer.run(pixel, block, chunk_count(g, chunk));
+      write_run(writer, pixel, block, chunk_count(g, chunk));
     else
-      writer.rows(pixel * g.c, block * g.c, g.c, chunk_count(g, chunk));
+      write_rows(writer, pixel * g.c, block * g.c, g.c, chunk_count(g, chunk));
     if (args.stream) finish_streaming();
   });
 }

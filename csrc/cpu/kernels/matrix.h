@@ -79,31 +79,37 @@ inline void transpose(V (&rows)[kLanes<V>]) {
 }
 
 // Panel of up to kPanel columns of x, `column_stride` apart, at `depth` values of k that are
-// `k_stride` apart (one of the strides is 1): panel[k][column], minus mean[column] if given,
-// and zero for columns from `columns` on.
+// `k_stride` apart (one of the strides is 1): panel[k][column], minus mean[column] and its rounding
+// error if given, and zero for columns from `columns` on.
 template <class V, class T>
 inline void pack_panel(const T* x, int64_t k_stride, int64_t column_stride, int64_t columns,
-                       int64_t depth, const ElementOf<V>* mean, ElementOf<V>* panel) {
+                       int64_t depth, const ElementOf<V>* mean, const ElementOf<V>* mean_error,
+                       ElementOf<V>* panel) {
   using W = ElementOf<V>;
-  W center[kPanel<V>];
-  for (int j = 0; j < kPanel<V>; ++j) center[j] = mean && j < columns ? mean[j] : W(0);
+  W center[kPanel<V>], error[kPanel<V>];
+  for (int j = 0; j < kPanel<V>; ++j) {
+    center[j] = mean && j < columns ? mean[j] : W(0);
+    error[j] = mean && j < columns ? mean_error[j] : W(0);
+  }
   const auto scalar = [&](int64_t k, int64_t j) {
     panel[k * kPanel<V> + j] =
-        j < columns ? load<W>(x + k * k_stride + j * column_stride) - center[j] : W(0);
+        j < columns ? load<W>(x + k * k_stride + j * column_stride) - center[j] - error[j] : W(0);
   };
   int64_t k = 0;
   if (columns == kPanel<V> && column_stride == 1) {
     const V c0 = load<V>(center), c1 = load<V>(center + kLanes<V>);
+    const V e0 = load<V>(error), e1 = load<V>(error + kLanes<V>);
     for (; k < depth; ++k) {
-      store(panel + k * kPanel<V>, load<V>(x + k * k_stride) - c0);
-      store(panel + k * kPanel<V> + kLanes<V>, load<V>(x + k * k_stride + kLanes<V>) - c1);
+      store(panel + k * kPanel<V>, load<V>(x + k * k_stride) - c0 - e0);
+      store(panel + k * kPanel<V> + kLanes<V>, load<V>(x + k * k_stride + kLanes<V>) - c1 - e1);
     }
   } else if (columns == kPanel<V> && k_stride == 1) {
     for (; k + kLanes<V> <= depth; k += kLanes<V>) {
       for (int half = 0; half < kPanel<V>; half += kLanes<V>) {
         V rows[kLanes<V>];
         for (int j = 0; j < kLanes<V>; ++j)
-          rows[j] = load<V>(x + k + (half + j) * column_stride) - splat<V>(center[half + j]);
+          rows[j] = load<V>(x + k + (half + j) * column_stride) - splat<V>(center[half + j]) -
+                    splat<V>(error[half + j]);
         transpose(rows);
         for (int j = 0; j < kLanes<V>; ++j) store(panel + (k + j) * kPanel<V> + half, rows[j]);
       }

@@ -36,38 +36,10 @@ inline int64_t chunk_count(const PlaneGrid& g, int64_t chunk) {
 }
 
 template <class V, class T>
-inline bool aligned_for(const T* p) {
-  return uintptr_t(p) % (kLanes<V> * sizeof(T)) == 0;
-}
-
-// Stores v; with `stream`, and where the machine can, past the caches: p must be aligned then.
-template <class T, class V>
-inline void write(T* p, V v, [[maybe_unused]] bool stream) {
-#if defined(__AVX2__)
-  if constexpr (kLanes<V> > 1) {
-    if (stream) {
-      T rounded[kLanes<V>];
-      store(rounded, v);
-      if constexpr (sizeof(rounded) == 64) {
-#if defined(__AVX512F__)
-        __m512i bits;
-        std::memcpy(&bits, rounded, 64);
-        _mm512_stream_si512((__m512i*)p, bits);
-#endif
-      } else if constexpr (sizeof(rounded) == 32) {
-        __m256i bits;
-        std::memcpy(&bits, rounded, 32);
-        _mm256_stream_si256((__m256i*)p, bits);
-      } else {
-        __m128i bits;
-        std::memcpy(&bits, rounded, 16);
-        _mm_stream_si128((__m128i*)p, bits);
-      }
-      return;
-    }
-  }
-#endif
-  store(p, v);
+inline bool aligned_for_pair(const T* p) {
+  constexpr int64_t kBytes =
+      sizeof(T) == sizeof(ElementOf<V>) ? sizeof(V) : 2 * kLanes<V> * sizeof(T);
+  return uintptr_t(p) % kBytes == 0;
 }
 
 inline void finish_streaming() {
@@ -155,17 +127,18 @@ inline Moments moments_of_run(const T* x, int64_t count) {
 
 // -- channels_last rows ----------------------------------------------------------------------
 //
-// A row of C channels is a whole number of vectors, or (few channels) `repeat` pixels together
-// are one: those are treated as one wide pixel, and the few pixels left over one by one. With
-// many channels the rest of a row is done by scalars.
+// With few channels, as many pixels as make a whole number of pairs of vectors are treated as one
+// wide pixel, and the few pixels left over one by one. With many channels a row is one pixel, and
+// what is not a whole vector is done by scalars.
 
 constexpr int64_t kFewChannels = 64;
+constexpr int64_t kWidestRow = kFewChannels * VECTOR_BYTES / 2;
 
 template <class V>
 inline int64_t pixels_per_row(int64_t channels) {
   if (channels >= kFewChannels) return 1;
   int64_t repeat = 1;
-  while (repeat * channels % kLanes<V> != 0) repeat *= 2;
+  while (repeat * channels % (2 * kLanes<V>) != 0) repeat *= 2;
   return repeat;
 }
 

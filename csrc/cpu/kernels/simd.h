@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -145,9 +146,15 @@ inline V load(const BFloat16* p) {
   if constexpr (kLanes<V> == 1) {
     return widen(*p);
   } else {
+#if defined(__AVX512F__)
+    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+    return (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
     VecH half;
     std::memcpy(&half, p, sizeof(half));
     return (V)(__builtin_convertvector(half, VecU) << 16);
+#endif
   }
 }
 
@@ -176,16 +183,25 @@ inline void store(ElementOf<V>* p, V v) {
 inline void store(BFloat16* p, float value) { *p = to_bfloat16(value); }
 inline void store(Float16* p, float value) { *p = to_float16(value); }
 
-inline VecH round_to_bfloat16(VecF v) {
+// Rounded to nearest even, in the low half of each element. NaN keeps its upper half: it came out
+// of arithmetic and is quiet.
+inline VecU bfloat16_bits(VecF v) {
   const VecU bits = (VecU)v;
   const VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const VecU nan = (VecU)(v != v);
-  return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), VecH);
+  return v == v ? rounded : bits >> 16;
 }
 
 inline void store(BFloat16* p, VecF v) {
-  const VecH half = round_to_bfloat16(v);
+  const VecU bits = bfloat16_bits(v);
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)bits));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  const VecH half = __builtin_convertvector(bits, VecH);
   std::memcpy(p, &half, sizeof(half));
+#endif
 }
 
 inline void store(Float16* p, VecF v) {
@@ -196,6 +212,53 @@ inline void store(Float16* p, VecF v) {
 #else
   for (int i = 0; i < kLanes<VecF>; ++i) p[i] = to_float16(v[i]);
 #endif
+}
+
+#if defined(__AVX512F__)
+using Bits = __m512i;
+inline void stream(Bits* p, Bits v) { _mm512_stream_si512(p, v); }
+#elif defined(__AVX2__)
+using Bits = __m256i;
+inline void stream(Bits* p, Bits v) { _mm256_stream_si256(p, v); }
+#endif
+
+// Stores two vectors that follow each other. With `past_caches`, where the machine can, written
+// past the caches: p must then be aligned to the size of what is written.
+template <class T, class V>
+inline void store_pair(T* p, V a, V b, [[maybe_unused]] bool past_caches) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == sizeof(ElementOf<V>)) {
+    if (past_caches) {
+      stream((Bits*)p, (Bits)a);
+      stream((Bits*)p + 1, (Bits)b);
+      return;
+    }
+  } else {
+    Bits bits;
+    if constexpr (std::is_same_v<T, BFloat16>) {
+#if defined(__AVX512F__)
+      bits = _mm512_inserti64x4(
+          _mm512_castsi256_si512(_mm512_cvtepi32_epi16((__m512i)bfloat16_bits(a))),
+          _mm512_cvtepi32_epi16((__m512i)bfloat16_bits(b)), 1);
+#else
+      bits = _mm256_permute4x64_epi64(
+          _mm256_packus_epi32((__m256i)bfloat16_bits(a), (__m256i)bfloat16_bits(b)), 0xd8);
+#endif
+    } else {
+      T rounded[2 * kLanes<V>];
+      store(rounded, a);
+      store(rounded + kLanes<V>, b);
+      std::memcpy(&bits, rounded, sizeof(bits));
+    }
+    if (past_caches)
+      stream((Bits*)p, bits);
+    else
+      std::memcpy(p, &bits, sizeof(bits));
+    return;
+  }
+#endif
+  store(p, a);
+  store(p + kLanes<V>, b);
 }
 
 // -- functions -------------------------------------------------------------------------------
