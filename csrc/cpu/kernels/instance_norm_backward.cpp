@@ -11,9 +11,6 @@
 namespace stylekernels::CPU_CAPABILITY {
 namespace {
 
-// These sums have no shift to keep them small, and gradients cancel: fewer in float32 than kBlock.
-constexpr int kShortBlock = 32;
-
 // Per plane: z = scale * (x - mean) + bias, and grad_x = scale * g + slope * (x - mean) + offset.
 enum Row { kMean, kScale, kBias, kSlope, kOffset, kRows };
 
@@ -52,16 +49,20 @@ void add_sums(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t c
     };
     mean[v] = row(kMean), scale[v] = row(kScale), bias[v] = row(kBias);
   }
-  for (int64_t begin = 0; begin < pixels; begin += kShortBlock) {
-    const int64_t end = smaller(begin + kShortBlock, pixels);
+  for (int64_t begin = 0; begin < pixels; begin += kBlock) {
+    const int64_t end = smaller(begin + kBlock, pixels);
     V part_g[kVectors] = {}, part_gd[kVectors] = {};
-    for (int64_t p = begin; p < end; ++p) {
-      for (int v = 0; v < kVectors; ++v) {
-        V g, d;
-        terms(mean[v], scale[v], bias[v], first + p * stride + v * kLanes<V>, g, d);
-        part_g[v] += g;
-        part_gd[v] = multiply_add(g, d, part_gd[v]);
+    for (int64_t run = begin; run < end; run += kRun) {
+      V run_g[kVectors] = {}, run_gd[kVectors] = {};
+      for (int64_t p = run; p < smaller(run + kRun, end); ++p) {
+        for (int v = 0; v < kVectors; ++v) {
+          V g, d;
+          terms(mean[v], scale[v], bias[v], first + p * stride + v * kLanes<V>, g, d);
+          run_g[v] += g;
+          run_gd[v] = multiply_add(g, d, run_gd[v]);
+        }
       }
+      for (int v = 0; v < kVectors; ++v) part_g[v] += run_g[v], part_gd[v] += run_gd[v];
     }
     for (int v = 0; v < kVectors; ++v) {
       store(lanes[0] + v * kLanes<V>, part_g[v]);
