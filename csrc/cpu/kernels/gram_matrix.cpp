@@ -14,6 +14,7 @@
 #include "../gram_matrix.h"
 
 #include "../parallel.h"
+#include "gram_tiles.h"
 #include "matrix.h"
 
 namespace stylekernels::CPU_CAPABILITY {
@@ -29,7 +30,10 @@ inline A smaller(A a, A b) {
 
 template <class T>
 constexpr int64_t padded(int64_t c) {
-  return (c + kPanel<Vec<T>> - 1) / kPanel<Vec<T>> * kPanel<Vec<T>>;
+  constexpr int64_t kUnit = HAS_TILES && std::is_same_v<T, BFloat16>
+                                ? 32
+                                : kPanel<Vec<T>>;  // tiles come in pairs of 16 channels
+  return (c + kUnit - 1) / kUnit * kUnit;
 }
 
 // Distance in x from one channel to the next, and from one pixel to the next.
@@ -88,7 +92,7 @@ void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* sums, 
     // channels_last: a few pixels at a time, all panels of them, so that x is read as it lies.
     const int64_t run = args.layout == Layout::contiguous ? kDepth : 8;
     for (int64_t k = 0; k < depth; k += run) {
-      for (int64_t c = 0; c < args.c; c += kPanel<V>)
+      for (int64_t c = 0; c < width; c += kPanel<V>)
         pack_panel<V>(x + c * stride.channel + k * stride.pixel, stride.pixel, stride.channel,
                       smaller<int64_t>(kPanel<V>, args.c - c), smaller(run, depth - k),
                       mean ? mean + c : nullptr, mean ? mean_error + c : nullptr,
@@ -134,14 +138,41 @@ void finish_rows(const GramMatrix& args, int64_t n, int64_t row) {
   }
 }
 
+template <class F>
+int64_t by_dtype(DType dtype, const F& f) {
+  int64_t result = 0;
+  for_dtype(dtype, [&](auto element) { result = f(element); });
+  return result;
+}
+
+int64_t padded_channels(DType dtype, int64_t c) {
+  return by_dtype(dtype, [&](auto element) { return padded<decltype(element)>(c); });
+}
+
+int64_t panel_elements(DType dtype, int64_t c) {
+#if HAS_TILES
+  if (dtype == DType::bfloat16) return tile_panel_elements(c);
+#endif
+  return padded_channels(dtype, c) * kDepth;
+}
+
+int64_t backward_panel_elements(DType dtype, int64_t c) {
+  return padded_channels(dtype, c) * kBlockPixels;
+}
+
 template <class T>
 void forward_of(const GramMatrix& args) {
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c);
   parallel_tasks(args.n * args.slices, [&](int64_t task, int64_t worker) {
-    sum_slice<T>(args, task / args.slices, task % args.slices,
-                 static_cast<W*>(args.sums) + task * width * width,
-                 static_cast<W*>(args.panels) + worker * width * kDepth);
+    const int64_t n = task / args.slices, slice = task % args.slices;
+    W* sums = static_cast<W*>(args.sums) + task * width * width;
+    W* panels = static_cast<W*>(args.panels) + worker * panel_elements(args.dtype, args.c);
+#if HAS_TILES
+    if constexpr (std::is_same_v<T, BFloat16>)
+      if (args.mean == nullptr) return sum_slice_in_tiles(args, n, slice, sums, panels);
+#endif
+    sum_slice<T>(args, n, slice, sums, panels);
   });
   const int64_t groups = (args.c + kRows - 1) / kRows;
   parallel_tasks(args.n * groups,
@@ -249,23 +280,6 @@ void backward_of(const GramMatrixBackward& args) {
     backward_block<T>(args, task / blocks, task % blocks * kBlockPixels,
                       static_cast<W*>(args.panels) + worker * width * kBlockPixels);
   });
-}
-
-template <class F>
-int64_t by_dtype(DType dtype, const F& f) {
-  int64_t result = 0;
-  for_dtype(dtype, [&](auto element) { result = f(element); });
-  return result;
-}
-
-int64_t padded_channels(DType dtype, int64_t c) {
-  return by_dtype(dtype, [&](auto element) { return padded<decltype(element)>(c); });
-}
-
-int64_t panel_elements(DType dtype, int64_t c) { return padded_channels(dtype, c) * kDepth; }
-
-int64_t backward_panel_elements(DType dtype, int64_t c) {
-  return padded_channels(dtype, c) * kBlockPixels;
 }
 
 void forward(const GramMatrix& args) {

@@ -1,0 +1,102 @@
+// AMX's tiles: eight registers of 16 rows of 64 bytes, and a product of two of them.
+//
+// The capability amx has them in hardware. amx_emulated runs the same kernels on tiles in memory:
+// slow, but it tests the kernels' arithmetic on any machine.
+#pragma once
+
+#include "simd.h"
+
+#define CAPABILITY_amx 1
+#define CAPABILITY_amx_emulated 2
+#define JOIN(a, b) a##b
+#define CAPABILITY(name) JOIN(CAPABILITY_, name)
+#if CAPABILITY(CPU_CAPABILITY)
+#define HAS_TILES 1
+#else
+#define HAS_TILES 0
+#endif
+
+#if HAS_TILES
+namespace stylekernels::CPU_CAPABILITY {
+
+constexpr int kTileRows = 16;
+constexpr int kTileBytes = 64;
+
+#if CAPABILITY(CPU_CAPABILITY) == CAPABILITY_amx
+
+// Tiles belong to a thread, and other libraries configure them differently: load the
+// configuration in every task. Not the compiler's intrinsics: gcc 12's say less about memory than
+// the instructions do, and take no template argument for a tile's number.
+struct TileScope {
+  TileScope() {
+    struct alignas(64) {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    asm volatile("ldtilecfg %0" ::"m"(config) : "memory");
+  }
+  ~TileScope() { asm volatile("tilerelease"); }
+};
+
+template <int kTile>
+inline void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+
+template <int kTile>
+inline void tile_load(const void* p) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{kTileBytes}), "i"(kTile)
+               : "memory");
+}
+
+template <int kTile>
+inline void tile_store(void* p) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(int64_t{kTileBytes}), "i"(kTile)
+               : "memory");
+}
+
+// sum[i][j] += sum_k a[i][2k] b[k][2j] + a[i][2k + 1] b[k][2j + 1], a and b in bfloat16.
+template <int kSum, int kA, int kB>
+inline void tile_multiply() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kA), "i"(kB));
+}
+
+#else
+
+struct TileScope {};
+
+template <int kTile>
+inline thread_local float tile_memory[kTileRows][kTileBytes / 4];
+
+template <int kTile>
+inline void tile_zero() {
+  std::memset(tile_memory<kTile>, 0, sizeof(tile_memory<kTile>));
+}
+
+template <int kTile>
+inline void tile_load(const void* p) {
+  std::memcpy(tile_memory<kTile>, p, sizeof(tile_memory<kTile>));
+}
+
+template <int kTile>
+inline void tile_store(void* p) {
+  std::memcpy(p, tile_memory<kTile>, sizeof(tile_memory<kTile>));
+}
+
+template <int kSum, int kA, int kB>
+inline void tile_multiply() {
+  BFloat16 a[kTileRows][32], b[kTileRows][32];
+  std::memcpy(a, tile_memory<kA>, sizeof(a));
+  std::memcpy(b, tile_memory<kB>, sizeof(b));
+  for (int i = 0; i < kTileRows; ++i)
+    for (int k = 0; k < 16; ++k)
+      for (int j = 0; j < 16; ++j)
+        tile_memory<kSum>[i][j] += widen(a[i][2 * k]) * widen(b[k][2 * j]) +
+                                   widen(a[i][2 * k + 1]) * widen(b[k][2 * j + 1]);
+}
+
+#endif
+
+}  // namespace stylekernels::CPU_CAPABILITY
+#endif
