@@ -24,7 +24,7 @@ def generator():
     generator = StyleGenerator(config).eval()
     with torch.no_grad():  # most values inside [0, 1], so that clamping hides nothing
         generator.to_rgb.weight.mul_(0.2)
-        generator.to_rgb.bias.fill_(0.5)
+        generator.to_rgb.bias.fill_(0.5 * generator.config.value_range)
     return generator
 
 
