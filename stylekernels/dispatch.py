@@ -92,7 +92,7 @@ def _choose(device_type: str) -> tuple[str, str]:
     for implementation in ("native", "triton"):
         missing = _missing(implementation, device_type)
         if missing is None:
-            return implementation, "the fastest here for every shape that was measured"
+            return implementation, f"there are {implementation} kernels for {device_type} tensors"
         reasons.append(missing)
     return "reference", "; ".join(reasons)
 
@@ -119,6 +119,8 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     if tensor is None:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them")
     implementation, reason = _choose(tensor.device.type)
+    if op == "upsample_block":
+        reason += "; the convolution is PyTorch's"
     layout = "contiguous"
     if tensor.dim() == 4 and not tensor.is_contiguous():
         channels_last = tensor.is_contiguous(memory_format=torch.channels_last)

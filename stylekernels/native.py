@@ -32,7 +32,7 @@ def _load(device: str) -> str | None:
 #: Why the C++ kernels for the CPU are not in use; None where they are.
 cpu_missing: str | None = _load("cpu")
 
-if cpu_missing is not None and "STYLEKERNELS_NATIVE" not in os.environ:
+if cpu_missing is not None and os.environ.get("STYLEKERNELS_NATIVE", "1") != "0":
     warnings.warn(
         f"stylekernels runs in plain PyTorch: its C++ kernels for the CPU are {cpu_missing}. "
         "Reinstall it for the fast ones.",

@@ -67,7 +67,7 @@ Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::option
       std::max(kSlicePixels, (f.pixels / kSlices + kSlicePixels - 1) / kSlicePixels * kSlicePixels);
   const int64_t slices = std::max<int64_t>(1, (f.pixels + per_slice - 1) / per_slice);
   const int64_t width = kernels().padded_channels(dtype, f.c);
-  const int64_t workers = parallel_workers(f.n * slices);
+  const int64_t workers = parallel_workers(f.n * slices, per_slice * f.c);
   Tensor gram = empty({f.n, f.c, f.c}, f.x, wide_dtype(f.x));
   Tensor sums = empty({f.n * slices * width * width}, f.x, wide_dtype(f.x));
   Tensor panels = empty({workers * kernels().panel_elements(dtype, f.c)}, f.x, wide_dtype(f.x));
@@ -106,9 +106,9 @@ Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
   const int64_t width = kernels().padded_channels(dtype, f.c);
   Tensor grad_x = empty_like(f.x, f.layout);
   Tensor product = empty({f.n * width * width}, x, wide_dtype(x));
-  Tensor panels =
-      empty({parallel_workers(INT64_MAX) * kernels().backward_panel_elements(dtype, f.c)}, x,
-            wide_dtype(x));
+  Tensor panels = empty({parallel_workers(f.n * f.c * f.pixels, 1 << 20) *
+                         kernels().backward_panel_elements(dtype, f.c)},
+                        x, wide_dtype(x));
   kernels().backward({
       .dtype = dtype,
       .layout = f.layout,
@@ -132,7 +132,7 @@ double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int6
   const int64_t rows = n * size;
   const double count = double(rows) * double(size);
   std::vector<double> errors(rows);  // added up in order: not as threads come by
-  parallel_tasks(rows, [&](int64_t row) {
+  parallel_tasks(rows, size, [&](int64_t row) {
     W* g = gram + row * size;
     const W* t = target + (target_n == 1 ? row % size : row) * size;
     double error = 0;
@@ -151,6 +151,7 @@ double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int6
 std::tuple<Tensor, Tensor> gram_loss(Tensor x, Tensor target, std::optional<double> scale) {
   const Features f(x);
   Tensor gram = gram_of(f, std::nullopt, scale);
+  STD_TORCH_CHECK(target.scalar_type() == wide_dtype(x), "target: expected float32, or float64");
   target = torch::stable::contiguous(target);
   const int64_t target_n = target.dim() == 3 ? target.size(0) : 1;
   Tensor loss = empty({}, x, wide_dtype(x));

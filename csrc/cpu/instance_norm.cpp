@@ -82,6 +82,7 @@ Activation activation_of(const std::string& name) {
   if (name == "leaky_relu") return Activation::leaky_relu;
   if (name == "tanh") return Activation::tanh;
   if (name == "sigmoid") return Activation::sigmoid;
+  STD_TORCH_CHECK(name == "none", "activation: unknown name ", name);
   return Activation::none;
 }
 

@@ -7,13 +7,16 @@
 
 namespace stylekernels {
 
-int64_t parallel_workers(int64_t count) {
-  return std::max<int64_t>(1, std::min<int64_t>(count, torch::stable::get_num_threads()));
+int64_t parallel_workers(int64_t count, int64_t elements) {
+  constexpr int64_t kGrain = 32768;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t useful = count * std::max<int64_t>(1, elements) / kGrain;
+  return std::max<int64_t>(1, std::min({count, useful, threads}));
 }
 
-void parallel_tasks(int64_t count, void (*task)(void* context, int64_t i, int64_t worker),
-                    void* context) {
-  const int64_t workers = parallel_workers(count);
+void parallel_tasks(int64_t count, int64_t elements,
+                    void (*task)(void* context, int64_t i, int64_t worker), void* context) {
+  const int64_t workers = parallel_workers(count, elements);
   if (workers == 1) {
     for (int64_t i = 0; i < count; ++i) task(context, i, 0);
     return;

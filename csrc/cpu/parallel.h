@@ -6,20 +6,21 @@
 
 namespace stylekernels {
 
-// How many threads parallel_tasks uses for so many tasks, at most.
-int64_t parallel_workers(int64_t count);
+// How many threads parallel_tasks uses for `count` tasks of so many elements each: none is woken
+// for less than PyTorch's own grain.
+int64_t parallel_workers(int64_t count, int64_t elements);
 
-// Calls task(context, i, worker) once for every i in [0, count), worker < parallel_workers(count).
-// Threads take the next i as they become free: a static split takes twice as long when one of two
-// cores is taken away.
-void parallel_tasks(int64_t count, void (*task)(void* context, int64_t i, int64_t worker),
-                    void* context);
+// Calls task(context, i, worker) once for every i in [0, count), with
+// worker < parallel_workers(count, elements). Threads take the next i as they become free: a static
+// split takes twice as long when one of two cores is taken away.
+void parallel_tasks(int64_t count, int64_t elements,
+                    void (*task)(void* context, int64_t i, int64_t worker), void* context);
 
 // The same for a lambda of (i) or (i, worker).
 template <class F>
-inline void parallel_tasks(int64_t count, const F& f) {
+inline void parallel_tasks(int64_t count, int64_t elements, const F& f) {
   parallel_tasks(
-      count,
+      count, elements,
       [](void* context, int64_t i, int64_t worker) {
         const F& f = *static_cast<const F*>(context);
         if constexpr (std::is_invocable_v<F, int64_t, int64_t>)

@@ -85,6 +85,7 @@ class _GramMatrix(torch.autograd.Function):
         x, ctx.scale, ctx.center = inputs
         _gram, mean = output
         ctx.mark_non_differentiable(mean)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, mean if ctx.center else None)
 
     @staticmethod
@@ -140,6 +141,7 @@ class _GramLoss(torch.autograd.Function):
         x, target, ctx.scale = inputs
         _loss, grad_gram = output
         ctx.mark_non_differentiable(grad_gram)
+        ctx.set_materialize_grads(False)
         # The target is kept for second derivatives alone; it is small and the caller holds it.
         ctx.save_for_backward(x, target, grad_gram)
 
@@ -162,7 +164,7 @@ class _GramLoss(torch.autograd.Function):
 
 def _check_features(x: Tensor) -> None:
     check_image_batch(x, ranks=(3, 4))
-    if x.shape[-1] == 0 or x.shape[-2] == 0:
+    if 0 in x.shape[1:]:
         raise ValueError(f"x: expected at least one channel and one pixel, got {tuple(x.shape)}")
 
 

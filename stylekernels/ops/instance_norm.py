@@ -160,6 +160,7 @@ class _InstanceNorm(torch.autograd.Function):
         x, weight, bias, residual, mean, var, *ctx.options = inputs
         _y, used_mean, rstd = output
         ctx.mark_non_differentiable(used_mean, rstd)
+        ctx.set_materialize_grads(False)
         ctx.has_residual = residual is not None
         residual_first = ctx.options[2]
         ctx.save_for_backward(
@@ -347,6 +348,8 @@ def instance_norm(
             f"{tuple(x.shape)}; pass stats to normalise by others"
         )
     inputs = (x, weight, bias, residual, mean, var)
+    # Without an activation the order makes no difference, and the backward pass needs no residual.
+    residual_first = residual_first and activation != "none"
     options = (activation, negative_slope, residual_first, eps)
     if use_reference(x):
         return reference.instance_norm(*inputs, *options)

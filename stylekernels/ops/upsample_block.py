@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import use_reference
+from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
     check_choice,
     check_device,
@@ -12,13 +12,13 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
+from stylekernels.ops.autograd import needs_grad
 from stylekernels.ops.instance_norm import instance_norm
 from stylekernels.reference.instance_norm import ACTIVATIONS
 from stylekernels.reference.upsample_block import PADDING_MODES
 
 
 def _check_weight(x: Tensor, weight: Tensor, upsample: str) -> None:
-    check_tensor(weight, "weight")
     channels = x.shape[1]
     transposed = upsample == "transpose"
     shape = "(Cin, Cout, k, k)" if transposed else "(Cout, Cin, k, k)"
@@ -63,7 +63,8 @@ def upsample_block(
 ) -> Tensor:
     """Double an image's size with a learned convolution, then instance norm and activation.
 
-    Only the raw output of the convolution and its statistics are kept for the backward pass.
+    The convolution's input, its raw output and that output's statistics are kept for the backward
+    pass: nothing that instance norm or the activation make.
 
     Args:
         x: (N, Cin, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
@@ -96,8 +97,11 @@ def upsample_block(
     check_choice(norm, "norm", ("instance", "none"))
     check_choice(activation, "activation", ACTIVATIONS)
     check_choice(padding_mode, "padding_mode", PADDING_MODES)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    check_tensor(weight, "weight")
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check_weight(x, weight, upsample)
@@ -129,7 +133,7 @@ def upsample_block(
             reference.upsample_conv2d(x, weight, None, upsample, padding_mode),
             norm_weight, norm_bias, activation=activation, negative_slope=negative_slope, eps=eps,
         )  # fmt: skip
-    if bias is not None and bias.requires_grad:
+    if needs_grad(bias) and not transformed():
         y = _KeepInGraph.apply(y, bias)
     return y
 

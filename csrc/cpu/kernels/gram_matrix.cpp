@@ -164,16 +164,17 @@ template <class T>
 void forward_of(const GramMatrix& args) {
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c);
-  parallel_tasks(args.n * args.slices, [&](int64_t task, int64_t worker) {
-    const int64_t n = task / args.slices, slice = task % args.slices;
-    W* sums = static_cast<W*>(args.sums) + task * width * width;
-    W* panels = static_cast<W*>(args.panels) + worker * panel_elements(args.dtype, args.c);
+  parallel_tasks(
+      args.n * args.slices, args.slice_pixels * args.c, [&](int64_t task, int64_t worker) {
+        const int64_t n = task / args.slices, slice = task % args.slices;
+        W* sums = static_cast<W*>(args.sums) + task * width * width;
+        W* panels = static_cast<W*>(args.panels) + worker * panel_elements(args.dtype, args.c);
 #if HAS_TILES
-    if constexpr (std::is_same_v<T, BFloat16>)
-      if (args.mean == nullptr) return sum_slice_in_tiles(args, n, slice, sums, panels);
+        if constexpr (std::is_same_v<T, BFloat16>)
+          if (args.mean == nullptr) return sum_slice_in_tiles(args, n, slice, sums, panels);
 #endif
-    sum_slice<T>(args, n, slice, sums, panels);
-  });
+        sum_slice<T>(args, n, slice, sums, panels);
+      });
   const int64_t groups = (args.c + kRows - 1) / kRows;
   parallel_tasks(args.n * groups,
                  [&](int64_t task) { finish_rows<T>(args, task / groups, task % groups * kRows); });
@@ -276,7 +277,7 @@ void backward_of(const GramMatrixBackward& args) {
   parallel_tasks(args.n * width,
                  [&](int64_t task) { symmetric_product<T>(args, task / width, task % width); });
   const int64_t blocks = (args.pixels + kBlockPixels - 1) / kBlockPixels;
-  parallel_tasks(args.n * blocks, [&](int64_t task, int64_t worker) {
+  parallel_tasks(args.n * blocks, kBlockPixels * args.c, [&](int64_t task, int64_t worker) {
     backward_block<T>(args, task / blocks, task % blocks * kBlockPixels,
                       static_cast<W*>(args.panels) + worker * width * kBlockPixels);
   });

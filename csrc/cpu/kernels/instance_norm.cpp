@@ -53,7 +53,7 @@ void chunk_moments(const T* x, int64_t channels, int64_t pixels, double* mean, d
 template <class T>
 void partial_moments(const PlaneGrid& g, const void* x, double* partials) {
   if (g.layout == Layout::contiguous) {
-    parallel_tasks(g.n * g.c * g.chunks, [&](int64_t task) {
+    parallel_tasks(g.n * g.c * g.chunks, g.chunk_pixels, [&](int64_t task) {
       const int64_t plane = task / g.chunks, chunk = task % g.chunks;
       const T* p = at<T>(x, plane * g.pixels + chunk_begin(g, chunk));
       const Moments moments = moments_of_run<Vec<T>>(p, chunk_count(g, chunk));
@@ -61,7 +61,7 @@ void partial_moments(const PlaneGrid& g, const void* x, double* partials) {
       partials[task * 2 + 1] = moments.m2;
     });
   } else {
-    parallel_tasks(g.n * g.chunks, [&](int64_t task) {
+    parallel_tasks(g.n * g.chunks, g.chunk_pixels * g.c, [&](int64_t task) {
       const int64_t image = task / g.chunks, chunk = task % g.chunks;
       double* mean = partials + task * 2 * g.c;
       chunk_moments(at<T>(x, (image * g.pixels + chunk_begin(g, chunk)) * g.c), g.c,
@@ -87,7 +87,7 @@ void stats_of(const InstanceNormStats& args) {
   using W = Wide<T>;
   const PlaneGrid& g = args.grid;
   partial_moments<T>(g, args.x, args.partials);
-  parallel_tasks(g.n, [&](int64_t n) {
+  parallel_tasks(g.n, g.c * g.chunks, [&](int64_t n) {
     for (int64_t c = 0; c < g.c; ++c) {
       const Moments moments = merged_moments(g, args.partials, n, c);
       const W mean = W(moments.mean);
@@ -222,7 +222,7 @@ void forward_of(const InstanceNormForward& args) {
   const bool contiguous = g.layout == Layout::contiguous;
 
   if (contiguous && g.chunks == 1 && args.mean_in == nullptr) {  // plane by plane, in cache
-    parallel_tasks(planes, [&](int64_t plane) {
+    parallel_tasks(planes, g.pixels, [&](int64_t plane) {
       const Moments m = moments_of_run<Vec<T>>(at<T>(args.x, plane * g.pixels), g.pixels);
       set_coefficients(args, plane / g.c, plane % g.c, m.mean, variance(m), out);
       apply_chunk<A, T>(args, plane, 0);
@@ -242,7 +242,7 @@ void forward_of(const InstanceNormForward& args) {
     }
   }
   const int64_t tasks = (contiguous ? planes : g.n) * g.chunks;
-  parallel_tasks(tasks, [&](int64_t task) {
+  parallel_tasks(tasks, g.chunk_pixels * (contiguous ? 1 : g.c), [&](int64_t task) {
     const int64_t last = tasks - 1 - task;
     apply_chunk<A, T>(args, last / g.chunks, last % g.chunks);
   });

@@ -245,7 +245,7 @@ void backward_of(const InstanceNormBackward& args) {
   };
 
   if (contiguous && g.chunks == 1) {  // plane by plane, in cache
-    parallel_tasks(planes, [&](int64_t plane) {
+    parallel_tasks(planes, g.pixels, [&](int64_t plane) {
       double sums[2];
       sum_run(terms, plane * g.pixels, plane, g.pixels, sums);
       finish_plane(plane, sums[0], sums[1]);
@@ -256,7 +256,7 @@ void backward_of(const InstanceNormBackward& args) {
   }
 
   const int64_t blocks = contiguous ? planes : g.n, tasks = blocks * g.chunks;
-  parallel_tasks(tasks, [&](int64_t task) {
+  parallel_tasks(tasks, g.chunk_pixels * (contiguous ? 1 : g.c), [&](int64_t task) {
     const int64_t block = task / g.chunks, chunk = task % g.chunks;
     const int64_t pixel = block * g.pixels + chunk_begin(g, chunk);
     if (contiguous) {
@@ -275,7 +275,7 @@ void backward_of(const InstanceNormBackward& args) {
       sum_g += part[0], sum_gd += part[per_block];
     finish_plane(plane, sum_g, sum_gd);
   }
-  parallel_tasks(tasks, [&](int64_t task) {
+  parallel_tasks(tasks, g.chunk_pixels * (contiguous ? 1 : g.c), [&](int64_t task) {
     const int64_t last = tasks - 1 - task, block = last / g.chunks, chunk = last % g.chunks;
     const int64_t pixel = block * g.pixels + chunk_begin(g, chunk);
     if (contiguous)

@@ -122,7 +122,10 @@ inline Moments moments_of_run(const T* x, int64_t count) {
   if (steps > 0) {
     double mean[kWidth] = {}, m2[kWidth] = {};
     add_moments<V, kGroup>(x, kWidth, steps, mean, m2);
-    for (int j = 0; j < kWidth; ++j) result.merge(double(steps), mean[j], m2[j]);
+    double sum = 0, within = 0, between = 0;  // the lanes have the same count
+    for (int j = 0; j < kWidth; ++j) sum += mean[j], within += m2[j];
+    for (int j = 0; j < kWidth; ++j) between += (mean[j] - sum / kWidth) * (mean[j] - sum / kWidth);
+    result = {double(steps) * kWidth, sum / kWidth, within + double(steps) * between};
   }
   const int64_t done = steps * kWidth;
   if (done < count) {
