@@ -176,7 +176,7 @@ void forward_of(const GramMatrix& args) {
         sum_slice<T>(args, n, slice, sums, panels);
       });
   const int64_t groups = (args.c + kRows - 1) / kRows;
-  parallel_tasks(args.n * groups,
+  parallel_tasks(args.n * groups, kRows * args.c * args.slices,
                  [&](int64_t task) { finish_rows<T>(args, task / groups, task % groups * kRows); });
 }
 
@@ -274,7 +274,7 @@ template <class T>
 void backward_of(const GramMatrixBackward& args) {
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c);
-  parallel_tasks(args.n * width,
+  parallel_tasks(args.n * width, width,
                  [&](int64_t task) { symmetric_product<T>(args, task / width, task % width); });
   const int64_t blocks = (args.pixels + kBlockPixels - 1) / kBlockPixels;
   parallel_tasks(args.n * blocks, kBlockPixels * args.c, [&](int64_t task, int64_t worker) {
