@@ -89,7 +89,9 @@ class _GramMatrix(torch.autograd.Function):
         ctx.save_for_backward(x, mean if ctx.center else None)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _grad_mean: Tensor):
+    def backward(ctx, grad: Tensor | None, _grad_mean: None):
+        if grad is None:
+            return None, None, None
         x, mean = ctx.saved_tensors
         return _gram_matrix_backward(grad, x, mean, ctx.scale), None, None
 
@@ -146,7 +148,9 @@ class _GramLoss(torch.autograd.Function):
         ctx.save_for_backward(x, target, grad_gram)
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _grad_of_grad_gram: Tensor):
+    def backward(ctx, grad: Tensor | None, _grad_of_grad_gram: None):
+        if grad is None:
+            return None, None, None
         x, target, grad_gram = ctx.saved_tensors
         if torch.is_grad_enabled() or transformed():
             grads = vjp(

@@ -169,6 +169,8 @@ class _InstanceNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _grad_mean, _grad_rstd):
+        if grad is None:
+            return (None,) * 10
         activation, negative_slope, residual_first, eps = ctx.options
         x, weight, bias, residual, mean, var, used_mean, rstd = ctx.saved_tensors
         options = (activation, negative_slope, eps)
