@@ -179,6 +179,7 @@ def test_exports_as_plain_pytorch_inside_reference():
 
 @pytest.mark.slow
 def test_inductor_compiles_a_converted_network():
+    torch._dynamo.reset()
     model, _ = convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU()))
     compiled = torch.compile(model, fullgraph=True)
     x = image(torch.float32)

@@ -66,33 +66,32 @@ inline void tile_multiply() {
 
 struct TileScope {};
 
-template <int kTile>
-inline thread_local float tile_memory[kTileRows][kTileBytes / 4];
+static thread_local float tile_memory[8][kTileRows][kTileBytes / 4];
 
 template <int kTile>
 inline void tile_zero() {
-  std::memset(tile_memory<kTile>, 0, sizeof(tile_memory<kTile>));
+  std::memset(tile_memory[kTile], 0, sizeof(tile_memory[kTile]));
 }
 
 template <int kTile>
 inline void tile_load(const void* p) {
-  std::memcpy(tile_memory<kTile>, p, sizeof(tile_memory<kTile>));
+  std::memcpy(tile_memory[kTile], p, sizeof(tile_memory[kTile]));
 }
 
 template <int kTile>
 inline void tile_store(void* p) {
-  std::memcpy(p, tile_memory<kTile>, sizeof(tile_memory<kTile>));
+  std::memcpy(p, tile_memory[kTile], sizeof(tile_memory[kTile]));
 }
 
 template <int kSum, int kA, int kB>
 inline void tile_multiply() {
   BFloat16 a[kTileRows][32], b[kTileRows][32];
-  std::memcpy(a, tile_memory<kA>, sizeof(a));
-  std::memcpy(b, tile_memory<kB>, sizeof(b));
+  std::memcpy(a, tile_memory[kA], sizeof(a));
+  std::memcpy(b, tile_memory[kB], sizeof(b));
   for (int i = 0; i < kTileRows; ++i)
     for (int k = 0; k < 16; ++k)
       for (int j = 0; j < 16; ++j)
-        tile_memory<kSum>[i][j] += widen(a[i][2 * k]) * widen(b[k][2 * j]) +
+        tile_memory[kSum][i][j] += widen(a[i][2 * k]) * widen(b[k][2 * j]) +
                                    widen(a[i][2 * k + 1]) * widen(b[k][2 * j + 1]);
 }
 
