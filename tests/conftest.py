@@ -16,6 +16,9 @@ from torch import Tensor
 
 from stylekernels import native, use_impl
 
+# torch.compile keeps graphs on disk, and would bring back one from before an op was changed.
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "misaligned", "cropped", "channels_last_cropped")
