@@ -72,17 +72,38 @@ struct Prefetch {
   }
 };
 
+// Adds scale times the product of `kCount` rows of channels from `row` on with kVectors vectors of
+// channels from `column` on, the last of column's panel.
+template <int kCount, int kVectors, class V>
+inline void add_product(const ElementOf<V>* panels, int64_t row, int64_t column, int64_t depth,
+                        V scale, int64_t width, ElementOf<V>* sums) {
+  const auto channel = [&](int64_t c) {
+    return panels + (c - c % kPanel<V>)*kDepth + c % kPanel<V>;
+  };
+  const ElementOf<V>* a[kCount];
+  for (int r = 0; r < kCount; ++r) a[r] = channel(row + r);
+  V part[kCount][kVectors] = {};
+  multiply_panel(a, kPanel<V>, channel(column), depth, part);
+  for (int r = 0; r < kCount; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      ElementOf<V>* sum = sums + (row + r) * width + column + v * kLanes<V>;
+      store(sum, multiply_add(part[r][v], scale, load<V>(sum)));
+    }
+  }
+}
+
 template <class T>
 void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* sums, Wide<T>* panels) {
   using V = Vec<T>;
   using W = Wide<T>;
+  constexpr int kLeft = 4;  // rows at a time of what kRows don't divide
   const int64_t width = padded<T>(args.c);
   const Strides stride(args.layout, args.c, args.pixels);
   const W* mean = args.mean ? static_cast<const W*>(args.mean) + n * args.c : nullptr;
   const W* mean_error = mean ? mean + args.n * args.c : nullptr;
-  const W scale = W(args.scale);
+  const V scale = splat<V>(W(args.scale));
   for (int64_t i = 0; i < width * width; ++i) sums[i] = 0;
-  const int64_t products = width / kPanel<V> * (width + kPanel<V>) / 2 / kRows;
+  const int64_t products = width / kPanel<V> * (width + kPanel<V>) / 2 / kRows;  // or a few more
   const int64_t lines_per_product = Prefetch<T>::lines(args) / (products + 1) + 1;
   const int64_t begin = slice * args.slice_pixels;
   const int64_t end = smaller(begin + args.slice_pixels, args.pixels);
@@ -100,42 +121,53 @@ void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* sums, 
     }
     Prefetch<T> next(args, x + kDepth * stride.pixel, smaller(kDepth, end - first - depth));
     for (int64_t column = 0; column < width; column += kPanel<V>) {
-      const int64_t rows = column + kPanel<V>;  // down to the diagonal
-      for (int64_t row = 0; row < rows; row += kRows) {
+      int64_t row = 0;
+      for (; (column - row) % kRows != 0; row += kLeft) {
         next.fetch(lines_per_product);
-        const W* a[kRows];
-        for (int r = 0; r < kRows; ++r) {
-          const int64_t i = smaller(row + r, rows - 1), in_panel = i % kPanel<V>;
-          a[r] = panels + (i - in_panel) * kDepth + in_panel;
-        }
-        V part[kRows][2] = {};
-        multiply_panel<V>(a, kPanel<V>, panels + column * kDepth, depth, part);
-        for (int64_t r = 0; r < smaller<int64_t>(kRows, rows - row); ++r) {
-          W* sum = sums + (row + r) * width + column;
-          store(sum, multiply_add(part[r][0], splat<V>(scale), load<V>(sum)));
-          sum += kLanes<V>;
-          store(sum, multiply_add(part[r][1], splat<V>(scale), load<V>(sum)));
-        }
+        add_product<kLeft, 2>(panels, row, column, depth, scale, width, sums);
       }
+      for (; row < column; row += kRows) {
+        next.fetch(lines_per_product);
+        add_product<kRows, 2>(panels, row, column, depth, scale, width, sums);
+      }
+      // On the diagonal the lower half of the rows meets the right half of the columns only.
+      constexpr int kHalf = kLanes<V>, kUpper = kHalf < kRows ? kHalf : kHalf / 2;
+      next.fetch(lines_per_product);
+      for (; row < column + kHalf; row += kUpper)
+        add_product<kUpper, 2>(panels, row, column, depth, scale, width, sums);
+      add_product<kHalf, 1>(panels, row, column + kHalf, depth, scale, width, sums);
     }
   }
 }
 
-// Adds up the slices of rows [row, row + kRows) of image n, and mirrors them.
+// Adds up the slices of image n in the square of channels that has its corner at (row, column),
+// row <= column, and mirrors it.
 template <class T>
-void finish_rows(const GramMatrix& args, int64_t n, int64_t row) {
+void finish_square(const GramMatrix& args, int64_t n, int64_t row, int64_t column) {
+  using V = Vec<T>;
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c), c = args.c;
   const W* sums = static_cast<const W*>(args.sums) + n * args.slices * width * width;
   W* gram = static_cast<W*>(args.gram) + n * c * c;
-  for (int64_t i = row; i < smaller(row + kRows, c); ++i) {
-    for (int64_t j = i; j < c; ++j) {
-      W total = 0;
-      for (int64_t slice = 0; slice < args.slices; ++slice)
-        total += sums[(slice * width + i) * width + j];
-      gram[i * c + j] = gram[j * c + i] = total;
-    }
+  const int64_t rows = smaller<int64_t>(kLanes<V>, c - row);
+  const int64_t columns = smaller<int64_t>(kLanes<V>, c - column);
+  V square[kLanes<V>] = {};
+  for (int64_t slice = 0; slice < args.slices; ++slice)
+    for (int i = 0; i < kLanes<V>; ++i)
+      square[i] += load<V>(sums + (slice * width + row + i) * width + column);
+  const auto write = [&](int64_t i, int64_t j, int64_t height, int64_t length) {
+    for (int64_t r = 0; r < height; ++r)
+      std::memcpy(gram + (i + r) * c + j, &square[r], length * sizeof(W));
+  };
+  if (row == column) {
+    for (int i = 0; i < kLanes<V>; ++i)
+      for (int j = 0; j < i; ++j) square[i][j] = square[j][i];
+    write(row, column, rows, columns);
+    return;
   }
+  write(row, column, rows, columns);
+  transpose(square);
+  write(column, row, columns, rows);
 }
 
 template <class F>
@@ -175,9 +207,13 @@ void forward_of(const GramMatrix& args) {
 #endif
         sum_slice<T>(args, n, slice, sums, panels);
       });
-  const int64_t groups = (args.c + kRows - 1) / kRows;
-  parallel_tasks(args.n * groups, kRows * args.c * args.slices,
-                 [&](int64_t task) { finish_rows<T>(args, task / groups, task % groups * kRows); });
+  constexpr int64_t kSquare = kLanes<Vec<T>>;
+  const int64_t squares = (args.c + kSquare - 1) / kSquare;
+  parallel_tasks(args.n * squares, kSquare * args.c * args.slices, [&](int64_t task) {
+    const int64_t n = task / squares, row = task % squares * kSquare;
+    for (int64_t column = row; column < args.c; column += kSquare)
+      finish_square<T>(args, n, row, column);
+  });
 }
 
 // S of image n: rows of `width`, or panels for channels_last. S is symmetric, so a panel's rows
@@ -241,7 +277,7 @@ void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, Wi
         const W* rows[kRows];
         for (int r = 0; r < kRows; ++r) rows[r] = product + smaller(i + r, c - 1) * width;
         V sums[kRows][2] = {};
-        multiply_panel<V>(rows, 1, block, c, sums);
+        multiply_panel(rows, 1, block, c, sums);
         for (int64_t r = 0; r < smaller<int64_t>(kRows, c - i); ++r)
           store_columns(grad_x + (i + r) * stride.channel + p, sums[r], columns);
       }
@@ -263,7 +299,7 @@ void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, Wi
       const W* rows[kRows];
       for (int r = 0; r < kRows; ++r) rows[r] = block + smaller(p + r, count - 1) * c;
       V sums[kRows][2] = {};
-      multiply_panel<V>(rows, 1, product + column * width, c, sums);
+      multiply_panel(rows, 1, product + column * width, c, sums);
       for (int64_t r = 0; r < smaller<int64_t>(kRows, count - p); ++r)
         store_columns(grad_x + (p + r) * c + column, sums[r], c - column);
     }

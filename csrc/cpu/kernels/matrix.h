@@ -12,19 +12,20 @@ template <class V>
 constexpr int kPanel = 2 * kLanes<V>;
 constexpr int kRows = VECTOR_BYTES == 64 ? 8 : 6;
 
-// sums[r] += a[r][k * a_k] * b[k], over `depth` values of k.
-template <class V>
-inline void multiply_panel(const ElementOf<V>* const (&a)[kRows], int64_t a_k,
-                           const ElementOf<V>* b, int64_t depth, V (&sums)[kRows][2]) {
+// sums[r] += a[r][k * a_k] * b[k], over `depth` values of k: kVectors vectors of the kPanel columns
+// of b.
+template <class V, int kCount, int kVectors>
+inline void multiply_panel(const ElementOf<V>* const (&a)[kCount], int64_t a_k,
+                           const ElementOf<V>* b, int64_t depth, V (&sums)[kCount][kVectors]) {
   const int64_t end = depth * a_k;
   for (int64_t k = 0; k < end; k += a_k) {
-    const V b0 = load<V>(b), b1 = load<V>(b + kLanes<V>);
+    V columns[kVectors];
+    for (int v = 0; v < kVectors; ++v) columns[v] = load<V>(b + v * kLanes<V>);
     b += kPanel<V>;
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kCount; ++r) {
       const V value = splat<V>(a[r][k]);
-      sums[r][0] = multiply_add(value, b0, sums[r][0]);
-      sums[r][1] = multiply_add(value, b1, sums[r][1]);
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = multiply_add(value, columns[v], sums[r][v]);
     }
   }
 }
@@ -100,18 +101,26 @@ inline void pack_panel(const T* x, int64_t k_stride, int64_t column_stride, int6
     const V c0 = load<V>(center), c1 = load<V>(center + kLanes<V>);
     const V e0 = load<V>(error), e1 = load<V>(error + kLanes<V>);
     for (; k < depth; ++k) {
-      store(panel + k * kPanel<V>, load<V>(x + k * k_stride) - c0 - e0);
-      store(panel + k * kPanel<V> + kLanes<V>, load<V>(x + k * k_stride + kLanes<V>) - c1 - e1);
+      V left = load<V>(x + k * k_stride), right = load<V>(x + k * k_stride + kLanes<V>);
+      if (mean) left = left - c0 - e0, right = right - c1 - e1;
+      store(panel + k * kPanel<V>, left);
+      store(panel + k * kPanel<V> + kLanes<V>, right);
     }
   } else if (columns == kPanel<V> && k_stride == 1) {
-    for (; k + kLanes<V> <= depth; k += kLanes<V>) {
+    // Whole cache lines of few channels at a time: where planes are a power of two in size, the
+    // same pixels of all channels compete for the same few places in the cache.
+    for (; k + kPanel<V> <= depth; k += kPanel<V>) {
       for (int half = 0; half < kPanel<V>; half += kLanes<V>) {
-        V rows[kLanes<V>];
-        for (int j = 0; j < kLanes<V>; ++j)
-          rows[j] = load<V>(x + k + (half + j) * column_stride) - splat<V>(center[half + j]) -
-                    splat<V>(error[half + j]);
-        transpose(rows);
-        for (int j = 0; j < kLanes<V>; ++j) store(panel + (k + j) * kPanel<V> + half, rows[j]);
+        for (int64_t first = k; first < k + kPanel<V>; first += kLanes<V>) {
+          V rows[kLanes<V>];
+          for (int j = 0; j < kLanes<V>; ++j) {
+            rows[j] = load<V>(x + first + (half + j) * column_stride);
+            if (mean) rows[j] = rows[j] - splat<V>(center[half + j]) - splat<V>(error[half + j]);
+          }
+          transpose(rows);
+          for (int j = 0; j < kLanes<V>; ++j)
+            store(panel + (first + j) * kPanel<V> + half, rows[j]);
+        }
       }
     }
   }
