@@ -42,15 +42,12 @@ struct Features {
     constexpr uint64_t kYmm = 0x6, kZmm = 0xe0, kTiles = 0x60000;
     if (!has_bits(saved, kYmm)) return;
 
-    uint32_t leaf7_ebx, leaf7_edx, subleaves;
-    if (!__get_cpuid_count(7, 0, &subleaves, &leaf7_ebx, &ecx, &leaf7_edx)) return;
+    uint32_t leaf7_ebx, leaf7_edx;
+    if (!__get_cpuid_count(7, 0, &eax, &leaf7_ebx, &ecx, &leaf7_edx)) return;
     avx2 = has_bits(leaf7_ebx, bit(5));
-    if (subleaves < 1 || !has_bits(saved, kYmm | kZmm)) return;
-
-    uint32_t leaf7_1_eax = 0;
-    __get_cpuid_count(7, 1, &leaf7_1_eax, &ebx, &ecx, &edx);
-    constexpr uint32_t kF = bit(16), kDq = bit(17), kBw = bit(30), kVl = bit(31), kBf16 = bit(5);
-    avx512 = avx2 && has_bits(leaf7_ebx, kF | kDq | kBw | kVl) && has_bits(leaf7_1_eax, kBf16);
+    if (!has_bits(saved, kYmm | kZmm)) return;
+    constexpr uint32_t kF = bit(16), kDq = bit(17), kBw = bit(30), kVl = bit(31);
+    avx512 = avx2 && has_bits(leaf7_ebx, kF | kDq | kBw | kVl);
 
     constexpr uint32_t kAmxBf16 = bit(22), kAmxTile = bit(24);
     amx = avx512 && has_bits(saved, kTiles) && has_bits(leaf7_edx, kAmxBf16 | kAmxTile) &&
