@@ -37,7 +37,7 @@ constexpr int64_t kManyPlanes = 16;
 
 // Results above this size are written past the caches: they would not stay there anyway, and
 // reading a line in order to overwrite it costs half as much again.
-constexpr int64_t kStreamBytes = int64_t(8) << 20;
+constexpr int64_t kStreamBytes = int64_t(12) << 20;
 
 PlaneGrid grid_of(const Tensor& x, Layout layout) {
   PlaneGrid g{dtype_of(x), layout, x.size(0), x.size(1), x.size(2) * x.size(3), 0, 0};
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(
   Tensor used_mean = empty({2, grid.n, grid.c}, x, wide_dtype(x));
   Tensor rstd = empty({grid.n, grid.c}, x, wide_dtype(x));
   Tensor partials = partials_for(grid, x);
-  Tensor coefficients = workspace(3 * grid.n * grid.c, x);
+  Tensor coefficients = workspace(3 * kernels().coefficient_elements(grid), x);
   kernels().forward({
       .grid = grid,
       .x = x.const_data_ptr(),
@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   Tensor sum_grad = empty({grid.n, grid.c}, x, wide_dtype(x));
   Tensor sum_grad_normalized = empty({grid.n, grid.c}, x, wide_dtype(x));
   Tensor partials = partials_for(grid, x);
-  Tensor coefficients = workspace(5 * grid.n * grid.c, x);
+  Tensor coefficients = workspace(5 * kernels().coefficient_elements(grid), x);
   kernels().backward({
       .grid = grid,
       .grad = grad.const_data_ptr(),
@@ -170,41 +170,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
 }
 
-std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
+// Mean, (N, C), and with two rows its rounding error after it, (2, N, C); biased variance, (N, C).
+void write_statistics(Tensor x, const Tensor& mean, int64_t rows, const Tensor& var) {
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
   const PlaneGrid grid = grid_of(x, layout);
-  Tensor mean = empty({grid.n, grid.c}, x, wide_dtype(x));
-  Tensor var = empty({grid.n, grid.c}, x, wide_dtype(x));
   Tensor partials = partials_for(grid, x);
+  char* values = static_cast<char*>(mean.mutable_data_ptr());
   kernels().stats({
       .grid = grid,
       .x = x.const_data_ptr(),
-      .mean = mean.mutable_data_ptr(),
-      .mean_error = nullptr,
+      .mean = values,
+      .mean_error = rows == 1 ? nullptr : values + grid.n * grid.c * int64_t(mean.element_size()),
       .var = var.mutable_data_ptr(),
       .partials = static_cast<double*>(partials.mutable_data_ptr()),
   });
+}
+
+std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
+  Tensor mean = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
+  Tensor var = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
+  write_statistics(x, mean, 1, var);
   return {mean, var};
 }
 
 }  // namespace
 
 Tensor exact_mean(Tensor x) {
-  const Layout layout = layout_of(x);
-  const PlaneGrid grid = grid_of(x, layout);
-  Tensor mean = empty({2, grid.n, grid.c}, x, wide_dtype(x));
-  Tensor var = empty({grid.n, grid.c}, x, wide_dtype(x));
-  Tensor partials = partials_for(grid, x);
-  kernels().stats({
-      .grid = grid,
-      .x = x.const_data_ptr(),
-      .mean = mean.mutable_data_ptr(),
-      .mean_error = static_cast<char*>(mean.mutable_data_ptr()) +
-                    grid.n * grid.c * int64_t(mean.element_size()),
-      .var = var.mutable_data_ptr(),
-      .partials = static_cast<double*>(partials.mutable_data_ptr()),
-  });
+  Tensor mean = empty({2, x.size(0), x.size(1)}, x, wide_dtype(x));
+  write_statistics(x, mean, 2, empty({x.size(0), x.size(1)}, x, wide_dtype(x)));
   return mean;
 }
 

@@ -26,7 +26,7 @@ struct InstanceNormStats {
   void* mean;        // (N, C), out
   void* mean_error;  // (N, C), out: the rounding error of mean; null: not wanted
   void* var;         // (N, C), out: biased variance
-  double* partials;  // (N, chunks, 2, C) for channels_last, (N C, chunks, 2) for contiguous
+  double* partials;  // (N, chunks, 2, C) for channels_last, (N C, chunks, 2, 1) for contiguous
 };
 
 struct InstanceNormForward {
@@ -50,7 +50,7 @@ struct InstanceNormForward {
   void* mean;          // (2, N, C), out: the mean used, and its rounding error
   void* rstd;          // (N, C), out: 1 / sqrt(variance used + eps)
   double* partials;    // as in InstanceNormStats
-  void* coefficients;  // (3, N, C) scratch: center, scale, shift
+  void* coefficients;  // 3 x coefficient_elements() scratch
 };
 
 struct InstanceNormBackward {
@@ -73,10 +73,11 @@ struct InstanceNormBackward {
   void* sum_grad;             // (N, C), out
   void* sum_grad_normalized;  // (N, C), out
   double* partials;           // as in InstanceNormStats
-  void* coefficients;         // (5, N, C) scratch
+  void* coefficients;         // 5 x coefficient_elements() scratch
 };
 
 struct InstanceNormKernels {
+  int64_t (*coefficient_elements)(const PlaneGrid&);
   void (*stats)(const InstanceNormStats&);
   void (*forward)(const InstanceNormForward&);
   void (*backward)(const InstanceNormBackward&);

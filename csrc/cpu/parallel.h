@@ -31,4 +31,16 @@ inline void parallel_tasks(int64_t count, int64_t elements, const F& f) {
       const_cast<F*>(&f));
 }
 
+// Calls f(i) for every i in [0, count): the same for tasks of so few elements that handing them out
+// one by one would cost as much as they do.
+template <class F>
+inline void parallel_runs(int64_t count, int64_t elements, const F& f) {
+  constexpr int64_t kElements = 8192;
+  const int64_t run = elements >= kElements ? 1 : kElements / (elements > 0 ? elements : 1);
+  parallel_tasks((count + run - 1) / run, elements * run, [&](int64_t task) {
+    const int64_t end = (task + 1) * run < count ? (task + 1) * run : count;
+    for (int64_t i = task * run; i < end; ++i) f(i);
+  });
+}
+
 }  // namespace stylekernels

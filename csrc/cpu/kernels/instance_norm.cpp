@@ -23,77 +23,79 @@ void chunk_moments(const T* x, int64_t channels, int64_t pixels, double* mean, d
   using V = Vec<T>;
   const int64_t repeat = pixels_per_row<V>(channels);
   const int64_t rows = pixels / repeat, width = repeat * channels;
-  double count[kFewChannels];  // pixels merged so far; needed only where rows hold several
-  for (int64_t j = 0; j < channels; ++j) mean[j] = m2[j] = 0;
-  for (int64_t j = 0; j < smaller(channels, kFewChannels); ++j) count[j] = 0;
+  double count[kFewChannels] = {};  // pixels merged so far, where rows hold several
+  for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
   const auto merge = [&](int64_t channel, double n, double part_mean, double part_m2) {
     Moments moments{count[channel], mean[channel], m2[channel]};
     moments.merge(n, part_mean, part_m2);
     count[channel] = moments.count, mean[channel] = moments.mean, m2[channel] = moments.m2;
   };
   if (rows > 0) {
-    for_row_groups<V>(width, [&](auto lane, auto vectors, int64_t offset) {
-      using U = decltype(lane);
-      constexpr int kVectors = decltype(vectors)::value, kWidth = kVectors * kLanes<U>;
-      if (repeat == 1) {
-        add_moments<U, kVectors>(x + offset, width, rows, mean + offset, m2 + offset);
-        return;
-      }
-      double part_mean[kWidth] = {}, part_m2[kWidth] = {};
-      add_moments<U, kVectors>(x + offset, width, rows, part_mean, part_m2);
-      for (int j = 0; j < kWidth; ++j)
-        merge((offset + j) % channels, double(rows), part_mean[j], part_m2[j]);
+    double part_mean[kTile], part_m2[kTile];
+    for_tiles_of_row<V>(width, [&](int64_t first, int64_t, int64_t tile) {
+      lane_moments(x + first, width, rows, tile, part_mean, part_m2);
+      for_channels_of_lanes<T>(first, tile, channels, [&](int64_t channel, int64_t j) {
+        if (repeat > 1)
+          merge(channel, double(rows), part_mean[j], part_m2[j]);
+        else
+          mean[channel] = part_mean[j], m2[channel] = part_m2[j];
+      });
     });
   }
   for (int64_t p = rows * repeat; p < pixels; ++p)
-    for (int64_t j = 0; j < channels; ++j)
-      merge(j, 1, double(load<Wide<T>>(x + p * channels + j)), 0);
+    for (int64_t c = 0; c < channels; ++c)
+      merge(c, 1, double(load<Wide<T>>(x + p * channels + c)), 0);
 }
 
 template <class T>
 void partial_moments(const PlaneGrid& g, const void* x, double* partials) {
-  if (g.layout == Layout::contiguous) {
-    parallel_tasks(g.n * g.c * g.chunks, g.chunk_pixels, [&](int64_t task) {
-      const int64_t plane = task / g.chunks, chunk = task % g.chunks;
-      const T* p = at<T>(x, plane * g.pixels + chunk_begin(g, chunk));
-      const Moments moments = moments_of_run<Vec<T>>(p, chunk_count(g, chunk));
-      partials[task * 2] = moments.mean;
-      partials[task * 2 + 1] = moments.m2;
-    });
-  } else {
-    parallel_tasks(g.n * g.chunks, g.chunk_pixels * g.c, [&](int64_t task) {
-      const int64_t image = task / g.chunks, chunk = task % g.chunks;
-      double* mean = partials + task * 2 * g.c;
-      chunk_moments(at<T>(x, (image * g.pixels + chunk_begin(g, chunk)) * g.c), g.c,
-                    chunk_count(g, chunk), mean, mean + g.c);
-    });
-  }
+  const int64_t channels = channels_of_block(g);
+  parallel_tasks(blocks_of(g) * g.chunks, g.chunk_pixels * channels, [&](int64_t task) {
+    const int64_t block = task / g.chunks, chunk = task % g.chunks;
+    const T* p = at<T>(x, (block * g.pixels + chunk_begin(g, chunk)) * channels);
+    double* mean = partials + task * 2 * channels;
+    if (g.layout == Layout::contiguous) {
+      const Moments moments = moments_of_run(p, chunk_count(g, chunk));
+      mean[0] = moments.mean, mean[1] = moments.m2;
+    } else {
+      chunk_moments(p, channels, chunk_count(g, chunk), mean, mean + channels);
+    }
+  });
 }
 
-// Merges the partial moments of channel c of image n, in the order of the chunks.
-Moments merged_moments(const PlaneGrid& g, const double* partials, int64_t n, int64_t c) {
-  const bool contiguous = g.layout == Layout::contiguous;
-  const double* first =
-      partials + (contiguous ? (n * g.c + c) * g.chunks * 2 : n * g.chunks * 2 * g.c + c);
-  const int64_t step = contiguous ? 2 : 2 * g.c, to_m2 = contiguous ? 1 : g.c;
-  Moments moments;
-  for (int64_t chunk = 0; chunk < g.chunks; ++chunk)
-    moments.merge(double(chunk_count(g, chunk)), first[chunk * step], first[chunk * step + to_m2]);
-  return moments;
+// Merges the moments of a block's chunks, in their order, into those of the first.
+void merge_chunks(const PlaneGrid& g, double* partials) {
+  const int64_t channels = channels_of_block(g);
+  double *mean = partials, *m2 = mean + channels;
+  double count = double(chunk_count(g, 0));
+  for (int64_t chunk = 1; chunk < g.chunks; ++chunk) {
+    const double *other_mean = partials + chunk * 2 * channels, *other_m2 = other_mean + channels;
+    const double added = double(chunk_count(g, chunk)), share = added / (count + added);
+    const double weight = count * share;
+    for (int64_t c = 0; c < channels; ++c) {
+      const double delta = other_mean[c] - mean[c];
+      mean[c] += delta * share;
+      m2[c] += other_m2[c] + delta * delta * weight;
+    }
+    count += added;
+  }
 }
 
 template <class T>
 void stats_of(const InstanceNormStats& args) {
   using W = Wide<T>;
   const PlaneGrid& g = args.grid;
+  const int64_t channels = channels_of_block(g);
   partial_moments<T>(g, args.x, args.partials);
-  parallel_tasks(g.n, g.c * g.chunks, [&](int64_t n) {
-    for (int64_t c = 0; c < g.c; ++c) {
-      const Moments moments = merged_moments(g, args.partials, n, c);
-      const W mean = W(moments.mean);
-      at<W>(args.mean, n * g.c)[c] = mean;
-      if (args.mean_error) at<W>(args.mean_error, n * g.c)[c] = W(moments.mean - double(mean));
-      at<W>(args.var, n * g.c)[c] = W(moments.m2 / double(g.pixels));
+  parallel_tasks(blocks_of(g), channels * g.chunks, [&](int64_t block) {
+    double* moments = args.partials + block * g.chunks * 2 * channels;
+    merge_chunks(g, moments);
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t plane = block * channels + c;
+      const W mean = W(moments[c]);
+      at<W>(args.mean, plane)[0] = mean;
+      if (args.mean_error) at<W>(args.mean_error, plane)[0] = W(moments[c] - double(mean));
+      at<W>(args.var, plane)[0] = W(moments[channels + c] / double(g.pixels));
     }
   });
 }
@@ -102,150 +104,174 @@ void stats_of(const InstanceNormStats& args) {
 
 template <class W>
 struct Coefficients {
-  W *center, *scale, *shift;  // (N, C) each
+  W center, scale, shift;
 };
 
+enum Row { kCenter, kScale, kShift, kRows };  // of a CoefficientTable
+
+// What a plane is multiplied with; writes the statistics it comes from.
 template <class W>
-void set_coefficients(const InstanceNormForward& args, int64_t n, int64_t c, double mean,
-                      double var, const Coefficients<W>& out) {
-  const int64_t plane = n * args.grid.c + c;
+Coefficients<W> plane_coefficients(const InstanceNormForward& args, int64_t plane, double mean,
+                                   double var) {
+  const int64_t n = plane / args.grid.c, c = plane % args.grid.c;
   const double rstd = 1.0 / std::sqrt(var + args.eps);
   const double weight = args.weight ? at<W>(args.weight, n * args.weight_stride)[c] : 1;
   const double bias = args.bias ? at<W>(args.bias, n * args.bias_stride)[c] : 0;
-  const W center = W(mean);
+  const W center = coefficient<W>(mean);
   const double error = mean - double(center);
   at<W>(args.mean, plane)[0] = center;
   at<W>(args.mean, plane + args.grid.n * args.grid.c)[0] = W(error);
   at<W>(args.rstd, plane)[0] = W(rstd);
-  out.center[plane] = center;
-  out.scale[plane] = W(weight * rstd);
-  out.shift[plane] = W(bias - error * weight * rstd);
+  return {center, coefficient<W>(weight * rstd), coefficient<W>(bias - error * weight * rstd)};
 }
 
 // Where the residual is added, and how results are written, are branches inside the loops: always
 // taken the same way, they cost nothing beside the memory traffic, and a quarter of the code.
 template <Activation A, class T>
 struct Apply {
+  using V = Vec<T>;
   const T *x, *residual;
   T* y;
   Wide<T> negative_slope;
   bool residual_first, past_caches;
+  int64_t ahead;  // elements from what is read now to what is read next; 0: it is not fetched
 
-  template <class V>
-  inline V value(int64_t i, V center, V scale, V shift) const {
-    const V z = multiply_add(load<V>(x + i) - center, scale, shift);
+  template <class U>
+  inline U value(U in, U added, U center, U scale, U shift) const {
+    const U z = multiply_add(in - center, scale, shift);
     if (residual == nullptr) return activate<A>(z, negative_slope);
-    const V r = load<V>(residual + i);
-    return residual_first ? activate<A>(z + r, negative_slope) : activate<A>(z, negative_slope) + r;
+    if (residual_first) return activate<A>(z + added, negative_slope);
+    return activate<A>(z, negative_slope) + added;
+  }
+
+  inline void one(int64_t i, Wide<T> center, Wide<T> scale, Wide<T> shift) const {
+    using W = Wide<T>;
+    const W added = residual == nullptr ? W(0) : load<W>(residual + i);
+    store(y + i, value(load<W>(x + i), added, center, scale, shift));
+  }
+
+  inline void pair(int64_t i, const Pair<V>& center, const Pair<V>& scale,
+                   const Pair<V>& shift) const {
+    if (ahead != 0) __builtin_prefetch(x + i + ahead);
+    const Pair<V> in = load_pair(x + i);
+    const Pair<V> added = residual == nullptr ? Pair<V>{} : load_pair(residual + i);
+    store_pair(y + i,
+               {value(in.a, added.a, center.a, scale.a, shift.a),
+                value(in.b, added.b, center.b, scale.b, shift.b)},
+               past_caches);
   }
 };
 
 // One plane, or a chunk of it.
 template <Activation A, class T>
-void apply_run(const Apply<A, T>& arguments, int64_t count, Wide<T> center, Wide<T> scale,
-               Wide<T> shift) {
+void apply_run(const Apply<A, T>& arguments, int64_t count, const Coefficients<Wide<T>>& c) {
   using V = Vec<T>;
   const Apply<A, T> apply = arguments;  // a copy that nothing written can alias
-  const auto value = [&](auto lane, int64_t i) {
-    using U = decltype(lane);
-    return apply.value(i, splat<U>(center), splat<U>(scale), splat<U>(shift));
-  };
+  const Pair<V> center = splat_pair<V>(c.center), scale = splat_pair<V>(c.scale);
+  const Pair<V> shift = splat_pair<V>(c.shift);
   int64_t i = 0;
   if (apply.past_caches)  // up to the first address a streaming store accepts
-    for (; i < count && !aligned_for_pair<V>(apply.y + i); ++i)
-      store(apply.y + i, value(Wide<T>{}, i));
-  for (; i + 2 * kLanes<V> <= count; i += 2 * kLanes<V>)
-    store_pair(apply.y + i, value(V{}, i), value(V{}, i + kLanes<V>), apply.past_caches);
-  for (; i < count; ++i) store(apply.y + i, value(Wide<T>{}, i));
+    for (; i < count && !aligned_for_pairs<V>(apply.y + i); ++i)
+      apply.one(i, c.center, c.scale, c.shift);
+  for (; i + kPairLanes<V> <= count; i += kPairLanes<V>) apply.pair(i, center, scale, shift);
+  for (; i < count; ++i) apply.one(i, c.center, c.scale, c.shift);
 }
 
-// Pixels of channels_last images.
+// Pixels of channels_last images. The coefficients are spread over the lanes of a row.
 template <Activation A, class T>
 void apply_rows(const Apply<A, T>& arguments, int64_t channels, int64_t pixels,
-                const Wide<T>* center, const Wide<T>* scale, const Wide<T>* shift) {
+                const Coefficients<const Wide<T>*>& channel,
+                const Coefficients<const Wide<T>*>& lane) {
   using V = Vec<T>;
   const Apply<A, T> apply = arguments;
   const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
-  Wide<T> repeated[3][kWidestRow];
-  if (repeat > 1) {
-    for (int64_t j = 0; j < width; ++j) {
-      repeated[0][j] = center[j % channels];
-      repeated[1][j] = scale[j % channels];
-      repeated[2][j] = shift[j % channels];
-    }
-    center = repeated[0], scale = repeated[1], shift = repeated[2];
-  }
-  const auto value = [&](auto lane, int64_t i, int64_t j) {
-    using U = decltype(lane);
-    return apply.value(i, load<U>(center + j), load<U>(scale + j), load<U>(shift + j));
+  const int64_t rows_end = pixels / repeat * width, end = pixels * channels;
+  const auto pair = [&](int64_t i, int64_t l) {
+    apply.pair(i, load_lanes<V>(lane.center + l), load_lanes<V>(lane.scale + l),
+               load_lanes<V>(lane.shift + l));
   };
-  const int64_t end = pixels * channels;
-  for (int64_t i = 0; i < end; i += width) {
-    const int64_t count = smaller(width, end - i);
-    int64_t j = 0;
-    for (; j + 2 * kLanes<V> <= count; j += 2 * kLanes<V>)
-      store_pair(apply.y + i + j, value(V{}, i + j, j),
-                 value(V{}, i + j + kLanes<V>, j + kLanes<V>), apply.past_caches);
-    for (; j < count; ++j) store(apply.y + i + j, value(Wide<T>{}, i + j, j));
+  const int64_t whole = width / kPairLanes<V> * kPairLanes<V>;
+  for (int64_t i = 0; i < rows_end; i += width) {
+    for (int64_t l = 0; l < whole; l += kPairLanes<V>) pair(i + l, l);
+    if (whole < width) pair(i + width - kPairLanes<V>, whole);
   }
-}
-
-template <Activation A, class T>
-void apply_chunk(const InstanceNormForward& args, int64_t block, int64_t chunk) {
-  using W = Wide<T>;
-  const PlaneGrid& g = args.grid;
-  const int64_t planes = g.n * g.c;
-  const W* coefficients = at<W>(args.coefficients, 0);
-  const int64_t count = chunk_count(g, chunk);
-  const bool contiguous = g.layout == Layout::contiguous;
-  const int64_t first = (block * g.pixels + chunk_begin(g, chunk)) * (contiguous ? 1 : g.c);
-  const Apply<A, T> apply{at<T>(args.x, first),   at<T>(args.residual, first), at<T>(args.y, first),
-                          W(args.negative_slope), args.residual_first,         args.stream};
-  if (contiguous) {
-    apply_run(apply, count, coefficients[block], coefficients[planes + block],
-              coefficients[2 * planes + block]);
-  } else {
-    const W* center = coefficients + block * g.c;
-    apply_rows(apply, g.c, count, center, center + planes, center + 2 * planes);
+  for (int64_t i = rows_end; i < end; ++i) {
+    const int64_t c = i % channels;
+    apply.one(i, channel.center[c], channel.scale[c], channel.shift[c]);
   }
-  if (args.stream) finish_streaming();
 }
 
 template <Activation A, class T>
 void forward_of(const InstanceNormForward& args) {
   using W = Wide<T>;
   const PlaneGrid& g = args.grid;
-  const int64_t planes = g.n * g.c;
-  W* coefficients = at<W>(args.coefficients, 0);
-  const Coefficients<W> out{coefficients, coefficients + planes, coefficients + 2 * planes};
-  const auto variance = [&](const Moments& m) { return m.m2 / double(g.pixels); };
   const bool contiguous = g.layout == Layout::contiguous;
+  const int64_t blocks = blocks_of(g), channels = channels_of_block(g);
+  const auto apply_at = [&](int64_t element, int64_t ahead) {
+    return Apply<A, T>{at<T>(args.x, element),
+                       at<T>(args.residual, element),
+                       at<T>(args.y, element),
+                       W(args.negative_slope),
+                       args.residual_first,
+                       args.stream,
+                       ahead};
+  };
 
   if (contiguous && g.chunks == 1 && args.mean_in == nullptr) {  // plane by plane, in cache
-    parallel_tasks(planes, g.pixels, [&](int64_t plane) {
-      const Moments m = moments_of_run<Vec<T>>(at<T>(args.x, plane * g.pixels), g.pixels);
-      set_coefficients(args, plane / g.c, plane % g.c, m.mean, variance(m), out);
-      apply_chunk<A, T>(args, plane, 0);
+    parallel_runs(blocks, g.pixels, [&](int64_t plane) {
+      const int64_t first = plane * g.pixels;
+      const Moments m = moments_of_run(at<T>(args.x, first), g.pixels);
+      apply_run(apply_at(first, ahead_of(g, plane)), g.pixels,
+                plane_coefficients<W>(args, plane, m.mean, m.m2 / double(g.pixels)));
+      if (args.stream) finish_streaming();
     });
     return;
   }
+
+  const CoefficientTable<T> table(g, args.coefficients);
   if (args.mean_in == nullptr) partial_moments<T>(g, args.x, args.partials);
-  for (int64_t n = 0; n < g.n; ++n) {
-    for (int64_t c = 0; c < g.c; ++c) {
-      if (args.mean_in != nullptr) {
-        const double mean = at<W>(args.mean_in, n * args.mean_stride)[c];
-        set_coefficients(args, n, c, mean, double(at<W>(args.var_in, n * args.var_stride)[c]), out);
-      } else {
-        const Moments m = merged_moments(g, args.partials, n, c);
-        set_coefficients(args, n, c, m.mean, variance(m), out);
-      }
+  parallel_tasks(blocks, channels * g.chunks, [&](int64_t block) {
+    double* moments = args.partials + block * g.chunks * 2 * channels;
+    if (args.mean_in == nullptr) merge_chunks(g, moments);
+    for (int64_t i = 0; i < channels; ++i) {
+      const int64_t plane = block * channels + i, n = plane / g.c, c = plane % g.c;
+      const bool own = args.mean_in == nullptr;
+      const double mean = own ? moments[i] : at<W>(args.mean_in, n * args.mean_stride)[c];
+      const double var = own ? moments[channels + i] / double(g.pixels)
+                             : at<W>(args.var_in, n * args.var_stride)[c];
+      const Coefficients<W> values = plane_coefficients<W>(args, plane, mean, var);
+      table.of_image(kCenter, n)[c] = values.center;
+      table.of_image(kScale, n)[c] = values.scale;
+      table.of_image(kShift, n)[c] = values.shift;
     }
-  }
-  const int64_t tasks = (contiguous ? planes : g.n) * g.chunks;
-  parallel_tasks(tasks, g.chunk_pixels * (contiguous ? 1 : g.c), [&](int64_t task) {
-    const int64_t last = tasks - 1 - task;
-    apply_chunk<A, T>(args, last / g.chunks, last % g.chunks);
+    table.spread(0, kRows, block);
   });
+
+  const int64_t tasks = blocks * g.chunks;
+  parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
+    const int64_t last = tasks - 1 - task, block = last / g.chunks, chunk = last % g.chunks;
+    const int64_t count = chunk_count(g, chunk);
+    const Apply<A, T> apply = apply_at((block * g.pixels + chunk_begin(g, chunk)) * channels, 0);
+    if (contiguous) {
+      const auto row = [&](Row row) { return table.of_image(row, 0)[block]; };
+      apply_run(apply, count, Coefficients<W>{row(kCenter), row(kScale), row(kShift)});
+    } else {
+      const auto row = [&](auto of) {
+        return Coefficients<const W*>{of(kCenter), of(kScale), of(kShift)};
+      };
+      apply_rows(apply, channels, count, row([&](Row row) { return table.of_image(row, block); }),
+                 row([&](Row row) { return table.of_lanes(row, block); }));
+    }
+    if (args.stream) finish_streaming();
+  });
+}
+
+int64_t coefficient_elements(const PlaneGrid& g) {
+  int64_t elements = 0;
+  for_dtype(g.dtype, [&](auto element) {
+    elements = CoefficientTable<decltype(element)>(g, nullptr).row_elements();
+  });
+  return elements;
 }
 
 void stats(const InstanceNormStats& args) {
@@ -266,6 +292,7 @@ void forward(const InstanceNormForward& args) {
 
 void instance_norm_backward(const InstanceNormBackward& args);
 
-const InstanceNormKernels instance_norm_kernels = {stats, forward, instance_norm_backward};
+const InstanceNormKernels instance_norm_kernels = {coefficient_elements, stats, forward,
+                                                   instance_norm_backward};
 
 }  // namespace stylekernels::CPU_CAPABILITY

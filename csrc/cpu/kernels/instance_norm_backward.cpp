@@ -14,191 +14,211 @@ namespace {
 // Per plane: z = scale * (x - mean) + bias, and grad_x = scale * g + slope * (x - mean) + offset.
 enum Row { kMean, kScale, kBias, kSlope, kOffset, kRows };
 
-// Gives the gradient before the activation, and d, at element i of the tensors and column j of
-// the coefficients.
+template <class U>
+struct Term {
+  U g, d;
+};
+
+// g and d at element i of the tensors.
 template <Activation A, class T>
 struct Terms {
+  using V = Vec<T>;
+  using W = Wide<T>;
   const T *grad, *x, *residual;
-  const Wide<T>* rows[kRows];
-  Wide<T> negative_slope;
+  W negative_slope;
 
-  template <class V>
-  void operator()(V mean, V scale, V bias, int64_t i, V& g, V& d) const {
-    g = load<V>(grad + i);
-    d = load<V>(x + i) - mean;
-    if constexpr (A != Activation::none) {
-      V z = multiply_add(d, scale, bias);
-      if (residual != nullptr) z += load<V>(residual + i);
-      g = activation_gradient<A>(g, z, negative_slope);
-    }
+  template <class U>
+  inline Term<U> term(U grad, U x, U added, U mean, U scale, U bias) const {
+    const U d = x - mean;
+    if constexpr (A == Activation::none) return {grad, d};
+    U z = multiply_add(d, scale, bias);
+    if (residual != nullptr) z += added;
+    return {activation_gradient<A>(grad, z, negative_slope), d};
+  }
+
+  inline Term<W> one(int64_t i, W mean, W scale, W bias) const {
+    const W added = residual == nullptr ? W(0) : load<W>(residual + i);
+    return term(load<W>(grad + i), load<W>(x + i), added, mean, scale, bias);
+  }
+
+  inline Pair<Term<V>> pair(int64_t i, const Pair<V>& mean, const Pair<V>& scale,
+                            const Pair<V>& bias) const {
+    const Pair<V> g = load_pair(grad + i), in = load_pair(x + i);
+    const Pair<V> added = residual == nullptr ? Pair<V>{} : load_pair(residual + i);
+    return {term(g.a, in.a, added.a, mean.a, scale.a, bias.a),
+            term(g.b, in.b, added.b, mean.b, scale.b, bias.b)};
   }
 };
 
-// Adds g and g d of `pixels` pixels of kVectors vectors, `stride` apart, to double sums.
-template <class V, int kVectors, class T, Activation A>
-void add_sums(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t column_step,
-              int64_t stride, int64_t pixels, double* sum_g, double* sum_gd) {
-  using W = ElementOf<V>;
-  constexpr int kWidth = kVectors * kLanes<V>;
-  W lanes[2][kWidth];
-  V mean[kVectors], scale[kVectors], bias[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    const auto row = [&](Row r) {
-      if (column_step == 0) return splat<V>(terms.rows[r][column]);
-      return load<V>(terms.rows[r] + column + v * kLanes<V>);
-    };
-    mean[v] = row(kMean), scale[v] = row(kScale), bias[v] = row(kBias);
-  }
+// Sums of g and of g d.
+struct Sums {
+  double g, gd;
+};
+
+template <Activation A, class T>
+inline void add_one(const Terms<A, T>& terms, int64_t i, Wide<T> mean, Wide<T> scale, Wide<T> bias,
+                    double& sum_g, double& sum_gd) {
+  const Term<Wide<T>> t = terms.one(i, mean, scale, bias);
+  sum_g += double(t.g), sum_gd += double(t.g) * double(t.d);
+}
+
+// The sums over the `width` elements (at most kTile, in whole pairs or more) of `pixels` rows that
+// are `stride` elements apart, lane by lane: sum_g and sum_gd have room for kTile.
+// coefficients(row, lane) gives the pair from a lane on.
+template <Activation A, class T, class Load>
+void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t stride, int64_t pixels,
+               int64_t width, const Load& coefficients, double* sum_g, double* sum_gd) {
+  using V = Vec<T>;
+  constexpr int64_t kStep = kPairLanes<V>;
+  const int64_t lanes = (width + kStep - 1) / kStep * kStep;
+  Wide<T> part_g[kTile], part_gd[kTile];
+  for (int64_t j = 0; j < lanes; ++j) sum_g[j] = sum_gd[j] = 0;
   for (int64_t begin = 0; begin < pixels; begin += kBlock) {
     const int64_t end = smaller(begin + kBlock, pixels);
-    V part_g[kVectors] = {}, part_gd[kVectors] = {};
+    for (int64_t j = 0; j < lanes; j += kLanes<V>) {
+      store(part_g + j, V{});
+      store(part_gd + j, V{});
+    }
     for (int64_t run = begin; run < end; run += kRun) {
-      V run_g[kVectors] = {}, run_gd[kVectors] = {};
-      for (int64_t p = run; p < smaller(run + kRun, end); ++p) {
-        for (int v = 0; v < kVectors; ++v) {
-          V g, d;
-          terms(mean[v], scale[v], bias[v], first + p * stride + v * kLanes<V>, g, d);
-          run_g[v] += g;
-          run_gd[v] = multiply_add(g, d, run_gd[v]);
+      const int64_t run_end = first + smaller(run + kRun, end) * stride;
+      for_pairs_of_row<V, 1>(width, [&](auto, int64_t offset, int64_t lane) {
+        const Pair<V> mean = coefficients(kMean, lane), scale = coefficients(kScale, lane);
+        const Pair<V> bias = coefficients(kBias, lane);
+        Pair<V> run_g{}, run_gd{};
+        for (int64_t i = first + run * stride + offset; i != run_end + offset; i += stride) {
+          const auto [a, b] = terms.pair(i, mean, scale, bias);
+          run_g.a += a.g, run_g.b += b.g;
+          run_gd.a = multiply_add(a.g, a.d, run_gd.a);
+          run_gd.b = multiply_add(b.g, b.d, run_gd.b);
         }
-      }
-      for (int v = 0; v < kVectors; ++v) part_g[v] += run_g[v], part_gd[v] += run_gd[v];
+        add_to(part_g + lane, run_g);
+        add_to(part_gd + lane, run_gd);
+      });
     }
-    for (int v = 0; v < kVectors; ++v) {
-      store(lanes[0] + v * kLanes<V>, part_g[v]);
-      store(lanes[1] + v * kLanes<V>, part_gd[v]);
-    }
-    for (int j = 0; j < kWidth; ++j) {
-      sum_g[j] += double(lanes[0][j]);
-      sum_gd[j] += double(lanes[1][j]);
+    for (int64_t j = 0; j < lanes; ++j) {
+      sum_g[j] += double(part_g[j]);
+      sum_gd[j] += double(part_gd[j]);
     }
   }
 }
 
 template <Activation A, class T>
-void sum_run(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t count, double* sums) {
+Sums sums_of_run(const Terms<A, T>& terms, int64_t first, int64_t count,
+                 const CoefficientTable<T>& table, int64_t plane) {
   using V = Vec<T>;
-  constexpr int kVectors = 2, kWidth = kVectors * kLanes<V>;
-  double sum_g[kWidth] = {}, sum_gd[kWidth] = {};
-  const int64_t steps = count / kWidth, done = steps * kWidth;
-  add_sums<V, kVectors>(terms, first, column, 0, kWidth, steps, sum_g, sum_gd);
-  add_sums<Wide<T>, 1>(terms, first + done, column, 0, 1, count - done, sum_g, sum_gd);
-  sums[0] = sums[1] = 0;
-  for (int j = 0; j < kWidth; ++j) sums[0] += sum_g[j], sums[1] += sum_gd[j];
+  constexpr int64_t kWidth = kPairLanes<V>;
+  Wide<T> value[3];
+  for (int row = kMean; row <= kBias; ++row) value[row] = table.of_image(row, 0)[plane];
+  double sum_g[kTile], sum_gd[kTile];
+  const int64_t steps = count / kWidth;
+  lane_sums(
+      terms, first, kWidth, steps, kWidth,
+      [&](int row, int64_t) { return splat_pair<V>(value[row]); }, sum_g, sum_gd);
+  Sums sums{sum_of_lanes<kWidth>(sum_g), sum_of_lanes<kWidth>(sum_gd)};
+  for (int64_t i = steps * kWidth; i < count; ++i)
+    add_one(terms, first + i, value[kMean], value[kScale], value[kBias], sums.g, sums.gd);
+  return sums;
 }
 
 template <Activation A, class T>
-void sum_rows(const Terms<A, T>& terms, int64_t first, int64_t column, int64_t channels,
-              int64_t pixels, double* sum_g, double* sum_gd) {
+void sum_rows(const Terms<A, T>& terms, int64_t first, int64_t channels, int64_t pixels,
+              const CoefficientTable<T>& table, int64_t image, double* sum_g, double* sum_gd) {
   using V = Vec<T>;
   const int64_t repeat = pixels_per_row<V>(channels);
   const int64_t rows = pixels / repeat, width = repeat * channels;
-  for (int64_t j = 0; j < channels; ++j) sum_g[j] = sum_gd[j] = 0;
-  Terms<A, T> wide = terms;
-  Wide<T> repeated[3][kWidestRow];
-  for (int r = 0; r < 3; ++r) {
-    wide.rows[r] = terms.rows[r] + column;
-    if (repeat == 1) continue;
-    for (int64_t j = 0; j < width; ++j) repeated[r][j] = wide.rows[r][j % channels];
-    wide.rows[r] = repeated[r];
-  }
-  for_row_groups<V>(width, [&](auto lane, auto vectors, int64_t offset) {
-    using U = decltype(lane);
-    constexpr int kVectors = decltype(vectors)::value, kWidth = kVectors * kLanes<U>;
-    double part[2][kWidth] = {};
-    add_sums<U, kVectors>(wide, first + offset, offset, 1, width, rows, part[0], part[1]);
-    for (int j = 0; j < kWidth; ++j) {
-      sum_g[(offset + j) % channels] += part[0][j];
-      sum_gd[(offset + j) % channels] += part[1][j];
-    }
+  for (int64_t c = 0; c < channels; ++c) sum_g[c] = sum_gd[c] = 0;
+  double part_g[kTile], part_gd[kTile];
+  for_tiles_of_row<V>(width, [&](int64_t start, int64_t start_lane, int64_t tile) {
+    lane_sums(
+        terms, first + start, width, rows, tile,
+        [&](int row, int64_t lane) {
+          return load_lanes<V>(table.of_lanes(row, image) + start_lane + lane);
+        },
+        part_g, part_gd);
+    for_channels_of_lanes<T>(start, tile, channels, [&](int64_t channel, int64_t j) {
+      sum_g[channel] = repeat > 1 ? sum_g[channel] + part_g[j] : part_g[j];
+      sum_gd[channel] = repeat > 1 ? sum_gd[channel] + part_gd[j] : part_gd[j];
+    });
   });
   for (int64_t p = rows * repeat; p < pixels; ++p)
-    for (int64_t j = 0; j < channels; ++j)
-      add_sums<Wide<T>, 1>(wide, first + p * channels + j, j, 0, 1, 1, sum_g + j, sum_gd + j);
+    for (int64_t c = 0; c < channels; ++c)
+      add_one(terms, first + p * channels + c, table.of_image(kMean, image)[c],
+              table.of_image(kScale, image)[c], table.of_image(kBias, image)[c], sum_g[c],
+              sum_gd[c]);
 }
 
 template <Activation A, class T>
 struct Writer {
+  using V = Vec<T>;
+  using W = Wide<T>;
   Terms<A, T> terms;
   T *grad_x, *grad_residual;
-  bool past_caches;
-  bool own_stats;
+  bool past_caches, own_stats;
 
-  template <class V>
-  struct Values {
-    V grad_x, grad_residual;
-  };
-
-  template <class V>
-  inline Values<V> values(int64_t i, const V (&row)[kRows]) const {
-    V g, d;
-    terms(row[kMean], row[kScale], row[kBias], i, g, d);
-    if (!own_stats) return {g * row[kScale], g};  // not 0 * d: d may be NaN or infinite
-    return {multiply_add(g, row[kScale], multiply_add(d, row[kSlope], row[kOffset])), g};
+  template <class U>
+  inline U gradient(const Term<U>& t, U scale, U slope, U offset) const {
+    const U rest = own_stats ? multiply_add(t.d, slope, offset) : U{};  // not 0 * d: d may be NaN
+    return multiply_add(t.g, scale, rest);
   }
 
-  template <class V>
-  inline void write(int64_t i, Values<V> v) const {
-    store(grad_x + i, v.grad_x);
-    if (grad_residual != nullptr) store(grad_residual + i, v.grad_residual);
+  inline void one(int64_t i, const W (&row)[kRows]) const {
+    const Term<W> t = terms.one(i, row[kMean], row[kScale], row[kBias]);
+    store(grad_x + i, gradient(t, row[kScale], row[kSlope], row[kOffset]));
+    if (grad_residual != nullptr) store(grad_residual + i, t.g);
   }
 
-  template <class V>
-  inline void write_pair(int64_t i, Values<V> a, Values<V> b) const {
-    store_pair(grad_x + i, a.grad_x, b.grad_x, past_caches);
-    if (grad_residual != nullptr)
-      store_pair(grad_residual + i, a.grad_residual, b.grad_residual, past_caches);
+  inline void pair(int64_t i, const Pair<V> (&row)[kRows]) const {
+    const auto [a, b] = terms.pair(i, row[kMean], row[kScale], row[kBias]);
+    store_pair(grad_x + i,
+               {gradient(a, row[kScale].a, row[kSlope].a, row[kOffset].a),
+                gradient(b, row[kScale].b, row[kSlope].b, row[kOffset].b)},
+               past_caches);
+    if (grad_residual != nullptr) store_pair(grad_residual + i, {a.g, b.g}, past_caches);
   }
 };
 
 template <Activation A, class T>
-void write_run(const Writer<A, T>& arguments, int64_t first, int64_t column, int64_t count) {
+void write_run(const Writer<A, T>& arguments, int64_t first, int64_t count,
+               const CoefficientTable<T>& table, int64_t plane) {
   using V = Vec<T>;
   const Writer<A, T> writer = arguments;  // a copy that nothing written can alias
-  const auto values = [&](auto lane, int64_t i) {
-    using U = decltype(lane);
-    U row[kRows];
-    for (int r = 0; r < kRows; ++r) row[r] = splat<U>(writer.terms.rows[r][column]);
-    return writer.values(i, row);
-  };
+  Wide<T> row[kRows];
+  Pair<V> pairs[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    row[r] = table.of_image(r, 0)[plane];
+    pairs[r] = splat_pair<V>(row[r]);
+  }
   int64_t i = first;
   const int64_t end = first + count;
   if (writer.past_caches)
-    for (; i < end && !aligned_for_pair<V>(writer.grad_x + i); ++i)
-      writer.write(i, values(Wide<T>{}, i));
-  for (; i + 2 * kLanes<V> <= end; i += 2 * kLanes<V>)
-    writer.write_pair(i, values(V{}, i), values(V{}, i + kLanes<V>));
-  for (; i < end; ++i) writer.write(i, values(Wide<T>{}, i));
+    for (; i < end && !aligned_for_pairs<V>(writer.grad_x + i); ++i) writer.one(i, row);
+  for (; i + kPairLanes<V> <= end; i += kPairLanes<V>) writer.pair(i, pairs);
+  for (; i < end; ++i) writer.one(i, row);
 }
 
 template <Activation A, class T>
-void write_rows(const Writer<A, T>& arguments, int64_t first, int64_t column, int64_t channels,
-                int64_t pixels) {
+void write_rows(const Writer<A, T>& arguments, int64_t first, int64_t channels, int64_t pixels,
+                const CoefficientTable<T>& table, int64_t image) {
   using V = Vec<T>;
   const Writer<A, T> writer = arguments;
   const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
-  Wide<T> repeated[kRows][kWidestRow];
-  const Wide<T>* columns[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    columns[r] = writer.terms.rows[r] + column;
-    if (repeat == 1) continue;
-    for (int64_t j = 0; j < width; ++j) repeated[r][j] = columns[r][j % channels];
-    columns[r] = repeated[r];
-  }
-  const auto values = [&](auto lane, int64_t i, int64_t j) {
-    using U = decltype(lane);
-    U row[kRows];
-    for (int r = 0; r < kRows; ++r) row[r] = load<U>(columns[r] + j);
-    return writer.values(i, row);
+  const int64_t whole = width / kPairLanes<V> * kPairLanes<V>;
+  const int64_t rows_end = pixels / repeat * width, end = pixels * channels;
+  const Wide<T>* lanes[kRows];
+  for (int r = 0; r < kRows; ++r) lanes[r] = table.of_lanes(r, image);
+  const auto pair = [&](int64_t i, int64_t lane) {
+    Pair<V> row[kRows];
+    for (int r = 0; r < kRows; ++r) row[r] = load_lanes<V>(lanes[r] + lane);
+    writer.pair(first + i, row);
   };
-  const int64_t end = first + pixels * channels;
-  for (int64_t i = first; i < end; i += width) {
-    const int64_t count = smaller(width, end - i);
-    int64_t j = 0;
-    for (; j + 2 * kLanes<V> <= count; j += 2 * kLanes<V>)
-      writer.write_pair(i + j, values(V{}, i + j, j),
-                        values(V{}, i + j + kLanes<V>, j + kLanes<V>));
-    for (; j < count; ++j) writer.write(i + j, values(Wide<T>{}, i + j, j));
+  for (int64_t i = 0; i < rows_end; i += width) {
+    for (int64_t l = 0; l < whole; l += kPairLanes<V>) pair(i + l, l);
+    if (whole < width) pair(i + width - kPairLanes<V>, whole);
+  }
+  for (int64_t i = rows_end; i < end; ++i) {
+    Wide<T> row[kRows];
+    for (int r = 0; r < kRows; ++r) row[r] = table.of_image(r, image)[i % channels];
+    writer.one(first + i, row);
   }
 }
 
@@ -206,82 +226,79 @@ template <Activation A, class T>
 void backward_of(const InstanceNormBackward& args) {
   using W = Wide<T>;
   const PlaneGrid& g = args.grid;
-  const int64_t planes = g.n * g.c;
   const bool contiguous = g.layout == Layout::contiguous;
-  W* rows = at<W>(args.coefficients, 0);
-  Writer<A, T> writer{
-      {at<T>(args.grad, 0), at<T>(args.x, 0), at<T>(args.residual, 0), {}, W(args.negative_slope)},
-      at<T>(args.grad_x, 0),
-      at<T>(args.grad_residual, 0),
-      args.stream,
-      args.own_stats};
-  Terms<A, T>& terms = writer.terms;
-  for (int r = 0; r < kRows; ++r) terms.rows[r] = rows + r * planes;
+  const int64_t planes = g.n * g.c, blocks = blocks_of(g), channels = channels_of_block(g);
+  const CoefficientTable<T> table(g, args.coefficients);
+  const Terms<A, T> terms{at<T>(args.grad, 0), at<T>(args.x, 0), at<T>(args.residual, 0),
+                          W(args.negative_slope)};
+  const Writer<A, T> writer{terms, at<T>(args.grad_x, 0), at<T>(args.grad_residual, 0), args.stream,
+                            args.own_stats};
+  const W *mean = at<W>(args.mean, 0), *mean_error = mean + planes, *rstd = at<W>(args.rstd, 0);
+  W* rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = table.of_image(r, 0);
 
-  const W *mean = at<W>(args.mean, 0), *mean_error = mean + planes;
-  for (int64_t n = 0; n < g.n; ++n) {
-    for (int64_t c = 0; c < g.c; ++c) {
-      const int64_t plane = n * g.c + c;
-      const double weight = args.weight ? at<W>(args.weight, n * args.weight_stride)[c] : 1;
-      const double bias = args.bias ? at<W>(args.bias, n * args.bias_stride)[c] : 0;
-      const double scale = weight * double(at<W>(args.rstd, plane)[0]);
-      rows[kMean * planes + plane] = mean[plane];
-      rows[kScale * planes + plane] = W(scale);
-      rows[kBias * planes + plane] = W(bias - scale * double(mean_error[plane]));
-    }
-  }
-
+  const auto start_plane = [&](int64_t plane) {
+    const int64_t n = plane / g.c, c = plane % g.c;
+    const double weight = args.weight ? at<W>(args.weight, n * args.weight_stride)[c] : 1;
+    const double bias = args.bias ? at<W>(args.bias, n * args.bias_stride)[c] : 0;
+    const double scale = weight * double(rstd[plane]);
+    rows[kMean][plane] = coefficient<W>(mean[plane]);
+    rows[kScale][plane] = coefficient<W>(scale);
+    rows[kBias][plane] = coefficient<W>(bias - scale * double(mean_error[plane]));
+  };
   const auto finish_plane = [&](int64_t plane, double sum_g, double sum_gd) {
-    const double rstd = double(at<W>(args.rstd, plane)[0]);
-    const double scale = double(rows[kScale * planes + plane]);
-    const double share = scale / double(g.pixels);
-    const double error = double(mean_error[plane]);
+    const double share = double(rows[kScale][plane]) / double(g.pixels);
+    const double error = double(mean_error[plane]), inverse = double(rstd[plane]);
     sum_gd -= error * sum_g;
-    const double slope = -share * rstd * rstd * sum_gd;
-    rows[kSlope * planes + plane] = W(slope);
-    rows[kOffset * planes + plane] = W(-share * sum_g - slope * error);
+    const double slope = -share * inverse * inverse * sum_gd;
+    rows[kSlope][plane] = coefficient<W>(slope);
+    rows[kOffset][plane] = coefficient<W>(-share * sum_g - slope * error);
     at<W>(args.sum_grad, plane)[0] = W(sum_g);
-    at<W>(args.sum_grad_normalized, plane)[0] = W(sum_gd * rstd);
+    at<W>(args.sum_grad_normalized, plane)[0] = W(sum_gd * inverse);
   };
 
   if (contiguous && g.chunks == 1) {  // plane by plane, in cache
-    parallel_tasks(planes, g.pixels, [&](int64_t plane) {
-      double sums[2];
-      sum_run(terms, plane * g.pixels, plane, g.pixels, sums);
-      finish_plane(plane, sums[0], sums[1]);
-      write_run(writer, plane * g.pixels, plane, g.pixels);
+    parallel_runs(blocks, g.pixels, [&](int64_t plane) {
+      start_plane(plane);
+      const Sums sums = sums_of_run(terms, plane * g.pixels, g.pixels, table, plane);
+      finish_plane(plane, sums.g, sums.gd);
+      write_run(writer, plane * g.pixels, g.pixels, table, plane);
       if (args.stream) finish_streaming();
     });
     return;
   }
 
-  const int64_t blocks = contiguous ? planes : g.n, tasks = blocks * g.chunks;
-  parallel_tasks(tasks, g.chunk_pixels * (contiguous ? 1 : g.c), [&](int64_t task) {
+  parallel_tasks(blocks, channels, [&](int64_t block) {
+    for (int64_t i = 0; i < channels; ++i) start_plane(block * channels + i);
+    table.spread(kMean, kSlope, block);
+  });
+  const int64_t tasks = blocks * g.chunks;
+  parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
     const int64_t block = task / g.chunks, chunk = task % g.chunks;
-    const int64_t pixel = block * g.pixels + chunk_begin(g, chunk);
+    const int64_t first = (block * g.pixels + chunk_begin(g, chunk)) * channels;
+    double *sum_g = args.partials + task * 2 * channels, *sum_gd = sum_g + channels;
     if (contiguous) {
-      sum_run(terms, pixel, block, chunk_count(g, chunk), args.partials + task * 2);
+      const Sums sums = sums_of_run(terms, first, chunk_count(g, chunk), table, block);
+      sum_g[0] = sums.g, sum_gd[0] = sums.gd;
     } else {
-      double* sum_g = args.partials + task * 2 * g.c;
-      sum_rows(terms, pixel * g.c, block * g.c, g.c, chunk_count(g, chunk), sum_g, sum_g + g.c);
+      sum_rows(terms, first, channels, chunk_count(g, chunk), table, block, sum_g, sum_gd);
     }
   });
-  const int64_t per_block = contiguous ? 1 : g.c;
-  for (int64_t plane = 0; plane < planes; ++plane) {
-    const double* part =
-        args.partials + plane / per_block * g.chunks * 2 * per_block + plane % per_block;
-    double sum_g = 0, sum_gd = 0;
-    for (int64_t chunk = 0; chunk < g.chunks; ++chunk, part += 2 * per_block)
-      sum_g += part[0], sum_gd += part[per_block];
-    finish_plane(plane, sum_g, sum_gd);
-  }
-  parallel_tasks(tasks, g.chunk_pixels * (contiguous ? 1 : g.c), [&](int64_t task) {
+  parallel_tasks(blocks, channels * g.chunks, [&](int64_t block) {
+    double* sums = args.partials + block * g.chunks * 2 * channels;
+    for (int64_t chunk = 1; chunk < g.chunks; ++chunk)
+      for (int64_t i = 0; i < 2 * channels; ++i) sums[i] += sums[chunk * 2 * channels + i];
+    for (int64_t i = 0; i < channels; ++i)
+      finish_plane(block * channels + i, sums[i], sums[channels + i]);
+    table.spread(kSlope, kRows, block);
+  });
+  parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
     const int64_t last = tasks - 1 - task, block = last / g.chunks, chunk = last % g.chunks;
-    const int64_t pixel = block * g.pixels + chunk_begin(g, chunk);
+    const int64_t first = (block * g.pixels + chunk_begin(g, chunk)) * channels;
     if (contiguous)
-      write_run(writer, pixel, block, chunk_count(g, chunk));
+      write_run(writer, first, chunk_count(g, chunk), table, block);
     else
-      write_rows(writer, pixel * g.c, block * g.c, g.c, chunk_count(g, chunk));
+      write_rows(writer, first, channels, chunk_count(g, chunk), table, block);
     if (args.stream) finish_streaming();
   });
 }

@@ -15,7 +15,7 @@ namespace stylekernels::CPU_CAPABILITY {
 constexpr int kBlock = 256;  // values per lane summed in float32,
 constexpr int kRun = 16;     // runs of so many first, then the runs: a tenth of the rounding error
 constexpr int kShift = 4;    // values whose mean is the shift
-constexpr int kGroup = 4;    // vectors summed side by side: their sums stay in registers
+constexpr int kGroup = 2;    // pairs of vectors whose moments stay in registers side by side
 
 template <class T>
 inline T smaller(T a, T b) {
@@ -32,16 +32,37 @@ inline T* at(void* p, int64_t offset) {
   return p == nullptr ? nullptr : static_cast<T*>(p) + offset;
 }
 
+// A block is what shares no sums with others: a plane (contiguous), or an image (channels_last).
+inline int64_t blocks_of(const PlaneGrid& g) {
+  return g.layout == Layout::contiguous ? g.n * g.c : g.n;
+}
+inline int64_t channels_of_block(const PlaneGrid& g) {
+  return g.layout == Layout::contiguous ? 1 : g.c;
+}
+
 inline int64_t chunk_begin(const PlaneGrid& g, int64_t chunk) { return chunk * g.chunk_pixels; }
 inline int64_t chunk_count(const PlaneGrid& g, int64_t chunk) {
   return smaller(g.chunk_pixels, g.pixels - chunk_begin(g, chunk));
 }
 
-template <class V, class T>
-inline bool aligned_for_pair(const T* p) {
-  constexpr int64_t kBytes =
-      sizeof(T) == sizeof(ElementOf<V>) ? sizeof(V) : 2 * kLanes<V> * sizeof(T);
-  return uintptr_t(p) % kBytes == 0;
+// While a plane is written, the next one can be fetched: its statistics need nothing but its pixels
+// and would wait for them (a sixth of the forward pass of planes of 64 KiB). Elements from one to
+// the other; 0 where both would not stay in the cache.
+inline int64_t ahead_of(const PlaneGrid& g, int64_t plane) {
+  constexpr int64_t kElements = 32768;
+  return g.pixels <= kElements && plane + 1 < g.n * g.c ? g.pixels : 0;
+}
+
+// What a kernel multiplies pixels with. A NaN among it is the plain one: see round_to_bfloat16.
+template <class W>
+inline W coefficient(double value) {
+  return value == value ? W(value) : W(__builtin_nan(""));
+}
+
+// Whether store_pair may write past the caches from here on.
+template <class V>
+inline bool aligned_for_pairs(const void* p) {
+  return uintptr_t(p) % sizeof(V) == 0;
 }
 
 inline void finish_streaming() {
@@ -49,6 +70,98 @@ inline void finish_streaming() {
   _mm_sfence();
 #endif
 }
+
+// -- channels_last rows ----------------------------------------------------------------------
+//
+// With few channels, as many pixels as make a whole number of pairs of vectors are treated as one
+// wide pixel, and the few pixels left over one by one. With many channels a row is one pixel, and
+// its last pair ends with the row: where that overlaps the pair before, the channels that both hold
+// are computed twice. What belongs to channels is kept pair by pair, in the order of the lanes.
+
+constexpr int64_t kFewChannels = 64;
+
+template <class V>
+inline int64_t pixels_per_row(int64_t channels) {
+  if (channels >= kFewChannels) return 1;
+  int64_t repeat = 1;
+  while (repeat * channels % kPairLanes<V> != 0) repeat *= 2;
+  return repeat;
+}
+
+// Lanes of all the pairs of a row.
+template <class V>
+inline int64_t lanes_of_row(int64_t channels) {
+  const int64_t width = pixels_per_row<V>(channels) * channels;
+  return (width + kPairLanes<V> - 1) / kPairLanes<V> * kPairLanes<V>;
+}
+
+template <int kSize>
+struct Count {
+  static constexpr int value = kSize;
+};
+
+// Calls f(pairs, offset, lane) for runs of `pairs` pairs (a constant: kPairs or 1) that cover a
+// row of `width` elements: the element that a run starts at, and its place among the row's lanes.
+template <class V, int kPairs, class F>
+inline void for_pairs_of_row(int64_t width, const F& f) {
+  constexpr int64_t kStep = kPairLanes<V>;
+  int64_t offset = 0;
+  for (; offset + kPairs * kStep <= width; offset += kPairs * kStep)
+    f(Count<kPairs>{}, offset, offset);
+  if constexpr (kPairs > 1)
+    for (; offset + kStep <= width; offset += kStep) f(Count<1>{}, offset, offset);
+  if (offset < width) f(Count<1>{}, width - kStep, offset);
+}
+
+// Calls f(channel, j) for the lanes j of `width` elements that start at element `first` of a row.
+template <class T, class F>
+inline void for_channels_of_lanes(int64_t first, int64_t width, int64_t channels, const F& f) {
+  constexpr int kStep = kPairLanes<Vec<T>>;
+  for_pairs_of_row<Vec<T>, 1>(width, [&](auto pairs, int64_t offset, int64_t lane) {
+    for (int v = 0; v < pairs.value; ++v)
+      for (int j = 0; j < kStep; ++j) {
+        const int64_t element = first + offset + v * kStep + element_of_lane<T>(j);
+        f(element < channels ? element : element % channels, lane + v * kStep + j);
+      }
+  });
+}
+
+// Spreads values of channels over the lanes of a row.
+template <class T>
+inline void spread_over_row(const Wide<T>* values, int64_t channels, Wide<T>* lanes) {
+  const int64_t width = pixels_per_row<Vec<T>>(channels) * channels;
+  for_channels_of_lanes<T>(0, width, channels,
+                           [&](int64_t channel, int64_t j) { lanes[j] = values[channel]; });
+}
+
+// Rows of numbers per plane, (N, C) each. For channels_last they are there twice, the second time
+// over the lanes of a row of pixels, (N, lanes).
+template <class T>
+struct CoefficientTable {
+  using W = Wide<T>;
+  W* first;
+  int64_t images, channels, lanes;
+
+  CoefficientTable(const PlaneGrid& g, void* memory)
+      : first(static_cast<W*>(memory)),
+        images(g.n),
+        channels(g.c),
+        lanes(g.layout == Layout::contiguous ? 0 : lanes_of_row<Vec<T>>(g.c)) {}
+
+  int64_t row_elements() const { return images * (channels + lanes); }
+  W* of_image(int row, int64_t image) const {
+    return first + row * row_elements() + image * channels;
+  }
+  W* of_lanes(int row, int64_t image) const {
+    return first + row * row_elements() + images * channels + image * lanes;
+  }
+  // Copies rows [begin, end) of an image over the lanes.
+  void spread(int begin, int end, int64_t image) const {
+    if (lanes == 0) return;
+    for (int row = begin; row < end; ++row)
+      spread_over_row<T>(of_image(row, image), channels, of_lanes(row, image));
+  }
+};
 
 // -- sums ------------------------------------------------------------------------------------
 
@@ -67,106 +180,125 @@ struct Moments {
   }
 };
 
-// Moments of `count` pixels of `kVectors` vectors that are `stride` elements apart.
-// mean and m2 are arrays of kVectors * lanes; the moments are merged into them.
-template <class V, int kVectors, class T>
-inline void add_moments(const T* x, int64_t stride, int64_t pixels, double* mean, double* m2) {
+// Elements of a row that are summed at a time: their sums stay in the L1 cache, and a run of pixels
+// is read as it lies in memory.
+constexpr int64_t kTile = 512;
+
+// Calls f(first, lane, width) for the tiles of a row: at most kTile elements, at least a pair. The
+// last one may overlap the one before.
+template <class V, class F>
+inline void for_tiles_of_row(int64_t width, const F& f) {
+  for (int64_t offset = 0; offset < width; offset += kTile) {
+    const int64_t rest = width - offset;
+    const int64_t first = rest < kPairLanes<V> ? width - kPairLanes<V> : offset;
+    f(first, offset, smaller(kTile, width - first));
+  }
+}
+
+template <class V>
+inline void add_to(ElementOf<V>* lanes, const Pair<V>& pair) {
+  store(lanes, load<V>(lanes) + pair.a);
+  store(lanes + kLanes<V>, load<V>(lanes + kLanes<V>) + pair.b);
+}
+
+template <int kCount>
+inline double sum_of_lanes(const double* lanes) {
+  VecD total{};
+  for (int j = 0; j < kCount; j += kLanes<VecD>) total += load<VecD>(lanes + j);
+  double sum = 0;
+  for (int j = 0; j < kLanes<VecD>; ++j) sum += total[j];
+  return sum;
+}
+
+// Moments of the `width` elements (at most kTile, in whole pairs or more) of `pixels` rows that are
+// `stride` elements apart, lane by lane: mean and m2 have room for kTile.
+template <class T>
+inline void lane_moments(const T* x, int64_t stride, int64_t pixels, int64_t width, double* mean,
+                         double* m2) {
+  using V = Vec<T>;
   using W = ElementOf<V>;
-  constexpr int kWidth = kVectors * kLanes<V>;
-  W shift_lane[kWidth], sum_lane[kWidth], square_lane[kWidth];
+  constexpr int64_t kStep = kPairLanes<V>;
+  const int64_t lanes = (width + kStep - 1) / kStep * kStep;
+  W shift[kTile], sum[kTile], square[kTile];
   for (int64_t first = 0; first < pixels; first += kBlock) {
     const int64_t count = smaller<int64_t>(kBlock, pixels - first);
-    const T* p = x + first * stride;
-    V shift[kVectors], sum[kVectors], square[kVectors];
     const int64_t in_shift = smaller<int64_t>(kShift, count);
-    for (int v = 0; v < kVectors; ++v) {
-      shift[v] = sum[v] = square[v] = V{};
-      for (int64_t i = 0; i < in_shift; ++i) shift[v] += load<V>(p + i * stride + v * kLanes<V>);
-      shift[v] *= splat<V>(W(1) / W(in_shift));
-    }
-    for (int64_t run = 0; run < count; run += kRun) {
-      V run_sum[kVectors] = {}, run_square[kVectors] = {};
-      const T* end = p + smaller<int64_t>(kRun, count - run) * stride;
-      for (; p != end; p += stride) {
-        for (int v = 0; v < kVectors; ++v) {
-          const V d = load<V>(p + v * kLanes<V>) - shift[v];
-          run_sum[v] += d;
-          run_square[v] = multiply_add(d, d, run_square[v]);
+    for_pairs_of_row<V, kGroup>(width, [&](auto pairs, int64_t offset, int64_t lane) {
+      for (int v = 0; v < pairs.value; ++v) {
+        Pair<V> total{};
+        for (int64_t i = 0; i < in_shift; ++i) {
+          const Pair<V> pair = load_pair(x + (first + i) * stride + offset + v * kStep);
+          total.a += pair.a, total.b += pair.b;
         }
+        const V share = splat<V>(W(1) / W(in_shift));
+        store(shift + lane + v * kStep, total.a * share);
+        store(shift + lane + v * kStep + kLanes<V>, total.b * share);
       }
-      for (int v = 0; v < kVectors; ++v) sum[v] += run_sum[v], square[v] += run_square[v];
+    });
+    for (int64_t j = 0; j < lanes; j += kLanes<V>) {
+      store(sum + j, V{});
+      store(square + j, V{});
     }
-    for (int v = 0; v < kVectors; ++v) {
-      store(shift_lane + v * kLanes<V>, shift[v]);
-      store(sum_lane + v * kLanes<V>, sum[v]);
-      store(square_lane + v * kLanes<V>, square[v]);
+    for (int64_t run = first; run < first + count; run += kRun) {
+      const T* begin = x + run * stride;
+      const T* end = begin + smaller<int64_t>(kRun, first + count - run) * stride;
+      for_pairs_of_row<V, kGroup>(width, [&](auto pairs, int64_t offset, int64_t lane) {
+        constexpr int kPairs = decltype(pairs)::value;
+        V center[2 * kPairs], run_sum[2 * kPairs] = {}, run_square[2 * kPairs] = {};
+        for (int v = 0; v < 2 * kPairs; ++v) center[v] = load<V>(shift + lane + v * kLanes<V>);
+        for (const T* p = begin + offset; p != end + offset; p += stride) {
+          for (int v = 0; v < kPairs; ++v) {
+            const Pair<V> pair = load_pair(p + v * kStep);
+            const V a = pair.a - center[2 * v], b = pair.b - center[2 * v + 1];
+            run_sum[2 * v] += a, run_sum[2 * v + 1] += b;
+            run_square[2 * v] = multiply_add(a, a, run_square[2 * v]);
+            run_square[2 * v + 1] = multiply_add(b, b, run_square[2 * v + 1]);
+          }
+        }
+        for (int v = 0; v < kPairs; ++v) {
+          add_to(sum + lane + v * kStep, Pair<V>{run_sum[2 * v], run_sum[2 * v + 1]});
+          add_to(square + lane + v * kStep, Pair<V>{run_square[2 * v], run_square[2 * v + 1]});
+        }
+      });
     }
     const double inverse = 1.0 / double(count);
     const double share = double(count) / double(first + count);
     const double weight = double(first) * share;
-    for (int j = 0; j < kWidth; ++j) {
-      const double sum = sum_lane[j];
-      const double delta = double(shift_lane[j]) + sum * inverse - mean[j];
-      mean[j] += delta * share;
-      m2[j] += double(square_lane[j]) - sum * sum * inverse + delta * delta * weight;
+    for (int64_t j = 0; j < lanes; ++j) {
+      const double total = sum[j], before = first == 0 ? 0 : mean[j];
+      const double delta = double(shift[j]) + total * inverse - before;
+      mean[j] = before + delta * share;
+      m2[j] = (first == 0 ? 0 : m2[j]) + double(square[j]) - total * total * inverse +
+              delta * delta * weight;
     }
   }
 }
 
 // Moments of `count` values that follow each other.
-template <class V, class T>
+template <class T>
 inline Moments moments_of_run(const T* x, int64_t count) {
-  constexpr int kWidth = kGroup * kLanes<V>;
-  const int64_t steps = count / kWidth;
+  constexpr int kWidth = kGroup * kPairLanes<Vec<T>>;
+  const int64_t steps = count / kWidth, done = steps * kWidth;
   Moments result;
   if (steps > 0) {
-    double mean[kWidth] = {}, m2[kWidth] = {};
-    add_moments<V, kGroup>(x, kWidth, steps, mean, m2);
-    double sum = 0, within = 0, between = 0;  // the lanes have the same count
-    for (int j = 0; j < kWidth; ++j) sum += mean[j], within += m2[j];
-    for (int j = 0; j < kWidth; ++j) between += (mean[j] - sum / kWidth) * (mean[j] - sum / kWidth);
-    result = {double(steps) * kWidth, sum / kWidth, within + double(steps) * between};
+    double mean[kTile], m2[kTile];
+    lane_moments(x, kWidth, steps, kWidth, mean, m2);
+    const double center = sum_of_lanes<kWidth>(mean) / kWidth;  // the lanes have the same count
+    for (int j = 0; j < kWidth; ++j)
+      m2[j] += double(steps) * (mean[j] - center) * (mean[j] - center);
+    result = {double(done), center, sum_of_lanes<kWidth>(m2)};
   }
-  const int64_t done = steps * kWidth;
   if (done < count) {
-    double mean = 0, m2 = 0;
-    add_moments<ElementOf<V>, 1>(x + done, 1, count - done, &mean, &m2);
-    result.merge(double(count - done), mean, m2);
+    const double rest = double(count - done);
+    double sum = 0, m2 = 0;
+    for (int64_t i = done; i < count; ++i) sum += double(load<Wide<T>>(x + i));
+    for (int64_t i = done; i < count; ++i) {
+      const double d = double(load<Wide<T>>(x + i)) - sum / rest;
+      m2 += d * d;
+    }
+    result.merge(rest, sum / rest, m2);
   }
   return result;
-}
-
-// -- channels_last rows ----------------------------------------------------------------------
-//
-// With few channels, as many pixels as make a whole number of pairs of vectors are treated as one
-// wide pixel, and the few pixels left over one by one. With many channels a row is one pixel, and
-// what is not a whole vector is done by scalars.
-
-constexpr int64_t kFewChannels = 64;
-constexpr int64_t kWidestRow = kFewChannels * VECTOR_BYTES / 2;
-
-template <class V>
-inline int64_t pixels_per_row(int64_t channels) {
-  if (channels >= kFewChannels) return 1;
-  int64_t repeat = 1;
-  while (repeat * channels % (2 * kLanes<V>) != 0) repeat *= 2;
-  return repeat;
-}
-
-// Calls f(V{}, vectors, offset) for runs of `vectors` vectors (a constant: kGroup or 1) that
-// cover a row of `width` elements, and f(scalar, 1, offset) for the rest.
-template <int kSize>
-struct Count {
-  static constexpr int value = kSize;
-};
-
-template <class V, class F>
-inline void for_row_groups(int64_t width, const F& f) {
-  int64_t offset = 0;
-  for (; offset + kGroup * kLanes<V> <= width; offset += kGroup * kLanes<V>)
-    f(V{}, Count<kGroup>{}, offset);
-  for (; offset + kLanes<V> <= width; offset += kLanes<V>) f(V{}, Count<1>{}, offset);
-  for (; offset < width; ++offset) f(ElementOf<V>{}, Count<1>{}, offset);
 }
 
 }  // namespace stylekernels::CPU_CAPABILITY

@@ -214,51 +214,108 @@ inline void store(Float16* p, VecF v) {
 #endif
 }
 
+// -- pairs -----------------------------------------------------------------------------------
+//
+// Two vectors of elements that follow each other in memory, in whatever order costs least: those of
+// bfloat16 are the even elements and the odd ones, which a shift and a mask separate (in order they
+// take two loads that widen and two shifts), and one blend joins.
+
+template <class V>
+struct Pair {
+  V a, b;
+};
+
+template <class V>
+constexpr int kPairLanes = 2 * kLanes<V>;
+
+// The element of a pair's memory that its lane j holds; the lanes of b come after those of a.
+template <class T>
+constexpr int element_of_lane(int j) {
+  constexpr int kHalf = kLanes<Vec<T>>;
+  if constexpr (std::is_same_v<T, BFloat16>) return j < kHalf ? 2 * j : 2 * (j - kHalf) + 1;
+  return j;
+}
+
+template <class V>
+inline Pair<V> load_lanes(const ElementOf<V>* p) {
+  return {load<V>(p), load<V>(p + kLanes<V>)};
+}
+
+template <class V>
+inline Pair<V> splat_pair(ElementOf<V> value) {
+  return {splat<V>(value), splat<V>(value)};
+}
+
+template <class T>
+inline Pair<Vec<T>> load_pair(const T* p) {
+  using V = Vec<T>;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    VecU bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    return {(V)(bits << 16), (V)(bits & 0xffff0000u)};
+  } else {
+    return {load<V>(p), load<V>(p + kLanes<V>)};
+  }
+}
+
 #if defined(__AVX512F__)
 using Bits = __m512i;
 inline void stream(Bits* p, Bits v) { _mm512_stream_si512(p, v); }
 #elif defined(__AVX2__)
 using Bits = __m256i;
 inline void stream(Bits* p, Bits v) { _mm256_stream_si256(p, v); }
+#else
+using Bits = VecU;
+inline void stream(Bits* p, Bits v) { std::memcpy(p, &v, sizeof(v)); }
 #endif
 
-// Stores two vectors that follow each other. With `past_caches`, where the machine can, written
-// past the caches: p must then be aligned to the size of what is written.
-template <class T, class V>
-inline void store_pair(T* p, V a, V b, [[maybe_unused]] bool past_caches) {
-#if defined(__AVX2__)
+// Rounds to nearest even, in the upper half of each element. Unlike bfloat16_bits it takes any NaN
+// to be quiet with a lower half of zeros, as arithmetic on bfloat16 values and on the kernels' own
+// coefficients leaves it.
+inline VecU round_to_bfloat16(VecF v) {
+  const VecU bits = (VecU)v;
+  return bits + (((bits >> 16) & 1) + 0x7fff);
+}
+
+inline Bits bits_of_pair(VecF even, VecF odd) {
+  const VecU low = round_to_bfloat16(even) >> 16, high = round_to_bfloat16(odd);
+#if defined(__AVX512F__)
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, (Bits)low, (Bits)high);
+#elif defined(__AVX2__)
+  return _mm256_blend_epi16((Bits)low, (Bits)high, 0xaa);
+#else
+  return low | (high & 0xffff0000u);
+#endif
+}
+
+// Stores a pair. With `past_caches`, where the machine can, written past the caches: p must then be
+// aligned to the size of what is written.
+template <class T>
+inline void store_pair(T* p, Pair<Vec<T>> v, bool past_caches) {
+  using V = Vec<T>;
   if constexpr (sizeof(T) == sizeof(ElementOf<V>)) {
     if (past_caches) {
-      stream((Bits*)p, (Bits)a);
-      stream((Bits*)p + 1, (Bits)b);
-      return;
+      stream((Bits*)p, (Bits)v.a);
+      stream((Bits*)p + 1, (Bits)v.b);
+    } else {
+      store(p, v.a);
+      store(p + kLanes<V>, v.b);
     }
   } else {
     Bits bits;
     if constexpr (std::is_same_v<T, BFloat16>) {
-#if defined(__AVX512F__)
-      bits = _mm512_inserti64x4(
-          _mm512_castsi256_si512(_mm512_cvtepi32_epi16((__m512i)bfloat16_bits(a))),
-          _mm512_cvtepi32_epi16((__m512i)bfloat16_bits(b)), 1);
-#else
-      bits = _mm256_permute4x64_epi64(
-          _mm256_packus_epi32((__m256i)bfloat16_bits(a), (__m256i)bfloat16_bits(b)), 0xd8);
-#endif
+      bits = bits_of_pair(v.a, v.b);
     } else {
-      T rounded[2 * kLanes<V>];
-      store(rounded, a);
-      store(rounded + kLanes<V>, b);
+      T rounded[kPairLanes<V>];
+      store(rounded, v.a);
+      store(rounded + kLanes<V>, v.b);
       std::memcpy(&bits, rounded, sizeof(bits));
     }
     if (past_caches)
       stream((Bits*)p, bits);
     else
       std::memcpy(p, &bits, sizeof(bits));
-    return;
   }
-#endif
-  store(p, a);
-  store(p + kLanes<V>, b);
 }
 
 // -- functions -------------------------------------------------------------------------------
@@ -275,7 +332,8 @@ inline VecD exponential(VecD x) {
   return x;
 }
 
-// e^x = 2^k e^r with r in [-ln 2 / 2, ln 2 / 2] and a polynomial of degree 6 for e^r: within 2 ulp.
+// e^x = 2^k e^r with r in [-ln 2 / 2, ln 2 / 2] and a polynomial of degree 6 for e^r: within 2 ulp,
+// and infinity from e^88 on.
 inline VecF exponential(VecF x) {
   const VecF clamped = x > 88.0f ? splat<VecF>(88.0f) : (x < -87.0f ? splat<VecF>(-87.0f) : x);
   const VecF magic = splat<VecF>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -291,7 +349,7 @@ inline VecF exponential(VecF x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   const VecI exponent = ((VecI)shifted - (VecI)magic + 127) << 23;
-  const VecF result = p * (VecF)exponent;
+  const VecF result = x > 88.0f ? splat<VecF>(HUGE_VALF) : p * (VecF)exponent;
   return x != x ? x : result;
 }
 
@@ -322,9 +380,20 @@ inline VecF hyperbolic_tangent(VecF z) {
   return magnitude < 0.625f ? near : signed_far;
 }
 
+// max(z, 0), where NaN stays NaN.
+template <class V>
+inline V positive_part(V z) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<V, VecF>) return _mm512_max_ps(V{}, z);  // the second if one is NaN
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<V, VecF>) return _mm256_max_ps(V{}, z);
+#endif
+  return z < 0 ? V{} : z;
+}
+
 template <Activation A, class V>
 inline V activate(V z, ElementOf<V> negative_slope) {
-  if constexpr (A == Activation::relu) return z < 0 ? V{} : z;  // NaN stays NaN
+  if constexpr (A == Activation::relu) return positive_part(z);
   if constexpr (A == Activation::leaky_relu) return z > 0 ? z : z * negative_slope;
   if constexpr (A == Activation::tanh) return hyperbolic_tangent(z);
   if constexpr (A == Activation::sigmoid) return sigmoid(z);
