@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from stylekernels.ops import gram_loss, gram_matrix
+from stylekernels.reference.dtypes import wide_dtype
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
             f"target: expected the features' shape {tuple(features.shape)}, "
             f"got {tuple(target.shape)}"
         )
-    wide = torch.promote_types(features.dtype, torch.float32)
+    wide = wide_dtype(features)
     features, target = features.to(wide), target.to(wide)
     return (features - target).square().mean() / target.square().mean()
 

@@ -1,9 +1,9 @@
 """Gram matrix and style loss as modules."""
 
-import torch
 from torch import Tensor, nn
 
 from stylekernels.ops import gram_loss, gram_matrix
+from stylekernels.reference.dtypes import wide_dtype
 
 
 class GramMatrix(nn.Module):
@@ -76,8 +76,7 @@ class StyleLoss(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Module.half() casts buffers as well, and the loss of half-precision features is float32.
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return gram_loss(x, self.target.to(wide), scale=self.scale)
+        return gram_loss(x, self.target.to(wide_dtype(x)), scale=self.scale)
 
     def extra_repr(self) -> str:
         return f"target={tuple(self.target.shape)}, scale={self.scale}"

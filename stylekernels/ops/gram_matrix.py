@@ -7,6 +7,7 @@ from stylekernels import native, reference
 from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import check_device, check_image_batch, check_tensor, dense_like
 from stylekernels.ops.autograd import needs_grad, vjp
+from stylekernels.reference.dtypes import wide_dtype
 
 # The mean that comes back is (2, N, C): its value, and the rounding error of that value; empty if
 # it was not asked for.
@@ -15,10 +16,6 @@ SCHEMAS = (
     "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) -> Tensor grad_x",
     "gram_loss(Tensor x, Tensor target, float? scale) -> (Tensor loss, Tensor grad_gram)",
 )
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _gram_matrix_formula(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
@@ -33,8 +30,8 @@ def _gram_matrix_formula(x: Tensor, scale: float | None, center: bool) -> tuple[
 def _gram_matrix_fake(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
     n, c = x.shape[0], x.shape[1]
     return (
-        x.new_empty((n, c, c), dtype=_wide(x)),
-        x.new_empty((2, n, c) if center else (0,), dtype=_wide(x)),
+        x.new_empty((n, c, c), dtype=wide_dtype(x)),
+        x.new_empty((2, n, c) if center else (0,), dtype=wide_dtype(x)),
     )
 
 
@@ -63,7 +60,7 @@ def _gram_loss_formula(x: Tensor, target: Tensor, scale: float | None) -> tuple[
 
 def _gram_loss_fake(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
     n, c = x.shape[0], x.shape[1]
-    return x.new_empty((), dtype=_wide(x)), x.new_empty((n, c, c), dtype=_wide(x))
+    return x.new_empty((), dtype=wide_dtype(x)), x.new_empty((n, c, c), dtype=wide_dtype(x))
 
 
 native.define(SCHEMAS[0], _gram_matrix_formula, _gram_matrix_fake)
@@ -232,9 +229,9 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
             f"target: expected shape (N, C, C) = ({n}, {c}, {c}), (1, C, C) or (C, C), "
             f"got {tuple(target.shape)}"
         )
-    if target.dtype != _wide(x):
+    if target.dtype != wide_dtype(x):
         raise TypeError(
-            f"target: expected dtype {_wide(x)} for x of {x.dtype}, got {target.dtype}; "
+            f"target: expected dtype {wide_dtype(x)} for x of {x.dtype}, got {target.dtype}; "
             "targets are what gram_matrix returns"
         )
     check_device(target, "target", x)

@@ -14,6 +14,7 @@ from stylekernels.ops.arguments import (
     dense_like,
 )
 from stylekernels.ops.autograd import needs_grad, vjp
+from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
 
 SCHEMAS = (
@@ -31,12 +32,8 @@ SCHEMAS = (
 )
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _per_plane_empty(x: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1]), dtype=_wide(x))
+    return x.new_empty((x.shape[0], x.shape[1]), dtype=wide_dtype(x))
 
 
 def _stats_formula(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +53,7 @@ def _instance_norm_formula(
         x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
     )
     rows = (x.shape[0], x.shape[1])
-    mean, var = mean.to(_wide(x)).expand(rows), var.to(_wide(x)).expand(rows)
+    mean, var = mean.to(wide_dtype(x)).expand(rows), var.to(wide_dtype(x)).expand(rows)
     exact = torch.stack((mean, torch.zeros_like(mean)))
     return dense_like(x).copy_(y), exact, torch.rsqrt(var + eps)
 
@@ -64,7 +61,7 @@ def _instance_norm_formula(
 def _instance_norm_fake(
     x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean = x.new_empty((2, x.shape[0], x.shape[1]), dtype=_wide(x))
+    mean = x.new_empty((2, x.shape[0], x.shape[1]), dtype=wide_dtype(x))
     return dense_like(x), mean, _per_plane_empty(x)
 
 
@@ -81,7 +78,7 @@ def _backward_formula(
     own_stats,
     want_residual,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = _wide(x)
+    wide = wide_dtype(x)
     centered = x.to(wide) - mean[0, ..., None, None] - mean[1, ..., None, None]
     normalized = centered * rstd[..., None, None]
     gain = torch.ones_like(rstd) if weight is None else weight.to(wide).expand(rstd.shape)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylekernels.reference.dtypes import wide_dtype
+
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Batched matrix product in the dtype of its factors, under autocast too."""
@@ -15,9 +17,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def gram_matrix(x: Tensor, scale: float | None, center: bool) -> Tensor:
     """G[n, i, j] = scale * sum_p x[n, i, p] x[n, j, p], after removing the mean if ``center``."""
-    features = x.flatten(2)
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+    features = x.flatten(2).to(wide_dtype(x))
     if center:
         features = features - features.mean(dim=2, keepdim=True)
     if scale is None:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylekernels.reference.dtypes import wide_dtype
+
 ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
 
 
@@ -38,8 +40,7 @@ def activation_gradient(grad: Tensor, z: Tensor, activation: str, negative_slope
 
 def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each (image, channel), at least in float32: (N, C) each."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    var, mean = torch.var_mean(wide, dim=(2, 3), correction=0)
+    var, mean = torch.var_mean(x.to(wide_dtype(x)), dim=(2, 3), correction=0)
     return mean, var
 
 
@@ -63,7 +64,7 @@ def instance_norm(
     """activation((x - mean) / sqrt(var + eps) * weight + bias) + residual, computed at least in
     float32 and rounded once; with ``residual_first`` the residual is added before the activation.
     """
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(x)
     if mean is None or var is None:
         mean, var = instance_norm_stats(x)
     z = (x.to(wide) - _per_plane(mean, wide)) * _per_plane(torch.rsqrt(var.to(wide) + eps), wide)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import activate, instance_norm
 
 PADDING_MODES = ("zeros", "reflect", "replicate")
@@ -30,7 +31,7 @@ class _Pad(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         dtype = grad.dtype
-        grad = grad if dtype == torch.float64 else grad.float()  # rounded once
+        grad = grad.to(wide_dtype(grad))  # rounded once
         for dim in (2, 3):
             size = grad.shape[dim] - 2 * ctx.border
             source = torch.arange(-ctx.border, size + ctx.border, device=grad.device)
