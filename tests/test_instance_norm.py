@@ -8,7 +8,6 @@ because options are branches of one loop body; magnitudes are apart, because the
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from stylekernels import instance_norm, instance_norm_stats
 from tests.conftest import (
@@ -19,71 +18,23 @@ from tests.conftest import (
     laid_out,
     poisoned_memory,
     random,
-    saved_image_bytes,
+)
+from tests.instance_norms import (
+    ACTIVATIONS,
+    before_activation,
+    exact,
+    in_torch,
+    ours,
+    per_channel,
 )
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
-ACTIVATIONS = {
-    "none": lambda z: z,
-    "relu": torch.relu,
-    "leaky_relu": lambda z: F.leaky_relu(z, 0.2),
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-}
 SHAPES = (
     (0, 8, 4, 4), (1, 1, 2, 2), (3, 3, 3, 5), (2, 5, 1, 37), (2, 5, 37, 1), (1, 16, 7, 9),
     (3, 17, 17, 31), (1, 32, 64, 64), (2, 33, 9, 7), (1, 64, 16, 16), (1, 100, 5, 3),
     (1, 128, 8, 8), (1, 3, 130, 67),
 )  # fmt: skip
-
-
-def planes(parameter: Tensor, x: Tensor) -> Tensor:
-    return parameter.expand(x.shape[:2])[..., None, None]
-
-
-def before_activation(x, weight=None, bias=None, residual=None, mean=None, var=None, *,
-                      residual_first=False) -> Tensor:  # fmt: skip
-    if mean is None:
-        mean, var = x.mean((2, 3)), x.var((2, 3), correction=0)
-    z = (x - planes(mean, x)) / (planes(var, x) + 1e-5).sqrt()
-    z = z if weight is None else z * planes(weight, x)
-    z = z if bias is None else z + planes(bias, x)
-    return z + residual if residual_first else z
-
-
-def exact(x, weight=None, bias=None, residual=None, mean=None, var=None, *, activation="none",
-          residual_first=False) -> Tensor:  # fmt: skip
-    first = residual_first and residual is not None
-    z = before_activation(x, weight, bias, residual, mean, var, residual_first=first)
-    y = ACTIVATIONS[activation](z)
-    return y if residual is None or first else y + residual
-
-
-def in_torch(x, weight=None, bias=None, residual=None, mean=None, var=None, *, activation="none",
-             residual_first=False) -> Tensor:  # fmt: skip
-    """PyTorch's own ops. In half precision in float32 and rounded once: that is what our op
-    promises, and stricter than a chain of half-precision ops."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    cast = [None if t is None else t.to(wide.dtype) for t in (weight, bias, residual, mean, var)]
-    weight, bias, residual, mean, var = cast
-    if mean is None:
-        z = F.instance_norm(wide)
-    else:
-        z = (wide - planes(mean, x)) * torch.rsqrt(planes(var, x) + 1e-5)
-    z = z if weight is None else z * planes(weight, x)
-    z = z if bias is None else z + planes(bias, x)
-    if residual is not None and residual_first:
-        return ACTIVATIONS[activation](z + residual).to(x.dtype)
-    y = ACTIVATIONS[activation](z)
-    return (y if residual is None else y + residual).to(x.dtype)
-
-
-def ours(x, weight=None, bias=None, residual=None, mean=None, var=None, **options) -> Tensor:
-    stats = None if mean is None else (mean, var)
-    return instance_norm(
-        x, weight, bias, residual=residual, stats=stats, negative_slope=0.2, **options
-    )
 
 
 def check(tensors: dict[str, Tensor | None], grad_layout="contiguous", **options) -> None:
@@ -99,14 +50,6 @@ def check(tensors: dict[str, Tensor | None], grad_layout="contiguous", **options
         away_from_kinks=away_from_kinks if "relu" in options.get("activation", "none") else None,
         grad_layout=grad_layout,
     )
-
-
-def per_channel(kind: str, x: Tensor, dtype: torch.dtype, seed: int, positive=False):
-    if kind == "none":
-        return None
-    shape = {"(C,)": x.shape[1:2], "(N, C)": x.shape[:2]}[kind]
-    values = random(*shape, dtype=dtype, device=x.device.type, seed=seed)
-    return values.abs() + 0.5 if positive else values
 
 
 @pytest.mark.core
@@ -235,58 +178,6 @@ def test_eps(device) -> None:
     torch.testing.assert_close(instance_norm(x, eps=0.7).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("residual_first", [False, True])
-@pytest.mark.parametrize("stats", ["none", "(C,)", "(N, C)"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_gradcheck(activation, stats, residual_first, device) -> None:
-    x = random(2, 2, 3, 2, dtype=torch.float64, device=device, seed=4)
-    tensors = {
-        "x": x,
-        "weight": per_channel("(N, C)" if residual_first else "(C,)", x, torch.float64, 1),
-        "bias": per_channel("(C,)", x, torch.float64, 2),
-        "residual": random(*x.shape, dtype=torch.float64, device=device, seed=3),
-        "mean": per_channel(stats, x, torch.float64, 5),
-        "var": per_channel(stats, x, torch.float64, 6, positive=True),
-    }
-    names = [name for name, tensor in tensors.items() if tensor is not None]
-    z = before_activation(**tensors, residual_first=residual_first)
-    assert z.abs().min() > 1e-3, "choose a seed that stays away from the kinks"
-
-    def function(*values: Tensor) -> Tensor:
-        options = {"activation": activation, "residual_first": residual_first}
-        return ours(**dict(zip(names, values, strict=True)), **options)
-
-    inputs = [tensors[name].detach().requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, inputs)
-
-
-def test_gradcheck_of_stats(device) -> None:
-    x = random(2, 3, 3, 2, dtype=torch.float64, device=device).requires_grad_()
-    assert torch.autograd.gradcheck(instance_norm_stats, (x,), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(instance_norm_stats, (x,))
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_gradient_penalty(dtype, layout, device) -> None:
-    """The second derivative in the dtypes that are trained in."""
-    x = random(2, 5, 6, 7, dtype=dtype, layout=layout, device=device).requires_grad_()
-    weight = random(5, dtype=torch.float32, device=device, seed=1).requires_grad_()
-
-    def penalty(function, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        y = function(x, weight, activation="tanh")
-        (grad,) = torch.autograd.grad(y.to(weight.dtype).square().sum(), x, create_graph=True)
-        return torch.autograd.grad(grad.to(weight.dtype).square().sum(), (x, weight))
-
-    wide = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    for actual, expected in zip(
-        penalty(instance_norm, x, weight), penalty(exact, *wide), strict=True
-    ):
-        tolerance = 16 * torch.finfo(dtype).eps
-        assert (actual - expected).norm() <= tolerance * expected.norm()
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -346,28 +237,6 @@ def test_deterministic_and_equal_without_grad(layout, threads, device) -> None:
     for run in runs[1:]:
         for first, again in zip(runs[0], run, strict=True):
             assert torch.equal(first, again)
-
-
-@pytest.mark.parametrize("residual_first", [False, True])
-def test_backward_keeps_only_the_input(residual_first, device) -> None:
-    x = random(2, 8, 16, 16, dtype=torch.bfloat16, device=device).requires_grad_()
-    image = x.numel() * x.element_size()
-    for activation in ACTIVATIONS:
-        kept = saved_image_bytes(lambda a=activation: instance_norm(x, activation=a), 256)
-        assert kept == [image], activation
-    residual = random(*x.shape, dtype=torch.bfloat16, device=device).requires_grad_()
-    kept = saved_image_bytes(
-        lambda: instance_norm(
-            x, residual=residual, residual_first=residual_first, activation="relu"
-        ),
-        256,
-    )
-    # What is added after the activation has no part in any derivative, and so without one.
-    assert kept == ([image, image] if residual_first else [image])
-    kept = saved_image_bytes(
-        lambda: instance_norm(x, residual=residual, residual_first=residual_first), 256
-    )
-    assert kept == [image]
 
 
 X = random(2, 3, 4, 5)

@@ -22,16 +22,9 @@ from tests.conftest import (
     assert_op_accurate,
     random,
 )
+from tests.instance_norms import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("implementation")
-
-ACTIVATIONS = {
-    "none": lambda z: z,
-    "relu": torch.relu,
-    "leaky_relu": lambda z: F.leaky_relu(z, 0.2),
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-}
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from tests.conftest import (
     random,
     saved_image_bytes,
 )
-from tests.test_instance_norm import ACTIVATIONS
+from tests.instance_norms import ACTIVATIONS
 
 pytestmark = pytest.mark.usefixtures("implementation")
 

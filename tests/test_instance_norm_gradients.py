@@ -1,0 +1,85 @@
+"""Derivatives of instance norm: by finite differences, of second order, and what they cost."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylekernels import instance_norm, instance_norm_stats
+from tests.conftest import random, saved_image_bytes
+from tests.instance_norms import ACTIVATIONS, before_activation, exact, ours, per_channel
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+
+@pytest.mark.parametrize("residual_first", [False, True])
+@pytest.mark.parametrize("stats", ["none", "(C,)", "(N, C)"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradcheck(activation, stats, residual_first, device) -> None:
+    x = random(2, 2, 3, 2, dtype=torch.float64, device=device, seed=4)
+    tensors = {
+        "x": x,
+        "weight": per_channel("(N, C)" if residual_first else "(C,)", x, torch.float64, 1),
+        "bias": per_channel("(C,)", x, torch.float64, 2),
+        "residual": random(*x.shape, dtype=torch.float64, device=device, seed=3),
+        "mean": per_channel(stats, x, torch.float64, 5),
+        "var": per_channel(stats, x, torch.float64, 6, positive=True),
+    }
+    names = [name for name, tensor in tensors.items() if tensor is not None]
+    z = before_activation(**tensors, residual_first=residual_first)
+    assert z.abs().min() > 1e-3, "choose a seed that stays away from the kinks"
+
+    def function(*values: Tensor) -> Tensor:
+        options = {"activation": activation, "residual_first": residual_first}
+        return ours(**dict(zip(names, values, strict=True)), **options)
+
+    inputs = [tensors[name].detach().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_gradcheck_of_stats(device) -> None:
+    x = random(2, 3, 3, 2, dtype=torch.float64, device=device).requires_grad_()
+    assert torch.autograd.gradcheck(instance_norm_stats, (x,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(instance_norm_stats, (x,))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradient_penalty(dtype, layout, device) -> None:
+    """The second derivative in the dtypes that are trained in."""
+    x = random(2, 5, 6, 7, dtype=dtype, layout=layout, device=device).requires_grad_()
+    weight = random(5, dtype=torch.float32, device=device, seed=1).requires_grad_()
+
+    def penalty(function, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        y = function(x, weight, activation="tanh")
+        (grad,) = torch.autograd.grad(y.to(weight.dtype).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.to(weight.dtype).square().sum(), (x, weight))
+
+    wide = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    for actual, expected in zip(
+        penalty(instance_norm, x, weight), penalty(exact, *wide), strict=True
+    ):
+        tolerance = 16 * torch.finfo(dtype).eps
+        assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("residual_first", [False, True])
+def test_backward_keeps_only_the_input(residual_first, device) -> None:
+    x = random(2, 8, 16, 16, dtype=torch.bfloat16, device=device).requires_grad_()
+    image = x.numel() * x.element_size()
+    for activation in ACTIVATIONS:
+        kept = saved_image_bytes(lambda a=activation: instance_norm(x, activation=a), 256)
+        assert kept == [image], activation
+    residual = random(*x.shape, dtype=torch.bfloat16, device=device).requires_grad_()
+    kept = saved_image_bytes(
+        lambda: instance_norm(
+            x, residual=residual, residual_first=residual_first, activation="relu"
+        ),
+        256,
+    )
+    # What is added after the activation has no part in any derivative, and so without one.
+    assert kept == ([image, image] if residual_first else [image])
+    kept = saved_image_bytes(
+        lambda: instance_norm(x, residual=residual, residual_first=residual_first), 256
+    )
+    assert kept == [image]
