@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stylekernels import instance_norm, instance_norm_stats
 from tests.conftest import random, saved_image_bytes
@@ -83,3 +84,71 @@ def test_backward_keeps_only_the_input(residual_first, device) -> None:
         lambda: instance_norm(x, residual=residual, residual_first=residual_first), 256
     )
     assert kept == [image]
+
+
+NAMES = ("x", "weight", "bias", "residual", "mean", "var")
+
+
+def every_argument(device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    x = random(2, 3, 4, 5, dtype=dtype, device=device)
+    return {
+        "x": x,
+        "weight": per_channel("(N, C)", x, dtype, 1),
+        "bias": per_channel("(C,)", x, dtype, 2),
+        "residual": random(*x.shape, dtype=dtype, device=device, seed=3),
+        "mean": per_channel("(C,)", x, dtype, 4),
+        "var": per_channel("(C,)", x, dtype, 5, positive=True),
+    }
+
+
+@pytest.mark.parametrize("residual_first", [False, True])
+@pytest.mark.parametrize("wanted", NAMES)
+def test_a_gradient_alone_is_the_one_among_all(wanted, residual_first, device) -> None:
+    def first_and_second(names: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
+        tensors = every_argument(device, torch.float64)
+        for name in names:
+            tensors[name].requires_grad_()
+        y = ours(**tensors, activation="tanh", residual_first=residual_first)
+        (grad,) = torch.autograd.grad(y.pow(3).sum(), tensors[wanted], create_graph=True)
+        return grad, torch.autograd.grad(grad.square().sum(), tensors[wanted])[0]
+
+    for alone, among in zip(first_and_second((wanted,)), first_and_second(NAMES), strict=True):
+        torch.testing.assert_close(alone, among)
+
+
+class Recorder(TorchDispatchMode):
+    """Which ops run inside it, and the sizes of what they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+        self.images = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten.detach.default:
+            self.ops.append(func.overloadpacket.__name__)
+            made = result if isinstance(result, tuple) else (result,)
+            self.images += sum(tensor.dim() == 4 for tensor in made)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("wanted", "residual_first", "ops", "images"),
+    [
+        ("x", False, ["instance_norm_backward"], 1),
+        ("x", True, ["instance_norm_backward"], 1),
+        ("residual", False, [], 0),
+        ("residual", True, ["instance_norm_backward"], 2),
+        ("weight", True, ["instance_norm_backward"], 1),
+        ("bias", True, ["instance_norm_backward", "sum"], 1),
+    ],
+)
+def test_nothing_is_computed_that_nobody_wants(wanted, residual_first, ops, images) -> None:
+    tensors = every_argument("cpu", torch.float32)
+    tensors[wanted].requires_grad_()
+    y = ours(**tensors, activation="tanh", residual_first=residual_first)
+    cotangent = random(*y.shape, seed=9)
+    with Recorder() as recorded:
+        torch.autograd.grad(y, tensors[wanted], cotangent)
+    assert (recorded.ops, recorded.images) == (ops, images)

@@ -10,22 +10,24 @@ def vjp(
     formula: Callable[..., Tensor | tuple[Tensor, ...]],
     inputs: Sequence[Tensor | None],
     cotangents: Tensor | tuple[Tensor, ...],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Vector-Jacobian product of ``formula`` at ``inputs``; an input of None has the product None.
+    """Vector-Jacobian product of ``formula`` at ``inputs``; None for an input that is None or not
+    ``wanted``.
 
     The result is itself differentiable, because ``formula`` is plain PyTorch.
     """
-    present = [index for index, tensor in enumerate(inputs) if tensor is not None]
+    places = [index for index, want in enumerate(wanted) if want and inputs[index] is not None]
 
-    def of_present(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def of_wanted(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         full = list(inputs)
-        for index, tensor in zip(present, tensors, strict=True):
+        for index, tensor in zip(places, tensors, strict=True):
             full[index] = tensor
         return formula(*full)
 
-    _, pull_back = torch.func.vjp(of_present, *(inputs[index] for index in present))
+    _, pull_back = torch.func.vjp(of_wanted, *(inputs[index] for index in places))
     products: list[Tensor | None] = [None] * len(inputs)
-    for index, product in zip(present, pull_back(cotangents), strict=True):
+    for index, product in zip(places, pull_back(cotangents), strict=True):
         products[index] = product
     return tuple(products)
 

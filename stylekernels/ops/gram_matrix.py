@@ -111,13 +111,14 @@ class _GramMatrixBackward(torch.autograd.Function):
         def first_derivative(grad: Tensor, x: Tensor) -> Tensor:
             return _plain_gram_matrix_backward(grad, x, ctx.scale, ctx.center)
 
-        return *vjp(first_derivative, ctx.saved_tensors, grad_grad_x), None, None
+        wanted = ctx.needs_input_grad[:2]
+        return *vjp(first_derivative, ctx.saved_tensors, grad_grad_x, wanted), None, None
 
 
 def _plain_gram_matrix_backward(
     grad: Tensor, x: Tensor, scale: float | None, center: bool
 ) -> Tensor:
-    return vjp(lambda x: reference.gram_matrix(x, scale, center), (x,), grad)[0]
+    return vjp(lambda x: reference.gram_matrix(x, scale, center), (x,), grad, (True,))[0]
 
 
 def _gram_matrix_backward(
@@ -150,10 +151,11 @@ class _GramLoss(torch.autograd.Function):
             return None, None, None
         x, target, grad_gram = ctx.saved_tensors
         if torch.is_grad_enabled() or transformed():
-            grads = vjp(
-                lambda x, target: reference.gram_loss(x, target, ctx.scale), (x, target), grad
-            )
-            return *grads, None
+
+            def formula(x: Tensor, target: Tensor) -> Tensor:
+                return reference.gram_loss(x, target, ctx.scale)
+
+            return *vjp(formula, (x, target), grad, ctx.needs_input_grad[:2]), None
         scaled = grad_gram * grad
         grad_x = grad_target = None
         if ctx.needs_input_grad[0]:

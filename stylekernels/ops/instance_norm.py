@@ -170,18 +170,24 @@ class _InstanceNorm(torch.autograd.Function):
             return (None,) * 10
         activation, negative_slope, residual_first, eps = ctx.options
         x, weight, bias, residual, mean, var, used_mean, rstd = ctx.saved_tensors
-        options = (activation, negative_slope, eps)
+        wanted = list(ctx.needs_input_grad[:6])
+        # What was added after the activation has the gradient of the output.
+        grad_residual = grad if wanted[3] and not residual_first else None
+        wanted[3] = wanted[3] and residual_first
+        options = (activation, negative_slope, eps, tuple(wanted))
         inputs = (grad, x, weight, bias, residual, mean, var, used_mean, rstd)
-        if transformed():
+        if not any(wanted):
+            grads = [None] * 6
+        elif transformed():
             grads = _plain_gradients(grad, ctx.saved_tensors[:6], *options)
         elif torch.is_grad_enabled():
             grads = _InstanceNormBackward.apply(*inputs, *options)
         else:
             grads = _gradients(*inputs, *options)
-        grad_x, grad_weight, grad_bias, grad_residual, grad_mean, grad_var = grads
-        if ctx.has_residual and not residual_first:
-            grad_residual = grad
-        return grad_x, grad_weight, grad_bias, grad_residual, grad_mean, grad_var, *[None] * 4
+        grads = list(grads)
+        if grad_residual is not None:
+            grads[3] = grad_residual
+        return *grads, *[None] * 4
 
 
 def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
@@ -190,28 +196,39 @@ def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
 
 
 def _gradients(
-    grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation, negative_slope, eps
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight, bias, residual (where it came before the activation), mean, var."""
+    grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation, negative_slope, eps,
+    wanted,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of x, weight, bias, residual (where it came before the activation), mean, var;
+    None for those that are not wanted."""
     grad_x, grad_residual, sum_grad, sum_grad_normalized = _backward_op(
         grad, x, weight, bias, residual, used_mean, rstd, activation, negative_slope,
-        mean is None, residual is not None,
+        mean is None, wanted[3],
     )  # fmt: skip
     grad_weight = grad_bias = grad_mean = grad_var = None
-    if weight is not None:
+    if wanted[1]:
         grad_weight = _sum_over_images(sum_grad_normalized, weight)
-    if bias is not None:
+    if wanted[2]:
         grad_bias = _sum_over_images(sum_grad, bias)
-    if mean is not None:
+    if wanted[4] or wanted[5]:
         gain = rstd if weight is None else rstd * weight
-        grad_mean = _sum_over_images(-gain * sum_grad, mean)
-        grad_var = _sum_over_images(-0.5 * rstd * gain * sum_grad_normalized, var)
-    if residual is None:
-        grad_residual = None
-    return grad_x, grad_weight, grad_bias, grad_residual, grad_mean, grad_var
+        if wanted[4]:
+            grad_mean = _sum_over_images(-gain * sum_grad, mean)
+        if wanted[5]:
+            grad_var = _sum_over_images(-0.5 * rstd * gain * sum_grad_normalized, var)
+    return (
+        grad_x if wanted[0] else None,
+        grad_weight,
+        grad_bias,
+        grad_residual if wanted[3] else None,
+        grad_mean,
+        grad_var,
+    )
 
 
-def _plain_gradients(grad, inputs, activation, negative_slope, eps) -> tuple[Tensor | None, ...]:
+def _plain_gradients(
+    grad, inputs, activation, negative_slope, eps, wanted
+) -> tuple[Tensor | None, ...]:
     """What `_gradients` gives, by differentiating the plain formula."""
 
     def forward(x, weight, bias, residual, mean, var) -> Tensor:
@@ -219,7 +236,7 @@ def _plain_gradients(grad, inputs, activation, negative_slope, eps) -> tuple[Ten
             x, weight, bias, residual, mean, var, activation, negative_slope, True, eps
         )
 
-    return vjp(forward, inputs, grad)
+    return vjp(forward, inputs, grad, wanted)
 
 
 class _InstanceNormBackward(torch.autograd.Function):
@@ -227,10 +244,10 @@ class _InstanceNormBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation,
-                negative_slope, eps):  # fmt: skip
+                negative_slope, eps, wanted):  # fmt: skip
         return _gradients(
             grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation,
-            negative_slope, eps,
+            negative_slope, eps, wanted,
         )  # fmt: skip
 
     @staticmethod
@@ -240,16 +257,16 @@ class _InstanceNormBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        activation, negative_slope, eps = ctx.options
-        tensors = ctx.saved_tensors
-        wanted = [index for index, tensor in enumerate(tensors[1:]) if tensor is not None]
+        wanted = ctx.options[-1]
+        given = [index for index, want in enumerate(wanted) if want]
 
         def first_derivative(grad, *inputs) -> tuple[Tensor, ...]:
-            products = _plain_gradients(grad, inputs, activation, negative_slope, eps)
-            return tuple(products[index] for index in wanted)
+            products = _plain_gradients(grad, inputs, *ctx.options)
+            return tuple(products[index] for index in given)
 
-        second = vjp(first_derivative, tensors, tuple(grads[index] for index in wanted))
-        return *second, None, None, None, None, None
+        cotangents = tuple(grads[index] for index in given)
+        second = vjp(first_derivative, ctx.saved_tensors, cotangents, ctx.needs_input_grad[:7])
+        return *second, *[None] * 6
 
 
 def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
