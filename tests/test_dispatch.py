@@ -172,12 +172,19 @@ def test_inductor_of_the_upsampling_block(padding_mode, device) -> None:
     assert_all_close(value_and_gradient(compiled, x), value_and_gradient(step, x))
 
 
-def test_compile_with_the_input_as_residual(device) -> None:
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: instance_norm(x, residual=x, residual_first=True, activation="relu"),
+        lambda x: instance_norm(x, *[x.mean((2, 3))] * 2, activation="tanh"),
+        lambda x: instance_norm(x, stats=(x.amax((2, 3)),) * 2),
+        lambda x: instance_norm(x, *[scale := x.amax((2, 3))] * 2, residual=x, stats=(scale,) * 2),
+        lambda x: upsample_block(x, WEIGHT.to(x), *[x.mean((0, 2, 3))[:4]] * 2),
+        lambda x: gram_loss(*[gram_matrix(x)] * 2),
+    ],
+)
+def test_compile_with_one_tensor_in_several_places(step, device) -> None:
     torch._dynamo.reset()
-
-    def step(x: Tensor) -> Tensor:
-        return instance_norm(x, residual=x, activation="relu")
-
     x = random(2, 6, 9, 7, device=device)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert_all_close(value_and_gradient(compiled, x), value_and_gradient(step, x))

@@ -1,4 +1,5 @@
-"""Derivatives of plain formulas, for the second derivative of an op whose first is a kernel."""
+"""What the ops' autograd functions share: the inputs they take, and derivatives of plain formulas
+for the second derivative of an op whose first is a kernel."""
 
 from collections.abc import Callable, Sequence
 
@@ -37,3 +38,15 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     if not torch.is_grad_enabled():
         return False
     return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors, with a view in place of one that has come before: torch.compile refuses an
+    autograd function that is given the same tensor twice."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    seen: list[Tensor | None] = []
+    for tensor in tensors:
+        repeated = tensor is not None and any(tensor is other for other in seen)
+        seen.append(tensor.view_as(tensor) if repeated else tensor)
+    return tuple(seen)

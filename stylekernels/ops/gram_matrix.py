@@ -6,7 +6,7 @@ from torch import Tensor
 from stylekernels import native, reference
 from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import check_device, check_image_batch, check_tensor, dense_like
-from stylekernels.ops.autograd import needs_grad, vjp
+from stylekernels.ops.autograd import distinct, needs_grad, vjp
 from stylekernels.reference.dtypes import wide_dtype
 
 # The mean that comes back is (2, N, C): its value, and the rounding error of that value; empty if
@@ -240,5 +240,5 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
     if use_reference(x):
         return reference.gram_loss(x, target, scale)
     if needs_grad(x, target):
-        return _GramLoss.apply(x, target, scale)[0]
+        return _GramLoss.apply(*distinct(x, target), scale)[0]
     return _gram_loss_op(x, target, scale)[0]

@@ -13,7 +13,7 @@ from stylekernels.ops.arguments import (
     check_tensor,
     dense_like,
 )
-from stylekernels.ops.autograd import needs_grad, vjp
+from stylekernels.ops.autograd import distinct, needs_grad, vjp
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
 
@@ -342,8 +342,6 @@ def instance_norm(
         check_per_channel(bias, "bias", x)
     if residual is not None:
         check_like(residual, "residual", x)
-        if residual is x:
-            residual = x.view_as(x)  # torch.compile wants the inputs of a Function distinct
     mean = var = None
     if stats is not None:
         if not isinstance(stats, (tuple, list)) or len(stats) != 2:
@@ -370,5 +368,5 @@ def instance_norm(
     if use_reference(x):
         return reference.instance_norm(*inputs, *options)
     if needs_grad(*inputs):
-        return _InstanceNorm.apply(*inputs, *options)[0]
+        return _InstanceNorm.apply(*distinct(*inputs), *options)[0]
     return _instance_norm_op(*inputs, *options)[0]
