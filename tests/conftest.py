@@ -1,4 +1,5 @@
-"""Devices, dtypes, memory layouts and tolerances, shared by the tests of the ops.
+"""Devices, dtypes, memory layouts and tolerances, shared by the tests of the ops, and a tiny
+generator for those of the command line.
 
 Data is always random and never zeros: zeros hide a missing term, and a wrong scale. Every tensor
 is surrounded by NaN in memory and every result starts as NaN, so that an element read beyond the
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import native, use_impl
+from stylekernels.models import GeneratorConfig, StyleGenerator
 
 # torch.compile keeps graphs on disk, and would bring back one from before an op was changed.
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
@@ -58,6 +60,33 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}; set STYLEKERNELS_DATA to where it is")
     return folder
+
+
+@pytest.fixture(scope="module")
+def generator() -> StyleGenerator:
+    """A tiny style network whose pictures are no grey plates."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5)
+    generator = StyleGenerator(config).eval()
+    with torch.no_grad():  # most values inside [0, 1], so that clamping hides nothing
+        generator.to_rgb.weight.mul_(0.2)
+        generator.to_rgb.bias.fill_(0.5 * config.value_range)
+    return generator
+
+
+@pytest.fixture(scope="module")
+def style(generator: StyleGenerator, tmp_path_factory) -> str:
+    """A style's file with an extension that says nothing."""
+    path = tmp_path_factory.mktemp("style") / "brush.dat"
+    generator.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:

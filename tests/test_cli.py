@@ -14,65 +14,7 @@ from stylekernels.cli import main
 from stylekernels.inference import Stylizer
 from stylekernels.media import Photo, images, paths
 from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles
-
-LUMA = np.array([0.299, 0.587, 0.114])
-
-
-@pytest.fixture(scope="module")
-def generator():
-    torch.manual_seed(0)
-    config = GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5)
-    generator = StyleGenerator(config).eval()
-    with torch.no_grad():  # most values inside [0, 1], so that clamping hides nothing
-        generator.to_rgb.weight.mul_(0.2)
-        generator.to_rgb.bias.fill_(0.5 * config.value_range)
-    return generator
-
-
-@pytest.fixture(scope="module")
-def style(generator, tmp_path_factory):
-    """A style's file with an extension that says nothing."""
-    path = tmp_path_factory.mktemp("style") / "brush.dat"
-    generator.save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def picture(height=40, width=56, seed=0):
-    """Soft blotches in mild colours."""
-    coarse = np.random.default_rng(seed).integers(60, 200, (4, 5, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def save(path, pixels=None, **options):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture() if pixels is None else pixels).save(path, **options)
-    return path
-
-
-def load(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def written(folder):
-    """Every file there is, hidden ones and leftovers included."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def complaints(capsys):
-    """The lines on stderr, without the program's name, which each must start with."""
-    lines = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("stylekernels: ") for line in lines), lines
-    return [line.removeprefix("stylekernels: ") for line in lines]
-
+from tests.pictures import LUMA, complaints, load, picture, save, written
 
 # ---- what is written ----------------------------------------------------------------------------
 

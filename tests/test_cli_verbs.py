@@ -14,50 +14,8 @@ from stylekernels import dispatch
 from stylekernels.cli import main
 from stylekernels.inference import Stylizer
 from stylekernels.media import images
-from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, pretrained
-
-
-@pytest.fixture(scope="module")
-def generator():
-    torch.manual_seed(0)
-    config = GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5)
-    generator = StyleGenerator(config).eval()
-    with torch.no_grad():  # most values inside [0, 1], so that clamping hides nothing
-        generator.to_rgb.weight.mul_(0.2)
-        generator.to_rgb.bias.fill_(0.5 * generator.config.value_range)
-    return generator
-
-
-@pytest.fixture(scope="module")
-def style(generator, tmp_path_factory):
-    """A style's file with an extension that says nothing."""
-    path = tmp_path_factory.mktemp("style") / "brush.dat"
-    generator.save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def load(path):
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def written(folder):
-    """Every file there is, hidden ones and leftovers included."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def complaints(capsys):
-    """The lines on stderr, without the program's name, which each must start with."""
-    lines = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("stylekernels: ") for line in lines), lines
-    return [line.removeprefix("stylekernels: ") for line in lines]
+from stylekernels.models import bundled_styles, pretrained
+from tests.pictures import complaints, load, written
 
 
 @pytest.mark.parametrize("verb", [[], ["demo"], ["stylize"], ["train"], ["info"]])

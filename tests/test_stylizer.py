@@ -7,20 +7,7 @@ import pytest
 import torch
 
 from stylekernels.inference import Stylizer, blend
-from stylekernels.models import GeneratorConfig, StyleGenerator
-
-LUMA = np.array([0.299, 0.587, 0.114])
-
-
-@pytest.fixture(scope="module")
-def generator():
-    torch.manual_seed(0)
-    config = GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5)
-    generator = StyleGenerator(config).eval()
-    with torch.no_grad():  # most values inside [0, 1], so that clamping hides nothing
-        generator.to_rgb.weight.mul_(0.2)
-        generator.to_rgb.bias.fill_(0.5 * generator.config.value_range)
-    return generator
+from tests.pictures import LUMA
 
 
 def frames(*shape, seed=0):
