@@ -24,7 +24,7 @@ from stylekernels.training.data import (
     split_photos,
     to_tensor,
 )
-from stylekernels.training.trainer import PerceptualLoss
+from stylekernels.training.perceptual import PerceptualLoss
 
 
 def blobs(seed, width, height):

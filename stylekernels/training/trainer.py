@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from stylekernels.losses import StyleTargets, content_loss, total_variation
-from stylekernels.models.features import FeatureNetwork, load_features
+from stylekernels.models.features import load_features
 from stylekernels.models.generator import GeneratorConfig, StyleGenerator
 from stylekernels.models.pretrained import write_whole
 from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +32,8 @@ from stylekernels.training.data import (
     to_image,
     to_tensor,
 )
+from stylekernels.training.hardware import choose_precision, cpu_threads, find_device
+from stylekernels.training.perceptual import Means, PerceptualLoss
 
 _WARMUP_LEARNING_RATE = 2e-3
 _LOWEST_RATE = 0.02
@@ -64,65 +65,6 @@ class TrainResult:
     interrupted: bool
 
 
-class PerceptualLoss:
-    """Content, style and total variation of a stylised batch.
-
-    Args:
-        features: the frozen loss network.
-        style: the painting, (1, 3, H, W) in [0, 1].
-        config: gives the weights.
-    """
-
-    def __init__(self, features: FeatureNetwork, style: Tensor, config: TrainConfig) -> None:
-        self.features = features
-        self.weights = (config.content_weight, config.style_weight, config.tv_weight)
-        with torch.no_grad():
-            self.targets = StyleTargets(features(style, features.style_layers))
-
-    def __call__(self, photo: Tensor, picture: Tensor) -> dict[str, Tensor]:
-        """All losses by name, scalars; ``total`` is the one to minimise.
-
-        Args:
-            photo, picture: (N, 3, H, W) each, in [0, 1].
-        """
-        with torch.no_grad():
-            wanted = self.features(photo, self.features.content_layers)
-        found = self.features(picture)
-        styles = self.targets.losses(found)
-        contents = {name: content_loss(found[name], wanted[name]) for name in wanted}
-        content = torch.stack([*contents.values()]).mean()
-        style = torch.stack([*styles.values()]).mean()
-        tv = total_variation(picture.float())
-        parts = zip(self.weights, (content, style, tv), strict=True)
-        return {
-            "total": sum(weight * part for weight, part in parts),
-            "content": content,
-            "style": style,
-            "tv": tv,
-            **{f"content/{name}": value for name, value in contents.items()},
-            **{f"style/{name}": value for name, value in styles.items()},
-        }
-
-
-class _Means:
-    """Running means of named losses; tensors are added up without waiting for the device."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().double()
-        self.count += 1
-
-    def take(self) -> dict[str, float]:
-        """The means so far, and start again."""
-        means = {name: (total / self.count).item() for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
-
-
 def train(config: TrainConfig) -> TrainResult:
     """Train a style and write it to ``config.output``.
 
@@ -145,7 +87,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     config.check()
     started = time.perf_counter()
-    with _cpu_threads(config.threads):
+    with cpu_threads(config.threads):
         run = _Run(config)
         with _interruptible(run):
             run.warm_up()
@@ -168,8 +110,8 @@ class _Run:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.device = _device(config.device)
-        self.precision = _precision(config.precision, self.device)
+        self.device = find_device(config.device)
+        self.precision = choose_precision(config.precision, self.device)
         photos, self.held_out = split_photos(find_photos(config.photos), config.held_out)
         self.preview = None if config.preview is None else read_image(config.preview)
         resume = None if config.resume is None else _matching_checkpoint(config)
@@ -223,7 +165,7 @@ class _Run:
 
     def learn_style(self) -> dict[str, float]:
         """Minimise the perceptual loss; returns the last means of all losses."""
-        config, means, last = self.config, _Means(), {}
+        config, means, last = self.config, Means(), {}
         board = _board(config.log_dir)
         batches = self.batches(self.step, config.steps)
         bar = tqdm(batches, "style", config.steps, initial=self.step, disable=None)
@@ -304,7 +246,7 @@ class _Run:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Mean losses over square crops of the photos held out."""
-        means = _Means()
+        means = Means()
         for path in self.held_out:
             photo = to_tensor(center_crop(read_image(path), self.config.crop))[None]
             photo = photo.to(self.device)
@@ -352,45 +294,12 @@ def _matching_checkpoint(config: TrainConfig) -> dict:
     return state
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected cpu or cuda, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: got 'cuda', but PyTorch sees no GPU here; use device='cpu'")
-    return device
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
-            name
-        ]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
-
-
 def _board(log_dir: Path | None):
     if log_dir is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(log_dir))
-
-
-@contextlib.contextmanager
-def _cpu_threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
