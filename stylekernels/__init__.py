@@ -1,15 +1,24 @@
-"""Fused kernels for neural style networks."""
+"""Fused kernels for neural style networks.
 
-from stylekernels import nn
-from stylekernels.convert import convert
-from stylekernels.dispatch import explain, use_impl
-from stylekernels.ops import (
-    gram_loss,
-    gram_matrix,
-    instance_norm,
-    instance_norm_stats,
-    upsample_block,
-)
+The ops are registered with PyTorch when the first of these names is used: a program that calls
+``torch.ops.stylekernels`` itself, or loads an exported model, imports ``stylekernels.ops``.
+"""
+
+from typing import TYPE_CHECKING
+
+from stylekernels.lazy import lazy
+
+if TYPE_CHECKING:
+    from stylekernels import nn
+    from stylekernels.conversion import convert
+    from stylekernels.dispatch import explain, use_impl
+    from stylekernels.ops import (
+        gram_loss,
+        gram_matrix,
+        instance_norm,
+        instance_norm_stats,
+        upsample_block,
+    )
 
 __version__ = "0.1.0"
 
@@ -24,3 +33,19 @@ __all__ = [
     "upsample_block",
     "use_impl",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "convert": "conversion",
+            "explain": "dispatch",
+            "gram_loss": "ops",
+            "gram_matrix": "ops",
+            "instance_norm": "ops",
+            "instance_norm_stats": "ops",
+            "nn": "nn",
+            "upsample_block": "ops",
+            "use_impl": "dispatch",
+        },
+    )

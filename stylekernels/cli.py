@@ -1,8 +1,8 @@
 """The command line: ``stylekernels demo | stylize | train | info``.
 
-Every verb is a dataclass that tyro turns into options; whatever needs PyTorch is imported when a
-verb runs, so that help and refused arguments come at once. Exit codes: 0 done, 2 something was
-refused (one line on stderr says what), 130 interrupted.
+Every verb is a dataclass that tyro turns into options; PyTorch is imported when a verb is about to
+work, so that help and refused arguments come at once. Exit codes: 0 done, 2 something was refused
+(one line on stderr says what), 130 interrupted.
 """
 
 import dataclasses
@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+
+import stylekernels
+from stylekernels.models.styles import bundled_styles, style_file
+from stylekernels.training.config import TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,15 +73,16 @@ class Stylize:
     """Where the network runs, `cpu` or `cuda`."""
 
     def run(self) -> int:
-        from stylekernels.media import PhotoError, read_photo, write_photo
-        from stylekernels.media.paths import find_photos, plan_outputs
-
         if not self.photos:
             raise Refused("PHOTO: expected at least one file, folder or pattern, got none")
         if self.size is not None and self.size < 16:
             raise Refused(f"--size: expected at least 16 pixels, got {self.size}")
         if not 0 <= self.strength <= 1:
             raise Refused(f"--strength: expected a number from 0 to 1, got {self.strength}")
+        weights = _find_style(self.style)
+        from stylekernels.media import PhotoError, read_photo, write_photo
+        from stylekernels.media.paths import find_photos, plan_outputs
+
         photos, problems = find_photos(self.photos)
         for problem in problems:
             _complain(problem)
@@ -85,7 +90,7 @@ class Stylize:
             return _REFUSED
         with _refusing("--output: "):
             outputs = plan_outputs(photos, self.output)
-        stylizer = _open_style(self.style, self.device)
+        stylizer = _open_style(weights, self.device)
 
         started = time.perf_counter()
         written = []
@@ -146,6 +151,10 @@ class Demo:
     """Where the network runs, `cpu` or `cuda`."""
 
     def run(self) -> int:
+        styles = [self.style] if self.style else bundled_styles()
+        if not styles:
+            raise Refused("--style: no style is bundled here; give a file of weights")
+        weights = [_find_style(style) for style in styles]
         from stylekernels.media import Photo, write_photo
         from stylekernels.media.paths import place
         from stylekernels.media.sheet import make_sheet
@@ -153,15 +162,10 @@ class Demo:
         with _refusing("--output: "):
             (output,) = place([_DEMO_SHEET], self.output)
         photo = _demo_photo()
-        from stylekernels.models import bundled_styles
-
-        styles = [self.style] if self.style else bundled_styles()
-        if not styles:
-            raise Refused("--style: no style is bundled here; give a file of weights")
         pictures = [("photo", photo)]
-        for style in styles:
-            stylizer = _open_style(style, self.device)
-            pictures.append((Path(style).stem.replace("_", " "), stylizer(photo)))
+        for path in weights:
+            stylizer = _open_style(path, self.device)
+            pictures.append((path.stem.replace("_", " "), stylizer(photo)))
         with _refusing():
             write_photo(output, Photo(make_sheet(pictures)))
         print(f"{output}: the photo and {len(styles)} {_plural('style', len(styles))}")
@@ -179,11 +183,6 @@ class Info:
         return _DONE
 
 
-@dataclasses.dataclass
-class Train:
-    """Stands for TrainConfig where another verb is meant, so that PyTorch isn't imported."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -194,9 +193,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv == ["--version"]:
+        print(f"stylekernels {stylekernels.__version__}")
+        return _DONE
     try:
         command = _parse(argv)
-        return _train(command) if not hasattr(command, "run") else command.run()
+        return _train(command) if isinstance(command, TrainConfig) else command.run()
     except Refused as error:
         _complain(str(error))
         return _REFUSED
@@ -208,15 +210,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Any:
-    train = Train
-    if "train" in argv:
-        from stylekernels.training import TrainConfig
-
-        train = TrainConfig
     verbs = {
         "demo": (Demo, "Paint a well-known photo in the bundled styles, on one sheet."),
         "stylize": (Stylize, "Paint photos in a style."),
-        "train": (train, "Train a new style from a painting and a folder of photos."),
+        "train": (TrainConfig, "Train a new style from a painting and a folder of photos."),
         "info": (Info, "Show versions, hardware, bundled styles, and which kernels run and why."),
     }
     subcommands = [
@@ -226,16 +223,18 @@ def _parse(argv: Sequence[str]) -> Any:
     return tyro.cli(
         functools.reduce(operator.or_, subcommands),
         prog="stylekernels",
-        description="Fused kernels for neural style networks: paint photos, train new styles.",
+        description="Fused kernels for neural style networks: paint photos, train new styles.\n"
+        "`stylekernels --version` prints the version.",
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
-def _train(config: Any) -> int:
-    from stylekernels.training import train
-
+def _train(config: TrainConfig) -> int:
     try:
+        config.check()
+        from stylekernels.training import train
+
         train(config)
     except (ValueError, OSError) as error:
         name, colon, rest = str(error).partition(": ")
@@ -245,7 +244,14 @@ def _train(config: Any) -> int:
     return _DONE
 
 
-def _open_style(style: str, device: str | None) -> "Stylizer":
+def _find_style(style: str) -> Path:
+    try:
+        return style_file(style)
+    except ValueError as error:
+        raise Refused("--style: " + str(error).removeprefix("name_or_path: ")) from error
+
+
+def _open_style(weights: Path, device: str | None) -> "Stylizer":
     import torch
 
     from stylekernels.inference import Stylizer
@@ -258,9 +264,9 @@ def _open_style(style: str, device: str | None) -> "Stylizer":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, about files that are refused anyway
-            generator = StyleGenerator.from_pretrained(style)
+            generator = StyleGenerator.from_pretrained(weights)
     except (ValueError, OSError) as error:
-        raise Refused("--style: " + str(error).removeprefix("name_or_path: ")) from error
+        raise Refused(f"--style: {error}") from error
     try:
         return Stylizer(generator, device=device)
     except (RuntimeError, AssertionError) as error:

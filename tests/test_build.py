@@ -146,7 +146,7 @@ def test_build_info():
 # -- Importing without them ------------------------------------------------------------------
 
 GRAM_OF_ONES = """
-import torch, stylekernels, stylekernels.nn
+import torch, stylekernels.native
 print(stylekernels.native.cpu_missing)
 print(stylekernels.gram_matrix(torch.ones(1, 1, 2, 3)).item())
 """
@@ -166,3 +166,5 @@ def test_without_the_library_it_warns_once_and_works(tmp_path):
     result = run("-c", GRAM_OF_ONES, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert result.stdout.splitlines() == ["not built: the reason", "1.0"], result.stderr
     assert result.stderr.count("stylekernels runs in plain PyTorch") == 1
+    for quiet in (("-c", "import stylekernels"), ("-m", "stylekernels", "stylize", "--help")):
+        assert run(*quiet, cwd=tmp_path, PYTHONPATH=str(tmp_path)).stderr == ""

@@ -269,6 +269,14 @@ def test_a_style_that_does_not_exist_lists_those_that_do(folder, capsys):
     assert written(folder) == {"a.png"}
 
 
+def test_a_path_is_no_name_of_a_bundled_style(folder, generator):
+    name = bundled_styles()[0]
+    save("a.png")
+    generator.save_pretrained(name)
+    assert main(["stylize", "a.png", "-s", f"./{name}", "-o", "out.png"]) == 0
+    np.testing.assert_array_equal(load("out.png"), Stylizer(generator)(picture()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+import stylekernels
 from stylekernels import dispatch
 from stylekernels.cli import main
 from stylekernels.inference import Stylizer
-from stylekernels.media import images
-from stylekernels.models import bundled_styles, pretrained
+from stylekernels.models import bundled_styles, styles
 from tests.pictures import complaints, load, written
 
 
@@ -63,7 +63,7 @@ def test_demo_shows_every_bundled_style(folder, generator, capsys, monkeypatch):
     weights = folder / "weights"
     for name in ("thick_oil", "thin_ink"):
         generator.save_pretrained(weights / f"{name}.safetensors")
-    monkeypatch.setattr(pretrained, "_WEIGHTS", weights)
+    monkeypatch.setattr(styles, "WEIGHTS", weights)
     assert main(["demo"]) == 0
     assert capsys.readouterr().out == "stylekernels-demo.png: the photo and 2 styles\n"
     height, width = skimage.data.astronaut().shape[:2]
@@ -73,7 +73,7 @@ def test_demo_shows_every_bundled_style(folder, generator, capsys, monkeypatch):
 
 
 def test_demo_without_any_style(folder, capsys, monkeypatch):
-    monkeypatch.setattr(pretrained, "_WEIGHTS", folder)
+    monkeypatch.setattr(styles, "WEIGHTS", folder)
     assert main(["demo"]) == 2
     assert complaints(capsys) == ["--style: no style is bundled here; give a file of weights"]
     assert written(folder) == set()
@@ -108,10 +108,10 @@ def test_info_names_every_op_with_its_implementation(capsys):
 
 
 def test_train_hands_its_options_on(folder, capsys, monkeypatch):
-    import stylekernels.training
-
     seen = []
     monkeypatch.setattr(stylekernels.training, "train", seen.append)
+    Path("p.jpg").touch()
+    Path("album").mkdir()
     command = ["train", "--style", "p.jpg", "--photos", "album", "--steps", "7", "--lite"]
     assert main(command) == 0
     (config,) = seen
@@ -119,9 +119,28 @@ def test_train_hands_its_options_on(folder, capsys, monkeypatch):
     assert (config.steps, config.lite) == (7, True)
 
 
-def test_train_refuses_in_one_line(folder, capsys):
-    assert main(["train", "--style", "p.jpg", "--photos", "album", "--learning-rate", "-1"]) == 2
-    assert complaints(capsys) == ["--learning-rate: expected above 0, got -1.0"]
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--learning-rate", "-1"], "--learning-rate: expected above 0, got -1.0"),
+        (["--style", "q.jpg"], "--style: expected an image file that exists, got q.jpg"),
+        (["--photos", "p.jpg"], "--photos: expected a folder that exists, got p.jpg"),
+        (["--preview", "q.jpg"], "--preview: expected an image file that exists, got q.jpg"),
+        (["--resume", "state"], "--resume: expected a checkpoint that exists, got state"),
+        (["--init", "cubist"], "--init: expected a bundled style ("),
+    ],
+)
+def test_train_refuses_in_one_line(folder, capsys, arguments, text):
+    Path("p.jpg").touch()
+    Path("album").mkdir()
+    assert main(["train", "--style", "p.jpg", "--photos", "album", *arguments]) == 2
+    (line,) = complaints(capsys)
+    assert line.startswith(text)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"stylekernels {stylekernels.__version__}\n"
 
 
 # ---- as a process -------------------------------------------------------------------------------
@@ -148,21 +167,39 @@ def test_a_process_writes_says_and_exits(folder, style):
     assert written(folder) == {"a.png", "note.jpg", "out/a.png"}
 
 
-def test_the_command_line_itself_needs_no_torch():
-    """Help and refused arguments come at once wherever the package's own import is quick."""
+def test_help_and_refusals_need_no_torch(folder):
+    """PyTorch takes seconds to import; tests cannot time that, but see whether it happens."""
     source = """
-import sys, types
-package = types.ModuleType("stylekernels")
-package.__path__ = [sys.argv[1]]
-sys.modules["stylekernels"] = package
+import sys
 from stylekernels.cli import main
-for command in (["--help"], ["stylize", "--help"], ["stylize", "missing.jpg", "-s", "wave"]):
-    code = main(command)
-print("torch" in sys.modules, code)
+for command in sys.stdin.read().splitlines():
+    print("==", command, main(command.split()))
+    assert "torch" not in sys.modules, command
 """
-    package = Path(images.__file__).parents[1]
+    commands = """--help
+--version
+stylize --help
+train --help
+paint
+stylize missing.jpg -s wave
+stylize missing.jpg
+stylize missing.jpg -s wave --size 3
+stylize missing.jpg -s cubist
+stylize . -s wave
+demo -s cubist
+train --style missing.jpg --photos album
+train --style missing.jpg --photos album --steps 0"""
     done = subprocess.run(
-        [sys.executable, "-c", source, str(package)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", source],
+        input=commands,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
-    assert done.stderr == "stylekernels: missing.jpg: no such file\n"
-    assert done.stdout.splitlines()[-1] == "False 2"
+    assert done.returncode == 0, done.stderr
+    ends = [line for line in done.stdout.splitlines() if line.startswith("== ")]
+    codes = [0] * 4 + [2] * 9
+    assert ends == [
+        f"== {line} {code}" for line, code in zip(commands.splitlines(), codes, strict=True)
+    ]

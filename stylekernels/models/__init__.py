@@ -1,8 +1,13 @@
 """Networks: the reference generator and the feature networks that train it."""
 
-from stylekernels.models.features import FeatureNetwork, load_features
-from stylekernels.models.generator import GeneratorConfig, StyleGenerator
-from stylekernels.models.pretrained import bundled_styles
+from typing import TYPE_CHECKING
+
+from stylekernels.lazy import lazy
+
+if TYPE_CHECKING:
+    from stylekernels.models.features import FeatureNetwork, load_features
+    from stylekernels.models.generator import GeneratorConfig, StyleGenerator
+    from stylekernels.models.styles import bundled_styles
 
 __all__ = [
     "FeatureNetwork",
@@ -11,3 +16,15 @@ __all__ = [
     "bundled_styles",
     "load_features",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "FeatureNetwork": "features",
+            "GeneratorConfig": "generator",
+            "StyleGenerator": "generator",
+            "bundled_styles": "styles",
+            "load_features": "features",
+        },
+    )

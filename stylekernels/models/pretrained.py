@@ -16,16 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stylekernels.models.generator import GeneratorConfig, StyleGenerator
+from stylekernels.models.styles import style_file
 
 _FORMAT = "stylekernels.StyleGenerator"
-_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 _FAST_NEURAL_STYLE_BLOCKS = 5
 _KINDS = ("weight", "bias")
-
-
-def bundled_styles() -> list[str]:
-    """Names of the styles that come with the library, for ``StyleGenerator.from_pretrained``."""
-    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
@@ -68,15 +63,7 @@ def save_generator(
 
 def open_generator(name_or_path: str | os.PathLike[str]) -> StyleGenerator:
     """What :meth:`StyleGenerator.from_pretrained` does."""
-    path = Path(name_or_path)
-    bundled = str(name_or_path)
-    if bundled in bundled_styles():
-        path = _WEIGHTS / f"{bundled}.safetensors"
-    elif not path.is_file():
-        raise ValueError(
-            f"name_or_path: expected a bundled style ({', '.join(bundled_styles())}) or the path "
-            f"of a file, got {bundled!r}"
-        )
+    path = style_file(name_or_path)
     with path.open("rb") as file:
         start = file.read(16)
     if _looks_like_safetensors(start):

@@ -1,6 +1,16 @@
 """Training of new styles."""
 
-from stylekernels.training.config import TrainConfig
-from stylekernels.training.trainer import TrainResult, train
+from typing import TYPE_CHECKING
+
+from stylekernels.lazy import lazy
+
+if TYPE_CHECKING:
+    from stylekernels.training.config import TrainConfig
+    from stylekernels.training.trainer import TrainResult, train
 
 __all__ = ["TrainConfig", "TrainResult", "train"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(
+        __name__, {"TrainConfig": "config", "TrainResult": "trainer", "train": "trainer"}
+    )

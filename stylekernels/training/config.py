@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from stylekernels.models.styles import style_file
+
 
 @dataclass
 class TrainConfig:
@@ -131,6 +133,17 @@ class TrainConfig:
                 raise ValueError(
                     f"{name}: the network's shape comes from init={self.init!r}; leave {name} out"
                 )
+        for name, kind in (
+            ("style", "an image file"), ("preview", "an image file"), ("resume", "a checkpoint"),
+        ):  # fmt: skip
+            path = getattr(self, name)
+            _require(path is None or path.is_file(), name, f"{kind} that exists", path)
+        _require(self.photos.is_dir(), "photos", "a folder that exists", self.photos)
+        if self.init != "bilinear":
+            try:
+                style_file(self.init)
+            except ValueError as error:
+                raise ValueError(str(error).replace("name_or_path", "init", 1)) from error
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
         """Plain values, ready for JSON; paths as text."""
