@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from stylekernels import native, use_impl
 from stylekernels.models import GeneratorConfig, StyleGenerator
@@ -246,3 +248,25 @@ def saved_image_bytes(function: Callable[[], Tensor], at_least: int) -> list[int
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         function()
     return sorted(sizes.values())
+
+
+class Recorder(TorchDispatchMode):
+    """Which ops run inside it, and the shapes of the images, tensors of rank 4, that they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+        self.images: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+
+        def tensors(tree) -> list[Tensor]:
+            return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
+        made = [t for t in tensors(result) if t.untyped_storage().data_ptr() not in given]
+        self.images += [tensor.shape for tensor in made if tensor.dim() == 4]
+        if made:  # no view, and nothing in place
+            self.ops.append(func.overloadpacket.__name__)
+        return result

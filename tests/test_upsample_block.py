@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylekernels import upsample_block
+from stylekernels.reference.upsample_block import pad
 from tests.conftest import (
     DTYPES,
+    Recorder,
     assert_accurate,
     assert_op_accurate,
     laid_out,
@@ -268,6 +270,18 @@ def test_backward_keeps_the_convolutions_input_and_output_once(
     output = 4 * x.numel() * 4
     assert len(kept) == 2
     assert output in kept
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_backward_of_padding_copies_the_image_once(mode, layout, device) -> None:
+    x = random(1, 8, 16, 16, layout=layout, device=device).requires_grad_()
+    y = pad(x, 2, mode)
+    cotangent = random(*y.shape, layout=layout, device=device, seed=1)
+    with Recorder() as recorded:
+        torch.autograd.grad(y, x, cotangent)
+    assert [shape for shape in recorded.images if shape.numel() > 8 * 2 * 20] == [x.shape]
+    assert "index_add" not in recorded.ops  # on a GPU it adds in any order
 
 
 @pytest.mark.parametrize("threads", [1, 2])

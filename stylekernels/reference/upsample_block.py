@@ -30,18 +30,29 @@ class _Pad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        dtype = grad.dtype
-        grad = grad.to(wide_dtype(grad))  # rounded once
-        for dim in (2, 3):
-            size = grad.shape[dim] - 2 * ctx.border
-            source = torch.arange(-ctx.border, size + ctx.border, device=grad.device)
-            if ctx.mode == "replicate":
-                source = source.clamp(0, size - 1)
-            else:
-                source = (size - 1) - ((size - 1) - source.abs()).abs()
-            inner = torch.zeros_like(grad.narrow(dim, 0, size))
-            grad = inner.index_add(dim, source, grad)
-        return grad.to(dtype).contiguous(memory_format=ctx.layout), None, None
+        grad_x = _fold(grad, (2, 3), ctx.border, ctx.mode).to(grad.dtype)  # rounded once
+        return grad_x.contiguous(memory_format=ctx.layout), None, None
+
+
+def _fold(grad: Tensor, dims: tuple[int, ...], border: int, mode: str) -> Tensor:
+    """Cut the border off and add it, in wide_dtype, to the pixels that it repeated: one copy of
+    the image, and thin strips. (No index_add, which adds in any order on a GPU.)"""
+    dim, *rest = dims
+    size = grad.shape[dim] - 2 * border
+    inner = grad.narrow(dim, border, size)
+    strips = [grad.narrow(dim, start, border) for start in (0, border + size)]
+    strips = [strip.to(wide_dtype(grad)) for strip in strips]
+    if mode == "replicate":
+        strips, starts = [strip.sum(dim, keepdim=True) for strip in strips], (0, size - 1)
+    else:
+        strips, starts = [strip.flip(dim) for strip in strips], (1, size - 1 - border)
+    if rest:
+        inner, *strips = (_fold(part, rest, border, mode) for part in (inner, *strips))
+    else:
+        inner = inner.to(wide_dtype(grad), copy=True)
+    for strip, start in zip(strips, starts, strict=True):
+        inner.narrow(dim, start, strip.shape[dim]).add_(strip)
+    return inner
 
 
 def pad(x: Tensor, border: int, padding_mode: str) -> Tensor:
