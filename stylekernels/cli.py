@@ -2,7 +2,7 @@
 
 Every verb is a dataclass that tyro turns into options; PyTorch is imported when a verb is about to
 work, so that help and refused arguments come at once. Exit codes: 0 done, 2 something was refused
-(one line on stderr says what), 130 interrupted.
+(one line on stderr says what), 130 interrupted, 141 nobody reads the output any more.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stylekernels.inference import Stylizer
     from stylekernels.media import Photo
 
-_DONE, _REFUSED, _INTERRUPTED = 0, 2, 130
+_DONE, _REFUSED, _INTERRUPTED, _READER_LEFT = 0, 2, 130, 141
 _DEMO_SHEET = "stylekernels-demo.png"
 
 
@@ -198,7 +198,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _DONE
     try:
         command = _parse(argv)
-        return _train(command) if isinstance(command, TrainConfig) else command.run()
+        code = _train(command) if isinstance(command, TrainConfig) else command.run()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read the output, `head` for one, has seen enough. Python flushes again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_LEFT
     except Refused as error:
         _complain(str(error))
         return _REFUSED

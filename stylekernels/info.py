@@ -13,7 +13,7 @@ import stylekernels
 from stylekernels import dispatch, native
 from stylekernels.models import bundled_styles
 
-_COMPANIONS = ("torch", "triton", "numpy", "pillow", "safetensors", "scikit-image")
+_COMPANIONS = ("triton", "numpy", "pillow", "safetensors", "scikit-image")
 _LABEL = 14
 
 
@@ -31,7 +31,8 @@ def describe() -> str:
 
 
 def _versions() -> list[str]:
-    versions = [f"Python {platform.python_version()}"]
+    # PyTorch's own says which build it is (+cpu, +cu130); the metadata may leave it out.
+    versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     for name in _COMPANIONS:
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")

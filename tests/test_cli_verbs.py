@@ -149,7 +149,8 @@ def test_version(capsys):
 def run(*arguments, **options):
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "stylekernels", *arguments],
-        capture_output=True,
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
         env={**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -165,6 +166,14 @@ def test_a_process_writes_says_and_exits(folder, style):
     assert done.stderr == "stylekernels: note.jpg: not a picture in a format that can be read\n"
     assert done.stdout.startswith("1 photo in out/, 1 refused  ")
     assert written(folder) == {"a.png", "note.jpg", "out/a.png"}
+
+
+def test_a_reader_that_leaves_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        done = run("info", stdout=stdout)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_and_refusals_need_no_torch(folder):
