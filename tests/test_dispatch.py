@@ -306,6 +306,35 @@ def test_autocast_of_the_norms(device) -> None:
     assert weight.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32,) * 2,
+                                    (torch.float32, torch.bfloat16)])  # fmt: skip
+def test_autocast_of_a_residual(dtypes, device) -> None:
+    """A network's input is float32 where its convolutions give bfloat16: the sum is float32."""
+    x, residual = (random(2, 6, 9, 7, device=device, dtype=dtype, seed=seed).requires_grad_()
+                   for seed, dtype in enumerate(dtypes))  # fmt: skip
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = instance_norm(x, residual=residual, activation="relu")
+    expected = instance_norm(x.float(), residual=residual.float(), activation="relu")
+    assert y.dtype == torch.float32
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert [t.grad.dtype for t in (x, residual)] == list(dtypes)
+    if dtypes[0] != dtypes[1]:
+        with pytest.raises(TypeError, match="residual: expected x's dtype"):
+            instance_norm(x, residual=residual)
+
+
+def test_autocast_of_a_target(device) -> None:
+    x = random(2, 6, 9, 7, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        target = torch.bmm(x.flatten(2), x.flatten(2).mT)
+        loss = gram_loss(x, target)
+    assert target.dtype == torch.bfloat16
+    assert torch.equal(loss, gram_loss(x, target.float()))
+    with torch.autocast(device, dtype=torch.bfloat16), pytest.raises(TypeError, match="target: "):
+        gram_loss(x, target.long())
+
+
 @pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
 def test_autocast_of_the_gram_matrix(device, implementation) -> None:
     x = random(2, 6, 9, 7, device=device, dtype=torch.bfloat16, shift=0.5).requires_grad_()

@@ -36,6 +36,14 @@ def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
     check_device(tensor, name, x)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives to convolutions of ``x``; None where it is off."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | None = None) -> None:
     """``tensor`` must be (C,) or (N, C), in x's dtype or float32, on x's device. C is x's own
     unless ``channels`` says otherwise."""

@@ -5,7 +5,14 @@ from torch import Tensor
 
 from stylekernels import native, reference
 from stylekernels.dispatch import transformed, use_reference
-from stylekernels.ops.arguments import check_device, check_image_batch, check_tensor, dense_like
+from stylekernels.ops.arguments import (
+    DTYPES,
+    autocast_dtype,
+    check_device,
+    check_image_batch,
+    check_tensor,
+    dense_like,
+)
 from stylekernels.ops.autograd import distinct, needs_grad, vjp
 from stylekernels.reference.dtypes import wide_dtype
 
@@ -210,7 +217,8 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
         x: features, (N, C, H, W), contiguous or channels_last, or (N, C, L); float32, bfloat16,
             float16 or float64.
         target: Gram matrices to reach, (N, C, C), or (1, C, C) or (C, C) for the same target for
-            every image; float32 (float64 for float64 x). It may require a gradient.
+            every image; float32 (float64 for float64 x), any floating dtype under autocast. It
+            may require a gradient.
         scale: factor of the Gram matrix of x; ``1 / (C * H * W)`` by default.
 
     Returns:
@@ -231,6 +239,8 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
             f"target: expected shape (N, C, C) = ({n}, {c}, {c}), (1, C, C) or (C, C), "
             f"got {tuple(target.shape)}"
         )
+    if autocast_dtype(x) is not None and target.dtype in DTYPES:
+        target = target.to(wide_dtype(x))  # a product made under autocast has its dtype
     if target.dtype != wide_dtype(x):
         raise TypeError(
             f"target: expected dtype {wide_dtype(x)} for x of {x.dtype}, got {target.dtype}; "

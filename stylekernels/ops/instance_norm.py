@@ -6,6 +6,7 @@ from torch import Tensor
 from stylekernels import native, reference
 from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
+    autocast_dtype,
     check_choice,
     check_image_batch,
     check_like,
@@ -315,7 +316,8 @@ def instance_norm(
         weight: scale, (C,) for affine instance norm or (N, C) for conditional and adaptive
             instance norm, in x's dtype or float32; 1 by default.
         bias: shift, as weight; 0 by default.
-        residual: added after the activation; x's shape and dtype.
+        residual: added after the activation; x's shape and dtype. Under autocast it may have
+            another dtype; the wider one is then that of the result, as in a sum.
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
         negative_slope: slope of ``leaky_relu`` below zero.
         residual_first: add the residual before the activation instead.
@@ -336,6 +338,10 @@ def instance_norm(
     """
     check_image_batch(x)
     check_choice(activation, "activation", ACTIVATIONS)
+    if isinstance(residual, Tensor) and residual.dtype != x.dtype and autocast_dtype(x) is not None:
+        check_image_batch(residual, "residual")
+        wider = torch.promote_types(x.dtype, residual.dtype)  # as adding them would give
+        x, residual = x.to(wider), residual.to(wider)
     if weight is not None:
         check_per_channel(weight, "weight", x)
     if bias is not None:

@@ -6,6 +6,7 @@ from torch import Tensor
 from stylekernels import reference
 from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
+    autocast_dtype,
     check_choice,
     check_device,
     check_image_batch,
@@ -39,7 +40,6 @@ def _check_weight(x: Tensor, weight: Tensor, upsample: str) -> None:
 
 
 def _check_bias(x: Tensor, bias: Tensor, channels: int) -> None:
-    check_tensor(bias, "bias")
     if bias.shape != (channels,):
         raise ValueError(f"bias: expected shape (Cout,) = ({channels},), got {tuple(bias.shape)}")
     if bias.dtype != x.dtype:
@@ -98,10 +98,10 @@ def upsample_block(
     check_choice(activation, "activation", ACTIVATIONS)
     check_choice(padding_mode, "padding_mode", PADDING_MODES)
     check_tensor(weight, "weight")
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if autocast and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
+    if bias is not None:
+        check_tensor(bias, "bias")
+    dtype = autocast_dtype(x)
+    if dtype is not None and x.dtype != torch.float64:
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check_weight(x, weight, upsample)
