@@ -22,6 +22,7 @@ from stylekernels import (
     upsample_block,
     use_impl,
 )
+from stylekernels.nn import AdaptiveInstanceNorm2d, ConditionalInstanceNorm2d
 from tests.conftest import assert_accurate, random
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -211,22 +212,59 @@ def test_use_impl_is_followed_by_a_compiled_function(monkeypatch) -> None:
 
 
 class Call(torch.nn.Module):
-    def __init__(self, op: str) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.op = op
+        self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        return CALLS[self.op](x)
+        return self.function(x)
+
+
+class Styled(torch.nn.Module):
+    """A norm of six styles; ``style`` makes one for each image."""
+
+    def __init__(self, style: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm, self.style = ConditionalInstanceNorm2d(6, 6), style
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x, self.style(x))
 
 
 @every_op
 def test_export_with_dynamic_shapes(op, device) -> None:
     height, width = (torch.export.Dim(name, min=4, max=512) for name in ("height", "width"))
     example = random(2, 6, 8, 10, device=device)
-    program = torch.export.export(Call(op), (example,), dynamic_shapes=({2: height, 3: width},))
+    program = torch.export.export(
+        Call(CALLS[op]), (example,), dynamic_shapes=({2: height, 3: width},)
+    )
     for size in ((2, 6, 17, 5), (2, 6, 64, 33)):
         x = random(*size, device=device)
         assert_all_close([program.module()(x)], [CALLS[op](x)])
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        *CALLS.values(),
+        lambda x: instance_norm(x, stats=instance_norm_stats(x)),
+        lambda x: gram_loss(x, gram_matrix(x.flip(2))),
+        lambda x: gram_loss(x, TARGET[None].to(x)),
+        Styled(lambda x: torch.zeros_like(x[:, 0, 0, 0]).long()),
+        Styled(lambda x: x[:, :, 0, 0]),
+        lambda x: AdaptiveInstanceNorm2d()(x, x[:1].exp()),
+    ],
+)
+def test_export_with_a_dynamic_batch(function, strict, device) -> None:
+    """The batch may be as many as the channels are, and one."""
+    example = random(2, 6, 8, 10, device=device)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    call = Call(function).to(device)
+    program = torch.export.export(call, (example,), dynamic_shapes=shapes, strict=strict)
+    for size in (1, 3, 6):
+        x = random(size, 6, 8, 10, device=device)
+        assert_all_close([program.module()(x)], [call(x)])
 
 
 # Transforms and modes.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stylekernels.ops import instance_norm, instance_norm_stats
-from stylekernels.ops.arguments import check_choice, check_image_batch
+from stylekernels.ops.arguments import check_choice, check_image_batch, fits
 from stylekernels.reference.instance_norm import ACTIVATIONS
 
 
@@ -196,12 +196,12 @@ class ConditionalInstanceNorm2d(nn.Module):
             )
         n, s = x.shape[0], self.num_styles
         if style.is_floating_point():
-            if style.shape not in ((s,), (n, s)):
+            if not fits(style, (s,), (n, s)):
                 raise ValueError(
                     f"style: expected a mixture of shape (S,) = ({s},) or (N, S) = ({n}, {s}), "
                     f"got {tuple(style.shape)}"
                 )
-        elif style.shape not in ((), (n,)):
+        elif not fits(style, (), (n,)):
             raise ValueError(
                 f"style: expected indices of shape () or (N,) = ({n},), got {tuple(style.shape)}"
             )

@@ -44,13 +44,20 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def fits(tensor: Tensor, *shapes: tuple[int, ...]) -> bool:
+    """Whether ``tensor`` has one of these shapes. Only those of its rank are looked at: Python
+    compares tuples from the left, and a batch of any size held against a number of channels is a
+    guard for torch.export."""
+    return any(tensor.shape == shape for shape in shapes if len(shape) == tensor.dim())
+
+
 def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | None = None) -> None:
     """``tensor`` must be (C,) or (N, C), in x's dtype or float32, on x's device. C is x's own
     unless ``channels`` says otherwise."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(tensor).__name__}")
     n, c = x.shape[0], x.shape[1] if channels is None else channels
-    if tensor.shape != (c,) and tensor.shape != (n, c):
+    if not fits(tensor, (c,), (n, c)):
         raise ValueError(
             f"{name}: expected shape (C,) = ({c},) or (N, C) = ({n}, {c}), "
             f"got {tuple(tensor.shape)}"

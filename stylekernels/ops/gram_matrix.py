@@ -12,6 +12,7 @@ from stylekernels.ops.arguments import (
     check_image_batch,
     check_tensor,
     dense_like,
+    fits,
 )
 from stylekernels.ops.autograd import distinct, needs_grad, vjp
 from stylekernels.reference.dtypes import wide_dtype
@@ -234,7 +235,7 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
     _check_features(x)
     check_tensor(target, "target")
     n, c = x.shape[0], x.shape[1]
-    if target.shape not in ((n, c, c), (1, c, c), (c, c)):
+    if not fits(target, (1, c, c), (n, c, c), (c, c)):
         raise ValueError(
             f"target: expected shape (N, C, C) = ({n}, {c}, {c}), (1, C, C) or (C, C), "
             f"got {tuple(target.shape)}"
