@@ -92,7 +92,9 @@ def with_running_statistics(state):
 
 
 @pytest.mark.parametrize("widths", [(32, 64, 128), (8, 16, 24), (5, 3, 7)])
-@pytest.mark.parametrize("kind", ["zip", "old", "running statistics", "safetensors"])
+@pytest.mark.parametrize(
+    "kind", ["zip", "old", "running statistics", "safetensors", "DataParallel", "training state"]
+)
 def test_fast_neural_style_checkpoint_gives_the_same_pictures(tmp_path, widths, kind):
     net = transformer_net(widths)
     # The content decides: the name says nothing, or the wrong thing.
@@ -102,6 +104,10 @@ def test_fast_neural_style_checkpoint_gives_the_same_pictures(tmp_path, widths, 
         save_file(state, path)
     elif kind == "old":
         torch.save(state, path, _use_new_zipfile_serialization=False)
+    elif kind == "DataParallel":
+        torch.save(nn.DataParallel(net).state_dict(), path)
+    elif kind == "training state":
+        torch.save({"epoch": 2, "model_state_dict": state}, path)
     else:
         torch.save(with_running_statistics(state) if kind != "zip" else state, path)
     generator = StyleGenerator.from_pretrained(path)
@@ -210,6 +216,10 @@ def test_other_architectures_are_refused(tmp_path):
 
     torch.save([1, 2, 3], path)
     with pytest.raises(ValueError, match="expected a state dict of tensors, got list"):
+        StyleGenerator.from_pretrained(path)
+
+    torch.save({"epoch": 2, "net": state}, path)
+    with pytest.raises(ValueError, match="expected a state dict of tensors, got int at 'epoch'"):
         StyleGenerator.from_pretrained(path)
 
 

@@ -192,8 +192,9 @@ class StyleGenerator(nn.Module):
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> "StyleGenerator":
         """Open a bundled style by name, or a file of weights.
 
-        A file may be this library's safetensors or a fast-neural-style checkpoint; it is
-        recognised by its content, and no code in it ever runs.
+        A file may be this library's safetensors or a fast-neural-style checkpoint (a state dict,
+        DataParallel's, or a training state with one in it); it is recognised by its content, and
+        no code in it ever runs.
 
         Args:
             name_or_path: a name from :func:`stylekernels.models.bundled_styles`, or a path.

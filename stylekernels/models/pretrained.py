@@ -108,11 +108,18 @@ def _open_torch(path: Path) -> Mapping[str, Tensor]:
             f"refused or unreadable ({type(error).__name__}): it is truncated, of another kind, "
             "or carries code, which is never run"
         ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if isinstance(state, Mapping):
+        inner = (state.get(name) for name in ("state_dict", "model_state_dict", "model"))
+        state = next((found for found in inner if isinstance(found, Mapping)), state)
+    if not isinstance(state, Mapping):
         raise ValueError(f"{path}: expected a state dict of tensors, got {type(state).__name__}")
-    return state
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path}: expected a state dict of tensors, got {type(value).__name__} at {name!r}"
+            )
+    # DataParallel and DistributedDataParallel put this before every name.
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def _from_fast_neural_style(state: Mapping[str, Tensor], path: Path) -> StyleGenerator:
