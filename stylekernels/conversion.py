@@ -72,6 +72,9 @@ def _why_left(module: nn.Module) -> str | None:
     """Why this module stays as it is; None for those that are replaced and those that no reader
     would expect to be."""
     kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        scripted = getattr(module, "original_name", "") in ("InstanceNorm2d", "LazyInstanceNorm2d")
+        return "compiled by torch.jit; convert the model it was made from" if scripted else None
     if isinstance(module, InstanceNorm2d):
         return "a stylekernels module already"
     if isinstance(module, _LAZY):
@@ -174,7 +177,8 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
         kind = type(module)
         why_left = _why_left(module)
         if why_left is not None:
-            report.left.append(Entry(name, kind.__name__, why_left))
+            what = getattr(module, "original_name", kind.__name__)  # torch.jit's, of the class
+            report.left.append(Entry(name, what, why_left))
         if why_left is not None or kind is not nn.InstanceNorm2d:
             continue
         parent, key, successor = successors.get(module, (None, None, None))

@@ -372,6 +372,19 @@ class TestWhatStaysAndWhy:
         with pytest.raises(TypeError, match=r"model: expected an eager torch.nn.Module, got Top"):
             convert(traced)
 
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("compiler", ["script", "trace"])
+    def test_a_part_compiled_by_torch_jit(self, compiler):
+        part = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
+        part = torch.jit.script(part) if compiler == "script" else torch.jit.trace(part, self.x)
+        model = nn.Sequential(nn.Conv2d(3, 3, 1), part)
+        expected = model(self.x)
+        _, report = convert(model)
+        (entry,) = report.left
+        assert entry[:2] == ("1.0", "InstanceNorm2d")
+        assert entry.why == "compiled by torch.jit; convert the model it was made from"
+        torch.testing.assert_close(model(self.x), expected)
+
     @pytest.mark.parametrize("model", [None, "model.pth", {"weight": torch.ones(1)}])
     def test_not_a_module(self, model):
         with pytest.raises(TypeError, match=r"model: expected an eager torch.nn.Module, got \w+"):
