@@ -186,6 +186,14 @@ class TestInstanceNorm2d:
             torch.testing.assert_close(ours(x), expected)
         assert str(our_warning[0].message) == str(their_warning[0].message)
 
+    @pytest.mark.filterwarnings("ignore:input's size")
+    @pytest.mark.parametrize("momentum", [0.1, None])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_running_statistics_of_another_number_of_channels(self, training, momentum):
+        for module in twins(3, momentum=momentum, track_running_stats=True):
+            with pytest.raises(RuntimeError, match=r"running_mean should contain \d+ elements not"):
+                module.train(training)(random(2, 5, 4, 4))
+
     def test_wrong_arguments(self):
         with pytest.raises(ValueError, match=r"activation: expected one of none, relu, .*'gelu'"):
             InstanceNorm2d(3, activation="gelu")

@@ -40,6 +40,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     Raises:
         ValueError: if a shape does not fit, or in training if there is one pixel per channel.
         TypeError: if a dtype does not fit.
+        RuntimeError: as torch's class, if the running statistics are of another number of channels.
 
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
     """
@@ -82,6 +83,10 @@ class InstanceNorm2d(nn.InstanceNorm2d):
                 "which is not used because affine=False",
                 stacklevel=2,
             )
+            if self.running_mean is not None:
+                raise RuntimeError(
+                    f"running_mean should contain {channels} elements not {self.num_features}"
+                )
         if input.dim() == 3:
             residual = None if residual is None else residual.unsqueeze(0)
             return self._normalize(input.unsqueeze(0), residual).squeeze(0)
