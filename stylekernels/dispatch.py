@@ -109,6 +109,9 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
         op: name of a public op, e.g. ``"gram_matrix"``.
         args, kwargs: the op's own arguments; the first tensor among them decides.
 
+    Returns:
+        One line of text: the op, shape, dtype, layout and device, the implementation, and why.
+
     Raises:
         ValueError: for an unknown op.
         TypeError: if there is no tensor among the arguments.
@@ -117,7 +120,7 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
     tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
     if tensor is None:
-        raise TypeError(f"args: expected the arguments of {op}, a tensor among them")
+        raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
     implementation, reason = _choose(tensor.device.type)
     if op == "upsample_block":
         reason += "; the convolution is PyTorch's"

@@ -82,9 +82,16 @@ def total_variation(x: Tensor) -> Tensor:
     Returns:
         A scalar in x's dtype.
 
+    Raises:
+        ValueError: if x has another rank or is smaller.
+
     Mahendran and Vedaldi, "Understanding deep image representations by inverting them", 2015,
     section 3.1, with the exponent 2.
     """
+    if x.dim() != 4 or min(x.shape[2:]) < 2:
+        raise ValueError(
+            f"x: expected images (N, C, H, W) of at least 2 pixels a side, got {tuple(x.shape)}"
+        )
     down = (x[..., 1:, :] - x[..., :-1, :]).square().mean()
     across = (x[..., :, 1:] - x[..., :, :-1]).square().mean()
     return down + across

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from stylekernels.models import load_features
-from stylekernels.models.features import MixedVGG19, ReflectVGG19, SqueezeNet
+from stylekernels.models.features import VGG, MixedVGG19, ReflectVGG19, SqueezeNet
 
 # torchvision's configuration of the two networks: output channels, M for pooling.
 VGG_LAYOUTS = {
@@ -202,3 +202,15 @@ def test_what_is_no_backbone_is_refused(tmp_path):
     torch.save(weights, path)
     with pytest.raises(ValueError, match=r"features\.2\.weight of shape \(64, 64, 3, 3\)"):
         load_features("vgg16", path)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 3, 32, 15)])
+def test_other_images_are_refused(shape):
+    network = VGG("vgg16", vgg_weights("vgg16"))
+    with pytest.raises(ValueError, match=r"x: expected RGB images \(N, 3, H, W\) of at least 16"):
+        network(torch.rand(shape))
+
+
+def test_an_unknown_vgg_is_refused():
+    with pytest.raises(ValueError, match="name: expected one of vgg16, vgg19, got 'vgg11'"):
+        VGG("vgg11", {})

@@ -90,3 +90,9 @@ def test_total_variation():
     assert total_variation(torch.full((1, 3, 4, 4), 0.7)) == 0
     board = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(4, 4)[None, None]
     assert total_variation(board) == 2
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 1, 8), (1, 3, 8, 1)])
+def test_total_variation_refuses_what_has_no_neighbours(shape):
+    with pytest.raises(ValueError, match=r"x: expected images .* of at least 2 pixels a side, got"):
+        total_variation(torch.rand(shape))

@@ -74,6 +74,10 @@ class TestStyleLoss:
     def test_errors(self):
         with pytest.raises(ValueError, match=r"target: expected .* for features use .*from_feat"):
             StyleLoss(random(1, 5, 6, 8))
+        with pytest.raises(TypeError, match=r"target: expected a torch.Tensor, got float"):
+            StyleLoss(1.0)
+        with pytest.raises(TypeError, match=r"target: .* got torch.int64; targets are what gram_m"):
+            StyleLoss(torch.ones(5, 5, dtype=torch.int64))
         with pytest.raises(ValueError, match=r"target: expected shape .* got \(5, 5\)"):
             StyleLoss(random(5, 5))(random(1, 4, 6, 6))
 
@@ -206,7 +210,7 @@ class TestUpsampleBlock:
     def test_errors(self):
         with pytest.raises(ValueError, match=r"kernel_size: expected 3 or 4 for .* got 5"):
             UpsampleBlock(3, 5, 5)
-        with pytest.raises(ValueError, match=r"kernel_size: expected an odd number for .* got 4"):
+        with pytest.raises(ValueError, match=r"kernel_size: expected a positive odd .* got 4"):
             UpsampleBlock(3, 5, 4, "nearest")
         with pytest.raises(ValueError, match=r"kernel_size: expected at least 3 .* got 1"):
             UpsampleBlock(3, 5, 1, "nearest").init_bilinear_()

@@ -199,7 +199,7 @@ class TestInstanceNorm2d:
             InstanceNorm2d(3, activation="gelu")
         with pytest.raises(ValueError, match=r"residual: expected x's shape \(1, 3, 4, 4\)"):
             InstanceNorm2d(3)(random(1, 3, 4, 4), random(1, 3, 4, 5))
-        with pytest.raises(TypeError, match=r"weight: expected x's dtype torch.float32 or"):
+        with pytest.raises(TypeError, match=r"weight: expected x's dtype torch.float32, got"):
             InstanceNorm2d(3, affine=True, dtype=torch.bfloat16)(random(1, 3, 4, 4))
 
     def test_signature_and_repr_start_as_torchs(self):
@@ -324,7 +324,8 @@ class TestConditionalInstanceNorm2d:
             (torch.tensor([True, False]), TypeError, "style: .* got torch.bool"),
             (torch.tensor([0, 1, 2]), ValueError, r"style: .* \(N,\) = \(2,\), got \(3,\)"),
             (torch.ones(2, 4), ValueError, r"style: .* \(N, S\) = \(2, 3\), got \(2, 4\)"),
-            (3, IndexError, "index 3 is out of bounds"),
+            (3, IndexError, "style: expected an index from 0 to 2, got 3"),
+            (True, TypeError, "style: expected an int, .* got bool"),
         ],
     )
     def test_errors(self, style, error, message):
@@ -382,7 +383,13 @@ class TestAdaptiveInstanceNorm2d:
             module(random(3, 4, 5, 7), random(*shape))
         with pytest.raises(ValueError, match=r"content: expected shape \(N, C, H, W\)"):
             module(random(4, 5, 7), random(*shape))
-        with pytest.raises(TypeError, match=r"style: expected a torch.Tensor, got NoneType"):
-            module(random(3, 4, 5, 7), None)
+        for style, error, message in (
+            (None, TypeError, "style: expected a torch.Tensor, got NoneType"),
+            ((1.0, 2.0), TypeError, r"style\[0\]: expected a torch.Tensor, got float"),
+            ([random(4)], ValueError, r"style: expected a pair \(mean, std\), got 1 of them"),
+            ((random(4), random(5)), ValueError, r"style\[1\]: expected shape \(C,\) = \(4,\)"),
+        ):
+            with pytest.raises(error, match=message):
+                module(random(3, 4, 5, 7), style)
         assert repr(module) == "AdaptiveInstanceNorm2d(eps=1e-05)"
         assert not module.state_dict()

@@ -308,7 +308,8 @@ X, WEIGHT = inputs((2, 3, 5, 4), 6, "transpose", 4, torch.float32).values()
     ("arguments", "error", "message"),
     [
         ({"x": X[0]}, ValueError, r"x: expected shape \(N, C, H, W\), got \(3, 5, 4\)"),
-        ({"x": X.half()}, TypeError, "weight: expected x's dtype torch.float16, got torch.fl"),
+        ({"x": X.half()}, TypeError, "weight: .*float16, got torch.float32; convert .*to.x.dtype"),
+        ({"bias": 1.0}, TypeError, "bias: expected a torch.Tensor, got float"),
         ({"weight": WEIGHT[:2]}, ValueError, r"weight: .*Cin = 3 and k = 3 or 4.*\(2, 6, 4, 4\)"),
         ({"weight": WEIGHT[..., :3]}, ValueError, r"weight: .*got \(3, 6, 4, 3\)"),
         ({"upsample": "nearest"}, ValueError, r"weight: .*\(Cout, Cin, k, k\).*k odd"),
@@ -317,7 +318,11 @@ X, WEIGHT = inputs((2, 3, 5, 4), 6, "transpose", 4, torch.float32).values()
         ({"norm": "batch"}, ValueError, "norm: expected one of instance, none, got 'batch'"),
         ({"activation": "gelu"}, ValueError, "activation: expected one of .*, got 'gelu'"),
         ({"padding_mode": "circular"}, ValueError, "padding_mode: .*zeros, .*got 'circular'"),
-        ({"norm": "none", "norm_weight": X[0, 0, 0]}, ValueError, "norm_weight, norm_bias: .*None"),
+        (
+            {"norm": "none", "norm_weight": X[0, 0, 0]},
+            ValueError,
+            "norm_weight: .*; use bias",
+        ),
         ({"norm_weight": X[0, 0, 0]}, ValueError, r"norm_weight: .*\(6,\).*got \(4,\)"),
         ({"norm_bias": X[0, 0, 0]}, ValueError, r"norm_bias: .*\(6,\).*got \(4,\)"),
         ({"bias": X[0, 0, 0]}, ValueError, r"bias: .*\(6,\).*got \(4,\)"),

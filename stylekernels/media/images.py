@@ -171,7 +171,7 @@ def write_photo(path: str | os.PathLike, photo: Photo) -> None:
         elif photo.alpha.min() < 255:
             raise PhotoError(
                 f"{path}: the picture is partly transparent and {name} has no transparency; "
-                "give --output a name that ends in .png, .webp or .tiff"
+                "give it a name that ends in .png, .webp or .tiff"
             )
     options = dict(_OPTIONS.get(name, {}))
     if photo.profile and name in _KEEP_PROFILE:

@@ -54,8 +54,13 @@ class FeatureNetwork(nn.Module):
             One entry per name, (N, C, h, w).
 
         Raises:
-            ValueError: for a layer name the network does not have.
+            ValueError: for a layer name the network does not have, or if x has another shape.
         """
+        if x.dim() != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 16:
+            raise ValueError(
+                "x: expected RGB images (N, 3, H, W) of at least 16 pixels a side, got "
+                f"{tuple(x.shape)}"
+            )
         if layers is None:
             layers = {*self.style_layers, *self.content_layers}
         unknown = set(layers) - set(self.layers)
@@ -85,7 +90,7 @@ class VGG(FeatureNetwork):
             classifier's are ignored.
 
     Raises:
-        ValueError: if weights lacks a tensor or one has another shape.
+        ValueError: for an unknown name, or if weights lacks a tensor or one has another shape.
 
     Simonyan and Zisserman, "Very deep convolutional networks for large-scale image
     recognition", 2015.
@@ -96,6 +101,8 @@ class VGG(FeatureNetwork):
 
     def __init__(self, name: str, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
+        if name not in _VGG_BLOCKS:
+            raise ValueError(f"name: expected one of {', '.join(_VGG_BLOCKS)}, got {name!r}")
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(_IMAGENET_STD)[:, None, None])
         self.convolutions = nn.ModuleDict()

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from stylekernels.ops import gram_loss, gram_matrix
+from stylekernels.ops.arguments import check_tensor
 from stylekernels.reference.dtypes import wide_dtype
 
 
@@ -15,6 +16,10 @@ class GramMatrix(nn.Module):
 
     Shape:
         (N, C, H, W) or (N, C, L) to (N, C, C), float32 (float64 for float64 input).
+
+    Raises:
+        TypeError: if the input is not a floating-point tensor.
+        ValueError: if it has another rank, no channel or no pixel.
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     section 2.2.
@@ -46,7 +51,8 @@ class StyleLoss(nn.Module):
         (N, C, H, W) or (N, C, L) to a scalar, float32 (float64 for float64 input).
 
     Raises:
-        ValueError: if target does not have the shape of a Gram matrix.
+        TypeError: if target or the input is not a floating-point tensor.
+        ValueError: if target does not have the shape of the input's Gram matrix.
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     equations 4 to 6.
@@ -56,6 +62,12 @@ class StyleLoss(nn.Module):
 
     def __init__(self, target: Tensor, scale: float | None = None) -> None:
         super().__init__()
+        check_tensor(target, "target")
+        if not target.is_floating_point():
+            raise TypeError(
+                f"target: expected a floating-point tensor, got {target.dtype}; "
+                "targets are what gram_matrix returns"
+            )
         if target.dim() not in (2, 3) or target.shape[-1] != target.shape[-2]:
             raise ValueError(
                 f"target: expected shape (N, C, C) or (C, C), got {tuple(target.shape)}; "

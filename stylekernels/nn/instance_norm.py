@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from stylekernels.ops import instance_norm, instance_norm_stats
-from stylekernels.ops.arguments import check_choice, check_image_batch, fits
+from stylekernels.ops.arguments import (
+    check_choice,
+    check_image_batch,
+    check_per_channel,
+    check_tensor,
+    fits,
+)
 from stylekernels.reference.instance_norm import ACTIVATIONS
 
 
@@ -192,7 +198,10 @@ class ConditionalInstanceNorm2d(nn.Module):
         return table[style.long() if isinstance(style, Tensor) else style]  # uint8 would be a mask
 
     def _check_style(self, x: Tensor, style: Tensor | int) -> None:
-        if isinstance(style, int):
+        if isinstance(style, int) and not isinstance(style, bool):
+            s = self.num_styles
+            if not -s <= style < s:
+                raise IndexError(f"style: expected an index from 0 to {s - 1}, got {style}")
             return
         if not isinstance(style, Tensor) or style.dtype == torch.bool or style.is_complex():
             came = style.dtype if isinstance(style, Tensor) else type(style).__name__
@@ -282,7 +291,15 @@ class AdaptiveInstanceNorm2d(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         check_image_batch(content, "content")
-        mean, std = style if isinstance(style, tuple) else self._mean_and_std(content, style)
+        if isinstance(style, (tuple, list)):
+            if len(style) != 2:
+                raise ValueError(f"style: expected a pair (mean, std), got {len(style)} of them")
+            mean, std = style
+            for index, tensor in enumerate(style):
+                check_tensor(tensor, f"style[{index}]")
+                check_per_channel(tensor, f"style[{index}]", content)
+        else:
+            mean, std = self._mean_and_std(content, style)
         return instance_norm(
             content,
             std,

@@ -47,6 +47,7 @@ class UpsampleBlock(nn.Module):
 
     Raises:
         ValueError: if an argument or a shape does not fit.
+        TypeError: if the input's dtype is not that of the weights.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer", 2016;
     Odena, Dumoulin and Olah, "Deconvolution and checkerboard artifacts", 2016.
@@ -75,9 +76,9 @@ class UpsampleBlock(nn.Module):
         transposed = upsample == "transpose"
         if kernel_size is None:
             kernel_size = 4 if transposed else 3
-        if kernel_size not in (3, 4) if transposed else kernel_size % 2 == 0:
+        if kernel_size not in (3, 4) if transposed else kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(
-                f"kernel_size: expected {'3 or 4' if transposed else 'an odd number'} for "
+                f"kernel_size: expected {'3 or 4' if transposed else 'a positive odd number'} for "
                 f"upsample={upsample!r}, got {kernel_size}"
             )
         self.in_channels = in_channels

@@ -16,7 +16,8 @@ def check_image_batch(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,))
         )
     if x.dim() not in ranks:
         shapes = " or ".join({3: "(N, C, L)", 4: "(N, C, H, W)"}[rank] for rank in ranks)
-        raise ValueError(f"{name}: expected shape {shapes}, got {tuple(x.shape)}")
+        remedy = f"; make it a batch of one with {name}[None]" if x.dim() == 3 else ""
+        raise ValueError(f"{name}: expected shape {shapes}, got {tuple(x.shape)}{remedy}")
 
 
 def check_tensor(tensor: object, name: str) -> None:
@@ -31,9 +32,17 @@ def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(tensor).__name__}")
     if tensor.shape != x.shape:
         raise ValueError(f"{name}: expected x's shape {tuple(x.shape)}, got {tuple(tensor.shape)}")
-    if tensor.dtype != x.dtype:
-        raise TypeError(f"{name}: expected x's dtype {x.dtype}, got {tensor.dtype}")
+    check_dtype(tensor, name, x)
     check_device(tensor, name, x)
+
+
+def check_dtype(tensor: Tensor, name: str, x: Tensor) -> None:
+    """``tensor`` must have x's dtype."""
+    if tensor.dtype != x.dtype:
+        raise TypeError(
+            f"{name}: expected x's dtype {x.dtype}, got {tensor.dtype}; "
+            f"convert with {name}.to(x.dtype)"
+        )
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -63,9 +72,10 @@ def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | N
             f"got {tuple(tensor.shape)}"
         )
     if tensor.dtype != x.dtype and tensor.dtype != torch.float32:
+        or_float32 = "" if x.dtype == torch.float32 else " or torch.float32"
         raise TypeError(
-            f"{name}: expected x's dtype {x.dtype} or float32, got {tensor.dtype}; "
-            f"convert with {name}.float()"
+            f"{name}: expected x's dtype {x.dtype}{or_float32}, got {tensor.dtype}; "
+            f"convert with {name}.to(x.dtype)"
         )
     check_device(tensor, name, x)
 

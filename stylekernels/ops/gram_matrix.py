@@ -196,7 +196,7 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
 
     Raises:
         TypeError: if x is not a floating-point tensor.
-        ValueError: if x has another rank.
+        ValueError: if x has another rank, no channel or no pixel.
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     section 2.2.

@@ -329,7 +329,7 @@ def instance_norm(
         x's shape, dtype and layout.
 
     Raises:
-        TypeError: if a dtype does not fit.
+        TypeError: if a dtype does not fit, or what should be a tensor or a pair of them is none.
         ValueError: if a shape, device or name does not fit, or if planes of a single pixel are to
             be normalised by their own statistics.
 
@@ -351,7 +351,11 @@ def instance_norm(
     mean = var = None
     if stats is not None:
         if not isinstance(stats, (tuple, list)) or len(stats) != 2:
-            raise TypeError("stats: expected a pair of tensors (mean, variance) or None")
+            size = f" of {len(stats)}" if isinstance(stats, (tuple, list)) else ""
+            raise TypeError(
+                "stats: expected a pair of tensors (mean, variance) or None, "
+                f"got {type(stats).__name__}{size}"
+            )
         mean, var = stats
         check_tensor(mean, "stats[0]")
         check_tensor(var, "stats[1]")

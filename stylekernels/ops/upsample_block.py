@@ -9,6 +9,7 @@ from stylekernels.ops.arguments import (
     autocast_dtype,
     check_choice,
     check_device,
+    check_dtype,
     check_image_batch,
     check_per_channel,
     check_tensor,
@@ -34,16 +35,14 @@ def _check_weight(x: Tensor, weight: Tensor, upsample: str) -> None:
             f"weight: expected shape {shape} with Cin = {channels} and {kernels} for "
             f"upsample={upsample!r}, got {tuple(weight.shape)}"
         )
-    if weight.dtype != x.dtype:
-        raise TypeError(f"weight: expected x's dtype {x.dtype}, got {weight.dtype}")
+    check_dtype(weight, "weight", x)
     check_device(weight, "weight", x)
 
 
 def _check_bias(x: Tensor, bias: Tensor, channels: int) -> None:
     if bias.shape != (channels,):
         raise ValueError(f"bias: expected shape (Cout,) = ({channels},), got {tuple(bias.shape)}")
-    if bias.dtype != x.dtype:
-        raise TypeError(f"bias: expected x's dtype {x.dtype}, got {bias.dtype}")
+    check_dtype(bias, "bias", x)
     check_device(bias, "bias", x)
 
 
@@ -86,8 +85,8 @@ def upsample_block(
         (N, Cout, 2 H, 2 W), x's dtype and layout.
 
     Raises:
-        TypeError: if a dtype does not fit.
-        ValueError: if a shape, device or name does not fit.
+        TypeError: if a dtype does not fit, or what should be a tensor is none.
+        ValueError: if a shape, device or name does not fit, or x is too small to reflect.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer", 2016;
     Odena, Dumoulin and Olah, "Deconvolution and checkerboard artifacts", 2016.
@@ -108,10 +107,10 @@ def upsample_block(
     out_channels = weight.shape[1 if upsample == "transpose" else 0]
     if bias is not None:
         _check_bias(x, bias, out_channels)
-    if norm == "none" and (norm_weight is not None or norm_bias is not None):
-        raise ValueError("norm_weight, norm_bias: expected None with norm='none'; use bias")
     for parameter, name in ((norm_weight, "norm_weight"), (norm_bias, "norm_bias")):
         if parameter is not None:
+            if norm == "none":
+                raise ValueError(f"{name}: expected None with norm='none', got a tensor; use bias")
             check_per_channel(parameter, name, x, channels=out_channels)
     border = weight.shape[2] // 2 if upsample == "nearest" else 1
     enlarged = 2 if upsample == "nearest" else 1

@@ -17,7 +17,7 @@ def find_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device: expected cpu or cuda, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: got 'cuda', but PyTorch sees no GPU here; use device='cpu'")
+        raise ValueError(f"device: expected cpu, as PyTorch sees no GPU here, got {name!r}")
     return device
 
 
