@@ -185,3 +185,13 @@ def test_config_round_trip():
     assert GeneratorConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="config: expected fields among"):
         GeneratorConfig.from_dict({"widths": [1, 2, 3]})
+
+
+def test_exports_with_sides_that_are_multiples_of_four():
+    generator = small().eval()
+    sides = {2 + i: 4 * torch.export.Dim(name, min=4, max=64) for i, name in enumerate("hw")}
+    shapes = ({0: torch.export.Dim("n", min=1, max=8), **sides},)
+    program = torch.export.export(generator, (torch.rand(2, 3, 32, 48),), dynamic_shapes=shapes)
+    for shape in ((1, 3, 32, 64), (5, 3, 16, 20)):
+        x = torch.rand(shape)
+        torch.testing.assert_close(program.module()(x), generator(x), rtol=1e-4, atol=1e-5)

@@ -135,6 +135,9 @@ class StyleGenerator(nn.Module):
         config: widths, depth, upsampling; the default is the 32-64-128 network with five
             residual blocks.
 
+    ``torch.export`` takes dynamic sides that are multiples of four, ``4 * Dim("height", min=4)``:
+    it can't prove that what is cut off an odd size leaves that size.
+
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
     super-resolution", 2016, with instance norm (Ulyanov et al., "Improved texture networks",
     2017) and reflection padding.
