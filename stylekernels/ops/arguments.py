@@ -1,5 +1,7 @@
 """Checks of op arguments. A message names the argument, what was expected and what came."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,11 +38,12 @@ def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
     check_device(tensor, name, x)
 
 
-def check_dtype(tensor: Tensor, name: str, x: Tensor) -> None:
-    """``tensor`` must have x's dtype."""
-    if tensor.dtype != x.dtype:
+def check_dtype(tensor: Tensor, name: str, x: Tensor, *, or_float32: bool = False) -> None:
+    """``tensor`` must have x's dtype, or float32 where that is allowed."""
+    if tensor.dtype != x.dtype and not (or_float32 and tensor.dtype == torch.float32):
+        other = " or torch.float32" if or_float32 and x.dtype != torch.float32 else ""
         raise TypeError(
-            f"{name}: expected x's dtype {x.dtype}, got {tensor.dtype}; "
+            f"{name}: expected x's dtype {x.dtype}{other}, got {tensor.dtype}; "
             f"convert with {name}.to(x.dtype)"
         )
 
@@ -71,12 +74,7 @@ def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | N
             f"{name}: expected shape (C,) = ({c},) or (N, C) = ({n}, {c}), "
             f"got {tuple(tensor.shape)}"
         )
-    if tensor.dtype != x.dtype and tensor.dtype != torch.float32:
-        or_float32 = "" if x.dtype == torch.float32 else " or torch.float32"
-        raise TypeError(
-            f"{name}: expected x's dtype {x.dtype}{or_float32}, got {tensor.dtype}; "
-            f"convert with {name}.to(x.dtype)"
-        )
+    check_dtype(tensor, name, x, or_float32=True)
     check_device(tensor, name, x)
 
 
@@ -95,10 +93,60 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def dense_like(x: Tensor) -> Tensor:
-    """An uninitialised tensor for a result in x's layout: channels_last for channels_last ``x``,
-    contiguous for everything else (views with gaps included)."""
-    channels_last = x.dim() == 4 and not x.is_contiguous()
-    if channels_last and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_like(x, memory_format=torch.channels_last)
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def check_conv_weight(
+    weight: Tensor, x: Tensor, upsample: str, kernels: str, takes: Callable[[int], bool]
+) -> None:
+    """``weight`` must be (Cout, Cin, k, k), or (Cin, Cout, k, k) for a transposed convolution, with
+    x's Cin, dtype and device, and a k that it ``takes``; ``kernels`` says in words which."""
+    check_tensor(weight, "weight")
+    channels, dim = x.shape[1], 0 if upsample == "transpose" else 1
+    if (
+        weight.dim() != 4
+        or weight.shape[2] != weight.shape[3]
+        or weight.shape[dim] != channels
+        or not takes(weight.shape[2])
+    ):
+        shape = "(Cin, Cout, k, k)" if upsample == "transpose" else "(Cout, Cin, k, k)"
+        raise ValueError(
+            f"weight: expected shape {shape} with Cin = {channels} and {kernels} for "
+            f"upsample={upsample!r}, got {tuple(weight.shape)}"
+        )
+    check_dtype(weight, "weight", x)
+    check_device(weight, "weight", x)
+
+
+def check_conv_bias(bias: Tensor, x: Tensor, channels: int, *, or_float32: bool = False) -> None:
+    """``bias`` must be (Cout,) in x's dtype, or in float32 where that is allowed."""
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"bias: expected a torch.Tensor or None, got {type(bias).__name__}")
+    if not fits(bias, (channels,)):
+        raise ValueError(f"bias: expected shape (Cout,) = ({channels},), got {tuple(bias.shape)}")
+    check_dtype(bias, "bias", x, or_float32=or_float32)
+    check_device(bias, "bias", x)
+
+
+def check_can_reflect(x: Tensor, border: int, upsample: str) -> None:
+    """Each side of ``x``, after nearest upsampling, must be longer than the border it reflects."""
+    side = min(x.shape[2], x.shape[3]) * (2 if upsample == "nearest" else 1)
+    if side <= border:
+        after = " after upsampling" if upsample == "nearest" else ""
+        raise ValueError(
+            f"x: expected more than {border} pixels a side to reflect{after}, got "
+            f"{tuple(x.shape)}; use padding_mode='replicate'"
+        )
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """channels_last for channels_last ``x``, contiguous for everything else: views with gaps, and
+    what is both."""
+    plain = x.dim() != 4 or x.is_contiguous()
+    if plain or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def dense_like(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """An uninitialised tensor for a result in x's dtype and layout, of x's shape or another."""
+    if shape is None:
+        return torch.empty_like(x, memory_format=layout_of(x))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))

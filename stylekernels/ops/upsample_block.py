@@ -7,9 +7,10 @@ from stylekernels import reference
 from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
+    check_can_reflect,
     check_choice,
-    check_device,
-    check_dtype,
+    check_conv_bias,
+    check_conv_weight,
     check_image_batch,
     check_per_channel,
     check_tensor,
@@ -19,31 +20,10 @@ from stylekernels.ops.instance_norm import instance_norm
 from stylekernels.reference.instance_norm import ACTIVATIONS
 from stylekernels.reference.upsample_block import PADDING_MODES
 
-
-def _check_weight(x: Tensor, weight: Tensor, upsample: str) -> None:
-    channels = x.shape[1]
-    transposed = upsample == "transpose"
-    shape = "(Cin, Cout, k, k)" if transposed else "(Cout, Cin, k, k)"
-    kernels = "k = 3 or 4" if transposed else "k odd"
-    fits = weight.dim() == 4 and weight.shape[2] == weight.shape[3]
-    if fits:
-        kernel = weight.shape[2]
-        fits = weight.shape[0 if transposed else 1] == channels
-        fits = fits and (kernel in (3, 4) if transposed else kernel % 2 == 1)
-    if not fits:
-        raise ValueError(
-            f"weight: expected shape {shape} with Cin = {channels} and {kernels} for "
-            f"upsample={upsample!r}, got {tuple(weight.shape)}"
-        )
-    check_dtype(weight, "weight", x)
-    check_device(weight, "weight", x)
-
-
-def _check_bias(x: Tensor, bias: Tensor, channels: int) -> None:
-    if bias.shape != (channels,):
-        raise ValueError(f"bias: expected shape (Cout,) = ({channels},), got {tuple(bias.shape)}")
-    check_dtype(bias, "bias", x)
-    check_device(bias, "bias", x)
+_KERNELS = {
+    "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
+    "nearest": ("k odd", lambda k: k % 2 == 1),
+}
 
 
 def upsample_block(
@@ -103,22 +83,18 @@ def upsample_block(
     if dtype is not None and x.dtype != torch.float64:
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    _check_weight(x, weight, upsample)
+    check_conv_weight(weight, x, upsample, *_KERNELS[upsample])
     out_channels = weight.shape[1 if upsample == "transpose" else 0]
     if bias is not None:
-        _check_bias(x, bias, out_channels)
+        check_conv_bias(bias, x, out_channels)
     for parameter, name in ((norm_weight, "norm_weight"), (norm_bias, "norm_bias")):
         if parameter is not None:
             if norm == "none":
                 raise ValueError(f"{name}: expected None with norm='none', got a tensor; use bias")
             check_per_channel(parameter, name, x, channels=out_channels)
-    border = weight.shape[2] // 2 if upsample == "nearest" else 1
-    enlarged = 2 if upsample == "nearest" else 1
-    if padding_mode == "reflect" and min(x.shape[2], x.shape[3]) * enlarged <= border:
-        raise ValueError(
-            f"x: expected more than {border} pixels a side to reflect after upsampling, got "
-            f"{tuple(x.shape)}; use padding_mode='replicate'"
-        )
+    if padding_mode == "reflect":
+        border = weight.shape[2] // 2 if upsample == "nearest" else 1
+        check_can_reflect(x, border, upsample)
     if norm == "none":
         y = reference.upsample_conv2d(x, weight, bias, upsample, padding_mode)
         return reference.activate(y, activation, negative_slope)
