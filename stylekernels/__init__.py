@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         gram_matrix,
         instance_norm,
         instance_norm_stats,
+        norm_conv2d,
+        norm_scale_shift,
         upsample_block,
     )
 
@@ -30,6 +32,8 @@ __all__ = [
     "instance_norm",
     "instance_norm_stats",
     "nn",
+    "norm_conv2d",
+    "norm_scale_shift",
     "upsample_block",
     "use_impl",
 ]
@@ -45,6 +49,8 @@ if not TYPE_CHECKING:
             "instance_norm": "ops",
             "instance_norm_stats": "ops",
             "nn": "nn",
+            "norm_conv2d": "ops",
+            "norm_scale_shift": "ops",
             "upsample_block": "ops",
             "use_impl": "dispatch",
         },

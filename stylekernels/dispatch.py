@@ -15,7 +15,14 @@ from torch import Tensor
 from stylekernels import native
 
 IMPLEMENTATIONS = ("native", "triton", "reference")
-OPS = ("gram_matrix", "gram_loss", "instance_norm", "instance_norm_stats", "upsample_block")
+OPS = (
+    "gram_matrix",
+    "gram_loss",
+    "instance_norm",
+    "instance_norm_stats",
+    "norm_conv2d",
+    "upsample_block",
+)
 
 _ENVIRONMENT = "STYLEKERNELS_IMPL"
 

@@ -19,6 +19,8 @@ from stylekernels import (
     instance_norm,
     instance_norm_stats,
     native,
+    norm_conv2d,
+    norm_scale_shift,
     upsample_block,
     use_impl,
 )
@@ -38,11 +40,29 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
         x, SCALE.to(x.device), residual=x.flip(2), residual_first=True, activation="tanh"
     ),
     "instance_norm_stats": lambda x: torch.stack(instance_norm_stats(x)),
+    "norm_conv2d": lambda x: (
+        norm_conv2d(
+            x,
+            WEIGHT[..., :3, :3].transpose(0, 1).to(x.device, x.dtype),
+            residual=x.flip(2),
+            activation="tanh",
+            padding=1,
+        ).y
+    ),
     "upsample_block": lambda x: upsample_block(
         x, WEIGHT.to(x.device, x.dtype), SCALE[:4].to(x.device), activation="tanh"
     ),
 }
+INFERENCE_ONLY = ("norm_conv2d",)
 every_op = pytest.mark.parametrize("op", CALLS)
+every_op_with_a_gradient = pytest.mark.parametrize(
+    "op", [op for op in CALLS if op not in INFERENCE_ONLY]
+)
+
+
+def results(op: str, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, ...]:
+    """The value of ``function``, which calls ``op``, and its gradient where it has one."""
+    return (function(x),) if op in INFERENCE_ONLY else value_and_gradient(function, x)
 
 
 def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,9 +83,9 @@ def assert_all_close(actual, expected) -> None:
 @every_op
 def test_implementations_agree(op, device) -> None:
     x = random(2, 6, 9, 7, device=device)
-    ours = value_and_gradient(CALLS[op], x)
+    ours = results(op, CALLS[op], x)
     with use_impl("reference"):
-        assert_all_close(ours, value_and_gradient(CALLS[op], x))
+        assert_all_close(ours, results(op, CALLS[op], x))
 
 
 def test_use_impl_is_undone_and_nests() -> None:
@@ -143,7 +163,7 @@ def test_compile_with_dynamic_shapes(op, device) -> None:
     graphs = []
     for size in [(2, 6, 9, 7), (3, 6, 12, 10), (2, 6, 15, 8)]:
         x = random(*size, device=device)
-        assert_all_close(value_and_gradient(compiled, x), value_and_gradient(CALLS[op], x))
+        assert_all_close(results(op, compiled, x), results(op, CALLS[op], x))
         graphs.append(counter.frame_count)
     assert graphs[0] == graphs[-1], "a size was compiled into the graph"
 
@@ -231,6 +251,14 @@ class Styled(torch.nn.Module):
         return self.norm(x, self.style(x))
 
 
+def normalized_convolution(x: Tensor) -> Tensor:
+    """With the scale of the channels, and a shift of each image."""
+    scale_shift = norm_scale_shift(*instance_norm_stats(x), SCALE.to(x), x.amax((2, 3)))
+    weight = WEIGHT.transpose(0, 1).to(x)
+    y, mean, var, _ = norm_conv2d(x, weight, bias=SCALE[:4].to(x), scale_shift=scale_shift)
+    return y + (mean * var)[..., None, None]
+
+
 @every_op
 def test_export_with_dynamic_shapes(op, device) -> None:
     height, width = (torch.export.Dim(name, min=4, max=512) for name in ("height", "width"))
@@ -249,6 +277,7 @@ def test_export_with_dynamic_shapes(op, device) -> None:
     [
         *CALLS.values(),
         lambda x: instance_norm(x, stats=instance_norm_stats(x)),
+        normalized_convolution,
         lambda x: gram_loss(x, gram_matrix(x.flip(2))),
         lambda x: gram_loss(x, TARGET[None].to(x)),
         Styled(lambda x: torch.zeros_like(x[:, 0, 0, 0]).long()),
@@ -270,7 +299,7 @@ def test_export_with_a_dynamic_batch(function, strict, device) -> None:
 # Transforms and modes.
 
 
-@every_op
+@every_op_with_a_gradient
 def test_func_grad(op, device) -> None:
     x = random(2, 6, 5, 4, device=device)
     expected = torch.autograd.functional.vjp(CALLS[op], x, torch.ones_like(CALLS[op](x)))[1]
@@ -300,7 +329,7 @@ def test_func_vmap(op, device) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
-@every_op
+@every_op_with_a_gradient
 def test_gradients_per_image(op, device, implementation) -> None:
     x = random(3, 6, 5, 4, device=device)
     grad = torch.func.grad(lambda image: CALLS[op](image[None]).sum())

@@ -112,13 +112,36 @@ def norm_inputs(x):
     }
 
 
+def conv_inputs(x):
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    channels = x.shape[1]
+    square, larger, even = (
+        random(channels, channels, k, k, dtype=x.dtype, scale=0.1, seed=k) for k in (3, 5, 4)
+    )
+    bias = random(channels, seed=7)
+    scale_shift = random(*x.shape[:2], 2, dtype=wide, seed=8)
+    residual = random(*x.shape, dtype=x.dtype, seed=9)
+    return {
+        "norm_conv2d": [
+            (x, square, None, None, "none", 0.01, None, False, 1, 0, "zeros", "none", False),
+            (x, square, bias, scale_shift, "relu", 0.01, residual, True, 2, 1, "reflect", "none",
+             True),
+            (x, even, None, None, "none", 0.01, None, True, 2, 4, "replicate", "none", True),
+            (x, larger, None, scale_shift, "tanh", 0.01, None, True, 1, 2, "reflect", "nearest",
+             False),
+            (x, even, bias, scale_shift, "leaky_relu", 0.1, None, False, 1, 0, "replicate",
+             "transpose", True),
+        ],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "cropped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_opcheck(name, dtype, layout) -> None:
     """Schema (no argument changed or returned), shapes and strides of the tracing rule."""
     x = random(2, 5, 6, 7, dtype=dtype, layout=layout)
-    cases = gram_inputs(x) | norm_inputs(x)
+    cases = gram_inputs(x) | norm_inputs(x) | conv_inputs(x)
     assert set(cases) == set(SCHEMAS), "a new op needs its inputs here"
     op = getattr(torch.ops.stylekernels, name).default
     for arguments in cases[name]:

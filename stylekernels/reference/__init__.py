@@ -7,6 +7,7 @@ from stylekernels.reference.instance_norm import (
     instance_norm,
     instance_norm_stats,
 )
+from stylekernels.reference.norm_conv2d import norm_conv2d, norm_scale_shift
 from stylekernels.reference.upsample_block import upsample_block, upsample_conv2d
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "gram_matrix",
     "instance_norm",
     "instance_norm_stats",
+    "norm_conv2d",
+    "norm_scale_shift",
     "product",
     "upsample_block",
     "upsample_conv2d",

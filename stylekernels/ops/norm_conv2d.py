@@ -1,0 +1,356 @@
+"""The deferred-norm convolution: schema, shapes for tracing and the public functions."""
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stylekernels import native, reference
+from stylekernels.dispatch import transformed, use_reference
+from stylekernels.ops.arguments import (
+    DTYPES,
+    autocast_dtype,
+    check_can_reflect,
+    check_choice,
+    check_conv_bias,
+    check_conv_weight,
+    check_device,
+    check_image_batch,
+    check_like,
+    check_tensor,
+    dense_like,
+    fits,
+    layout_of,
+)
+from stylekernels.ops.autograd import needs_grad
+from stylekernels.reference.dtypes import wide_dtype
+from stylekernels.reference.instance_norm import ACTIVATIONS
+from stylekernels.reference.upsample_block import PADDING_MODES
+
+UPSAMPLINGS = ("none", "nearest", "transpose")
+
+# What was not asked for is an empty tensor: mean and var in their own dtype, input in x's.
+SCHEMAS = (
+    "norm_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? scale_shift, str activation, "
+    "float negative_slope, Tensor? residual, bool return_input, int stride, int padding, "
+    "str padding_mode, str upsample, bool return_stats) "
+    "-> (Tensor y, Tensor mean, Tensor var, Tensor input)",
+)
+
+_KERNELS = {
+    "none": ("k from 1 to 9", lambda k: 1 <= k <= 9),
+    "nearest": ("k = 3, 5, 7 or 9", lambda k: 3 <= k <= 9 and k % 2 == 1),
+    "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
+}
+
+
+class NormConv2dOutput(NamedTuple):
+    """What `norm_conv2d` returns; None for what was not asked for.
+
+    Attributes:
+        y: the raw output of the convolution, (N, Cout, Hout, Wout).
+        mean, var: mean and biased variance of the planes of ``y`` as stored, (N, Cout).
+        input: what was convolved, before upsampling and padding; x's shape.
+    """
+
+    y: Tensor
+    mean: Tensor | None
+    var: Tensor | None
+    input: Tensor | None
+
+
+def _in_layout_of(x: Tensor, *results: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The results in x's layout, and none of them x itself."""
+    layout = layout_of(x)
+    return tuple(
+        None if result is None
+        else result.clone(memory_format=layout) if result is x
+        else result.contiguous(memory_format=layout)
+        for result in results
+    )  # fmt: skip
+
+
+def _formula(x: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, mean, var, given = reference.norm_conv2d(x, *arguments)
+    y, given = _in_layout_of(x, y, given)
+    nothing = x.new_empty((0,), dtype=wide_dtype(x))
+    return (
+        y,
+        nothing if mean is None else mean,
+        nothing.clone() if var is None else var,
+        x.new_empty((0,)) if given is None else given,
+    )
+
+
+def _fake(
+    x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, stride,
+    padding, padding_mode, upsample, return_stats,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    channels = weight.shape[1 if upsample == "transpose" else 0]
+    if upsample == "none":
+        reach = 2 * padding - weight.shape[2]
+        height, width = ((size + reach) // stride + 1 for size in x.shape[2:])
+    else:
+        height, width = (2 * size for size in x.shape[2:])
+    y = dense_like(x, (x.shape[0], channels, height, width))
+    rows = (x.shape[0], channels) if return_stats else (0,)
+    mean, var = (x.new_empty(rows, dtype=wide_dtype(x)) for _ in range(2))
+    return y, mean, var, dense_like(x) if return_input else x.new_empty((0,))
+
+
+native.define(SCHEMAS[0], _formula, _fake)
+_op = torch.ops.stylekernels.norm_conv2d.default
+
+
+def _check_scale_shift(scale_shift: Tensor, x: Tensor) -> None:
+    if not isinstance(scale_shift, Tensor):
+        raise TypeError(
+            "scale_shift: expected a torch.Tensor or None, got "
+            f"{type(scale_shift).__name__}; norm_scale_shift makes one"
+        )
+    shape = (x.shape[0], x.shape[1], 2)
+    if not fits(scale_shift, shape):
+        raise ValueError(
+            f"scale_shift: expected shape (N, Cin, 2) = {shape}, got {tuple(scale_shift.shape)}; "
+            "norm_scale_shift makes it of statistics"
+        )
+    if scale_shift.dtype != wide_dtype(x):
+        raise TypeError(
+            f"scale_shift: expected {wide_dtype(x)} for x of {x.dtype}, got {scale_shift.dtype}; "
+            f"convert with scale_shift.to({wide_dtype(x)})"
+        )
+    check_device(scale_shift, "scale_shift", x)
+
+
+def _check_geometry(
+    x: Tensor, kernel: int, stride: int, padding: int, padding_mode: str, upsample: str
+) -> None:
+    """Stride and padding must be what the mode allows, and ``x`` large enough for them."""
+    for value, name in ((stride, "stride"), (padding, "padding")):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name}: expected an int for both directions, got {value!r}")
+    if stride not in (1, 2):
+        raise ValueError(f"stride: expected 1 or 2, got {stride}")
+    if stride != 1 and upsample != "none":
+        raise ValueError(
+            f"stride: expected 1 with upsample={upsample!r}, got {stride}; it always doubles the "
+            "size, leave stride out"
+        )
+    if padding < 0:
+        raise ValueError(f"padding: expected 0 or more, got {padding}")
+    if upsample == "nearest" and padding != kernel // 2:
+        raise ValueError(
+            f"padding: expected k // 2 = {kernel // 2} with upsample='nearest' and a kernel of "
+            f"{kernel}, got {padding}"
+        )
+    if upsample == "transpose" and padding != 0:
+        raise ValueError(
+            f"padding: expected 0 with upsample='transpose', got {padding}; it always doubles the "
+            "size (torch's padding of 1), leave padding out"
+        )
+    smallest = max(1, kernel - 2 * padding) if upsample == "none" else 1
+    if x.shape[2] < smallest or x.shape[3] < smallest:
+        raise ValueError(
+            f"x: expected at least {smallest} by {smallest} pixels for a kernel of {kernel} and "
+            f"padding {padding}, got {tuple(x.shape)}"
+        )
+    if padding_mode == "reflect":
+        check_can_reflect(x, 1 if upsample == "transpose" else padding, upsample)
+
+
+def _refuse_gradients(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if needs_grad(tensor):
+            raise RuntimeError(
+                f"norm_conv2d has no gradient, but {name} requires one: call it under "
+                "torch.no_grad() or torch.inference_mode(), or train with upsample_block and "
+                "instance_norm and use it afterwards"
+            )
+
+
+def norm_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale_shift: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    return_input: bool = False,
+    stride: int = 1,
+    padding: int = 0,
+    padding_mode: str = "zeros",
+    upsample: str = "none",
+    return_stats: bool = True,
+) -> NormConv2dOutput:
+    """A convolution that normalises its input as it reads, and takes statistics as it writes.
+
+    In this order: ``activation(x * scale + shift) + residual``, upsample, pad, convolve, add the
+    bias. Where instance norm stands between two convolutions, the first one's statistics become
+    the second one's ``scale_shift``, and between them is nothing but raw output::
+
+        a = norm_conv2d(image, weight1, padding=4, padding_mode="reflect")
+        b = norm_conv2d(a.y, weight2, scale_shift=norm_scale_shift(a.mean, a.var, gain, offset),
+                        activation="relu", stride=2, padding=1, padding_mode="reflect")
+
+    A convolution's bias cancels in the instance norm that follows it: leave it out there. For
+    inference only; `upsample_block` and `instance_norm` are what trains.
+
+    Args:
+        x: (N, Cin, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
+        weight: (Cout, Cin, k, k), k from 1 to 9, odd and at least 3 for ``nearest``;
+            (Cin, Cout, k, k), k 3 or 4, for ``transpose``. x's dtype.
+        bias: (Cout,), in x's dtype or float32; added before the output is rounded.
+        scale_shift: (N, Cin, 2), the factor and the addend of each image's channels, float32
+            (float64 for float64 ``x``), as `norm_scale_shift` makes it. None: x as it is.
+        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        negative_slope: slope of ``leaky_relu`` below zero.
+        residual: added after the activation; x's shape and dtype.
+        return_input: also return what is convolved, for the next skip connection.
+        stride: 1 or 2; 1 with ``nearest`` and ``transpose``.
+        padding: pixels on every side; k // 2 with ``nearest``; left at 0 with ``transpose``, which
+            implies it.
+        padding_mode: ``zeros``, ``reflect`` or ``replicate``: how the normalised, upsampled image
+            goes on past its border (zeros are zeros of the normalised image). A transposed
+            convolution with ``zeros`` is torch's; with another mode its input goes on instead.
+        upsample: ``none``; ``nearest``, each pixel repeated twice in both directions; or
+            ``transpose``, a transposed convolution of stride 2 and padding 1 (and output padding
+            1 for k = 3). Both give 2 H by 2 W.
+        return_stats: also return the mean and biased variance of the output's planes.
+
+    Returns:
+        ``NormConv2dOutput(y, mean, var, input)``, always these four, None for what was not asked
+        for: an option never moves a result. ``y`` is (N, Cout, Hout, Wout) in x's dtype and
+        layout. ``mean`` and ``var`` are (N, Cout), float32 (float64 for float64), of ``y`` as
+        stored, that is after rounding: what its reader normalises. ``input`` has x's shape, dtype
+        and layout, and is never x itself. What is computed in half precision is computed in
+        float32 and rounded twice: the input, and the output. Under autocast x, weight and
+        residual are cast first, as a convolution's are.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape, device, number or name does not fit.
+        RuntimeError: if a gradient would have to be recorded.
+
+    Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016; Johnson, Alahi and Fei-Fei,
+    "Perceptual losses for real-time style transfer", 2016; Odena, Dumoulin and Olah,
+    "Deconvolution and checkerboard artifacts", 2016.
+    """
+    check_image_batch(x)
+    check_tensor(weight, "weight")
+    check_choice(upsample, "upsample", UPSAMPLINGS)
+    check_choice(activation, "activation", ACTIVATIONS)
+    check_choice(padding_mode, "padding_mode", PADDING_MODES)
+    if not isinstance(negative_slope, (int, float)):
+        raise TypeError(f"negative_slope: expected a number, got {type(negative_slope).__name__}")
+    dtype = autocast_dtype(x)
+    if dtype is not None and x.dtype != torch.float64:
+        x, weight = x.to(dtype), weight.to(dtype)
+        if isinstance(residual, Tensor) and residual.dtype in DTYPES:
+            residual = residual.to(dtype)
+    check_conv_weight(weight, x, upsample, *_KERNELS[upsample])
+    if bias is not None:
+        channels = weight.shape[1 if upsample == "transpose" else 0]
+        check_conv_bias(bias, x, channels, or_float32=True)
+    if scale_shift is not None:
+        _check_scale_shift(scale_shift, x)
+    if residual is not None:
+        check_like(residual, "residual", x)
+    _check_geometry(x, weight.shape[2], stride, padding, padding_mode, upsample)
+    _refuse_gradients(x=x, weight=weight, bias=bias, scale_shift=scale_shift, residual=residual)
+    arguments = (
+        x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, stride,
+        padding, padding_mode, upsample, return_stats,
+    )  # fmt: skip
+    # The dtypes are chosen; autocast would round what the formula computes in float32.
+    device = x.device.type
+    with torch.autocast(device, enabled=False) if dtype is not None else contextlib.nullcontext():
+        if use_reference(x):
+            y, mean, var, given = reference.norm_conv2d(*arguments)
+            if not transformed():  # vmap cannot tell a layout
+                y, given = _in_layout_of(x, y, given)
+            return NormConv2dOutput(y, mean, var, given)
+        y, mean, var, given = _op(*arguments)
+    return NormConv2dOutput(
+        y,
+        mean if return_stats else None,
+        var if return_stats else None,
+        given if return_input else None,
+    )
+
+
+def norm_scale_shift(
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The ``scale_shift`` of `norm_conv2d` that makes instance norm of statistics.
+
+    ``scale = weight / sqrt(var + eps)`` and ``shift = bias - mean * scale``, so that
+    ``x * scale + shift`` is ``(x - mean) / sqrt(var + eps) * weight + bias``.
+
+    Precision: both numbers are computed in float64 and rounded once. In float32, the rounding of
+    the mean and of the shift moves a plane by up to 1.2e-7 |mean| / sqrt(var) of its deviation
+    (times weight): at a mean of 1000 deviations the relative error is about 2e-5, as that of
+    ``F.instance_norm`` and ``F.batch_norm``, which come to the same two numbers. `instance_norm`
+    subtracts the mean first, keeps its rounding error, and loses nothing.
+
+    Args:
+        mean, var: mean and biased variance of each image's channels, (N, C), as `norm_conv2d` and
+            `instance_norm_stats` return them; float32 or float64.
+        weight: instance norm's scale, (C,), or (N, C) for conditional and adaptive instance norm,
+            in any floating-point dtype; 1 by default.
+        bias: instance norm's shift, as weight; 0 by default.
+        eps: added to the variance.
+
+    Returns:
+        (N, C, 2), mean's dtype.
+
+    Raises:
+        TypeError: if a dtype does not fit.
+        ValueError: if a shape or device does not fit.
+    """
+    for tensor, name in ((mean, "mean"), (var, "var")):
+        check_tensor(tensor, name)
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{name}: expected float32 or float64, got {tensor.dtype}; "
+                f"convert with {name}.float()"
+            )
+    if mean.dim() != 2:
+        raise ValueError(
+            f"mean: expected shape (N, C), got {tuple(mean.shape)}; for statistics of all images "
+            "together, (C,), use mean.expand(N, C)"
+        )
+    if var.shape != mean.shape or var.dtype != mean.dtype:
+        raise ValueError(
+            f"var: expected mean's shape {tuple(mean.shape)} and {mean.dtype}, got "
+            f"{tuple(var.shape)} and {var.dtype}"
+        )
+    check_device(var, "var", mean)
+    for parameter, name in ((weight, "weight"), (bias, "bias")):
+        if parameter is not None:
+            _check_parameter(parameter, name, mean)
+    return reference.norm_scale_shift(mean, var, weight, bias, eps)
+
+
+def _check_parameter(parameter: Tensor, name: str, mean: Tensor) -> None:
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(parameter).__name__}")
+    n, c = mean.shape
+    if not fits(parameter, (c,), (n, c)):
+        raise ValueError(
+            f"{name}: expected shape (C,) = ({c},) or (N, C) = ({n}, {c}), "
+            f"got {tuple(parameter.shape)}"
+        )
+    if parameter.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected a floating-point dtype, got {parameter.dtype}")
+    if parameter.device != mean.device:
+        raise ValueError(
+            f"{name}: expected mean's device {mean.device}, got {parameter.device}; "
+            f"move it with {name}.to(mean.device)"
+        )

@@ -1,0 +1,357 @@
+"""norm_conv2d against PyTorch's own convolutions in float64.
+
+The grid: every two values of any two options meet in some case (`pairwise`), at small odd sizes,
+because a fault of a fused loop nearly always lies between two of its branches; what concerns
+sizes, sums and rounding has tests of its own.
+"""
+
+import itertools
+import random as python_random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stylekernels import norm_conv2d
+from tests.conftest import (
+    DTYPES,
+    LAYOUTS,
+    assert_accurate,
+    assert_layout_of,
+    poisoned_memory,
+    random,
+)
+from tests.instance_norms import ACTIVATIONS
+from tests.test_upsample_block import PADDING_MODES, TORCH_MODES, convolution_in_torch
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+# Upsampling, kernel and stride go together; the padding of a mode that has no choice is given
+# by `padding_of`.
+MODES = (
+    *(("none", kernel, stride) for kernel in (1, 2, 3, 4, 5, 7, 9) for stride in (1, 2)),
+    *(("nearest", kernel, 1) for kernel in (3, 5, 7, 9)),
+    *(("transpose", kernel, 1) for kernel in (3, 4)),
+)
+CHANNELS = (1, 3, 5, 16, 32, 33, 64)
+OPTIONS = {
+    "dtype": DTYPES,
+    "layout": LAYOUTS,
+    "mode": MODES,
+    "border": ("none", "half", "most"),
+    "padding_mode": PADDING_MODES,
+    "activation": tuple(ACTIVATIONS),
+    "scale_shift": (False, True),
+    "residual": (None, *LAYOUTS),
+    "bias": (None, "float32", "x's"),
+    "return_input": (False, True),
+    "return_stats": (False, True),
+    "channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "batch": (1, 2, 3),
+    "size": ((1, 11), (9, 1), (5, 7), (8, 8), (17, 33)),
+}
+
+
+def padding_of(mode: tuple[str, int, int], border: str) -> int:
+    upsample, kernel, _ = mode
+    if upsample == "none":
+        return {"none": 0, "half": kernel // 2, "most": kernel - 1}[border]
+    return kernel // 2 if upsample == "nearest" else 0
+
+
+def is_possible(case: dict) -> bool:
+    """Whether the image is large enough to be convolved and to reflect."""
+    upsample, kernel, _ = case["mode"]
+    smallest = min(case["size"])
+    padding = padding_of(case["mode"], case["border"])
+    if upsample == "none" and smallest + 2 * padding < kernel:
+        return False
+    border = 1 if upsample == "transpose" else padding
+    return case["padding_mode"] != "reflect" or border < smallest * (1 + (upsample == "nearest"))
+
+
+def draw(generator: python_random.Random) -> dict:
+    while True:
+        case = {name: generator.choice(values) for name, values in OPTIONS.items()}
+        if is_possible(case):
+            return case
+
+
+def pairs_of(case: dict) -> set:
+    return set(itertools.combinations(case.items(), 2))
+
+
+def pairwise() -> Iterator[dict]:
+    """Cases in which every possible pair of values occurs, the most useful of 30 at a time."""
+    generator = python_random.Random(0)
+    met: set = set()
+    fruitless = 0
+    while fruitless < 100:
+        drawn = [draw(generator) for _ in range(30)]
+        case = max(drawn, key=lambda case: len(pairs_of(case) - met))
+        if pairs_of(case) <= met:
+            fruitless += 1
+            continue
+        met |= pairs_of(case)
+        yield case
+
+
+CASES = tuple(pairwise())
+
+
+def name_of(case: dict) -> str:
+    upsample, kernel, stride = case["mode"]
+    size = "x".join(map(str, (case["batch"], case["channels"], *case["size"])))
+    dtype = str(case["dtype"]).removeprefix("torch.")
+    return f"{upsample}-k{kernel}s{stride}-{dtype}-{case['layout']}-{size}-{case['out_channels']}"
+
+
+def per_plane(scale_shift: Tensor, which: int, dtype: torch.dtype) -> Tensor:
+    return scale_shift[:, :, which, None, None].to(dtype)
+
+
+def in_torch(
+    x, weight, bias=None, scale_shift=None, residual=None, *, activation="none", stride=1,
+    padding=0, padding_mode="zeros", upsample="none",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output and input of the convolution by PyTorch's ops. In half precision the input is computed
+    in float32 and rounded once: stricter than a chain of half-precision ops."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    z = x.to(wide)
+    if scale_shift is not None:
+        z = z * per_plane(scale_shift, 0, wide) + per_plane(scale_shift, 1, wide)
+    z = ACTIVATIONS[activation](z)
+    if residual is not None:
+        z = z + residual.to(wide)
+    z = given = z.to(x.dtype)
+    if upsample == "none":
+        if padding:
+            z = F.pad(z, [padding] * 4, TORCH_MODES[padding_mode])
+        y = F.conv2d(z, weight, stride=stride)
+    else:
+        y = convolution_in_torch(z, weight, None, upsample, padding_mode)
+    if bias is not None:
+        y = (y.to(wide) + bias.to(wide)[:, None, None]).to(x.dtype)
+    return y, given
+
+
+def inputs(
+    shape, out_channels, kernel, dtype, *, layout="contiguous", device="cpu", shift=0.0,
+    upsample="none", scale_shift=False, bias=None, residual=None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Images whose channels' means are around ``shift``, and what normalises them."""
+    n, channels = shape[:2]
+    tensors = {"x": random(*shape, dtype=dtype, layout=layout, device=device, shift=shift)}
+    sizes = (channels, out_channels) if upsample == "transpose" else (out_channels, channels)
+    spread = (channels * kernel * kernel) ** -0.5
+    tensors["weight"] = random(
+        *sizes, kernel, kernel, dtype=dtype, device=device, scale=spread, seed=1
+    )
+    if scale_shift:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        scale = random(n, channels, dtype=wide, device=device, seed=2, shift=1.0)
+        offset = random(n, channels, dtype=wide, device=device, seed=3)
+        tensors["scale_shift"] = torch.stack((scale, offset - scale * shift), 2)
+    if bias is not None:
+        bias_dtype = torch.float32 if bias == "float32" else dtype
+        tensors["bias"] = random(out_channels, dtype=bias_dtype, device=device, seed=4, shift=1.0)
+    if residual is not None:
+        tensors["residual"] = random(
+            *shape, dtype=dtype, layout=residual, device=device, seed=5, shift=0.5
+        )
+    return tensors
+
+
+def assert_stats_of(y: Tensor, mean: Tensor, var: Tensor) -> None:
+    """The statistics are those of ``y`` as it is stored."""
+    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
+    exact_var, exact_mean = torch.var_mean(y.double(), (2, 3), correction=0)
+    torch_var, torch_mean = torch.var_mean(y.to(wide), (2, 3), correction=0)
+    assert_accurate(mean, torch_mean, exact_mean, "mean")
+    assert_accurate(var, torch_var, exact_var, "variance")
+
+
+def check(tensors: dict[str, Tensor], *, return_input=True, return_stats=True, **options) -> None:
+    """Holds output, input and statistics of a call to the accuracy rule."""
+    x, weight = tensors["x"], tensors["weight"]
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
+    with poisoned_memory():
+        y, mean, var, given = norm_conv2d(
+            **tensors, **options, negative_slope=0.2, return_input=return_input,
+            return_stats=return_stats,
+        )  # fmt: skip
+    wide = {name: tensor.double().contiguous() for name, tensor in tensors.items()}
+    exact, exact_given = in_torch(**wide, **options)
+    torchs, torchs_given = in_torch(**tensors, **options)
+
+    # A kernel of 3 may be computed by Winograd's method, which is granted a larger error.
+    direct = x.dtype != torch.float32 or weight.shape[2] != 3 or options.get("stride", 1) != 1
+    assert_accurate(y, torchs, exact, "output", at_least=0.0 if direct else 5e-6)
+    assert_layout_of(y, x)
+    assert (given is not None) == return_input
+    if given is not None:
+        assert_accurate(given, torchs_given, exact_given, "input")
+        assert_layout_of(given, x)
+    assert (mean is not None) == (var is not None) == return_stats
+    if mean is not None:
+        assert_stats_of(y, mean, var)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, copies[name]), f"{name} was modified"
+
+
+def test_every_pair_of_options_meets() -> None:
+    met = set().union(*map(pairs_of, CASES))
+    generator = python_random.Random(1)
+    missing = set().union(*(pairs_of(draw(generator)) for _ in range(5000))) - met
+    assert not missing
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_options(case, device) -> None:
+    upsample, kernel, stride = case["mode"]
+    tensors = inputs(
+        (case["batch"], case["channels"], *case["size"]), case["out_channels"], kernel,
+        case["dtype"], layout=case["layout"], device=device, shift=3.0, upsample=upsample,
+        scale_shift=case["scale_shift"], bias=case["bias"], residual=case["residual"],
+    )  # fmt: skip
+    names = ("activation", "padding_mode", "return_input", "return_stats")
+    check(
+        tensors, stride=stride, padding=padding_of(case["mode"], case["border"]),
+        upsample=upsample, **{name: case[name] for name in names},
+    )  # fmt: skip
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_large_images(mode, dtype, layout, device) -> None:
+    """Wider than any block of a loop in both directions, and not a multiple of it."""
+    upsample, kernel, stride = mode
+    tensors = inputs((1, 19, 37, 71), 35, kernel, dtype, layout=layout, device=device,
+                     upsample=upsample, scale_shift=True, residual=layout)  # fmt: skip
+    check(
+        tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
+        padding_mode="reflect", upsample=upsample,
+    )  # fmt: skip
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("mode", "channels", "out_channels"),
+    [(("none", 3, 1), 128, 128), (("none", 9, 1), 3, 32), (("none", 9, 1), 32, 3),
+     (("none", 3, 2), 32, 64), (("transpose", 4, 1), 64, 32), (("nearest", 3, 1), 64, 32)],
+)  # fmt: skip
+def test_layers_of_a_generator(mode, channels, out_channels, dtype, layout, device) -> None:
+    upsample, kernel, stride = mode
+    tensors = inputs((1, channels, 24, 31), out_channels, kernel, dtype, layout=layout,
+                     device=device, upsample=upsample, scale_shift=True)  # fmt: skip
+    padding_mode = "replicate" if upsample == "transpose" else "reflect"
+    check(
+        tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
+        padding_mode=padding_mode, upsample=upsample, return_input=False,
+    )  # fmt: skip
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [("none", 3, 1), ("none", 7, 2), ("nearest", 3, 1),
+                                  ("transpose", 3, 1)], ids=str)  # fmt: skip
+def test_inputs_with_large_means(mode, dtype, layout, device) -> None:
+    """Means of 1000 deviations, which the shift takes away."""
+    upsample, kernel, stride = mode
+    tensors = inputs((2, 6, 13, 19), 7, kernel, dtype, layout=layout, device=device, shift=1000.0,
+                     upsample=upsample, scale_shift=True)  # fmt: skip
+    check(
+        tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
+        padding_mode="replicate", upsample=upsample,
+    )  # fmt: skip
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "padding"), [(1, 1), (1, 3), (2, 2), (3, 4), (4, 6)])
+def test_padding_wider_than_the_kernel(kernel, padding, dtype, padding_mode, device) -> None:
+    tensors = inputs((2, 5, 7, 8), 6, kernel, dtype, device=device, scale_shift=True)
+    for stride in (1, 2):
+        check(tensors, stride=stride, padding=padding, padding_mode=padding_mode)
+
+
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore:var_mean")  # of no image, or of one pixel
+@pytest.mark.parametrize("mode", [("none", 3, 1), ("none", 2, 2), ("nearest", 3, 1),
+                                  ("transpose", 4, 1)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_empty_batch(layout, mode, device) -> None:
+    upsample, kernel, stride = mode
+    tensors = inputs((0, 3, 6, 5), 4, kernel, torch.float32, layout=layout, device=device,
+                     upsample=upsample, scale_shift=True)  # fmt: skip
+    check(tensors, stride=stride, padding=padding_of(mode, "half"), upsample=upsample)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 3, 2), ("none", 9, 1),
+                                  ("nearest", 3, 1), ("transpose", 4, 1)], ids=str)  # fmt: skip
+def test_statistics_of_planes_with_large_means(mode, dtype, layout, device) -> None:
+    """Means of 1000 deviations, by way of the bias: E[x^2] - E[x]^2 in float32 is all wrong here,
+    and in half precision the stored output has only a few values."""
+    upsample, kernel, stride = mode
+    tensors = inputs((2, 5, 45, 67), 9, kernel, dtype, layout=layout, device=device,
+                     upsample=upsample, bias="float32")  # fmt: skip
+    tensors["bias"] = tensors["bias"] * 1000
+    y, mean, var, _ = norm_conv2d(
+        **tensors, stride=stride, padding=padding_of(mode, "half"), padding_mode="replicate",
+        upsample=upsample,
+    )  # fmt: skip
+    assert (mean.abs() / var.sqrt()).median() > 100
+    assert_stats_of(y, mean, var)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_twice_and_nowhere_else(dtype, device) -> None:
+    """The input after the residual, the output after the bias. One step of the type is 2 eps at 2;
+    half a step and a bit more only rounds up if nothing was rounded before it was added."""
+    eps = torch.finfo(dtype).eps
+    one = torch.ones(1, 1, 4, 4, dtype=dtype, device=device)
+    weight = torch.ones(1, 1, 1, 1, dtype=dtype, device=device)
+    up = 1 + eps
+
+    bias = torch.tensor([eps / 2 + eps / 8], device=device)
+    y, mean, var, _ = norm_conv2d(one, weight, bias=bias)
+    assert torch.equal(y, one * up)
+    assert (mean.item(), var.item()) == (up, 0.0)
+
+    scale_shift = torch.tensor([[[1.0, eps / 2]]], device=device)
+    residual = torch.full_like(one, eps / 8)
+    y, _, _, given = norm_conv2d(
+        one, weight, scale_shift=scale_shift, residual=residual, return_input=True
+    )
+    assert torch.equal(given, one * up)
+    assert torch.equal(y, one * up), "the output is not that of the rounded input"
+
+    quarter = torch.tensor([[[1.0, eps / 4]]], device=device)
+    y = norm_conv2d(one, weight * 2, scale_shift=quarter, bias=bias.new_tensor([eps])).y
+    assert torch.equal(y, one * 2), "the convolution saw the input before it was rounded"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_zeros_are_padded_after_normalising(mode, layout, device) -> None:
+    """A shift of 100 that reached the padding would be the largest thing in the output."""
+    upsample, kernel, stride = mode
+    tensors = inputs((1, 3, 9, 9), 4, kernel, torch.float32, layout=layout, device=device,
+                     upsample=upsample)  # fmt: skip
+    tensors["scale_shift"] = torch.tensor([1.0, 100.0], device=device).expand(1, 3, 2)
+    check(tensors, stride=stride, padding=padding_of(mode, "most"), upsample=upsample)

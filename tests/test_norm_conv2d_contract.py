@@ -1,0 +1,273 @@
+"""What norm_conv2d promises besides numbers: statistics that can be handed on, where NaN goes,
+repeatable results, tracing.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+
+from stylekernels import instance_norm_stats, norm_conv2d, norm_scale_shift
+from tests.conftest import assert_accurate, laid_out, random
+from tests.instance_norms import ACTIVATIONS
+from tests.test_norm_conv2d import MODES, in_torch, inputs, padding_of
+from tests.test_upsample_block import PADDING_MODES
+
+pytestmark = pytest.mark.usefixtures("implementation")
+
+FEW_MODES = (("none", 3, 1), ("none", 9, 2), ("nearest", 3, 1), ("transpose", 4, 1))
+
+
+def half_padded(mode: tuple[str, int, int]) -> dict:
+    upsample, _, stride = mode
+    return {"upsample": upsample, "stride": stride, "padding": padding_of(mode, "half")}
+
+
+# Statistics that are handed on.
+
+
+@pytest.mark.parametrize("affine", [None, "(C,)", "(N, C)"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1000.0])
+def test_scale_shift_is_instance_norm(mean, dtype, affine, device) -> None:
+    """Against F.instance_norm, which is as exact as the statistics in its dtype are."""
+    x = random(2, 32, 31, 33, dtype=dtype, device=device, shift=mean)
+    weight = bias = None
+    if affine is not None:
+        shape = (32,) if affine == "(C,)" else (2, 32)
+        weight, bias = (random(*shape, device=device, seed=seed, shift=0.5) for seed in (1, 2))
+
+    def normalized(x: Tensor) -> Tensor:
+        z = F.instance_norm(x, eps=1e-3)
+        if weight is None:
+            return z
+        weights, biases = (p.expand(2, 32)[..., None, None].to(x.dtype) for p in (weight, bias))
+        return z * weights + biases
+
+    scale_shift = norm_scale_shift(*instance_norm_stats(x), weight, bias, 1e-3)
+    assert scale_shift.shape == (2, 32, 2)
+    identity = torch.eye(32, dtype=dtype, device=device)[..., None, None]
+    y = norm_conv2d(x, identity, scale_shift=scale_shift).y
+    assert_accurate(y, normalized(x), normalized(x.double()))
+
+
+def test_scale_shift_takes_half_precision_parameters(device) -> None:
+    mean, var = random(2, 5, device=device), random(2, 5, device=device, seed=1).abs()
+    weight, bias = (random(5, dtype=torch.bfloat16, device=device, seed=s) for s in (2, 3))
+    actual = norm_scale_shift(mean, var, weight, bias)
+    assert torch.equal(actual, norm_scale_shift(mean, var, weight.float(), bias.float()))
+    assert actual.dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_residual_block_is_that_of_pytorch(dtype, layout, device) -> None:
+    """Two convolutions, two instance norms and a skip connection, from one call to the next. In
+    PyTorch the tensors between are rounded as ours are."""
+    x = random(2, 16, 21, 19, dtype=dtype, layout=layout, device=device)
+    weights = [random(16, 16, 3, 3, dtype=dtype, device=device, scale=0.1, seed=s) for s in (1, 2)]
+    gain, offset = (random(16, device=device, seed=seed, shift=0.5) for seed in (3, 4))
+    reflect = {"padding": 1, "padding_mode": "reflect"}
+
+    first = norm_conv2d(x, weights[0], **reflect)
+    second = norm_conv2d(
+        first.y, weights[1], activation="relu", **reflect,
+        scale_shift=norm_scale_shift(first.mean, first.var, gain, offset),
+    )  # fmt: skip
+    ours = norm_conv2d(
+        second.y, weights[0], residual=x, return_input=True, return_stats=False, **reflect,
+        scale_shift=norm_scale_shift(second.mean, second.var, gain, offset),
+    )  # fmt: skip
+
+    def in_pytorch(dtype: torch.dtype) -> Tensor:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        parameters = {"weight": gain.to(wide), "bias": offset.to(wide)}
+        y = F.conv2d(F.pad(x.to(dtype), [1] * 4, "reflect"), weights[0].to(dtype))
+        y = F.instance_norm(y.to(wide), **parameters).relu().to(dtype)
+        y = F.conv2d(F.pad(y, [1] * 4, "reflect"), weights[1].to(dtype))
+        return (F.instance_norm(y.to(wide), **parameters) + x.to(wide)).to(dtype)
+
+    # Two convolutions of a kernel of 3, which Winograd's method may compute.
+    at_least = 1e-5 if dtype == torch.float32 else 0.0
+    assert_accurate(ours.input, in_pytorch(dtype), in_pytorch(torch.float64), at_least=at_least)
+    assert (ours.mean, ours.var) == (None, None)
+
+
+def test_the_result_is_always_the_same_four(device) -> None:
+    """A result never moves, and what came is a tensor of its own even where nothing was done."""
+    x, weight = inputs((1, 3, 6, 7), 4, 3, torch.float32, device=device).values()
+    y, mean, var, given = norm_conv2d(x, weight, return_stats=False)
+    assert (mean, var, given) == (None, None, None)
+    full = norm_conv2d(x, weight, return_input=True)
+    assert full._fields == ("y", "mean", "var", "input")
+    assert torch.equal(full.y, y)
+    assert torch.equal(full.input, x)
+    assert full.input.data_ptr() != x.data_ptr()
+
+
+# Values that are no numbers.
+
+
+def assert_finite_where_exact_is(y: Tensor, exact: Tensor, is_direct: bool) -> None:
+    """NaN or infinity where PyTorch has it, and nowhere else; Winograd's method spoils the tile."""
+    bad, expected = ~y.isfinite(), ~exact.isfinite()
+    assert bad[expected].all(), "a value that is no number was lost"
+    if not is_direct:
+        expected = F.max_pool2d(expected.float(), 7, 1, 3).bool()
+    assert not (bad & ~expected).any(), "one bad pixel reached outputs that do not see it"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_bad_pixel_reaches_what_sees_it(mode, padding_mode, layout, dtype, device) -> None:
+    upsample, kernel, stride = mode
+    is_direct = dtype != torch.float32 or (kernel, stride) != (3, 1)
+    healthy = inputs((2, 5, 19, 23), 4, kernel, dtype, layout=layout, device=device,
+                     upsample=upsample, scale_shift=True)  # fmt: skip
+    options = {"padding_mode": padding_mode, **half_padded(mode)}
+    for value, (row, column) in ((torch.inf, (9, 11)), (torch.nan, (0, 22)), (-torch.inf, (18, 1))):
+        x = healthy["x"].clone()
+        x[1, 2, row, column] = value
+        tensors = healthy | {"x": laid_out(x, layout)}
+        y, mean, var, _ = norm_conv2d(**tensors, **options)
+        exact = in_torch(**{k: t.double() for k, t in tensors.items()}, **options)[0]
+        assert_finite_where_exact_is(y, exact, is_direct)
+        if upsample == "none" and is_direct:  # the others add up weights, or add zeros, first
+            for test in (torch.isnan, torch.isposinf, torch.isneginf):
+                assert torch.equal(test(y), test(exact)), test.__name__
+        for stat in (mean, var):
+            assert torch.equal(stat.isfinite(), exact.isfinite().all((2, 3)))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_bad_values(activation, dtype, value, device) -> None:
+    """relu of NaN is NaN; tanh of infinity is 1."""
+    for name, place in {
+        "x": (0, 1, 3, 4),
+        "residual": (0, 2, 3, 4),
+        "scale_shift": (0, 1, 0),
+    }.items():
+        tensors = inputs((2, 5, 9, 8), 4, 2, dtype, device=device, scale_shift=True,
+                         residual="contiguous")  # fmt: skip
+        tensors[name] = tensors[name].clone()
+        tensors[name][place] = value
+        y, _, _, given = norm_conv2d(
+            **tensors, activation=activation, negative_slope=0.2, return_input=True
+        )
+        wide = {k: t.double() for k, t in tensors.items()}
+        exact, exact_given = in_torch(**wide, activation=activation)
+        assert torch.equal(given.isnan(), exact_given.isnan()), name
+        assert torch.equal(given.isinf(), exact_given.isinf()), name
+        assert_finite_where_exact_is(y, exact, is_direct=True)
+
+
+# Repeatable results.
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mode", FEW_MODES, ids=str)
+def test_deterministic(mode, layout, dtype, threads, device) -> None:
+    upsample, kernel, _ = mode
+    tensors = inputs((2, 16, 65, 67), 33, kernel, dtype, layout=layout, device=device,
+                     upsample=upsample, scale_shift=True, residual=layout)  # fmt: skip
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        runs = [
+            norm_conv2d(**tensors, activation="relu", return_input=True, **half_padded(mode))
+            for _ in range(3)
+        ]
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+# Tracing.
+
+
+class Layer(torch.nn.Module):
+    """A normalised convolution of one image, and all that it returns."""
+
+    def __init__(self, mode: tuple[str, int, int], device: str) -> None:
+        super().__init__()
+        upsample, kernel, _ = mode
+        made = inputs((2, 6, 9, 8), 4, kernel, torch.float32, device=device, upsample=upsample)
+        self.weight = torch.nn.Buffer(made["weight"])
+        self.options = {**half_padded(mode), "padding_mode": "reflect", "activation": "tanh"}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        scale_shift = norm_scale_shift(*instance_norm_stats(x))
+        return tuple(
+            norm_conv2d(
+                x, self.weight, scale_shift=scale_shift, residual=x, return_input=True,
+                **self.options,
+            )
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", FEW_MODES, ids=str)
+def test_compile_with_dynamic_shapes(mode, device) -> None:
+    torch._dynamo.reset()
+    layer = Layer(mode, device)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for layout in ("contiguous", "channels_last"):
+        graphs = []
+        for size in [(2, 6, 9, 7), (3, 6, 12, 10), (2, 6, 15, 8)]:
+            x = random(*size, layout=layout, device=device)
+            for actual, expected in zip(compiled(x), layer(x), strict=True):
+                torch.testing.assert_close(actual, expected)
+                assert actual.stride() == expected.stride()
+            graphs.append(counter.frame_count)
+        assert graphs[0] == graphs[-1], "a size was compiled into the graph"
+
+
+@pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
+def test_inductor(device, implementation) -> None:
+    torch._dynamo.reset()
+    layer = Layer(FEW_MODES[0], device)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for layout in ("contiguous", "channels_last"):
+        x = random(2, 6, 9, 7, layout=layout, device=device)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", FEW_MODES, ids=str)
+def test_export_with_dynamic_shapes(mode, device) -> None:
+    layer = Layer(mode, device)
+    height, width = (torch.export.Dim(name, min=5, max=512) for name in ("height", "width"))
+    example = random(2, 6, 8, 10, device=device)
+    program = torch.export.export(layer, (example,), dynamic_shapes=({2: height, 3: width},))
+    for size in ((2, 6, 17, 5), (2, 6, 64, 33)):
+        x = random(*size, device=device)
+        torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
+def test_autocast_casts_as_a_convolution_does(device, implementation) -> None:
+    tensors = inputs((2, 5, 9, 8), 4, 3, torch.float32, device=device, scale_shift=True,
+                     bias="float32", residual="contiguous")  # fmt: skip
+    cast = {k: t.bfloat16() if k in ("x", "weight", "residual") else t for k, t in tensors.items()}
+    expected = norm_conv2d(**cast, return_input=True)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert all(map(torch.equal, norm_conv2d(**tensors, return_input=True), expected))
+        assert all(map(torch.equal, norm_conv2d(**cast, return_input=True), expected))
+        mixed = cast | {"residual": tensors["residual"]}
+        assert all(map(torch.equal, norm_conv2d(**mixed, return_input=True), expected))
+        with pytest.raises(TypeError, match="residual: expected x's dtype"):
+            norm_conv2d(**cast | {"residual": tensors["residual"].long()})
+        wide = norm_conv2d(**{k: t.double() for k, t in tensors.items()})
+    assert wide.y.dtype == wide.mean.dtype == torch.float64
+    assert expected.y.dtype == torch.bfloat16
+    assert expected.mean.dtype == torch.float32
