@@ -320,20 +320,22 @@ def test_statistics_of_planes_with_large_means(mode, dtype, layout, device) -> N
 @pytest.mark.core
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_twice_and_nowhere_else(dtype, device) -> None:
-    """The input after the residual, the output after the bias. One step of the type is 2 eps at 2;
-    half a step and a bit more only rounds up if nothing was rounded before it was added."""
+    """The input after the residual, the output after the bias. Half a step above 1 rounds down to
+    1, and a quarter more rounds up: only if nothing was rounded before the quarter was added."""
     eps = torch.finfo(dtype).eps
     one = torch.ones(1, 1, 4, 4, dtype=dtype, device=device)
     weight = torch.ones(1, 1, 1, 1, dtype=dtype, device=device)
     up = 1 + eps
 
-    bias = torch.tensor([eps / 2 + eps / 8], device=device)
-    y, mean, var, _ = norm_conv2d(one, weight, bias=bias)
-    assert torch.equal(y, one * up)
-    assert (mean.item(), var.item()) == (up, 0.0)
+    x = torch.cat((one, one * (eps / 2)), 1)
+    bias = torch.tensor([eps / 4], device=device)
+    for same in (bias, bias.to(dtype)):
+        y, mean, var, _ = norm_conv2d(x, weight.expand(1, 2, 1, 1), bias=same)
+        assert torch.equal(y, one * up)
+        assert (mean.item(), var.item()) == (up, 0.0)
 
     scale_shift = torch.tensor([[[1.0, eps / 2]]], device=device)
-    residual = torch.full_like(one, eps / 8)
+    residual = torch.full_like(one, eps / 4)
     y, _, _, given = norm_conv2d(
         one, weight, scale_shift=scale_shift, residual=residual, return_input=True
     )
