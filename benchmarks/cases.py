@@ -4,6 +4,7 @@ Work is what the op cannot do without: bytes of tensors read and written once pe
 multiplications with one triangle of a symmetric product, whoever computes more.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,50 @@ UPSAMPLE_VARIANTS = {
     "k3": ("transpose", 3, "zeros"),
     "nearest-k3": ("nearest", 3, "reflect"),
 }
+
+
+@dataclass(frozen=True)
+class ConvVariant:
+    """A layer of the generator.
+
+    Attributes:
+        kernel, stride, padding_mode, upsample: the convolution's; padded by half the kernel.
+        shapes: of its input.
+        out_channels: for so many input channels.
+        norm: normalise the input and apply ReLU. The first layer gets a picture instead.
+        skip: add a residual in place of the ReLU, and return the sum.
+        stats: take statistics of the output, for the norm that follows all layers but the last.
+    """
+
+    kernel: int
+    shapes: tuple[Shape, ...]
+    out_channels: Callable[[int], int]
+    stride: int = 1
+    padding_mode: str = "reflect"
+    upsample: str = "none"
+    norm: bool = True
+    skip: bool = False
+    stats: bool = True
+
+
+def _half(channels: int) -> int:
+    return max(1, channels // 2)
+
+
+#: Variants of the deferred-norm convolution, the layers of a 32-64-128 generator at 512 x 512.
+CONV_VARIANTS = {
+    "k3": ConvVariant(3, ((1, 128, 128, 128),), lambda c: c),
+    "k3-skip": ConvVariant(3, ((1, 128, 128, 128),), lambda c: c, skip=True),
+    "k9-first": ConvVariant(9, ((1, 3, 512, 512),), lambda c: 32, norm=False),
+    "k9-last": ConvVariant(9, ((1, 32, 512, 512),), lambda c: 3, stats=False),
+    "k3-stride2": ConvVariant(
+        3, ((1, 32, 512, 512), (1, 64, 256, 256)), lambda c: 2 * c, stride=2
+    ),
+    "transpose-k4": ConvVariant(
+        4, UPSAMPLE_SHAPES, _half, padding_mode="replicate", upsample="transpose"
+    ),
+    "nearest-k3": ConvVariant(3, UPSAMPLE_SHAPES, _half, upsample="nearest"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,6 +178,9 @@ def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
     for variant in variants[:1] if quick else variants:
         for backward in (False, True):
             yield from rows("upsample_block", variant, UPSAMPLE_SHAPES, backward)
+    variants = list(CONV_VARIANTS)
+    for variant in variants[:1] if quick else variants:
+        yield from rows("norm_conv2d", variant, CONV_VARIANTS[variant].shapes, False)
 
 
 def prepare(case: Case) -> Problem:
@@ -212,7 +260,7 @@ def _gram_loss(case: Case, normal: Maker, image: Maker) -> Problem:
 
 def _upsample_block(case: Case, normal: Maker, image: Maker) -> Problem:
     n, c, h, w = case.shape
-    out = max(1, c // 2)
+    out = _half(c)
     upsample, kernel, padding_mode = UPSAMPLE_VARIANTS[case.variant]
     dtype, x = DTYPES[case.dtype], image(*case.shape)
     sizes = (c, out) if upsample == "transpose" else (out, c)
@@ -236,10 +284,65 @@ def _upsample_block(case: Case, normal: Maker, image: Maker) -> Problem:
     )  # fmt: skip
 
 
+def _norm_conv2d(case: Case, normal: Maker, image: Maker) -> Problem:
+    n, c, h, w = case.shape
+    variant, dtype, x = CONV_VARIANTS[case.variant], DTYPES[case.dtype], image(*case.shape)
+    out, kernel = variant.out_channels(c), variant.kernel
+    transposed = variant.upsample == "transpose"
+    sizes = (c, out) if transposed else (out, c)
+    weight = (normal(*sizes, kernel, kernel) / (c * kernel * kernel) ** 0.5).to(dtype)
+    if case.layout == "channels_last":
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    inputs = (x, weight)
+    if variant.norm:
+        # The statistics come with x from the convolution before: they are among the inputs, and
+        # what makes two numbers of them is timed with the op.
+        inputs += ((normal(c) + 1).to(dtype), normal(c).to(dtype))
+        inputs += stylekernels.instance_norm_stats(x)
+    if variant.skip:
+        inputs += (image(*case.shape),)
+    # Two kinds of upsampling count their taps as in the upsampling block.
+    scale = 2 if variant.upsample != "none" else 1 / variant.stride
+    taps = {"none": kernel**2, "transpose": kernel**2 / 4, "nearest": ((kernel + 1) / 2) ** 2}
+    pixels = n * math.ceil(h * scale) * math.ceil(w * scale)
+    read_and_written = x.nbytes * (3 if variant.skip else 1) + pixels * out * x.element_size()
+    return Problem(
+        inputs, (0,), None, partial(_deferred_norm_conv2d, variant),
+        peers.norm_conv2d(
+            variant.stride, variant.padding_mode, variant.upsample, variant.norm, variant.skip
+        ),
+        bytes=read_and_written, flops=2 * pixels * c * out * taps[variant.upsample],
+    )  # fmt: skip
+
+
+def _deferred_norm_conv2d(
+    variant: ConvVariant,
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    scale_shift = None
+    if mean is not None and var is not None:
+        scale_shift = stylekernels.norm_scale_shift(mean, var, norm_weight, norm_bias)
+    y, _mean, _var, given = stylekernels.norm_conv2d(
+        x, weight, scale_shift=scale_shift, residual=residual, return_input=variant.skip,
+        activation="relu" if variant.norm and not variant.skip else "none",
+        stride=variant.stride, padding_mode=variant.padding_mode, upsample=variant.upsample,
+        padding=0 if variant.upsample == "transpose" else variant.kernel // 2,
+        return_stats=variant.stats,
+    )  # fmt: skip
+    return y if given is None else (y, given)
+
+
 _PROBLEMS: dict[str, Callable[[Case, Maker, Maker], Problem]] = {
     "instance_norm": _instance_norm,
     "instance_norm_stats": _instance_norm_stats,
     "gram_matrix": _gram_matrix,
     "gram_loss": _gram_loss,
+    "norm_conv2d": _norm_conv2d,
     "upsample_block": _upsample_block,
 }

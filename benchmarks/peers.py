@@ -123,14 +123,26 @@ def _nearest(x: Tensor, weight: Tensor, padding_mode: str) -> Tensor:
     return F.conv2d(F.pad(large, [weight.shape[-1] // 2] * 4, padding_mode), weight)
 
 
-def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
-    """Of (x, weight, norm_weight, norm_bias). The convolution has no bias, for the norm cancels it:
-    one pass less for the rivals too."""
+def _convolution(
+    stride: int, padding_mode: str, upsample: str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of (x, weight), padded by half the kernel."""
 
     def convolve(x: Tensor, weight: Tensor) -> Tensor:
         if upsample == "transpose":
             return _transposed(x, weight, padding_mode == "replicate")
-        return _nearest(x, weight, padding_mode)
+        if upsample == "nearest":
+            return _nearest(x, weight, padding_mode)
+        x = F.pad(x, [weight.shape[-1] // 2] * 4, padding_mode)
+        return F.conv2d(x, weight, stride=stride)
+
+    return convolve
+
+
+def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
+    """Of (x, weight, norm_weight, norm_bias). The convolution has no bias, for the norm cancels it:
+    one pass less for the rivals too."""
+    convolve = _convolution(1, padding_mode, upsample)
 
     def block(norm: Normalize) -> Expression:
         return lambda x, weight, norm_weight, norm_bias: norm(
@@ -138,3 +150,26 @@ def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
         ).relu_()
 
     return {name: block(norm) for name, norm in NORMS.items() if norm is not _formula}
+
+
+def norm_conv2d(
+    stride: int, padding_mode: str, upsample: str, norm: bool, skip: bool
+) -> dict[str, Expression]:
+    """Of (x, weight, norm_weight, norm_bias, mean, var), and residual with ``skip``. A layer as it
+    is written in PyTorch: the norm in front of the convolution takes its own statistics, where our
+    op is handed them and takes those of its output, so that a network of either has as many."""
+    convolve = _convolution(stride, padding_mode, upsample)
+    if not norm:
+        return {"conv2d": convolve}
+
+    def layer(normalize: Normalize) -> Expression:
+        def with_relu(x, weight, norm_weight, norm_bias, _mean, _var) -> Tensor:
+            return convolve(normalize(x, norm_weight, norm_bias).relu_(), weight)
+
+        def with_residual(x, weight, norm_weight, norm_bias, _mean, _var, residual):
+            given = normalize(x, norm_weight, norm_bias).add_(residual)
+            return convolve(given, weight), given
+
+        return with_residual if skip else with_relu
+
+    return {name: layer(normalize) for name, normalize in NORMS.items()}
