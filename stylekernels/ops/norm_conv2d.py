@@ -293,11 +293,11 @@ def norm_scale_shift(
     ``scale = weight / sqrt(var + eps)`` and ``shift = bias - mean * scale``, so that
     ``x * scale + shift`` is ``(x - mean) / sqrt(var + eps) * weight + bias``.
 
-    Precision: both numbers are computed in float64 and rounded once. In float32, the rounding of
-    the mean and of the shift moves a plane by up to 1.2e-7 |mean| / sqrt(var) of its deviation
-    (times weight): at a mean of 1000 deviations the relative error is about 2e-5, as that of
-    ``F.instance_norm`` and ``F.batch_norm``, which come to the same two numbers. `instance_norm`
-    subtracts the mean first, keeps its rounding error, and loses nothing.
+    Precision: both numbers are computed in float64 and rounded once. In float32 the rounding of the
+    mean and of the shift moves a plane by up to 2^-23 |mean| / sqrt(var) of its deviation (times
+    weight): 1e-4 at a mean of 1000 deviations. ``F.instance_norm`` and ``F.batch_norm`` come to
+    the same two numbers, and lose as much; `instance_norm` subtracts the mean first, with its
+    rounding error, and loses nothing.
 
     Args:
         mean, var: mean and biased variance of each image's channels, (N, C), as `norm_conv2d` and
