@@ -46,8 +46,8 @@ def test_accuracy(capability) -> None:
         capability=capability,
     )
     assert in_use.stdout.split() == [capability, "None"], in_use.stderr
-    ops = ("gram_matrix", "instance_norm", "norm_conv2d", "upsample_block")
-    files = [f"test_{op}.py" for op in ops]
+    names = "gram_matrix", "instance_norm", "norm_conv2d", "norm_conv2d_contract", "upsample_block"
+    files = [f"test_{name}.py" for name in names]
     plugins = ("-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:benchmark")
     command = ("-m", "pytest", "-q", "-x", "--tb=short", *plugins, "-m", "core")
     result = run(*command, *(str(TESTS / file) for file in files), capability=capability)
