@@ -52,6 +52,18 @@ def test_scale_shift_is_instance_norm(mean, dtype, affine, device) -> None:
     assert_accurate(y, normalized(x), normalized(x.double()))
 
 
+def test_shift_belongs_to_the_rounded_scale(device) -> None:
+    """Means of 1000 deviations times the rounding error of the scale must not remain in the sum."""
+    mean, var = random(3, 50, device=device, shift=1000.0), random(3, 50, device=device).abs()
+    weight, bias = (random(50, device=device, seed=seed) for seed in (1, 2))
+    scale, shift = norm_scale_shift(mean, var, weight, bias).double().unbind(-1)
+    exact = weight.double() / (var.double() + 1e-5).sqrt()
+    half_a_step = torch.finfo(torch.float32).eps / 2
+    assert ((scale - exact).abs() <= half_a_step * exact.abs() * 1.001).all()
+    exact = bias.double() - mean.double() * scale
+    assert ((shift - exact).abs() <= half_a_step * exact.abs() * 1.001).all()
+
+
 def test_scale_shift_takes_half_precision_parameters(device) -> None:
     mean, var = random(2, 5, device=device), random(2, 5, device=device, seed=1).abs()
     weight, bias = (random(5, dtype=torch.bfloat16, device=device, seed=s) for s in (2, 3))
