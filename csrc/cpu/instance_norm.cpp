@@ -8,6 +8,9 @@
 #include "capability.h"
 
 namespace stylekernels {
+
+Activation activation_of(const std::string& name);
+
 namespace {
 
 const InstanceNormKernels& kernels() {
@@ -76,15 +79,6 @@ struct Parameter {
     stride = tensor->dim() == 2 ? x.size(1) : 0;
   }
 };
-
-Activation activation_of(const std::string& name) {
-  if (name == "relu") return Activation::relu;
-  if (name == "leaky_relu") return Activation::leaky_relu;
-  if (name == "tanh") return Activation::tanh;
-  if (name == "sigmoid") return Activation::sigmoid;
-  STD_TORCH_CHECK(name == "none", "activation: unknown name ", name);
-  return Activation::none;
-}
 
 std::tuple<Tensor, Tensor, Tensor> instance_norm(
     Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
@@ -195,6 +189,15 @@ std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
 }
 
 }  // namespace
+
+Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::relu;
+  if (name == "leaky_relu") return Activation::leaky_relu;
+  if (name == "tanh") return Activation::tanh;
+  if (name == "sigmoid") return Activation::sigmoid;
+  STD_TORCH_CHECK(name == "none", "activation: unknown name ", name);
+  return Activation::none;
+}
 
 Tensor exact_mean(Tensor x) {
   Tensor mean = empty({2, x.size(0), x.size(1)}, x, wide_dtype(x));

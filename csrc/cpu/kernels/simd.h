@@ -288,6 +288,20 @@ inline Bits bits_of_pair(VecF even, VecF odd) {
 #endif
 }
 
+// The value that is read back after v was stored as a T.
+template <class T, class V>
+inline V rounded_to(V v) {
+  if constexpr (sizeof(T) == sizeof(ElementOf<V>)) {
+    return v;
+  } else if constexpr (std::is_same_v<T, BFloat16> && kLanes<V> > 1) {
+    return (V)(round_to_bfloat16(v) & 0xffff0000u);
+  } else {
+    T rounded[kLanes<V>];
+    store(rounded, v);
+    return load<V>(rounded);
+  }
+}
+
 // Stores a pair. With `past_caches`, where the machine can, written past the caches: p must then be
 // aligned to the size of what is written.
 template <class T>

@@ -1,0 +1,425 @@
+// Deferred-norm convolution on the CPU: an implicit matrix product over rows of pixels.
+//
+// Reads x once (twice where two tasks need the same rows) and writes y once; the multiply-adds are
+// Cout Cin per kernel element and output pixel, in float32 whatever x is. A task owns a band of
+// output rows. It keeps the input rows that its output row meets in a ring of rows of float32, each
+// normalised, activated, summed and padded once, as [column][channel]: all the values that meet one
+// row of the kernel then follow each other in memory, whatever the layout of x, and are multiplied
+// with panels of the weights, kRows pixels by kPanel channels in registers over the whole sum. The
+// band's statistics are taken from the rounded output row while it is in the L1 cache.
+//
+// Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
+
+#include "../norm_conv2d.h"
+
+#include "../parallel.h"
+#include "matrix.h"
+#include "planes.h"
+
+namespace stylekernels::CPU_CAPABILITY {
+namespace {
+
+// -- geometry --------------------------------------------------------------------------------
+
+template <class T>
+struct Geometry {
+  static constexpr int64_t kStep = kPanel<Vec<T>>;
+  int64_t low, high;  // input pixels that output pixel 0 meets, all parities together
+  int64_t span;       // how many that are
+  int64_t width;      // columns of a row in the ring
+  int64_t row_elements;
+  int64_t panels;  // of Cout
+
+  explicit Geometry(const NormConv2d& a) {
+    low = a.axes[0].first, high = low + a.axes[0].taps - 1;
+    if (a.step == 2) {
+      low = smaller<int64_t>(low, a.axes[1].first);
+      const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
+      high = high < end ? end : high;
+    }
+    span = high - low + 1;
+    width = a.stride * (a.columns - 1) + span;
+    row_elements = (width * a.cin + 15) / 16 * 16;
+    panels = (a.cout + kStep - 1) / kStep;
+  }
+
+  int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
+    return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin * kStep;
+  }
+  // The panel of a parity of the output.
+  int64_t panel_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
+                      int64_t panel) const {
+    int64_t begin = 0;
+    for (int64_t parity = 0; parity < row_parity * a.step + column_parity; ++parity)
+      begin += panels * panel_elements(a, parity / a.step, parity % a.step);
+    return begin + panel * panel_elements(a, row_parity, column_parity);
+  }
+};
+
+// The pixel of x that stands at `position` of the padded image; -1 where it is a zero.
+inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
+  const int64_t whole = a.repeats * size;
+  if (position < 0 || position >= whole) {
+    if (a.padding_mode == PaddingMode::zeros) return -1;
+    if (a.padding_mode == PaddingMode::reflect)
+      position = position < 0 ? -position : 2 * (whole - 1) - position;
+    position = position < 0 ? 0 : position >= whole ? whole - 1 : position;
+  }
+  return position / a.repeats;
+}
+
+// -- the weights -----------------------------------------------------------------------------
+
+// Panel: for every kernel row and column of a parity and every input channel kPanel output
+// channels, zero beyond the last.
+template <class T>
+void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity, int64_t first,
+                  Wide<T>* panel) {
+  constexpr int64_t kStep = kPanel<Vec<T>>;
+  const Geometry<T> g(a);
+  const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
+  for (int64_t i = 0; i < g.panel_elements(a, row_parity, column_parity); ++i) panel[i] = 0;
+  const T* weight = static_cast<const T*>(a.weight);
+  for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c) {
+    for (int64_t i = 0; i < a.cin; ++i) {
+      const T* kernel = weight + (first + c) * a.weight_cout + i * a.weight_cin;
+      for (int64_t ky = 0; ky < a.kernel; ++ky) {
+        for (int64_t kx = 0; kx < a.kernel; ++kx) {
+          const int64_t row = rows.tap_of[ky], column = columns.tap_of[kx];
+          if (row < 0 || column < 0) continue;
+          panel[((row * columns.taps + column) * a.cin + i) * kStep + c] +=
+              load<Wide<T>>(kernel + ky * a.weight_row + kx * a.weight_column);
+        }
+      }
+    }
+  }
+}
+
+// -- the input -------------------------------------------------------------------------------
+
+// What is read of x, and what is done to it.
+template <class T>
+struct Input {
+  const T *x, *residual;
+  const Wide<T>* scale;  // (N, Cin); null: as it is
+  const Wide<T>* shift;
+  Activation activation;
+  Wide<T> negative_slope;
+
+  template <Activation A, class V>
+  inline V value(V x, V added, V scale_of_channel, V shift_of_channel) const {
+    V z = scale == nullptr ? x : multiply_add(x, scale_of_channel, shift_of_channel);
+    z = activate<A>(z, negative_slope);
+    if (residual != nullptr) z += added;
+    return rounded_to<T>(z);
+  }
+};
+
+// `count` elements from `from` on, of the channels from `channel` on (channel_step 1) or of that
+// channel (0), to out: numbers of either width.
+template <Activation A, class T, class Out>
+inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t channel,
+                     int64_t channel_step, Out* out) {
+  using V = Vec<T>;
+  const auto value = [&](auto lane, int64_t i) {
+    using U = decltype(lane);
+    U added{}, scale{}, shift{};
+    if (input.residual != nullptr) added = load<U>(input.residual + from + i);
+    if (input.scale != nullptr) {
+      const int64_t c = channel + i * channel_step;
+      scale = channel_step ? load<U>(input.scale + c) : splat<U>(input.scale[c]);
+      shift = channel_step ? load<U>(input.shift + c) : splat<U>(input.shift[c]);
+    }
+    return input.template value<A>(load<U>(input.x + from + i), added, scale, shift);
+  };
+  int64_t i = 0;
+  for (; i + kLanes<V> <= count; i += kLanes<V>) store(out + i, value(V{}, i));
+  for (; i < count; ++i) store(out + i, value(Wide<T>{}, i));
+}
+
+// Pixels [0, columns) of a row of x as [column][channel].
+template <Activation A, class T>
+void read_row(const NormConv2d& a, const Input<T>& input, int64_t n, int64_t row, int64_t columns,
+              Wide<T>* out) {
+  using V = Vec<T>;
+  if (a.layout == Layout::channels_last) {
+    for (int64_t p = 0; p < columns; ++p)
+      read_run<A>(input, ((n * a.h + row) * a.w + p) * a.cin, a.cin, n * a.cin, 1, out + p * a.cin);
+    return;
+  }
+  constexpr int64_t kSide = kLanes<V>;
+  Wide<T> square[kSide * kSide];
+  for (int64_t c = 0; c < a.cin; c += kSide) {
+    const int64_t channels = smaller(kSide, a.cin - c);
+    for (int64_t p = 0; p < columns; p += kSide) {
+      const int64_t pixels = smaller(kSide, columns - p);
+      for (int64_t j = 0; j < channels; ++j)
+        read_run<A>(input, ((n * a.cin + c + j) * a.h + row) * a.w + p, pixels, n * a.cin + c + j,
+                    0, square + j * kSide);
+      if (channels == kSide && pixels == kSide) {
+        V rows[kSide];
+        for (int64_t j = 0; j < kSide; ++j) rows[j] = load<V>(square + j * kSide);
+        transpose(rows);
+        for (int64_t j = 0; j < kSide; ++j) store(out + (p + j) * a.cin + c, rows[j]);
+      } else {
+        for (int64_t j = 0; j < channels; ++j)
+          for (int64_t i = 0; i < pixels; ++i) out[(p + i) * a.cin + c + j] = square[j * kSide + i];
+      }
+    }
+  }
+}
+
+template <class T>
+void read_row(const NormConv2d& a, const Input<T>& input, int64_t n, int64_t row, int64_t columns,
+              Wide<T>* out) {
+  for_activation(input.activation, [&](auto activation) {
+    read_row<decltype(activation)::value>(a, input, n, row, columns, out);
+  });
+}
+
+// The rows of the padded image that a task is at.
+template <class T>
+struct Ring {
+  using W = Wide<T>;
+  const NormConv2d& a;
+  const Input<T>& input;
+  const Geometry<T>& g;
+  int64_t n;
+  W* memory;                           // span rows, and one for an image whose pixels repeat
+  int64_t next = -(int64_t(1) << 40);  // the first row that was not read yet
+
+  W* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
+
+  // Reads what output row o meets and is not there yet.
+  void advance(int64_t o) {
+    const int64_t first = a.stride * o + g.low, end = first + g.span;
+    for (int64_t position = next < first ? first : next; position < end; ++position)
+      fill(source(a, position, a.h), row(position));
+    next = end;
+  }
+
+  void fill(int64_t from, W* out) const {
+    const auto zero = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * a.cin; i < end * a.cin; ++i) out[i] = 0;
+    };
+    if (from < 0) return zero(0, g.width);
+    const bool repeated = a.repeats > 1;
+    const int64_t inside = repeated ? 0 : -g.low;  // where column 0 of x goes
+    const int64_t count = repeated ? a.w : smaller(a.w, g.width - inside);
+    W* pixels = repeated ? memory + g.span * g.row_elements : out + inside * a.cin;
+    read_row(a, input, n, from, count, pixels);
+    for (int64_t i = 0; i < g.width; ++i) {
+      if (!repeated && i >= inside && i < inside + count) continue;
+      const int64_t column = source(a, i + g.low, a.w);
+      if (column < 0)
+        zero(i, i + 1);
+      else
+        std::memcpy(out + i * a.cin, pixels + column * a.cin, a.cin * sizeof(W));
+    }
+  }
+};
+
+// -- the output ------------------------------------------------------------------------------
+
+// One row of a parity of the output, kPanel channels of every pixel, rounded as it will be stored.
+template <int kVectors, class T>
+void multiply_row(const NormConv2d& a, const Ring<T>& ring, int64_t o, int64_t row_parity,
+                  int64_t column_parity, const Wide<T>* panel, const Wide<T>* bias, Wide<T>* out) {
+  using V = Vec<T>;
+  using W = Wide<T>;
+  constexpr int kCount = kVectors == 1 ? 2 * kRows : kRows;
+  const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
+  const int64_t depth = columns.taps * a.cin;
+  for (int64_t p = 0; p < a.columns; p += kCount) {
+    int64_t offset[kCount];
+    for (int r = 0; r < kCount; ++r)
+      offset[r] = (a.stride * smaller(p + r, a.columns - 1) + columns.first - ring.g.low) * a.cin;
+    V sums[kCount][kVectors];
+    for (int r = 0; r < kCount; ++r)
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = load<V>(bias + v * kLanes<V>);
+    const W* b = panel;
+    for (int64_t t = 0; t < rows.taps; ++t, b += depth * kPanel<V>) {
+      const W* row = ring.row(a.stride * o + rows.first + t);
+      const W* pixels[kCount];
+      for (int r = 0; r < kCount; ++r) pixels[r] = row + offset[r];
+      multiply_panel(pixels, 1, b, depth, sums);
+    }
+    for (int64_t r = 0; r < smaller<int64_t>(kCount, a.columns - p); ++r)
+      for (int v = 0; v < 2; ++v)
+        store(out + (p + r) * kPanel<V> + v * kLanes<V>,
+              v < kVectors ? rounded_to<T>(sums[r][v < kVectors ? v : 0]) : V{});
+  }
+}
+
+// Writes such a row to y: `channels` channels from `first` on.
+template <class T>
+void write_row(const NormConv2d& a, int64_t n, int64_t row, int64_t column_parity, int64_t first,
+               const Wide<T>* values) {
+  using V = Vec<T>;
+  constexpr int64_t kStep = kPanel<V>;
+  const int64_t channels = smaller(kStep, a.cout - first);
+  const int64_t height = a.step * a.rows, width = a.step * a.columns;
+  T* y = static_cast<T*>(a.y);
+  if (a.layout == Layout::contiguous) {
+    for (int64_t c = 0; c < channels; ++c) {
+      T* plane_row = y + ((n * a.cout + first + c) * height + row) * width + column_parity;
+      for (int64_t p = 0; p < a.columns; ++p) store(plane_row + p * a.step, values[p * kStep + c]);
+    }
+    return;
+  }
+  for (int64_t p = 0; p < a.columns; ++p) {
+    T* pixel = y + ((n * height + row) * width + p * a.step + column_parity) * a.cout + first;
+    const Wide<T>* from = values + p * kStep;
+    int64_t c = 0;
+    for (; c + kLanes<V> <= channels; c += kLanes<V>) store(pixel + c, load<V>(from + c));
+    for (; c < channels; ++c) store(pixel + c, from[c]);
+  }
+}
+
+template <class T>
+void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
+              int64_t band, Wide<T>* memory) {
+  using V = Vec<T>;
+  using W = Wide<T>;
+  constexpr int64_t kStep = kPanel<V>;
+  W* values = memory + (g.span + 1) * g.row_elements;
+  Ring<T> ring{a, input, g, n, memory};
+  const W* weights = static_cast<const W*>(a.panels);
+  double* mean = a.partials + (n * a.bands + band) * 2 * a.cout;
+  double* m2 = mean + a.cout;
+  double counted = 0;
+  const int64_t end = smaller((band + 1) * a.band, a.rows);
+  for (int64_t o = band * a.band; o < end; ++o) {
+    ring.advance(o);
+    for (int64_t parity = 0; parity < a.step * a.step; ++parity) {
+      const int64_t row_parity = parity / a.step, column_parity = parity % a.step;
+      for (int64_t first = 0; first < a.cout; first += kStep) {
+        const int64_t channels = smaller(kStep, a.cout - first);
+        W bias[kStep] = {};
+        if (a.bias != nullptr)
+          for (int64_t c = 0; c < channels; ++c) bias[c] = static_cast<const W*>(a.bias)[first + c];
+        const W* panel = weights + g.panel_begin(a, row_parity, column_parity, first / kStep);
+        if (channels <= kLanes<V>)
+          multiply_row<1>(a, ring, o, row_parity, column_parity, panel, bias, values);
+        else
+          multiply_row<2>(a, ring, o, row_parity, column_parity, panel, bias, values);
+        write_row<T>(a, n, a.step * o + row_parity, column_parity, first, values);
+        if (a.mean == nullptr) continue;
+        double part_mean[kTile], part_m2[kTile];
+        lane_moments<W>(values, kStep, a.columns, kStep, part_mean, part_m2);
+        for (int64_t c = 0; c < channels; ++c) {
+          Moments moments;
+          if (counted > 0) moments = {counted, mean[first + c], m2[first + c]};
+          moments.merge(double(a.columns), part_mean[c], part_m2[c]);
+          mean[first + c] = moments.mean, m2[first + c] = moments.m2;
+        }
+      }
+      counted += double(a.columns);
+    }
+  }
+}
+
+// Merges the bands of image n, in their order.
+template <class T>
+void finish_statistics(const NormConv2d& a, int64_t n) {
+  using W = Wide<T>;
+  const double* partials = a.partials + n * a.bands * 2 * a.cout;
+  for (int64_t c = 0; c < a.cout; ++c) {
+    Moments moments;
+    for (int64_t band = 0; band < a.bands; ++band) {
+      const int64_t rows = smaller(a.band, a.rows - band * a.band);
+      const double* part = partials + band * 2 * a.cout + c;
+      moments.merge(double(rows * a.step * a.columns * a.step), part[0], part[a.cout]);
+    }
+    static_cast<W*>(a.mean)[n * a.cout + c] = W(moments.mean);
+    static_cast<W*>(a.var)[n * a.cout + c] = W(moments.m2 / moments.count);
+  }
+}
+
+// -- the op ----------------------------------------------------------------------------------
+
+// Writes the input of the convolution, plane by plane or pixel by pixel as x lies.
+template <class T>
+void write_input(const NormConv2d& a, const Input<T>& input) {
+  const bool contiguous = a.layout == Layout::contiguous;
+  const int64_t run = contiguous ? a.h * a.w : a.cin;
+  const int64_t runs = run == 0 ? 0 : a.n * a.cin * a.h * a.w / run;
+  for_activation(input.activation, [&](auto activation) {
+    parallel_runs(runs, run, [&](int64_t i) {
+      const int64_t channel = contiguous ? i : i / (a.h * a.w) * a.cin;
+      read_run<decltype(activation)::value>(input, i * run, run, channel, contiguous ? 0 : 1,
+                                            static_cast<T*>(a.input) + i * run);
+    });
+  });
+}
+
+template <class T>
+void run_of(const NormConv2d& a) {
+  using W = Wide<T>;
+  const Geometry<T> g(a);
+  W* panels = static_cast<W*>(a.panels);
+  const int64_t parities = a.step * a.step;
+  parallel_tasks(parities * g.panels, g.panel_elements(a, 0, 0), [&](int64_t task) {
+    const int64_t parity = task / g.panels, panel = task % g.panels;
+    const int64_t row = parity / a.step, column = parity % a.step;
+    pack_weights<T>(a, row, column, panel * g.kStep, panels + g.panel_begin(a, row, column, panel));
+  });
+
+  W *scale = panels + g.panel_begin(a, a.step - 1, a.step - 1, g.panels), *shift = scale;
+  Input<T> input{
+      static_cast<const T*>(a.x), static_cast<const T*>(a.residual), nullptr, nullptr, a.activation,
+      W(a.negative_slope)};
+  if (a.scale_shift != nullptr) {
+    shift = scale + a.n * a.cin;
+    for (int64_t i = 0; i < a.n * a.cin; ++i) {
+      scale[i] = coefficient<W>(static_cast<const W*>(a.scale_shift)[2 * i]);
+      shift[i] = coefficient<W>(static_cast<const W*>(a.scale_shift)[2 * i + 1]);
+    }
+    input.scale = scale, input.shift = shift;
+  }
+  if (a.input != nullptr) {
+    write_input(a, input);
+    input = {static_cast<const T*>(a.input), nullptr, nullptr, nullptr, Activation::none, W(0)};
+  }
+
+  const int64_t tasks = a.n * a.bands;
+  const int64_t worker_elements = (g.span + 1) * g.row_elements + a.columns * g.kStep;
+  parallel_tasks(tasks, a.band * a.columns * a.cout, [&](int64_t task, int64_t worker) {
+    run_band<T>(a, g, input, task / a.bands, task % a.bands,
+                static_cast<W*>(a.rows_memory) + worker * worker_elements);
+  });
+  if (a.mean != nullptr)
+    parallel_tasks(a.n, a.bands * a.cout, [&](int64_t n) { finish_statistics<T>(a, n); });
+}
+
+template <class F>
+int64_t by_dtype(DType dtype, const F& f) {
+  int64_t result = 0;
+  for_dtype(dtype, [&](auto element) { result = f(element); });
+  return result;
+}
+
+// The weights, and after them scale and shift.
+int64_t panel_elements(const NormConv2d& a) {
+  return by_dtype(a.dtype, [&](auto element) {
+    const Geometry<decltype(element)> g(a);
+    return g.panel_begin(a, a.step - 1, a.step - 1, g.panels) + 2 * a.n * a.cin;
+  });
+}
+
+int64_t worker_elements(const NormConv2d& a) {
+  return by_dtype(a.dtype, [&](auto element) {
+    const Geometry<decltype(element)> g(a);
+    return (g.span + 1) * g.row_elements + a.columns * g.kStep;
+  });
+}
+
+void run(const NormConv2d& args) {
+  for_dtype(args.dtype, [&](auto element) { run_of<decltype(element)>(args); });
+}
+
+}  // namespace
+
+const NormConv2dKernels norm_conv2d_kernels = {panel_elements, worker_elements, run};
+
+}  // namespace stylekernels::CPU_CAPABILITY

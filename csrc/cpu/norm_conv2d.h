@@ -1,0 +1,68 @@
+// Deferred-norm convolution: what the op hands to its kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "types.h"
+
+namespace stylekernels {
+
+enum class PaddingMode { zeros, reflect, replicate };
+
+// One direction of a convolution, for one parity of the output: output pixel o (of every `step`-th)
+// is the sum over t < taps of input pixel stride * o + first + t times the kernel's elements k with
+// tap_of[k] = t. Upsampling gives every parity a kernel of its own: a transposed convolution uses
+// some elements (the others have tap_of -1), nearest adds those up that meet the same input pixel.
+struct ConvAxis {
+  static constexpr int kMaxKernel = 9;
+  int taps;
+  int first;
+  int tap_of[kMaxKernel];
+};
+
+struct NormConv2d {
+  DType dtype;
+  Layout layout;
+  int64_t n, cin, h, w;
+  int64_t cout, rows, columns;  // output pixels of one parity
+  const void* x;
+  const void* scale_shift;  // (N, Cin, 2), float or double; null: x as it is
+  Activation activation;
+  double negative_slope;
+  const void* residual;  // null: none
+  void* input;           // x's shape, out: what is convolved; null: not wanted
+  const void* weight;
+  int64_t weight_cout, weight_cin, weight_row, weight_column;  // its strides, in elements
+  int64_t kernel;
+  const void* bias;  // (Cout), float or double; null: none
+  int64_t stride;
+  int64_t step;     // 2 where the output has parities, else 1
+  int64_t repeats;  // how often a pixel of x follows itself in the image that is convolved
+  PaddingMode padding_mode;
+  ConvAxis axes[2];  // by parity
+  void* y;           // (N, Cout, step * rows, step * columns), out
+  void* mean;        // (N, Cout), out; null: no statistics
+  void* var;
+  int64_t band;       // output rows of one parity in a task: depends on the shape alone
+  int64_t bands;      // per image
+  double* partials;   // (N, bands, 2, Cout): means and sums of squared deviations
+  void* panels;       // panel_elements() scratch: the weights
+  void* rows_memory;  // workers x worker_elements() scratch
+};
+
+struct NormConv2dKernels {
+  int64_t (*panel_elements)(const NormConv2d&);
+  int64_t (*worker_elements)(const NormConv2d&);
+  void (*run)(const NormConv2d&);
+};
+
+#define DECLARE_KERNELS(capability)                   \
+  namespace capability {                              \
+  extern const NormConv2dKernels norm_conv2d_kernels; \
+  }
+DECLARE_KERNELS(baseline)
+DECLARE_KERNELS(avx2)
+DECLARE_KERNELS(avx512)
+#undef DECLARE_KERNELS
+
+}  // namespace stylekernels
