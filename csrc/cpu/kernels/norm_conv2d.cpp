@@ -10,214 +10,40 @@
 //
 // Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
 
-#include "../norm_conv2d.h"
-
 #include "../parallel.h"
-#include "matrix.h"
-#include "planes.h"
+#include "conv_rows.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 namespace {
 
-// -- geometry --------------------------------------------------------------------------------
-
-template <class T>
-struct Geometry {
-  static constexpr int64_t kStep = kPanel<Vec<T>>;
-  int64_t low, high;  // input pixels that output pixel 0 meets, all parities together
-  int64_t span;       // how many that are
-  int64_t width;      // columns of a row in the ring
-  int64_t row_elements;
-  int64_t panels;  // of Cout
-
-  explicit Geometry(const NormConv2d& a) {
-    low = a.axes[0].first, high = low + a.axes[0].taps - 1;
-    if (a.step == 2) {
-      low = smaller<int64_t>(low, a.axes[1].first);
-      const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
-      high = high < end ? end : high;
-    }
-    span = high - low + 1;
-    width = a.stride * (a.columns - 1) + span;
-    row_elements = (width * a.cin + 15) / 16 * 16;
-    panels = (a.cout + kStep - 1) / kStep;
-  }
-
-  int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
-    return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin * kStep;
-  }
-  // The panel of a parity of the output.
-  int64_t panel_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
-                      int64_t panel) const {
-    int64_t begin = 0;
-    for (int64_t parity = 0; parity < row_parity * a.step + column_parity; ++parity)
-      begin += panels * panel_elements(a, parity / a.step, parity % a.step);
-    return begin + panel * panel_elements(a, row_parity, column_parity);
-  }
-};
-
-// The pixel of x that stands at `position` of the padded image; -1 where it is a zero.
-inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
-  const int64_t whole = a.repeats * size;
-  if (position < 0 || position >= whole) {
-    if (a.padding_mode == PaddingMode::zeros) return -1;
-    if (a.padding_mode == PaddingMode::reflect)
-      position = position < 0 ? -position : 2 * (whole - 1) - position;
-    position = position < 0 ? 0 : position >= whole ? whole - 1 : position;
-  }
-  return position / a.repeats;
-}
-
 // -- the weights -----------------------------------------------------------------------------
 
 // Panel: for every kernel row and column of a parity and every input channel kPanel output
-// channels, zero beyond the last.
+// channels, zero beyond the last. Planar: for every kernel row, input channel and kernel column.
 template <class T>
 void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity, int64_t first,
                   Wide<T>* panel) {
-  constexpr int64_t kStep = kPanel<Vec<T>>;
   const Geometry<T> g(a);
+  const int64_t step = g.panel_channels(a);
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
   for (int64_t i = 0; i < g.panel_elements(a, row_parity, column_parity); ++i) panel[i] = 0;
   const T* weight = static_cast<const T*>(a.weight);
-  for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c) {
+  for (int64_t c = 0; c < smaller(step, a.cout - first); ++c) {
     for (int64_t i = 0; i < a.cin; ++i) {
       const T* kernel = weight + (first + c) * a.weight_cout + i * a.weight_cin;
       for (int64_t ky = 0; ky < a.kernel; ++ky) {
         for (int64_t kx = 0; kx < a.kernel; ++kx) {
           const int64_t row = rows.tap_of[ky], column = columns.tap_of[kx];
           if (row < 0 || column < 0) continue;
-          panel[((row * columns.taps + column) * a.cin + i) * kStep + c] +=
+          const int64_t place = g.planar ? (row * a.cin + i) * columns.taps + column
+                                         : (row * columns.taps + column) * a.cin + i;
+          panel[place * step + c] +=
               load<Wide<T>>(kernel + ky * a.weight_row + kx * a.weight_column);
         }
       }
     }
   }
 }
-
-// -- the input -------------------------------------------------------------------------------
-
-// What is read of x, and what is done to it.
-template <class T>
-struct Input {
-  const T *x, *residual;
-  const Wide<T>* scale;  // (N, Cin); null: as it is
-  const Wide<T>* shift;
-  Activation activation;
-  Wide<T> negative_slope;
-
-  template <Activation A, class V>
-  inline V value(V x, V added, V scale_of_channel, V shift_of_channel) const {
-    V z = scale == nullptr ? x : multiply_add(x, scale_of_channel, shift_of_channel);
-    z = activate<A>(z, negative_slope);
-    if (residual != nullptr) z += added;
-    return rounded_to<T>(z);
-  }
-};
-
-// `count` elements from `from` on, of the channels from `channel` on (channel_step 1) or of that
-// channel (0), to out: numbers of either width.
-template <Activation A, class T, class Out>
-inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t channel,
-                     int64_t channel_step, Out* out) {
-  using V = Vec<T>;
-  const auto value = [&](auto lane, int64_t i) {
-    using U = decltype(lane);
-    U added{}, scale{}, shift{};
-    if (input.residual != nullptr) added = load<U>(input.residual + from + i);
-    if (input.scale != nullptr) {
-      const int64_t c = channel + i * channel_step;
-      scale = channel_step ? load<U>(input.scale + c) : splat<U>(input.scale[c]);
-      shift = channel_step ? load<U>(input.shift + c) : splat<U>(input.shift[c]);
-    }
-    return input.template value<A>(load<U>(input.x + from + i), added, scale, shift);
-  };
-  int64_t i = 0;
-  for (; i + kLanes<V> <= count; i += kLanes<V>) store(out + i, value(V{}, i));
-  for (; i < count; ++i) store(out + i, value(Wide<T>{}, i));
-}
-
-// Pixels [0, columns) of a row of x as [column][channel].
-template <Activation A, class T>
-void read_row(const NormConv2d& a, const Input<T>& input, int64_t n, int64_t row, int64_t columns,
-              Wide<T>* out) {
-  using V = Vec<T>;
-  if (a.layout == Layout::channels_last) {
-    for (int64_t p = 0; p < columns; ++p)
-      read_run<A>(input, ((n * a.h + row) * a.w + p) * a.cin, a.cin, n * a.cin, 1, out + p * a.cin);
-    return;
-  }
-  constexpr int64_t kSide = kLanes<V>;
-  Wide<T> square[kSide * kSide];
-  for (int64_t c = 0; c < a.cin; c += kSide) {
-    const int64_t channels = smaller(kSide, a.cin - c);
-    for (int64_t p = 0; p < columns; p += kSide) {
-      const int64_t pixels = smaller(kSide, columns - p);
-      for (int64_t j = 0; j < channels; ++j)
-        read_run<A>(input, ((n * a.cin + c + j) * a.h + row) * a.w + p, pixels, n * a.cin + c + j,
-                    0, square + j * kSide);
-      if (channels == kSide && pixels == kSide) {
-        V rows[kSide];
-        for (int64_t j = 0; j < kSide; ++j) rows[j] = load<V>(square + j * kSide);
-        transpose(rows);
-        for (int64_t j = 0; j < kSide; ++j) store(out + (p + j) * a.cin + c, rows[j]);
-      } else {
-        for (int64_t j = 0; j < channels; ++j)
-          for (int64_t i = 0; i < pixels; ++i) out[(p + i) * a.cin + c + j] = square[j * kSide + i];
-      }
-    }
-  }
-}
-
-template <class T>
-void read_row(const NormConv2d& a, const Input<T>& input, int64_t n, int64_t row, int64_t columns,
-              Wide<T>* out) {
-  for_activation(input.activation, [&](auto activation) {
-    read_row<decltype(activation)::value>(a, input, n, row, columns, out);
-  });
-}
-
-// The rows of the padded image that a task is at.
-template <class T>
-struct Ring {
-  using W = Wide<T>;
-  const NormConv2d& a;
-  const Input<T>& input;
-  const Geometry<T>& g;
-  int64_t n;
-  W* memory;                           // span rows, and one for an image whose pixels repeat
-  int64_t next = -(int64_t(1) << 40);  // the first row that was not read yet
-
-  W* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
-
-  // Reads what output row o meets and is not there yet.
-  void advance(int64_t o) {
-    const int64_t first = a.stride * o + g.low, end = first + g.span;
-    for (int64_t position = next < first ? first : next; position < end; ++position)
-      fill(source(a, position, a.h), row(position));
-    next = end;
-  }
-
-  void fill(int64_t from, W* out) const {
-    const auto zero = [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * a.cin; i < end * a.cin; ++i) out[i] = 0;
-    };
-    if (from < 0) return zero(0, g.width);
-    const bool repeated = a.repeats > 1;
-    const int64_t inside = repeated ? 0 : -g.low;  // where column 0 of x goes
-    const int64_t count = repeated ? a.w : smaller(a.w, g.width - inside);
-    W* pixels = repeated ? memory + g.span * g.row_elements : out + inside * a.cin;
-    read_row(a, input, n, from, count, pixels);
-    for (int64_t i = 0; i < g.width; ++i) {
-      if (!repeated && i >= inside && i < inside + count) continue;
-      const int64_t column = source(a, i + g.low, a.w);
-      if (column < 0)
-        zero(i, i + 1);
-      else
-        std::memcpy(out + i * a.cin, pixels + column * a.cin, a.cin * sizeof(W));
-    }
-  }
-};
 
 // -- the output ------------------------------------------------------------------------------
 
@@ -248,6 +74,45 @@ void multiply_row(const NormConv2d& a, const Ring<T>& ring, int64_t o, int64_t r
       for (int v = 0; v < 2; ++v)
         store(out + (p + r) * kPanel<V> + v * kLanes<V>,
               v < kVectors ? rounded_to<T>(sums[r][v < kVectors ? v : 0]) : V{});
+  }
+}
+
+// The same where the ring is planar: a vector holds pixels, and nothing is multiplied for channels
+// that aren't there.
+//
+// Not inlined: beside the caller's variables gcc finds no registers for the weights.
+template <int kOutputs, class T>
+[[gnu::noinline]] void multiply_planar_row(const NormConv2d& a, const Ring<T>& ring, int64_t o,
+                                           const Wide<T>* weights, const Wide<T>* bias,
+                                           Wide<T>* out) {
+  using V = Vec<T>;
+  using W = Wide<T>;
+  constexpr int kStep = kPlanarVectors * kLanes<V>;
+  const ConvAxis& axis = a.axes[0];
+  for (int64_t p = 0; p < a.columns; p += kStep) {
+    V sums[kOutputs][kPlanarVectors];
+    for (int c = 0; c < kOutputs; ++c)
+      for (int v = 0; v < kPlanarVectors; ++v) sums[c][v] = splat<V>(bias[c]);
+    const W* weight = weights;
+    for (int64_t t = 0; t < axis.taps; ++t) {
+      const W* plane = ring.row(o + axis.first + t) + p;
+      for (int64_t i = 0; i < a.cin; ++i, plane += ring.g.pitch) {
+        for (int64_t k = 0; k < axis.taps; ++k, weight += kOutputs) {
+          for (int v = 0; v < kPlanarVectors; ++v) {
+            const V pixels = load<V>(plane + k + v * kLanes<V>);
+            for (int c = 0; c < kOutputs; ++c)
+              sums[c][v] = multiply_add(splat<V>(weight[c]), pixels, sums[c][v]);
+          }
+        }
+      }
+    }
+    W pixels[kOutputs][kStep];
+    for (int c = 0; c < kOutputs; ++c)
+      for (int v = 0; v < kPlanarVectors; ++v)
+        store(pixels[c] + v * kLanes<V>, rounded_to<T>(sums[c][v]));
+    for (int64_t i = 0; i < smaller<int64_t>(kStep, a.columns - p); ++i)
+      for (int c = 0; c < kPanel<V>; ++c)
+        out[(p + i) * kPanel<V> + c] = c < kOutputs ? pixels[c < kOutputs ? c : 0][i] : W(0);
   }
 }
 
@@ -299,7 +164,13 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
         if (a.bias != nullptr)
           for (int64_t c = 0; c < channels; ++c) bias[c] = static_cast<const W*>(a.bias)[first + c];
         const W* panel = weights + g.panel_begin(a, row_parity, column_parity, first / kStep);
-        if (channels <= kLanes<V>)
+        if (g.planar && channels == 1)
+          multiply_planar_row<1>(a, ring, o, panel, bias, values);
+        else if (g.planar && channels == 2)
+          multiply_planar_row<2>(a, ring, o, panel, bias, values);
+        else if (g.planar)
+          multiply_planar_row<3>(a, ring, o, panel, bias, values);
+        else if (channels <= kLanes<V>)
           multiply_row<1>(a, ring, o, row_parity, column_parity, panel, bias, values);
         else
           multiply_row<2>(a, ring, o, row_parity, column_parity, panel, bias, values);

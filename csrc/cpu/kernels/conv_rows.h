@@ -1,0 +1,207 @@
+// The input of a deferred-norm convolution: where its pixels come from, and rows of them,
+// normalised, activated, summed and padded. See norm_conv2d.cpp.
+#pragma once
+
+#include "../norm_conv2d.h"
+#include "matrix.h"
+#include "planes.h"
+
+namespace stylekernels::CPU_CAPABILITY {
+
+// With so few output channels, vectors hold pixels instead.
+constexpr int64_t kFewOutputs = 3;
+constexpr int kPlanarVectors = 3;  // times kFewOutputs sums, and the weights, fit in 16 registers
+
+// -- geometry --------------------------------------------------------------------------------
+
+template <class T>
+struct Geometry {
+  static constexpr int64_t kStep = kPanel<Vec<T>>;
+  int64_t low, high;  // input pixels that output pixel 0 meets, all parities together
+  int64_t span;       // how many that are
+  int64_t width;      // columns of a row in the ring
+  bool planar;        // the ring\'s rows are [channel][column], else [column][channel]
+  int64_t pitch;      // elements from one column, or channel, to the next
+  int64_t row_elements;
+  int64_t panels;  // of the weights
+
+  explicit Geometry(const NormConv2d& a) {
+    low = a.axes[0].first, high = low + a.axes[0].taps - 1;
+    if (a.step == 2) {
+      low = smaller<int64_t>(low, a.axes[1].first);
+      const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
+      high = high < end ? end : high;
+    }
+    span = high - low + 1;
+    width = a.stride * (a.columns - 1) + span;
+    planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1;
+    // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
+    pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
+    row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
+    panels = planar ? 1 : (a.cout + kStep - 1) / kStep;
+  }
+
+  // Output channels in a panel of the weights.
+  int64_t panel_channels(const NormConv2d& a) const { return planar ? a.cout : kStep; }
+
+  int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
+    return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin *
+           panel_channels(a);
+  }
+  // The panel of a parity of the output.
+  int64_t panel_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
+                      int64_t panel) const {
+    int64_t begin = 0;
+    for (int64_t parity = 0; parity < row_parity * a.step + column_parity; ++parity)
+      begin += panels * panel_elements(a, parity / a.step, parity % a.step);
+    return begin + panel * panel_elements(a, row_parity, column_parity);
+  }
+};
+
+// The pixel of x that stands at `position` of the padded image; -1 where it is a zero.
+inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
+  const int64_t whole = a.repeats * size;
+  if (position < 0 || position >= whole) {
+    if (a.padding_mode == PaddingMode::zeros) return -1;
+    if (a.padding_mode == PaddingMode::reflect)
+      position = position < 0 ? -position : 2 * (whole - 1) - position;
+    position = position < 0 ? 0 : position >= whole ? whole - 1 : position;
+  }
+  return position / a.repeats;
+}
+
+// -- the input -------------------------------------------------------------------------------
+
+// What is read of x, and what is done to it.
+template <class T>
+struct Input {
+  const T *x, *residual;
+  const Wide<T>* scale;  // (N, Cin); null: as it is
+  const Wide<T>* shift;
+  Activation activation;
+  Wide<T> negative_slope;
+
+  template <Activation A, class V>
+  inline V value(V x, V added, V scale_of_channel, V shift_of_channel) const {
+    V z = scale == nullptr ? x : multiply_add(x, scale_of_channel, shift_of_channel);
+    z = activate<A>(z, negative_slope);
+    if (residual != nullptr) z += added;
+    return rounded_to<T>(z);
+  }
+};
+
+// `count` elements from `from` on, of the channels from `channel` on (channel_step 1) or of that
+// channel (0), to out: numbers of either width.
+template <Activation A, class T, class Out>
+inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t channel,
+                     int64_t channel_step, Out* out) {
+  using V = Vec<T>;
+  const auto value = [&](auto lane, int64_t i) {
+    using U = decltype(lane);
+    U added{}, scale{}, shift{};
+    if (input.residual != nullptr) added = load<U>(input.residual + from + i);
+    if (input.scale != nullptr) {
+      const int64_t c = channel + i * channel_step;
+      scale = channel_step ? load<U>(input.scale + c) : splat<U>(input.scale[c]);
+      shift = channel_step ? load<U>(input.shift + c) : splat<U>(input.shift[c]);
+    }
+    return input.template value<A>(load<U>(input.x + from + i), added, scale, shift);
+  };
+  int64_t i = 0;
+  for (; i + kLanes<V> <= count; i += kLanes<V>) store(out + i, value(V{}, i));
+  for (; i < count; ++i) store(out + i, value(Wide<T>{}, i));
+}
+
+// Pixels [0, columns) of a row of x, in the order of the ring. x lies in the same order or across.
+template <Activation A, class T>
+void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
+              int64_t row, int64_t columns, Wide<T>* out) {
+  using V = Vec<T>;
+  const bool planes = a.layout == Layout::contiguous;
+  // Runs of x follow each other `run_step` apart: the columns of a channel, or the channels of one.
+  const int64_t runs = planes ? a.cin : columns, length = planes ? columns : a.cin;
+  const int64_t run_step = planes ? a.h * a.w : a.cin;
+  const int64_t first = planes ? (n * a.cin * a.h + row) * a.w : (n * a.h + row) * a.w * a.cin;
+  const auto read = [&](int64_t run, int64_t from, int64_t count, Wide<T>* to) {
+    const int64_t channel = n * a.cin + (planes ? run : from);
+    read_run<A>(input, first + run * run_step + from, count, channel, planes ? 0 : 1, to);
+  };
+  if (planes == g.planar) {
+    for (int64_t run = 0; run < runs; ++run) read(run, 0, length, out + run * g.pitch);
+    return;
+  }
+  constexpr int64_t kSide = kLanes<V>;
+  Wide<T> square[kSide * kSide];
+  for (int64_t run = 0; run < runs; run += kSide) {
+    const int64_t height = smaller(kSide, runs - run);
+    for (int64_t from = 0; from < length; from += kSide) {
+      const int64_t count = smaller(kSide, length - from);
+      for (int64_t j = 0; j < height; ++j) read(run + j, from, count, square + j * kSide);
+      Wide<T>* corner = out + from * g.pitch + run;
+      if (height == kSide && count == kSide) {
+        V rows[kSide];
+        for (int64_t j = 0; j < kSide; ++j) rows[j] = load<V>(square + j * kSide);
+        transpose(rows);
+        for (int64_t j = 0; j < kSide; ++j) store(corner + j * g.pitch, rows[j]);
+      } else {
+        for (int64_t j = 0; j < height; ++j)
+          for (int64_t i = 0; i < count; ++i) corner[i * g.pitch + j] = square[j * kSide + i];
+      }
+    }
+  }
+}
+
+template <class T>
+void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
+              int64_t row, int64_t columns, Wide<T>* out) {
+  for_activation(input.activation, [&](auto activation) {
+    read_row<decltype(activation)::value>(a, g, input, n, row, columns, out);
+  });
+}
+
+// The rows of the padded image that a task is at.
+template <class T>
+struct Ring {
+  using W = Wide<T>;
+  const NormConv2d& a;
+  const Input<T>& input;
+  const Geometry<T>& g;
+  int64_t n;
+  W* memory;                           // span rows, and one for an image whose pixels repeat
+  int64_t next = -(int64_t(1) << 40);  // the first row that was not read yet
+
+  W* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
+
+  // Reads what output row o meets and is not there yet.
+  void advance(int64_t o) {
+    const int64_t first = a.stride * o + g.low, end = first + g.span;
+    for (int64_t position = next < first ? first : next; position < end; ++position)
+      fill(source(a, position, a.h), row(position));
+    next = end;
+  }
+
+  void fill(int64_t from, W* out) const {
+    const int64_t channels = g.planar ? a.cin : 1, elements = g.planar ? 1 : a.cin;
+    const int64_t column_step = g.planar ? 1 : g.pitch;
+    // Column `to` of a row becomes column `column` of `pixels`, or zeros for a column of -1.
+    const auto set = [&](int64_t to, const W* pixels, int64_t column) {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t i = 0; i < elements; ++i)
+          out[c * g.pitch + to * column_step + i] =
+              column < 0 ? W(0) : pixels[c * g.pitch + column * column_step + i];
+    };
+    if (from < 0) {
+      for (int64_t i = 0; i < g.width; ++i) set(i, nullptr, -1);
+      return;
+    }
+    const bool repeated = a.repeats > 1;
+    const int64_t inside = repeated ? 0 : -g.low;  // where column 0 of x goes
+    const int64_t count = repeated ? a.w : smaller(a.w, g.width - inside);
+    W* pixels = repeated ? memory + g.span * g.row_elements : out + inside * column_step;
+    read_row(a, g, input, n, from, count, pixels);
+    for (int64_t i = 0; i < g.width; ++i)
+      if (repeated || i < inside || i >= inside + count) set(i, pixels, source(a, i + g.low, a.w));
+  }
+};
+
+}  // namespace stylekernels::CPU_CAPABILITY
