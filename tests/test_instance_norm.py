@@ -205,6 +205,38 @@ def test_nan_and_inf_go_where_torch_sends_them(dtype, activation, layout, value,
             assert torch.equal(test(grads[0]), test(grads[1])), test.__name__
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", ["weight", "bias", "mean", "var"])
+def test_nan_with_all_bits_set_stays_nan(name, layout, device) -> None:
+    """Rounding such a NaN to bfloat16 as a number would give zero."""
+    parameters = {"mean": random(5, device=device), "var": random(5, device=device).abs() + 0.5}
+    parameters |= {key: random(5, device=device) for key in ("weight", "bias")}
+    parameters[name].view(torch.int32)[2] = -1
+    x = random(2, 5, 6, 7, dtype=torch.bfloat16, layout=layout, device=device)
+    y = ours(x, activation="none", **parameters)
+    assert y[:, 2].isnan().all()
+    assert y[:, [0, 1, 3, 4]].isfinite().all()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("shape", [(2, 3, 0, 4), (2, 40, 4, 0)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_planes_without_pixels(layout, shape, device) -> None:
+    x = random(*shape, device=device, layout=layout)
+    for statistic in instance_norm_stats(x):
+        assert statistic.shape == shape[:2]
+        assert statistic.isnan().all()
+    x.requires_grad_()
+    weight = torch.ones(shape[1], device=device, requires_grad=True)
+    zeros = torch.zeros(shape[1], device=device)
+    y = ours(x, weight, mean=zeros, var=zeros)
+    assert y.shape == shape
+    grad_x, grad_weight = torch.autograd.grad(y.sum(), (x, weight))
+    assert grad_x.shape == shape
+    assert torch.equal(grad_weight, zeros)
+
+
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saturated_activations_stay_finite(dtype, activation, device) -> None:

@@ -156,6 +156,19 @@ def test_a_bad_pixel_reaches_what_sees_it(mode, padding_mode, layout, dtype, dev
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("out_channels", [3, 8, 16])
+def test_a_bias_of_nan_with_all_bits_set_stays_nan(out_channels, device) -> None:
+    """Rounding such a NaN to bfloat16 as a number would give zero."""
+    bias = random(out_channels, device=device)
+    bias.view(torch.int32)[1] = -1
+    x = random(1, 4, 8, 8, dtype=torch.bfloat16, device=device)
+    weight = random(out_channels, 4, 3, 3, dtype=torch.bfloat16, device=device)
+    y = norm_conv2d(x, weight, bias=bias).y
+    assert y[:, 1].isnan().all()
+    assert y[:, 0].isfinite().all()
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ACTIVATIONS)

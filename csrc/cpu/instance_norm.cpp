@@ -49,7 +49,8 @@ PlaneGrid grid_of(const Tensor& x, Layout layout) {
   } else {
     g.chunk_pixels = g.n * g.c >= kManyPlanes ? std::max<int64_t>(1, g.pixels) : kChunkElements;
   }
-  g.chunks = (g.pixels + g.chunk_pixels - 1) / g.chunk_pixels;
+  g.chunk_pixels = std::min(g.chunk_pixels, std::max<int64_t>(1, g.pixels));
+  g.chunks = std::max<int64_t>(1, (g.pixels + g.chunk_pixels - 1) / g.chunk_pixels);
   return g;
 }
 

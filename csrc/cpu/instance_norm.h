@@ -16,7 +16,7 @@ struct PlaneGrid {
   int64_t n, c;
   int64_t pixels;        // H * W
   int64_t chunk_pixels;  // pixels of one chunk of one plane (contiguous) or image (channels_last)
-  int64_t chunks;        // chunks per plane or image
+  int64_t chunks;        // per plane or image; one, empty, where there are no pixels
 };
 
 // Every parameter is float, or double for float64 x. Pointers may be null where it says so.

@@ -36,6 +36,9 @@ const NormConv2dKernels& kernels() {
 constexpr int64_t kFewestTasks = 16;
 constexpr int64_t kMostRows = 16;
 
+// Multiply-adds in about the time of one element of a pass over memory.
+constexpr int64_t kMultipliesPerElement = 16;
+
 PaddingMode padding_mode_of(const std::string& name) {
   if (name == "reflect") return PaddingMode::reflect;
   if (name == "replicate") return PaddingMode::replicate;
@@ -93,6 +96,8 @@ void set_geometry(NormConv2d& args, const std::string& upsample, int64_t padding
   const int64_t per_task = (args.rows + kFewestTasks - 1) / kFewestTasks;
   args.band = std::max<int64_t>(1, std::min(kMostRows, per_task));
   args.bands = (args.rows + args.band - 1) / args.band;
+  args.band_cost = args.band * args.columns * args.cout *
+                   std::max<int64_t>(1, args.cin * k * k / kMultipliesPerElement);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
@@ -140,8 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
   Tensor mean = empty(planes, x, wide), var = empty(planes, x, wide);
   Tensor partials = workspace(return_stats ? args.n * args.bands * 2 * args.cout : 0, x);
   Tensor panels = empty({kernels().panel_elements(args)}, x, wide);
-  const int64_t workers =
-      parallel_workers(args.n * args.bands, args.band * args.columns * args.cout);
+  const int64_t workers = parallel_workers(args.n * args.bands, args.band_cost);
   Tensor rows = empty({workers * kernels().worker_elements(args)}, x, wide);
   args.input = return_input ? input.mutable_data_ptr() : nullptr;
   args.y = y.mutable_data_ptr();

@@ -45,6 +45,7 @@ struct NormConv2d {
   void* var;
   int64_t band;       // output rows of one parity in a task: depends on the shape alone
   int64_t bands;      // per image
+  int64_t band_cost;  // of a task, in elements of a pass over memory
   double* partials;   // (N, bands, 2, Cout): means and sums of squared deviations
   void* panels;       // panel_elements() scratch: the weights
   void* rows_memory;  // workers x worker_elements() scratch

@@ -36,9 +36,9 @@ struct WideOf<double> {
 template <class T>
 using Wide = typename WideOf<T>::Type;
 
-// Calls f with a value of the element type.
+// What f gives for a value of the element type.
 template <class F>
-inline void for_dtype(DType dtype, const F& f) {
+inline auto for_dtype(DType dtype, const F& f) {
   switch (dtype) {
     case DType::float32:
       return f(float{});
@@ -47,8 +47,9 @@ inline void for_dtype(DType dtype, const F& f) {
     case DType::float16:
       return f(Float16{});
     case DType::float64:
-      return f(double{});
+      break;
   }
+  return f(double{});
 }
 
 }  // namespace stylekernels

@@ -20,7 +20,7 @@ struct Geometry {
   int64_t low, high;  // input pixels that output pixel 0 meets, all parities together
   int64_t span;       // how many that are
   int64_t width;      // columns of a row in the ring
-  bool planar;        // the ring\'s rows are [channel][column], else [column][channel]
+  bool planar;        // the ring's rows are [channel][column], else [column][channel]
   int64_t pitch;      // elements from one column, or channel, to the next
   int64_t row_elements;
   int64_t panels;  // of the weights
@@ -39,6 +39,11 @@ struct Geometry {
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
     row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
     panels = planar ? 1 : (a.cout + kStep - 1) / kStep;
+  }
+
+  // Scratch of a task: the ring, a row more for an image whose pixels repeat, and an output row.
+  int64_t worker_elements(const NormConv2d& a) const {
+    return (span + 1) * row_elements + a.columns * kStep;
   }
 
   // Output channels in a panel of the weights.

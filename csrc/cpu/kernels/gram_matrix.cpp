@@ -23,11 +23,6 @@ namespace {
 constexpr int64_t kDepth = 128;       // pixels packed at a time
 constexpr int64_t kBlockPixels = 96;  // pixels of one task of the backward pass
 
-template <class A>
-inline A smaller(A a, A b) {
-  return a < b ? a : b;
-}
-
 template <class T>
 constexpr int64_t padded(int64_t c) {
   constexpr int64_t kUnit = HAS_TILES && std::is_same_v<T, BFloat16>
@@ -170,15 +165,8 @@ void finish_square(const GramMatrix& args, int64_t n, int64_t row, int64_t colum
   write(column, row, columns, rows);
 }
 
-template <class F>
-int64_t by_dtype(DType dtype, const F& f) {
-  int64_t result = 0;
-  for_dtype(dtype, [&](auto element) { result = f(element); });
-  return result;
-}
-
 int64_t padded_channels(DType dtype, int64_t c) {
-  return by_dtype(dtype, [&](auto element) { return padded<decltype(element)>(c); });
+  return for_dtype(dtype, [&](auto element) { return padded<decltype(element)>(c); });
 }
 
 int64_t panel_elements(DType dtype, int64_t c) {

@@ -92,7 +92,7 @@ void stats_of(const InstanceNormStats& args) {
     merge_chunks(g, moments);
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t plane = block * channels + c;
-      const W mean = W(moments[c]);
+      const W mean = g.pixels == 0 ? W(__builtin_nan("")) : W(moments[c]);
       at<W>(args.mean, plane)[0] = mean;
       if (args.mean_error) at<W>(args.mean_error, plane)[0] = W(moments[c] - double(mean));
       at<W>(args.var, plane)[0] = W(moments[channels + c] / double(g.pixels));
@@ -107,7 +107,7 @@ struct Coefficients {
   W center, scale, shift;
 };
 
-enum Row { kCenter, kScale, kShift, kRows };  // of a CoefficientTable
+enum Row { kCenter, kScale, kShift, kRowCount };  // of a CoefficientTable
 
 // What a plane is multiplied with; writes the statistics it comes from.
 template <class W>
@@ -171,7 +171,7 @@ void apply_run(const Apply<A, T>& arguments, int64_t count, const Coefficients<W
   const Pair<V> shift = splat_pair<V>(c.shift);
   int64_t i = 0;
   if (apply.past_caches)  // up to the first address a streaming store accepts
-    for (; i < count && !aligned_for_pairs<V>(apply.y + i); ++i)
+    for (; i < count && !aligned_for_streaming<V>(apply.y + i); ++i)
       apply.one(i, c.center, c.scale, c.shift);
   for (; i + kPairLanes<V> <= count; i += kPairLanes<V>) apply.pair(i, center, scale, shift);
   for (; i < count; ++i) apply.one(i, c.center, c.scale, c.shift);
@@ -211,7 +211,7 @@ void forward_of(const InstanceNormForward& args) {
     return Apply<A, T>{at<T>(args.x, element),
                        at<T>(args.residual, element),
                        at<T>(args.y, element),
-                       W(args.negative_slope),
+                       coefficient<W>(args.negative_slope),
                        args.residual_first,
                        args.stream,
                        ahead};
@@ -244,7 +244,7 @@ void forward_of(const InstanceNormForward& args) {
       table.of_image(kScale, n)[c] = values.scale;
       table.of_image(kShift, n)[c] = values.shift;
     }
-    table.spread(0, kRows, block);
+    table.spread(0, kRowCount, block);
   });
 
   const int64_t tasks = blocks * g.chunks;
@@ -267,11 +267,9 @@ void forward_of(const InstanceNormForward& args) {
 }
 
 int64_t coefficient_elements(const PlaneGrid& g) {
-  int64_t elements = 0;
-  for_dtype(g.dtype, [&](auto element) {
-    elements = CoefficientTable<decltype(element)>(g, nullptr).row_elements();
+  return for_dtype(g.dtype, [&](auto element) {
+    return CoefficientTable<decltype(element)>(g, nullptr).row_elements();
   });
-  return elements;
 }
 
 void stats(const InstanceNormStats& args) {

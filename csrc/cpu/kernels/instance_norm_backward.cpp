@@ -12,7 +12,7 @@ namespace stylekernels::CPU_CAPABILITY {
 namespace {
 
 // Per plane: z = scale * (x - mean) + bias, and grad_x = scale * g + slope * (x - mean) + offset.
-enum Row { kMean, kScale, kBias, kSlope, kOffset, kRows };
+enum Row { kMean, kScale, kBias, kSlope, kOffset, kRowCount };
 
 template <class U>
 struct Term {
@@ -161,13 +161,13 @@ struct Writer {
     return multiply_add(t.g, scale, rest);
   }
 
-  inline void one(int64_t i, const W (&row)[kRows]) const {
+  inline void one(int64_t i, const W (&row)[kRowCount]) const {
     const Term<W> t = terms.one(i, row[kMean], row[kScale], row[kBias]);
     store(grad_x + i, gradient(t, row[kScale], row[kSlope], row[kOffset]));
     if (grad_residual != nullptr) store(grad_residual + i, t.g);
   }
 
-  inline void pair(int64_t i, const Pair<V> (&row)[kRows]) const {
+  inline void pair(int64_t i, const Pair<V> (&row)[kRowCount]) const {
     const auto [a, b] = terms.pair(i, row[kMean], row[kScale], row[kBias]);
     store_pair(grad_x + i,
                {gradient(a, row[kScale].a, row[kSlope].a, row[kOffset].a),
@@ -182,16 +182,16 @@ void write_run(const Writer<A, T>& arguments, int64_t first, int64_t count,
                const CoefficientTable<T>& table, int64_t plane) {
   using V = Vec<T>;
   const Writer<A, T> writer = arguments;  // a copy that nothing written can alias
-  Wide<T> row[kRows];
-  Pair<V> pairs[kRows];
-  for (int r = 0; r < kRows; ++r) {
+  Wide<T> row[kRowCount];
+  Pair<V> pairs[kRowCount];
+  for (int r = 0; r < kRowCount; ++r) {
     row[r] = table.of_image(r, 0)[plane];
     pairs[r] = splat_pair<V>(row[r]);
   }
   int64_t i = first;
   const int64_t end = first + count;
   if (writer.past_caches)
-    for (; i < end && !aligned_for_pairs<V>(writer.grad_x + i); ++i) writer.one(i, row);
+    for (; i < end && !aligned_for_streaming<V>(writer.grad_x + i); ++i) writer.one(i, row);
   for (; i + kPairLanes<V> <= end; i += kPairLanes<V>) writer.pair(i, pairs);
   for (; i < end; ++i) writer.one(i, row);
 }
@@ -204,11 +204,11 @@ void write_rows(const Writer<A, T>& arguments, int64_t first, int64_t channels, 
   const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
   const int64_t whole = width / kPairLanes<V> * kPairLanes<V>;
   const int64_t rows_end = pixels / repeat * width, end = pixels * channels;
-  const Wide<T>* lanes[kRows];
-  for (int r = 0; r < kRows; ++r) lanes[r] = table.of_lanes(r, image);
+  const Wide<T>* lanes[kRowCount];
+  for (int r = 0; r < kRowCount; ++r) lanes[r] = table.of_lanes(r, image);
   const auto pair = [&](int64_t i, int64_t lane) {
-    Pair<V> row[kRows];
-    for (int r = 0; r < kRows; ++r) row[r] = load_lanes<V>(lanes[r] + lane);
+    Pair<V> row[kRowCount];
+    for (int r = 0; r < kRowCount; ++r) row[r] = load_lanes<V>(lanes[r] + lane);
     writer.pair(first + i, row);
   };
   for (int64_t i = 0; i < rows_end; i += width) {
@@ -216,8 +216,8 @@ void write_rows(const Writer<A, T>& arguments, int64_t first, int64_t channels, 
     if (whole < width) pair(i + width - kPairLanes<V>, whole);
   }
   for (int64_t i = rows_end; i < end; ++i) {
-    Wide<T> row[kRows];
-    for (int r = 0; r < kRows; ++r) row[r] = table.of_image(r, image)[i % channels];
+    Wide<T> row[kRowCount];
+    for (int r = 0; r < kRowCount; ++r) row[r] = table.of_image(r, image)[i % channels];
     writer.one(first + i, row);
   }
 }
@@ -230,12 +230,12 @@ void backward_of(const InstanceNormBackward& args) {
   const int64_t planes = g.n * g.c, blocks = blocks_of(g), channels = channels_of_block(g);
   const CoefficientTable<T> table(g, args.coefficients);
   const Terms<A, T> terms{at<T>(args.grad, 0), at<T>(args.x, 0), at<T>(args.residual, 0),
-                          W(args.negative_slope)};
+                          coefficient<W>(args.negative_slope)};
   const Writer<A, T> writer{terms, at<T>(args.grad_x, 0), at<T>(args.grad_residual, 0), args.stream,
                             args.own_stats};
   const W *mean = at<W>(args.mean, 0), *mean_error = mean + planes, *rstd = at<W>(args.rstd, 0);
-  W* rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = table.of_image(r, 0);
+  W* rows[kRowCount];
+  for (int r = 0; r < kRowCount; ++r) rows[r] = table.of_image(r, 0);
 
   const auto start_plane = [&](int64_t plane) {
     const int64_t n = plane / g.c, c = plane % g.c;
@@ -290,7 +290,7 @@ void backward_of(const InstanceNormBackward& args) {
       for (int64_t i = 0; i < 2 * channels; ++i) sums[i] += sums[chunk * 2 * channels + i];
     for (int64_t i = 0; i < channels; ++i)
       finish_plane(block * channels + i, sums[i], sums[channels + i]);
-    table.spread(kSlope, kRows, block);
+    table.spread(kSlope, kRowCount, block);
   });
   parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
     const int64_t last = tasks - 1 - task, block = last / g.chunks, chunk = last % g.chunks;

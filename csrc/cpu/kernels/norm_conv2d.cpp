@@ -5,8 +5,9 @@
 // output rows. It keeps the input rows that its output row meets in a ring of rows of float32, each
 // normalised, activated, summed and padded once, as [column][channel]: all the values that meet one
 // row of the kernel then follow each other in memory, whatever the layout of x, and are multiplied
-// with panels of the weights, kRows pixels by kPanel channels in registers over the whole sum. The
-// band's statistics are taken from the rounded output row while it is in the L1 cache.
+// with panels of the weights, kRows pixels by kPanel channels in registers over the whole sum. With
+// few output channels the rows are [channel][column], and a vector holds pixels. The band's
+// statistics are taken from the rounded output row while it is in the L1 cache.
 //
 // Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
 
@@ -162,7 +163,8 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
         const int64_t channels = smaller(kStep, a.cout - first);
         W bias[kStep] = {};
         if (a.bias != nullptr)
-          for (int64_t c = 0; c < channels; ++c) bias[c] = static_cast<const W*>(a.bias)[first + c];
+          for (int64_t c = 0; c < channels; ++c)
+            bias[c] = coefficient<W>(static_cast<const W*>(a.bias)[first + c]);
         const W* panel = weights + g.panel_begin(a, row_parity, column_parity, first / kStep);
         if (g.planar && channels == 1)
           multiply_planar_row<1>(a, ring, o, panel, bias, values);
@@ -237,9 +239,12 @@ void run_of(const NormConv2d& a) {
   });
 
   W *scale = panels + g.panel_begin(a, a.step - 1, a.step - 1, g.panels), *shift = scale;
-  Input<T> input{
-      static_cast<const T*>(a.x), static_cast<const T*>(a.residual), nullptr, nullptr, a.activation,
-      W(a.negative_slope)};
+  Input<T> input{static_cast<const T*>(a.x),
+                 static_cast<const T*>(a.residual),
+                 nullptr,
+                 nullptr,
+                 a.activation,
+                 coefficient<W>(a.negative_slope)};
   if (a.scale_shift != nullptr) {
     shift = scale + a.n * a.cin;
     for (int64_t i = 0; i < a.n * a.cin; ++i) {
@@ -254,34 +259,26 @@ void run_of(const NormConv2d& a) {
   }
 
   const int64_t tasks = a.n * a.bands;
-  const int64_t worker_elements = (g.span + 1) * g.row_elements + a.columns * g.kStep;
-  parallel_tasks(tasks, a.band * a.columns * a.cout, [&](int64_t task, int64_t worker) {
+  parallel_tasks(tasks, a.band_cost, [&](int64_t task, int64_t worker) {
     run_band<T>(a, g, input, task / a.bands, task % a.bands,
-                static_cast<W*>(a.rows_memory) + worker * worker_elements);
+                static_cast<W*>(a.rows_memory) + worker * g.worker_elements(a));
   });
   if (a.mean != nullptr)
     parallel_tasks(a.n, a.bands * a.cout, [&](int64_t n) { finish_statistics<T>(a, n); });
 }
 
-template <class F>
-int64_t by_dtype(DType dtype, const F& f) {
-  int64_t result = 0;
-  for_dtype(dtype, [&](auto element) { result = f(element); });
-  return result;
-}
-
 // The weights, and after them scale and shift.
 int64_t panel_elements(const NormConv2d& a) {
-  return by_dtype(a.dtype, [&](auto element) {
+  return for_dtype(a.dtype, [&](auto element) {
     const Geometry<decltype(element)> g(a);
     return g.panel_begin(a, a.step - 1, a.step - 1, g.panels) + 2 * a.n * a.cin;
   });
 }
 
 int64_t worker_elements(const NormConv2d& a) {
-  return by_dtype(a.dtype, [&](auto element) {
+  return for_dtype(a.dtype, [&](auto element) {
     const Geometry<decltype(element)> g(a);
-    return (g.span + 1) * g.row_elements + a.columns * g.kStep;
+    return g.worker_elements(a);
   });
 }
 

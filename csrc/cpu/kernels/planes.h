@@ -8,7 +8,7 @@
 #pragma once
 
 #include "../instance_norm.h"
-#include "simd.h"
+#include "activations.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 
@@ -16,11 +16,6 @@ constexpr int kBlock = 256;  // values per lane summed in float32,
 constexpr int kRun = 16;     // runs of so many first, then the runs: a tenth of the rounding error
 constexpr int kShift = 4;    // values whose mean is the shift
 constexpr int kGroup = 2;    // pairs of vectors whose moments stay in registers side by side
-
-template <class T>
-inline T smaller(T a, T b) {
-  return a < b ? a : b;
-}
 
 template <class T>
 inline const T* at(const void* p, int64_t offset) {
@@ -61,7 +56,7 @@ inline W coefficient(double value) {
 
 // Whether store_pair may write past the caches from here on.
 template <class V>
-inline bool aligned_for_pairs(const void* p) {
+inline bool aligned_for_streaming(const void* p) {
   return uintptr_t(p) % sizeof(V) == 0;
 }
 
