@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stylekernels.losses import StyleTargets, content_loss, total_variation
+from stylekernels.losses import StyleTargets, color_loss, content_loss, total_variation
 
 
 def gram(x):
@@ -78,6 +78,47 @@ def test_content_loss_of_half_precision_does_not_overflow():
 def test_content_loss_refuses_other_shapes():
     with pytest.raises(ValueError, match=r"expected the features' shape \(1, 2, 4, 4\), got \(1,"):
         content_loss(torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 5))
+
+
+@pytest.mark.parametrize("size", [(32, 48), (35, 41), (9, 20)])
+def test_color_loss_is_the_formula(size):
+    """Cells at the edge are smaller, and count as much."""
+    torch.manual_seed(4)
+    x, target = torch.rand(2, 3, *size).requires_grad_(), torch.rand(2, 3, *size)
+    exact = x.detach().double().requires_grad_()
+    rows, columns = (range(0, length, 16) for length in size)
+    cells = [
+        (exact[:, :, i : i + 16, j : j + 16].mean((2, 3))
+         - target[:, :, i : i + 16, j : j + 16].double().mean((2, 3)))
+        for i in rows for j in columns
+    ]  # fmt: skip
+    expected = torch.stack(cells).square().mean()
+    got = color_loss(x, target)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=0)
+    (grad,) = torch.autograd.grad(got, x)
+    (exact_grad,) = torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-4, atol=1e-9)
+
+
+def test_color_loss_is_zero_at_its_target_and_grows():
+    torch.manual_seed(5)
+    target = torch.rand(1, 3, 32, 32)
+    losses = [color_loss(target + shift, target).item() for shift in (0.0, 0.1, 0.2, 0.4)]
+    assert losses == pytest.approx([0.0, 0.01, 0.04, 0.16], rel=1e-4, abs=1e-12)
+    # What happens inside a cell is the strokes' own affair.
+    mirrored = torch.cat([target[..., :16].flip(3), target[..., 16:].flip(3)], 3)
+    assert color_loss(mirrored, target) < 1e-10
+    assert color_loss(target.flip(3), target) > 1e-6
+    assert color_loss(target.half(), target.half()).dtype == torch.float32
+
+
+def test_color_loss_refuses_other_shapes():
+    with pytest.raises(
+        ValueError, match=r"expected the shape of x \(1, 3, 16, 16\), got \(1, 3, 16,"
+    ):
+        color_loss(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 32))
+    with pytest.raises(ValueError, match=r"x: expected images \(N, C, H, W\), got \(3, 16, 16\)"):
+        color_loss(torch.rand(3, 16, 16), torch.rand(3, 16, 16))
 
 
 def test_total_variation():
