@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, load_features
 from stylekernels.models.generator import ConvBlock
 from stylekernels.training import TrainConfig, train
+from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
+from stylekernels.training.color_transfer import ColorTransfer
 from stylekernels.training.data import (
     RandomCrops,
     crop_batches,
@@ -62,7 +64,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def config(folder, tmp_path):
-    """Eight steps from a tiny network, without warm-up."""
+    """Eight steps from a tiny network, without warm-up, aiming at the photo as it is."""
     torch.manual_seed(5)
     tiny = StyleGenerator(GeneratorConfig(channels=(6, 8, 12), residual_blocks=1))
     tiny.save_pretrained(tmp_path / "tiny")
@@ -77,6 +79,9 @@ def config(folder, tmp_path):
         style_size=64,
         features="mixed",
         backbones=folder,
+        content_colors="photo",
+        color_weight=0.0,
+        tv_weight=1.0,
         held_out=2,
         log_every=4,
         threads=1,  # more only wait for each other at this size
@@ -105,22 +110,49 @@ def test_training_lowers_the_loss_it_reports(config):
         assert losses["style"] == pytest.approx(np.mean(styles))
         assert losses["content"] == pytest.approx(np.mean(contents))
         total = losses["content"] + 5 * losses["style"] + losses["tv"]
+        assert losses["color"] > 0  # measured, though it has no weight
         assert losses["total"] == pytest.approx(total)
 
 
-def test_warm_up_learns_the_photo(config, folder):
-    """New weights see the photo through before the style comes in."""
+def test_losses_aim_at_the_photo_in_the_colors_of_the_painting(config):
+    """Colours come closer to the transferred photo's, and nearer still with a weight of their
+    own; content is measured against that photo as well."""
+    same = dataclasses.replace(config, steps=1, learning_rate=1e-9)
+    transferred = {"content_colors": "painting", "color_weight": 2.0}
+    as_is = train(same).held_out
+    before = train(dataclasses.replace(same, **transferred)).held_out
+    for name in ("content", "color"):
+        assert before[name] != pytest.approx(as_is[name], rel=0.02), name
+    for name in ("style", "tv"):
+        assert before[name] == pytest.approx(as_is[name], rel=1e-5), name
+    long = dataclasses.replace(config, steps=60, learning_rate=5e-3, **transferred)
+    result = train(long)
+    for losses in (result.losses, result.held_out):
+        total = losses["content"] + 5 * losses["style"] + losses["tv"] + 2 * losses["color"]
+        assert losses["total"] == pytest.approx(total)
+    assert result.held_out["color"] < 0.7 * before["color"]
+    unweighted = train(dataclasses.replace(long, color_weight=0.0)).held_out
+    assert result.held_out["color"] < unweighted["color"]
+
+
+@pytest.mark.parametrize("content_colors", ["photo", "painting"])
+def test_warm_up_learns_the_photo(config, folder, content_colors):
+    """New weights see the photo through, in the colours asked for, before the style comes in."""
     photo = to_tensor(read_image(sorted((folder / "photos").glob("*.png"))[0]))[None]
+    target = photo
+    if content_colors == "painting":
+        target = ColorTransfer(to_tensor(read_image(folder / "style.png")))(photo)
     errors = []
     for steps in (0, 40):
         new = dataclasses.replace(
-            config, init="bilinear", lite=True, warmup_steps=steps, steps=1, learning_rate=1e-9
-        )
+            config, init="bilinear", lite=True, warmup_steps=steps, steps=1, learning_rate=1e-9,
+            content_colors=content_colors,
+        )  # fmt: skip
         train(new)
         generator = StyleGenerator.from_pretrained(config.output)
         assert generator.config == GeneratorConfig.lite()
         with torch.no_grad():
-            errors.append((generator(photo) - photo).abs().mean().item())
+            errors.append((generator(photo) - target).abs().mean().item())
     assert errors[1] < 0.8 * errors[0]
 
 
@@ -146,8 +178,29 @@ def test_resumed_run_ends_where_the_whole_one_does(config, tmp_path):
     result = train(dataclasses.replace(first, checkpoint=None, resume=state))
     assert result.steps == 8
     assert_same_weights(config.output, first.output)
-    with pytest.raises(ValueError, match=r"was trained with crop=32, got crop=48"):
-        train(dataclasses.replace(first, resume=state, crop=48))
+    for name, then, now in (
+        ("crop", 32, 48), ("content_colors", "photo", "painting"), ("color_weight", 0.0, 1.0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"was trained with {name}={then}, got {name}={now}"):
+            train(dataclasses.replace(first, resume=state, **{name: now}))
+
+
+def test_a_checkpoint_older_than_the_color_options_resumes_without_them(config, tmp_path):
+    """It is of a run that aimed at the photo's own colours, and is told so where others are
+    asked for."""
+    state = tmp_path / "state"
+    train(dataclasses.replace(config, steps=4, checkpoint=state, checkpoint_every=4))
+    old = load_checkpoint(state)
+    del old["version"]
+    settings = json.loads(old["config"])
+    assert settings.pop("content_colors") == "photo"
+    assert settings.pop("color_weight") == 0
+    save_checkpoint(state, {**old, "config": json.dumps(settings)})
+    assert train(dataclasses.replace(config, resume=state)).steps == 8
+    for changes in ({"content_colors": "painting"}, {"color_weight": 2.0}):
+        (name,) = changes
+        with pytest.raises(ValueError, match=rf"was trained with {name}=(photo|0\.0), got {name}="):
+            train(dataclasses.replace(config, resume=state, **changes))
 
 
 def stop_after(patch, steps):
@@ -207,6 +260,8 @@ def test_logs_and_preview(config, folder, tmp_path):
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"crop": 16}, "crop: expected at least 32 pixels, got 16"),
         ({"style_weight": -1.0}, "style_weight: expected 0 or more, got -1.0"),
+        ({"color_weight": math.nan}, "color_weight: expected 0 or more, got nan"),
+        ({"content_colors": "sepia"}, "content_colors: expected painting or photo, got sepia"),
         ({"minutes": 0.0}, r"minutes: expected above 0, got 0\.0"),
         ({"lite": True}, "lite: the network's shape comes from init="),
         ({"upsample": "nearest"}, "upsample: the network's shape comes from init="),

@@ -62,6 +62,15 @@ class TrainConfig:
     content_weight: float = 1.0
     """Weight of the content loss, a mean over layers of relative errors."""
 
+    content_colors: Literal["painting", "photo"] = "photo"
+    """Whose colours content and colour loss, and the warm-up, ask for. ``painting`` is the photo
+    after a colour transfer from the painting: content and style then want the same colours, where
+    with the ``photo``'s own they settle between them, on dull ones."""
+
+    color_weight: float = 0.0
+    """Weight of the colour loss: squared errors of the mean colours of 16 pixel cells, relative to
+    the painting's variance. It keeps light light and dark dark, and leaves the strokes free."""
+
     style_weight: float = 5.0
     """Weight of the style loss, a mean over layers of relative Gram errors."""
 
@@ -121,10 +130,16 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("crop", "style_size"):
             _require(getattr(self, name) >= 32, name, "at least 32 pixels", getattr(self, name))
-        for name in ("content_weight", "style_weight", "tv_weight"):
+        for name in ("content_weight", "color_weight", "style_weight", "tv_weight"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, name, "0 or more", value)
         _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
+        _require(
+            self.content_colors in ("painting", "photo"),
+            "content_colors",
+            "painting or photo",
+            self.content_colors,
+        )
         for name in ("minutes", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "above 0", value)

@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor
 
-from stylekernels.losses import StyleTargets, content_loss, total_variation
+from stylekernels.losses import StyleTargets, color_loss, content_loss, total_variation
 from stylekernels.models.features import FeatureNetwork
 from stylekernels.training.config import TrainConfig
 
+# One of 255 levels: for a painting of one colour, which the colour loss can't be relative to.
+_SMALLEST_VARIANCE = 1 / 255**2
+
 
 class PerceptualLoss:
-    """Content, style and total variation of a stylised batch.
+    """Content, style, total variation and colour of a stylised batch.
 
     Args:
         features: the frozen loss network.
@@ -19,30 +22,41 @@ class PerceptualLoss:
 
     def __init__(self, features: FeatureNetwork, style: Tensor, config: TrainConfig) -> None:
         self.features = features
-        self.weights = (config.content_weight, config.style_weight, config.tv_weight)
+        self.weights = (
+            config.content_weight,
+            config.style_weight,
+            config.tv_weight,
+            config.color_weight,
+        )
+        variance = style.float().flatten(2).var(2, correction=0).mean()
+        self.variance = variance.clamp_min(_SMALLEST_VARIANCE)
         with torch.no_grad():
             self.targets = StyleTargets(features(style, features.style_layers))
 
-    def __call__(self, photo: Tensor, picture: Tensor) -> dict[str, Tensor]:
+    def __call__(self, target: Tensor, picture: Tensor) -> dict[str, Tensor]:
         """All losses by name, scalars; ``total`` is the one to minimise.
 
         Args:
-            photo, picture: (N, 3, H, W) each, in [0, 1].
+            target: what content and colours should be, the photo or the photo in the painting's
+                colours; (N, 3, H, W) in [0, 1].
+            picture: the same shape.
         """
         with torch.no_grad():
-            wanted = self.features(photo, self.features.content_layers)
+            wanted = self.features(target, self.features.content_layers)
         found = self.features(picture)
         styles = self.targets.losses(found)
         contents = {name: content_loss(found[name], wanted[name]) for name in wanted}
         content = torch.stack([*contents.values()]).mean()
         style = torch.stack([*styles.values()]).mean()
         tv = total_variation(picture.float())
-        parts = zip(self.weights, (content, style, tv), strict=True)
+        color = color_loss(picture, target) / self.variance
+        parts = zip(self.weights, (content, style, tv, color), strict=True)
         return {
             "total": sum(weight * part for weight, part in parts),
             "content": content,
             "style": style,
             "tv": tv,
+            "color": color,
             **{f"content/{name}": value for name, value in contents.items()},
             **{f"style/{name}": value for name, value in styles.items()},
         }

@@ -20,6 +20,7 @@ from stylekernels.models.features import load_features
 from stylekernels.models.generator import GeneratorConfig, StyleGenerator
 from stylekernels.models.pretrained import write_whole
 from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
+from stylekernels.training.color_transfer import ColorTransfer
 from stylekernels.training.config import TrainConfig
 from stylekernels.training.data import (
     RandomCrops,
@@ -40,7 +41,9 @@ _LOWEST_RATE = 0.02
 _RAMP_STEPS = 20
 # A checkpoint belongs to a run whose values of these are the same.
 _FIXED = ("style", "style_size", "crop", "batch_size", "seed", "features", "content_weight",
-          "style_weight", "tv_weight")  # fmt: skip
+          "content_colors", "color_weight", "style_weight", "tv_weight")  # fmt: skip
+# What runs did before there was such an option.
+_BEFORE = {"content_colors": "photo", "color_weight": 0.0}
 
 
 @dataclass
@@ -51,8 +54,8 @@ class TrainResult:
         output: the trained style's file.
         steps: steps of style training done, those before a resume included.
         seconds: time this call took.
-        losses: means over the last steps: ``total``, ``style``, ``content``, ``tv``, and one
-            ``style/<layer>`` and ``content/<layer>`` each.
+        losses: means over the last steps: ``total``, ``style``, ``content``, ``tv``, ``color``,
+            and one ``style/<layer>`` and ``content/<layer>`` each.
         held_out: the same on photos never trained on.
         interrupted: whether Ctrl-C ended it early.
     """
@@ -68,8 +71,9 @@ class TrainResult:
 def train(config: TrainConfig) -> TrainResult:
     """Train a style and write it to ``config.output``.
 
-    New weights first learn to reproduce the photo, then content, style and total variation are
-    minimised together. Ctrl-C ends the run early and saves what it has.
+    New weights first learn to reproduce the photo, in the painting's colours where
+    ``content_colors`` asks for them. Then content, style, colour and total variation are minimised
+    together. Ctrl-C ends the run early and saves what it has.
 
     Args:
         config: see :class:`TrainConfig`.
@@ -127,8 +131,10 @@ class _Run:
             self.scaler.load_state_dict(resume["scaler"])
         features = load_features(config.features, config.backbones).to(self.device)
         painting = to_tensor(resized(read_image(config.style), config.style_size))
+        painting = painting.to(self.device)
         with self.autocast():
-            self.loss = PerceptualLoss(features, painting[None].to(self.device), config)
+            self.loss = PerceptualLoss(features, painting[None], config)
+        self.transfer = ColorTransfer(painting) if config.content_colors == "painting" else None
         self.crops = RandomCrops(photos, config.crop, config.seed)
         self.stopped = False
 
@@ -137,12 +143,16 @@ class _Run:
             self.device.type, self.precision, enabled=self.precision != torch.float32
         )
 
+    def target(self, photo: Tensor) -> Tensor:
+        """What the picture's content and colours should be; (N, 3, H, W) like the photo."""
+        return photo if self.transfer is None else self.transfer(photo)
+
     def batches(self, start: int, stop: int) -> Iterator[Tensor]:
         config = self.config
         return crop_batches(self.crops, config.batch_size, start, stop, config.workers)
 
     def warm_up(self) -> None:
-        """Learn to reproduce the photo: from there, style training keeps the content."""
+        """Learn to reproduce the target: from there, style training keeps the content."""
         count = self.config.warmup_steps
         if self.warm or not count:
             return
@@ -157,7 +167,7 @@ class _Run:
             photo = photo.to(self.device)
             with self.autocast():
                 picture = self.generator(photo)
-            loss = F.l1_loss(picture.float(), photo)
+            loss = F.l1_loss(picture.float(), self.target(photo))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -198,7 +208,7 @@ class _Run:
         """One step of Adam."""
         self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * self.rate()
         with self.autocast():
-            losses = self.loss(photo, self.generator(photo))
+            losses = self.loss(self.target(photo), self.generator(photo))
         self.optimizer.zero_grad()
         self.scaler.scale(losses["total"]).backward()
         self.scaler.step(self.optimizer)
@@ -251,7 +261,7 @@ class _Run:
             photo = to_tensor(center_crop(read_image(path), self.config.crop))[None]
             photo = photo.to(self.device)
             with self.autocast():
-                means.add(self.loss(photo, self.generator(photo)))
+                means.add(self.loss(self.target(photo), self.generator(photo)))
         return means.take()
 
     def save_checkpoint(self, path: Path) -> None:
@@ -284,7 +294,7 @@ def _start(config: TrainConfig, resume: dict | None) -> StyleGenerator:
 
 def _matching_checkpoint(config: TrainConfig) -> dict:
     state = load_checkpoint(config.resume)
-    then, now = json.loads(state["config"]), config.to_dict()
+    then, now = {**_BEFORE, **json.loads(state["config"])}, config.to_dict()
     for name in _FIXED:
         if then[name] != now[name]:
             raise ValueError(
