@@ -28,9 +28,9 @@ class TrainConfig:
     lite: bool = False
     """Train the half-width generator (a quarter of the work); with ``init=bilinear`` only."""
 
-    upsample: Literal["transpose", "transpose3", "nearest"] = "transpose"
+    upsample: Literal["nearest", "transpose", "transpose3"] = "nearest"
     """How new weights double the size, with ``init=bilinear`` only. ``nearest`` takes a little more
-    arithmetic and draws no checkerboard in a run of a few hundred steps."""
+    arithmetic than ``transpose`` and draws no checkerboard in a run of a few hundred steps."""
 
     steps: int = 2000
     """Optimiser steps of style training."""
@@ -62,19 +62,19 @@ class TrainConfig:
     content_weight: float = 1.0
     """Weight of the content loss, a mean over layers of relative errors."""
 
-    content_colors: Literal["painting", "photo"] = "photo"
+    content_colors: Literal["painting", "photo"] = "painting"
     """Whose colours content and colour loss, and the warm-up, ask for. ``painting`` is the photo
     after a colour transfer from the painting: content and style then want the same colours, where
     with the ``photo``'s own they settle between them, on dull ones."""
 
-    color_weight: float = 0.0
+    color_weight: float = 2.0
     """Weight of the colour loss: squared errors of the mean colours of 16 pixel cells, relative to
     the painting's variance. It keeps light light and dark dark, and leaves the strokes free."""
 
     style_weight: float = 5.0
     """Weight of the style loss, a mean over layers of relative Gram errors."""
 
-    tv_weight: float = 1.0
+    tv_weight: float = 5.0
     """Weight of the total variation."""
 
     learning_rate: float = 1e-3
@@ -143,8 +143,8 @@ class TrainConfig:
         for name in ("minutes", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, "above 0", value)
-        for name, default in (("lite", False), ("upsample", "transpose")):
-            if self.init != "bilinear" and getattr(self, name) != default:
+        for name in ("lite", "upsample"):
+            if self.init != "bilinear" and getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(
                     f"{name}: the network's shape comes from init={self.init!r}; leave {name} out"
                 )
