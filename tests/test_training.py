@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import signal
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from stylekernels.cli import _parse
 from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, load_features
 from stylekernels.models.generator import ConvBlock
+from stylekernels.models.styles import WEIGHTS
 from stylekernels.training import TrainConfig, train
 from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
 from stylekernels.training.color_transfer import ColorTransfer
@@ -342,11 +345,23 @@ def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
 
 @pytest.mark.parametrize("name", ["starry_night", "wave"])
 def test_bundled_style_has_a_card_and_is_small(name):
-    import stylekernels.weights
-
-    folder = os.path.dirname(stylekernels.weights.__file__)
-    assert os.path.getsize(os.path.join(folder, f"{name}.safetensors")) < 5e6
-    with open(os.path.join(folder, f"{name}.md")) as file:
-        card = file.read()
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 5e6
+    card = (WEIGHTS / f"{name}.md").read_text()
     for word in ("stylekernels train", "steps", "EPYC", "Held-out"):
         assert word in card
+
+
+@pytest.mark.parametrize("name", ["starry_night", "wave"])
+def test_commands_in_a_card_are_those_of_today(name):
+    """Every option still exists, and stage after stage leads to the bundled network."""
+    card = (WEIGHTS / f"{name}.md").read_text().replace("\\\n", " ")
+    lines = [
+        line.split(maxsplit=1)[1] for line in card.splitlines() if "stylekernels train" in line
+    ]
+    stages = [_parse(shlex.split(line)) for line in lines]
+    assert [stage.init for stage in stages] == ["bilinear", *(str(s.output) for s in stages[:-1])]
+    assert stages[0].upsample == StyleGenerator.from_pretrained(name).config.upsample
+    for stage in stages:
+        assert stage.style.stem == name
+        assert stage.content_colors == "painting"
+    assert stages[-1].color_weight == TrainConfig.color_weight
