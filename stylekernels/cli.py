@@ -241,12 +241,26 @@ def _train(config: TrainConfig) -> int:
         config.check()
         from stylekernels.training import train
 
-        train(config)
+        result = train(config)
     except (ValueError, OSError) as error:
         name, colon, rest = str(error).partition(": ")
         if name in {field.name for field in dataclasses.fields(config)}:
             name = "--" + name.replace("_", "-")
         raise Refused(name + colon + rest) from error
+    held_out = " ".join(
+        f"{name} {value:.3f}" for name, value in result.held_out.items() if "/" not in name
+    )
+    print(f"photos held out: {held_out}")
+    if result.interrupted:
+        _complain(
+            f"interrupted after {result.steps} of {config.steps} steps; the style so far is in "
+            f"{result.output}"
+        )
+        return _INTERRUPTED
+    print(
+        f"{result.output}: trained {result.steps} steps in {result.seconds / 60:.1f} minutes; "
+        f"try stylekernels stylize PHOTO --style {result.output}"
+    )
     return _DONE
 
 

@@ -18,14 +18,21 @@ def _load(device: str) -> str | None:
         return "switched off by STYLEKERNELS_NATIVE=0"
     if not path.exists():
         reason = _FOLDER / "not_built.txt"  # written by setup.py
-        return f"not built: {reason.read_text().strip()}" if reason.exists() else "not built"
+        if reason.exists():
+            return f"not built: {reason.read_text().strip()}; mend that and reinstall"
+        if (_FOLDER.parent / "setup.py").exists():
+            return (
+                f"not built in {_FOLDER.parent}, which hides an installed package; leave that "
+                "folder, or build them there with `pip install --editable .`"
+            )
+        return "not built; reinstall stylekernels"
     try:
         from stylekernels import _C
 
         _C.cpu_capability()  # an unknown STYLEKERNELS_CPU_CAPABILITY is refused here, by name
         torch.ops.load_library(path)
     except (ImportError, OSError) as error:
-        return f"{path.name} does not load into torch {torch.__version__}: {error}"
+        return f"{path.name} does not load into torch {torch.__version__}: {error}; reinstall"
     return None
 
 
@@ -34,8 +41,7 @@ cpu_missing: str | None = _load("cpu")
 
 if cpu_missing is not None and os.environ.get("STYLEKERNELS_NATIVE", "1") != "0":
     warnings.warn(
-        f"stylekernels runs in plain PyTorch: its C++ kernels for the CPU are {cpu_missing}. "
-        "Reinstall it for the fast ones.",
+        f"stylekernels runs in plain PyTorch: its C++ kernels for the CPU are {cpu_missing}",
         stacklevel=2,
     )
 

@@ -163,8 +163,16 @@ def test_without_the_library_it_warns_once_and_works(tmp_path):
         PACKAGE, tmp_path / "stylekernels", ignore=shutil.ignore_patterns("*.so", "__pycache__")
     )
     (tmp_path / "stylekernels/not_built.txt").write_text("the reason\n")
+    reason = "not built: the reason; mend that and reinstall"
     result = run("-c", GRAM_OF_ONES, cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    assert result.stdout.splitlines() == ["not built: the reason", "1.0"], result.stderr
+    assert result.stdout.splitlines() == [reason, "1.0"], result.stderr
     assert result.stderr.count("stylekernels runs in plain PyTorch") == 1
+
+    # As in a clone, from which another environment's installed package is meant to be used.
+    (tmp_path / "stylekernels/not_built.txt").unlink()
+    (tmp_path / "setup.py").touch()
+    result = run("-c", GRAM_OF_ONES, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert f"not built in {tmp_path}, which hides an installed package" in result.stderr
+
     for quiet in (("-c", "import stylekernels"), ("-m", "stylekernels", "stylize", "--help")):
         assert run(*quiet, cwd=tmp_path, PYTHONPATH=str(tmp_path)).stderr == ""

@@ -15,6 +15,7 @@ from stylekernels import dispatch
 from stylekernels.cli import main
 from stylekernels.inference import Stylizer
 from stylekernels.models import bundled_styles, styles
+from stylekernels.training import TrainResult
 from tests.pictures import complaints, load, written
 
 
@@ -107,9 +108,19 @@ def test_info_names_every_op_with_its_implementation(capsys):
     assert all(len(line) <= 100 for line in report.splitlines())
 
 
-def test_train_hands_its_options_on(folder, capsys, monkeypatch):
+def result_of(steps: int, *, interrupted: bool) -> TrainResult:
+    held_out = {"total": 1.25, "style": 0.5, "style/relu1_1": 0.125}
+    return TrainResult(Path("mine.safetensors"), steps, 90.0, {}, held_out, interrupted)
+
+
+def test_train_hands_its_options_on_and_says_what_came_of_it(folder, capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr(stylekernels.training, "train", seen.append)
+
+    def train(config):
+        seen.append(config)
+        return result_of(config.steps, interrupted=False)
+
+    monkeypatch.setattr(stylekernels.training, "train", train)
     Path("p.jpg").touch()
     Path("album").mkdir()
     command = ["train", "--style", "p.jpg", "--photos", "album", "--steps", "7", "--lite"]
@@ -117,6 +128,22 @@ def test_train_hands_its_options_on(folder, capsys, monkeypatch):
     (config,) = seen
     assert (config.style, config.photos) == (Path("p.jpg"), Path("album"))
     assert (config.steps, config.lite) == (7, True)
+    assert capsys.readouterr().out.splitlines() == [
+        "photos held out: total 1.250 style 0.500",
+        "mine.safetensors: trained 7 steps in 1.5 minutes; "
+        "try stylekernels stylize PHOTO --style mine.safetensors",
+    ]
+
+
+def test_interrupted_training_says_what_was_saved(folder, capsys, monkeypatch):
+    result = result_of(3, interrupted=True)
+    monkeypatch.setattr(stylekernels.training, "train", lambda config: result)
+    Path("p.jpg").touch()
+    Path("album").mkdir()
+    assert main(["train", "--style", "p.jpg", "--photos", "album", "--steps", "7"]) == 130
+    assert complaints(capsys) == [
+        "interrupted after 3 of 7 steps; the style so far is in mine.safetensors"
+    ]
 
 
 @pytest.mark.parametrize(
