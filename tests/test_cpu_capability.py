@@ -23,7 +23,7 @@ def run(*arguments: str, capability: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
         cwd=TESTS.parent,
         env=environment | {VARIABLE: capability},
     )
@@ -37,7 +37,10 @@ def test_baseline_is_always_there_and_the_best_is_chosen() -> None:
         assert native.cpu_capability() == [name for name in names if name != "amx_emulated"][-1]
 
 
-@pytest.mark.parametrize("capability", native.cpu_capabilities())
+OTHERS = [name for name in native.cpu_capabilities() if name != native.cpu_capability()]
+
+
+@pytest.mark.parametrize("capability", OTHERS)  # that of this process is in all other tests
 def test_accuracy(capability) -> None:
     in_use = run(
         "-c",
@@ -46,7 +49,9 @@ def test_accuracy(capability) -> None:
         capability=capability,
     )
     assert in_use.stdout.split() == [capability, "None"], in_use.stderr
-    names = "gram_matrix", "instance_norm", "norm_conv2d", "norm_conv2d_contract", "upsample_block"
+    names = ["gram_matrix"]
+    if capability != "amx_emulated":  # the other ops have no tiles: they run as on avx2
+        names += ["instance_norm", "norm_conv2d", "norm_conv2d_contract", "upsample_block"]
     files = [f"test_{name}.py" for name in names]
     plugins = ("-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:benchmark")
     command = ("-m", "pytest", "-q", "-x", "--tb=short", *plugins, "-m", "core")
