@@ -237,6 +237,15 @@ def test_planes_without_pixels(layout, shape, device) -> None:
     assert torch.equal(grad_weight, zeros)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("value", [-1e30, -torch.inf])
+def test_sigmoid_far_below_zero_is_zero(value, device) -> None:
+    x = torch.full((1, 3, 7, 9), value, device=device)
+    zeros, ones = torch.zeros(3, device=device), torch.ones(3, device=device)
+    y = instance_norm(x, activation="sigmoid", stats=(zeros, ones))
+    assert torch.equal(y, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saturated_activations_stay_finite(dtype, activation, device) -> None:

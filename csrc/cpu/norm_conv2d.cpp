@@ -62,7 +62,7 @@ ConvAxis axis_of(int64_t kernel, const Used& used, const Offset& offset) {
   return axis;
 }
 
-// Fills in how the output is found from the input; size is that of x.
+// Fills in how the output is found from the input, once the sizes of x and the kernel are there.
 void set_geometry(NormConv2d& args, const std::string& upsample, int64_t padding,
                   const std::string& padding_mode) {
   const int64_t k = args.kernel;
