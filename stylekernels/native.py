@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ if cpu_missing is not None and os.environ.get("STYLEKERNELS_NATIVE", "1") != "0"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def define(schema: str, formula, fake) -> None:
+def define(schema: str, formula: Callable, fake: Callable | None) -> None:
     """Make an op known to PyTorch.
 
     Args:
@@ -56,10 +57,12 @@ def define(schema: str, formula, fake) -> None:
             library has defined it already.
         formula: plain PyTorch with the op's arguments and results, used on every device that has
             no kernel of ours.
-        fake: gives the shapes, dtypes and strides of the results, for tracing.
+        fake: gives the shapes, dtypes and strides of the results, for tracing; None for an op
+            whose results a trace can't know.
     """
     name = schema[: schema.index("(")]
     if not hasattr(getattr(torch.ops, NAMESPACE), name):
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, formula, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    if fake is not None:
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)

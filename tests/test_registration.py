@@ -77,6 +77,10 @@ def test_schemas_with_library_and_package() -> None:
     assert schemas_in_new_process("import stylekernels.ops") == expected()
 
 
+# What these return depends on the kernels of the machine.
+NOT_TRACED = ("norm_conv2d_pack", "norm_conv2d_workspace")
+
+
 def gram_inputs(x):
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     target = random(x.shape[1], x.shape[1], dtype=wide, seed=1)
@@ -121,7 +125,27 @@ def conv_inputs(x):
     bias = random(channels, seed=7)
     scale_shift = random(*x.shape[:2], 2, dtype=wide, seed=8)
     residual = random(*x.shape, dtype=x.dtype, seed=9)
+    n, _, height, width = x.shape
+    mode = (1, 0, "replicate", "transpose")
+    packed = torch.ops.stylekernels.norm_conv2d_pack(even, *mode)
+    size = torch.ops.stylekernels.norm_conv2d_workspace(x, even, *mode)
+    memory = torch.empty(size, dtype=torch.float64)
+    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    y, given = (
+        torch.empty(n, channels, scale * height, scale * width, dtype=x.dtype, memory_format=layout)
+        for scale in (2, 1)
+    )
+    pairs, nothing = torch.empty(n, channels, 2, dtype=wide), (None, None, 1e-5)
     return {
+        "norm_conv2d_pack": [(even, *mode)],
+        "norm_conv2d_workspace": [(x, even, *mode)],
+        "norm_conv2d_out": [
+            (x, even, packed, None, None, "none", 0.01, None, *mode, *nothing, y, None, None,
+             memory),
+            (x, even, packed, bias, scale_shift, "relu", 0.01, residual, *mode, bias, bias, 1e-3,
+             y, given, pairs, memory),
+        ],
         "norm_conv2d": [
             (x, square, None, None, "none", 0.01, None, False, 1, 0, "zeros", "none", False),
             (x, square, bias, scale_shift, "relu", 0.01, residual, True, 2, 1, "reflect", "none",
@@ -139,10 +163,13 @@ def conv_inputs(x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_opcheck(name, dtype, layout) -> None:
-    """Schema (no argument changed or returned), shapes and strides of the tracing rule."""
+    """Schema (what is changed or returned), shapes and strides of the tracing rule."""
     x = random(2, 5, 6, 7, dtype=dtype, layout=layout)
     cases = gram_inputs(x) | norm_inputs(x) | conv_inputs(x)
     assert set(cases) == set(SCHEMAS), "a new op needs its inputs here"
     op = getattr(torch.ops.stylekernels, name).default
     for arguments in cases[name]:
-        torch.library.opcheck(op, arguments)
+        if name in NOT_TRACED:
+            torch.library.opcheck(op, arguments, test_utils="test_schema")
+        else:
+            torch.library.opcheck(op, arguments)

@@ -35,6 +35,7 @@ const NormConv2dKernels& kernels() {
 // tasks both need are few beside them.
 constexpr int64_t kFewestTasks = 16;
 constexpr int64_t kMostRows = 16;
+constexpr int64_t kRowUnit = 4;  // Winograd's method makes four rows at a time
 
 // Multiply-adds in about the time of one element of a pass over memory.
 constexpr int64_t kMultipliesPerElement = 16;
@@ -44,6 +45,12 @@ PaddingMode padding_mode_of(const std::string& name) {
   if (name == "replicate") return PaddingMode::replicate;
   STD_TORCH_CHECK(name == "zeros", "padding_mode: unknown name ", name);
   return PaddingMode::zeros;
+}
+
+std::optional<Tensor> dense(const std::optional<Tensor>& x, ScalarType dtype) {
+  if (!x.has_value()) return x;
+  const Tensor packed = torch::stable::contiguous(*x);
+  return packed.scalar_type() == dtype ? packed : torch::stable::to(packed, dtype);
 }
 
 int64_t floor_half(int64_t value) { return value >= 0 ? value / 2 : -((1 - value) / 2); }
@@ -62,20 +69,34 @@ ConvAxis axis_of(int64_t kernel, const Used& used, const Offset& offset) {
   return axis;
 }
 
-// Fills in how the output is found from the input, once the sizes of x and the kernel are there.
-void set_geometry(NormConv2d& args, const std::string& upsample, int64_t padding,
-                  const std::string& padding_mode) {
-  const int64_t k = args.kernel;
+// How the output is found from the input.
+struct Mode {
+  int64_t stride, padding;
+  std::string padding_mode, upsample;
+};
+
+// What the packed weights depend on.
+NormConv2d weights_of(const Tensor& weight, const Mode& mode) {
+  const bool transposed = mode.upsample == "transpose";
+  const int cout_dim = transposed ? 1 : 0;
+  NormConv2d args{};
+  args.dtype = dtype_of(weight);
+  args.cout = weight.size(cout_dim), args.cin = weight.size(1 - cout_dim);
+  args.weight = weight.const_data_ptr();
+  args.weight_cout = weight.stride(cout_dim), args.weight_cin = weight.stride(1 - cout_dim);
+  args.weight_row = weight.stride(2), args.weight_column = weight.stride(3);
+  const int64_t k = args.kernel = weight.size(2);
   const auto all = [](int64_t) { return true; };
-  args.padding_mode = padding_mode_of(padding_mode);
+  args.stride = mode.stride;
+  args.padding_mode = padding_mode_of(mode.padding_mode);
   args.step = args.repeats = 1;
-  if (upsample == "transpose") {
+  if (transposed) {
     args.step = 2;
     for (int64_t parity : {0, 1})
       args.axes[parity] = axis_of(
           k, [&](int64_t i) { return (parity + 1 - i) % 2 == 0; },
           [&](int64_t i) { return (parity + 1 - i) / 2; });
-  } else if (upsample == "nearest" && (k <= 3 || args.padding_mode != PaddingMode::reflect)) {
+  } else if (mode.upsample == "nearest" && (k <= 3 || args.padding_mode != PaddingMode::reflect)) {
     args.step = 2;
     for (int64_t parity : {0, 1})
       args.axes[parity] =
@@ -84,78 +105,169 @@ void set_geometry(NormConv2d& args, const std::string& upsample, int64_t padding
     if (args.padding_mode == PaddingMode::reflect) args.padding_mode = PaddingMode::replicate;
   } else {
     // A larger kernel reflects more than half a pixel: the large image is convolved as it is.
-    if (upsample == "nearest") args.repeats = 2;
-    args.axes[0] = axis_of(k, all, [&](int64_t i) { return i - padding; });
+    if (mode.upsample == "nearest") args.repeats = 2;
+    args.axes[0] = axis_of(k, all, [&](int64_t i) { return i - mode.padding; });
   }
+  return args;
+}
+
+// Adds the image: its sizes, those of the output, and how the work is shared out.
+void set_image(NormConv2d& args, const Tensor& x, const Mode& mode) {
+  args.layout = layout_of(x);
+  args.n = x.size(0), args.h = x.size(2), args.w = x.size(3);
   if (args.step == 2) {
     args.rows = args.h, args.columns = args.w;
   } else {
-    args.rows = (args.repeats * args.h + 2 * padding - k) / args.stride + 1;
-    args.columns = (args.repeats * args.w + 2 * padding - k) / args.stride + 1;
+    const int64_t reach = 2 * mode.padding - args.kernel;
+    args.rows = (args.repeats * args.h + reach) / args.stride + 1;
+    args.columns = (args.repeats * args.w + reach) / args.stride + 1;
   }
-  const int64_t per_task = (args.rows + kFewestTasks - 1) / kFewestTasks;
-  args.band = std::max<int64_t>(1, std::min(kMostRows, per_task));
-  args.bands = (args.rows + args.band - 1) / args.band;
-  args.band_cost = args.band * args.columns * args.cout *
-                   std::max<int64_t>(1, args.cin * k * k / kMultipliesPerElement);
 }
+
+void set_bands(NormConv2d& args) {
+  const int64_t per_task = (args.rows + kFewestTasks - 1) / kFewestTasks;
+  const int64_t rows = std::min(kMostRows, per_task);
+  args.band = std::max(kRowUnit, (rows + kRowUnit - 1) / kRowUnit * kRowUnit);
+  args.bands = (args.rows + args.band - 1) / args.band;
+  args.band_cost =
+      args.band * args.columns * args.cout *
+      std::max<int64_t>(1, args.cin * args.kernel * args.kernel / kMultipliesPerElement);
+}
+
+// Scratch memory of a call, in doubles, and where its parts begin.
+struct Workspace {
+  int64_t partials, coefficients, rows;
+
+  explicit Workspace(const NormConv2d& args) {
+    const int64_t workers = parallel_workers(args.n * args.bands, args.band_cost);
+    const int64_t per_double = args.dtype == DType::float64 ? 1 : 2;
+    const auto doubles = [&](int64_t elements) {
+      return (elements / per_double + 1 + 7) / 8 * 8;  // whole cache lines
+    };
+    partials = args.n * args.bands * 2 * args.cout;
+    coefficients = doubles(2 * args.n * args.cin);
+    rows = doubles(workers * kernels().worker_elements(args));
+  }
+
+  int64_t size() const { return partials + coefficients + rows; }
+
+  void give(NormConv2d& args, const Tensor& memory) const {
+    double* begin = static_cast<double*>(memory.mutable_data_ptr());
+    args.coefficients = begin;
+    args.rows_memory = begin + coefficients;
+    args.partials = begin + coefficients + rows;
+  }
+};
+
+Tensor norm_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, std::string padding_mode,
+                        std::string upsample) {
+  NormConv2d args = weights_of(weight, {stride, padding, padding_mode, upsample});
+  Tensor packed = empty({kernels().packed_elements(args)}, weight, wide_dtype(weight));
+  args.packed = packed.mutable_data_ptr();
+  kernels().pack(args);
+  return packed;
+}
+
+int64_t norm_conv2d_workspace(Tensor x, Tensor weight, int64_t stride, int64_t padding,
+                              std::string padding_mode, std::string upsample) {
+  const Mode mode{stride, padding, padding_mode, upsample};
+  NormConv2d args = weights_of(weight, mode);
+  set_image(args, x, mode);
+  set_bands(args);
+  return Workspace(args).size();
+}
+
+// x and residual in one layout, the parameters dense and in the type that sums are kept in.
+struct Inputs {
+  Tensor x;
+  std::optional<Tensor> residual, bias, scale_shift;
+
+  Inputs(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& bias,
+         const std::optional<Tensor>& scale_shift, ScalarType wide)
+      : x(with_layout(x, layout_of(x))),
+        bias(dense(bias, wide)),
+        scale_shift(dense(scale_shift, wide)) {
+    if (residual.has_value()) this->residual = with_layout(*residual, layout_of(x));
+  }
+
+  void give(NormConv2d& args) const {
+    args.x = x.const_data_ptr();
+    args.bytes_in = x.scalar_type() == ScalarType::Byte;
+    args.residual = data(residual);
+    args.bias = data(bias);
+    args.scale_shift = data(scale_shift);
+  }
+};
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
     Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale_shift,
     std::string activation, double negative_slope, std::optional<Tensor> residual,
     bool return_input, int64_t stride, int64_t padding, std::string padding_mode,
     std::string upsample, bool return_stats) {
-  const Layout layout = layout_of(x);
   const ScalarType wide = wide_dtype(x);
-  x = with_layout(x, layout);
-  if (residual.has_value()) residual = with_layout(*residual, layout);
-  const auto dense = [&](std::optional<Tensor>& tensor) {
-    if (!tensor.has_value()) return;
-    tensor = torch::stable::contiguous(*tensor);
-    if (tensor->scalar_type() != wide) tensor = torch::stable::to(*tensor, wide);
-  };
-  dense(bias);
-  dense(scale_shift);
-  const bool transposed = upsample == "transpose";
-  const int cout_dim = transposed ? 1 : 0;
-
-  NormConv2d args{};
-  args.dtype = dtype_of(x);
-  args.layout = layout;
-  args.n = x.size(0), args.cin = x.size(1), args.h = x.size(2), args.w = x.size(3);
-  args.cout = weight.size(cout_dim);
-  args.x = x.const_data_ptr();
-  args.scale_shift = data(scale_shift);
+  const Inputs inputs(x, residual, bias, scale_shift, wide);
+  const Mode mode{stride, padding, padding_mode, upsample};
+  NormConv2d args = weights_of(weight, mode);
+  set_image(args, inputs.x, mode);
+  set_bands(args);
+  inputs.give(args);
   args.activation = activation_of(activation);
   args.negative_slope = negative_slope;
-  args.residual = data(residual);
-  args.weight = weight.const_data_ptr();
-  args.weight_cout = weight.stride(cout_dim), args.weight_cin = weight.stride(1 - cout_dim);
-  args.weight_row = weight.stride(2), args.weight_column = weight.stride(3);
-  args.kernel = weight.size(2);
-  args.bias = data(bias);
-  args.stride = stride;
-  set_geometry(args, upsample, padding, padding_mode);
 
   Tensor y = empty({args.n, args.cout, args.step * args.rows, args.step * args.columns}, x,
-                   x.scalar_type(), layout);
-  Tensor input = return_input ? empty_like(x, layout) : empty({0}, x, x.scalar_type());
+                   x.scalar_type(), args.layout);
+  Tensor input = return_input ? empty_like(inputs.x, args.layout) : empty({0}, x, x.scalar_type());
   const std::vector<int64_t> planes =
       return_stats ? std::vector<int64_t>{args.n, args.cout} : std::vector<int64_t>{0};
   Tensor mean = empty(planes, x, wide), var = empty(planes, x, wide);
-  Tensor partials = workspace(return_stats ? args.n * args.bands * 2 * args.cout : 0, x);
-  Tensor panels = empty({kernels().panel_elements(args)}, x, wide);
-  const int64_t workers = parallel_workers(args.n * args.bands, args.band_cost);
-  Tensor rows = empty({workers * kernels().worker_elements(args)}, x, wide);
-  args.input = return_input ? input.mutable_data_ptr() : nullptr;
   args.y = y.mutable_data_ptr();
+  args.input = return_input ? input.mutable_data_ptr() : nullptr;
   args.mean = return_stats ? mean.mutable_data_ptr() : nullptr;
   args.var = return_stats ? var.mutable_data_ptr() : nullptr;
-  args.partials = static_cast<double*>(partials.mutable_data_ptr());
-  args.panels = panels.mutable_data_ptr();
-  args.rows_memory = rows.mutable_data_ptr();
+
+  Tensor packed = empty({kernels().packed_elements(args)}, x, wide);
+  args.packed = packed.mutable_data_ptr();
+  kernels().pack(args);
+  const Workspace parts(args);
+  const Tensor memory = workspace(parts.size(), x);
+  parts.give(args, memory);
   kernels().run(args);
   return {y, mean, var, input};
+}
+
+void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tensor> bias,
+                     std::optional<Tensor> scale_shift, std::string activation,
+                     double negative_slope, std::optional<Tensor> residual, int64_t stride,
+                     int64_t padding, std::string padding_mode, std::string upsample,
+                     std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps,
+                     Tensor y, std::optional<Tensor> input, std::optional<Tensor> next_scale_shift,
+                     Tensor memory) {
+  const ScalarType wide = wide_dtype(weight);
+  const Inputs inputs(x, residual, bias, scale_shift, wide);
+  const Mode mode{stride, padding, padding_mode, upsample};
+  NormConv2d args = weights_of(weight, mode);
+  set_image(args, inputs.x, mode);
+  STD_TORCH_CHECK(with_layout(y, args.layout).data_ptr() == y.data_ptr(), "y: expected x's layout");
+  args.rows = std::min(args.rows, y.size(2) / args.step);
+  args.columns = std::min(args.columns, y.size(3) / args.step);
+  set_bands(args);
+  inputs.give(args);
+  args.activation = activation_of(activation);
+  args.negative_slope = negative_slope;
+  norm_weight = dense(norm_weight, wide), norm_bias = dense(norm_bias, wide);
+  args.norm_weight = data(norm_weight), args.norm_bias = data(norm_bias);
+  args.eps = eps;
+  args.y = y.mutable_data_ptr();
+  args.bytes_out = y.scalar_type() == ScalarType::Byte;
+  if (input.has_value()) args.input = input->mutable_data_ptr();
+  if (next_scale_shift.has_value()) args.next_scale_shift = next_scale_shift->mutable_data_ptr();
+  args.packed = packed.mutable_data_ptr();
+  const Workspace parts(args);
+  STD_TORCH_CHECK(memory.numel() >= parts.size(),
+                  "workspace: too small; torch has more threads "
+                  "now than when norm_conv2d_workspace gave its size");
+  parts.give(args, memory);
+  kernels().run(args);
 }
 
 }  // namespace
@@ -166,8 +278,25 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
       "float negative_slope, Tensor? residual, bool return_input, int stride, int padding, "
       "str padding_mode, str upsample, bool return_stats) "
       "-> (Tensor y, Tensor mean, Tensor var, Tensor input)");
+  m.def(
+      "norm_conv2d_pack(Tensor weight, int stride, int padding, str padding_mode, str upsample) "
+      "-> Tensor");
+  m.def(
+      "norm_conv2d_workspace(Tensor x, Tensor weight, int stride, int padding, str padding_mode, "
+      "str upsample) -> int");
+  m.def(
+      "norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, Tensor? bias, Tensor? scale_shift, "
+      "str activation, float negative_slope, Tensor? residual, int stride, int padding, "
+      "str padding_mode, str upsample, Tensor? norm_weight, Tensor? norm_bias, float eps, "
+      "Tensor(a!) y, Tensor(b!)? input, Tensor(c!)? next_scale_shift, Tensor(d!) workspace) "
+      "-> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) { m.impl("norm_conv2d", TORCH_BOX(&norm_conv2d)); }
+STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {
+  m.impl("norm_conv2d", TORCH_BOX(&norm_conv2d));
+  m.impl("norm_conv2d_pack", TORCH_BOX(&norm_conv2d_pack));
+  m.impl("norm_conv2d_workspace", TORCH_BOX(&norm_conv2d_workspace));
+  m.impl("norm_conv2d_out", TORCH_BOX(&norm_conv2d_out));
+}
 
 }  // namespace stylekernels

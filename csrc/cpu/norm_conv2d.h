@@ -24,8 +24,9 @@ struct NormConv2d {
   DType dtype;
   Layout layout;
   int64_t n, cin, h, w;
-  int64_t cout, rows, columns;  // output pixels of one parity
+  int64_t cout, rows, columns;  // output pixels of one parity: all there are, or the first
   const void* x;
+  bool bytes_in;            // x holds unsigned bytes, taken as numbers from 0 to 255
   const void* scale_shift;  // (N, Cin, 2), float or double; null: x as it is
   Activation activation;
   double negative_slope;
@@ -40,19 +41,29 @@ struct NormConv2d {
   int64_t repeats;  // how often a pixel of x follows itself in the image that is convolved
   PaddingMode padding_mode;
   ConvAxis axes[2];  // by parity
+  void* packed;      // the weights: packed_elements(), written by pack()
   void* y;           // (N, Cout, step * rows, step * columns), out
-  void* mean;        // (N, Cout), out; null: no statistics
+  bool bytes_out;    // y holds unsigned bytes: rounded, 0 below and 255 above
+  void* mean;        // (N, Cout), out; null: not wanted
   void* var;
-  int64_t band;       // output rows of one parity in a task: depends on the shape alone
-  int64_t bands;      // per image
-  int64_t band_cost;  // of a task, in elements of a pass over memory
-  double* partials;   // (N, bands, 2, Cout): means and sums of squared deviations
-  void* panels;       // panel_elements() scratch: the weights
-  void* rows_memory;  // workers x worker_elements() scratch
+  const void* norm_weight;  // (Cout), float or double, of the instance norm that follows; null: 1
+  const void* norm_bias;    // null: 0
+  double eps;
+  void* next_scale_shift;  // (N, Cout, 2), out: what that norm comes to; null: not wanted
+  int64_t band;            // output rows of one parity in a task: depends on the shape alone
+  int64_t bands;           // per image
+  int64_t band_cost;       // of a task, in elements of a pass over memory
+  double* partials;        // (N, bands, 2, Cout) scratch: means and sums of squared deviations
+  void* coefficients;      // (2, N, Cin) scratch
+  void* rows_memory;       // workers x worker_elements() scratch
+
+  bool wants_statistics() const { return mean != nullptr || next_scale_shift != nullptr; }
 };
 
+// Sizes in elements of the type that sums are kept in.
 struct NormConv2dKernels {
-  int64_t (*panel_elements)(const NormConv2d&);
+  int64_t (*packed_elements)(const NormConv2d&);
+  void (*pack)(const NormConv2d&);
   int64_t (*worker_elements)(const NormConv2d&);
   void (*run)(const NormConv2d&);
 };

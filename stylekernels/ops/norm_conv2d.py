@@ -31,11 +31,24 @@ from stylekernels.reference.upsample_block import PADDING_MODES
 UPSAMPLINGS = ("none", "nearest", "transpose")
 
 # What was not asked for is an empty tensor: mean and var in their own dtype, input in x's.
+#
+# The last three are what `inference` makes frames with: weights packed once, and nothing allocated.
+# There x may be bytes, 0..255, and y too (rounded, and clamped); y may be smaller than the
+# convolution's output, of which it then gets the first rows and columns.
 SCHEMAS = (
     "norm_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? scale_shift, str activation, "
     "float negative_slope, Tensor? residual, bool return_input, int stride, int padding, "
     "str padding_mode, str upsample, bool return_stats) "
     "-> (Tensor y, Tensor mean, Tensor var, Tensor input)",
+    "norm_conv2d_pack(Tensor weight, int stride, int padding, str padding_mode, str upsample) "
+    "-> Tensor",
+    "norm_conv2d_workspace(Tensor x, Tensor weight, int stride, int padding, str padding_mode, "
+    "str upsample) -> int",
+    "norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, Tensor? bias, Tensor? scale_shift, "
+    "str activation, float negative_slope, Tensor? residual, int stride, int padding, "
+    "str padding_mode, str upsample, Tensor? norm_weight, Tensor? norm_bias, float eps, "
+    "Tensor(a!) y, Tensor(b!)? input, Tensor(c!)? next_scale_shift, Tensor(d!) workspace) "
+    "-> ()",
 )
 
 _KERNELS = {
@@ -99,7 +112,26 @@ def _fake(
     return y, mean, var, dense_like(x) if return_input else x.new_empty((0,))
 
 
+def _out_formula(
+    x, weight, packed, bias, scale_shift, activation, negative_slope, residual, stride, padding,
+    padding_mode, upsample, norm_weight, norm_bias, eps, y, input, next_scale_shift, workspace,
+) -> None:  # fmt: skip
+    whole, mean, var, given = reference.norm_conv2d(
+        x.to(weight.dtype), weight, bias, scale_shift, activation, negative_slope, residual,
+        input is not None, stride, padding, padding_mode, upsample, next_scale_shift is not None,
+    )  # fmt: skip
+    if input is not None:
+        input.copy_(given)
+    if next_scale_shift is not None:
+        next_scale_shift.copy_(reference.norm_scale_shift(mean, var, norm_weight, norm_bias, eps))
+    part = whole[..., : y.shape[2], : y.shape[3]]
+    y.copy_(part.round().clamp(0, 255) if y.dtype == torch.uint8 else part)
+
+
 native.define(SCHEMAS[0], _formula, _fake)
+native.define(SCHEMAS[1], lambda weight, *mode: weight.clone(), None)
+native.define(SCHEMAS[2], lambda *arguments: 0, None)
+native.define(SCHEMAS[3], _out_formula, lambda *arguments: None)
 _op = torch.ops.stylekernels.norm_conv2d.default
 
 

@@ -12,6 +12,15 @@ namespace stylekernels::CPU_CAPABILITY {
 constexpr int64_t kFewOutputs = 3;
 constexpr int kPlanarVectors = 3;  // times kFewOutputs sums, and the weights, fit in 16 registers
 
+// Winograd's method: 4 x 4 outputs come of 6 x 6 inputs in 36 products; so many such squares at a
+// time that their inputs, transformed, stay in the L2 cache with 128 channels.
+constexpr int64_t kWinogradStep = 4, kWinogradSide = 6, kWinogradPoints = 36;
+constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 16 : 18;
+
+// Elements from one of the 36 points to the next: a line more than the squares take, because 36
+// stores a multiple of the cache's size apart would compete for one place in it.
+inline int64_t winograd_pitch(int64_t cin) { return kWinogradTiles * cin + 16; }
+
 // -- geometry --------------------------------------------------------------------------------
 
 template <class T>
@@ -20,6 +29,8 @@ struct Geometry {
   int64_t low, high;  // input pixels that output pixel 0 meets, all parities together
   int64_t span;       // how many that are
   int64_t width;      // columns of a row in the ring
+  bool winograd;      // an output row stands for four: see winograd.h
+  int64_t advance;    // rows of the padded image from one output row to the next
   bool planar;        // the ring's rows are [channel][column], else [column][channel]
   int64_t pitch;      // elements from one column, or channel, to the next
   int64_t row_elements;
@@ -32,8 +43,12 @@ struct Geometry {
       const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
       high = high < end ? end : high;
     }
-    span = high - low + 1;
-    width = a.stride * (a.columns - 1) + span;
+    winograd = sizeof(Wide<T>) == 4 && a.kernel == 3 && a.stride == 1 && a.step == 1 &&
+               a.repeats == 1 && a.cin >= kStep && a.cout >= kStep;
+    advance = winograd ? kWinogradStep : a.stride;
+    span = winograd ? kWinogradSide : high - low + 1;
+    width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + 2
+                     : a.stride * (a.columns - 1) + span;
     planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1;
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
@@ -43,6 +58,9 @@ struct Geometry {
 
   // Scratch of a task: the ring, a row more for an image whose pixels repeat, and an output row.
   int64_t worker_elements(const NormConv2d& a) const {
+    if (winograd)
+      return span * row_elements + kWinogradPoints * winograd_pitch(a.cin) +
+             kWinogradTiles * (kWinogradPoints + kWinogradStep * kWinogradStep) * kStep;
     return (span + 1) * row_elements + a.columns * kStep;
   }
 
@@ -50,6 +68,7 @@ struct Geometry {
   int64_t panel_channels(const NormConv2d& a) const { return planar ? a.cout : kStep; }
 
   int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
+    if (winograd) return kWinogradPoints * a.cin * kStep;
     return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin *
            panel_channels(a);
   }
@@ -62,6 +81,14 @@ struct Geometry {
     return begin + panel * panel_elements(a, row_parity, column_parity);
   }
 };
+
+// The bias of kPanel channels from `first` on, or zeros.
+template <class W>
+inline void read_bias(const NormConv2d& a, int64_t first, W* bias) {
+  const W* given = static_cast<const W*>(a.bias);
+  for (int64_t c = 0; c < kPanel<Vec<W>>; ++c)
+    bias[c] = given != nullptr && first + c < a.cout ? coefficient<W>(given[first + c]) : W(0);
+}
 
 // The pixel of x that stands at `position` of the padded image; -1 where it is a zero.
 inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
@@ -80,7 +107,9 @@ inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
 // What is read of x, and what is done to it.
 template <class T>
 struct Input {
-  const T *x, *residual;
+  const T* x;
+  const uint8_t* bytes;  // in place of x; null: x
+  const T* residual;
   const Wide<T>* scale;  // (N, Cin); null: as it is
   const Wide<T>* shift;
   Activation activation;
@@ -110,7 +139,9 @@ inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t
       scale = channel_step ? load<U>(input.scale + c) : splat<U>(input.scale[c]);
       shift = channel_step ? load<U>(input.shift + c) : splat<U>(input.shift[c]);
     }
-    return input.template value<A>(load<U>(input.x + from + i), added, scale, shift);
+    const U x =
+        input.bytes != nullptr ? load<U>(input.bytes + from + i) : load<U>(input.x + from + i);
+    return input.template value<A>(x, added, scale, shift);
   };
   int64_t i = 0;
   for (; i + kLanes<V> <= count; i += kLanes<V>) store(out + i, value(V{}, i));
@@ -123,6 +154,10 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
               int64_t row, int64_t columns, Wide<T>* out) {
   using V = Vec<T>;
   const bool planes = a.layout == Layout::contiguous;
+  if (!planes && !g.planar && input.scale == nullptr) {  // the row as it lies
+    read_run<A>(input, (n * a.h + row) * a.w * a.cin, columns * a.cin, 0, 0, out);
+    return;
+  }
   // Runs of x follow each other `run_step` apart: the columns of a channel, or the channels of one.
   const int64_t runs = planes ? a.cin : columns, length = planes ? columns : a.cin;
   const int64_t run_step = planes ? a.h * a.w : a.cin;
@@ -179,7 +214,7 @@ struct Ring {
 
   // Reads what output row o meets and is not there yet.
   void advance(int64_t o) {
-    const int64_t first = a.stride * o + g.low, end = first + g.span;
+    const int64_t first = g.advance * o + g.low, end = first + g.span;
     for (int64_t position = next < first ? first : next; position < end; ++position)
       fill(source(a, position, a.h), row(position));
     next = end;

@@ -12,7 +12,7 @@
 // Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
 
 #include "../parallel.h"
-#include "conv_rows.h"
+#include "winograd.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 namespace {
@@ -27,6 +27,8 @@ void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity
   const Geometry<T> g(a);
   const int64_t step = g.panel_channels(a);
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
+  if constexpr (sizeof(Wide<T>) == 4)
+    if (g.winograd) return pack_weights_for_winograd<T>(a, first, panel);
   for (int64_t i = 0; i < g.panel_elements(a, row_parity, column_parity); ++i) panel[i] = 0;
   const T* weight = static_cast<const T*>(a.weight);
   for (int64_t c = 0; c < smaller(step, a.cout - first); ++c) {
@@ -117,43 +119,18 @@ template <int kOutputs, class T>
   }
 }
 
-// Writes such a row to y: `channels` channels from `first` on.
-template <class T>
-void write_row(const NormConv2d& a, int64_t n, int64_t row, int64_t column_parity, int64_t first,
-               const Wide<T>* values) {
-  using V = Vec<T>;
-  constexpr int64_t kStep = kPanel<V>;
-  const int64_t channels = smaller(kStep, a.cout - first);
-  const int64_t height = a.step * a.rows, width = a.step * a.columns;
-  T* y = static_cast<T*>(a.y);
-  if (a.layout == Layout::contiguous) {
-    for (int64_t c = 0; c < channels; ++c) {
-      T* plane_row = y + ((n * a.cout + first + c) * height + row) * width + column_parity;
-      for (int64_t p = 0; p < a.columns; ++p) store(plane_row + p * a.step, values[p * kStep + c]);
-    }
-    return;
-  }
-  for (int64_t p = 0; p < a.columns; ++p) {
-    T* pixel = y + ((n * height + row) * width + p * a.step + column_parity) * a.cout + first;
-    const Wide<T>* from = values + p * kStep;
-    int64_t c = 0;
-    for (; c + kLanes<V> <= channels; c += kLanes<V>) store(pixel + c, load<V>(from + c));
-    for (; c < channels; ++c) store(pixel + c, from[c]);
-  }
-}
-
 template <class T>
 void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
               int64_t band, Wide<T>* memory) {
   using V = Vec<T>;
   using W = Wide<T>;
   constexpr int64_t kStep = kPanel<V>;
+  if constexpr (sizeof(W) == 4)
+    if (g.winograd) return run_band_by_winograd<T>(a, g, input, n, band, memory);
   W* values = memory + (g.span + 1) * g.row_elements;
   Ring<T> ring{a, input, g, n, memory};
-  const W* weights = static_cast<const W*>(a.panels);
-  double* mean = a.partials + (n * a.bands + band) * 2 * a.cout;
-  double* m2 = mean + a.cout;
-  double counted = 0;
+  const W* weights = static_cast<const W*>(a.packed);
+  BandStatistics statistics(a, n, band);
   const int64_t end = smaller((band + 1) * a.band, a.rows);
   for (int64_t o = band * a.band; o < end; ++o) {
     ring.advance(o);
@@ -161,10 +138,8 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
       const int64_t row_parity = parity / a.step, column_parity = parity % a.step;
       for (int64_t first = 0; first < a.cout; first += kStep) {
         const int64_t channels = smaller(kStep, a.cout - first);
-        W bias[kStep] = {};
-        if (a.bias != nullptr)
-          for (int64_t c = 0; c < channels; ++c)
-            bias[c] = coefficient<W>(static_cast<const W*>(a.bias)[first + c]);
+        W bias[kStep];
+        read_bias(a, first, bias);
         const W* panel = weights + g.panel_begin(a, row_parity, column_parity, first / kStep);
         if (g.planar && channels == 1)
           multiply_planar_row<1>(a, ring, o, panel, bias, values);
@@ -176,36 +151,11 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
           multiply_row<1>(a, ring, o, row_parity, column_parity, panel, bias, values);
         else
           multiply_row<2>(a, ring, o, row_parity, column_parity, panel, bias, values);
-        write_row<T>(a, n, a.step * o + row_parity, column_parity, first, values);
-        if (a.mean == nullptr) continue;
-        double part_mean[kTile], part_m2[kTile];
-        lane_moments<W>(values, kStep, a.columns, kStep, part_mean, part_m2);
-        for (int64_t c = 0; c < channels; ++c) {
-          Moments moments;
-          if (counted > 0) moments = {counted, mean[first + c], m2[first + c]};
-          moments.merge(double(a.columns), part_mean[c], part_m2[c]);
-          mean[first + c] = moments.mean, m2[first + c] = moments.m2;
-        }
+        write_row<T>(a, n, a.step * o + row_parity, column_parity, a.columns, first, values);
+        if (a.wants_statistics()) statistics.add(values, a.columns, first);
       }
-      counted += double(a.columns);
+      statistics.counted += double(a.columns);
     }
-  }
-}
-
-// Merges the bands of image n, in their order.
-template <class T>
-void finish_statistics(const NormConv2d& a, int64_t n) {
-  using W = Wide<T>;
-  const double* partials = a.partials + n * a.bands * 2 * a.cout;
-  for (int64_t c = 0; c < a.cout; ++c) {
-    Moments moments;
-    for (int64_t band = 0; band < a.bands; ++band) {
-      const int64_t rows = smaller(a.band, a.rows - band * a.band);
-      const double* part = partials + band * 2 * a.cout + c;
-      moments.merge(double(rows * a.step * a.columns * a.step), part[0], part[a.cout]);
-    }
-    static_cast<W*>(a.mean)[n * a.cout + c] = W(moments.mean);
-    static_cast<W*>(a.var)[n * a.cout + c] = W(moments.m2 / moments.count);
   }
 }
 
@@ -230,23 +180,15 @@ template <class T>
 void run_of(const NormConv2d& a) {
   using W = Wide<T>;
   const Geometry<T> g(a);
-  W* panels = static_cast<W*>(a.panels);
-  const int64_t parities = a.step * a.step;
-  parallel_tasks(parities * g.panels, g.panel_elements(a, 0, 0), [&](int64_t task) {
-    const int64_t parity = task / g.panels, panel = task % g.panels;
-    const int64_t row = parity / a.step, column = parity % a.step;
-    pack_weights<T>(a, row, column, panel * g.kStep, panels + g.panel_begin(a, row, column, panel));
-  });
-
-  W *scale = panels + g.panel_begin(a, a.step - 1, a.step - 1, g.panels), *shift = scale;
-  Input<T> input{static_cast<const T*>(a.x),
+  Input<T> input{a.bytes_in ? nullptr : static_cast<const T*>(a.x),
+                 a.bytes_in ? static_cast<const uint8_t*>(a.x) : nullptr,
                  static_cast<const T*>(a.residual),
                  nullptr,
                  nullptr,
                  a.activation,
                  coefficient<W>(a.negative_slope)};
   if (a.scale_shift != nullptr) {
-    shift = scale + a.n * a.cin;
+    W *scale = static_cast<W*>(a.coefficients), *shift = scale + a.n * a.cin;
     for (int64_t i = 0; i < a.n * a.cin; ++i) {
       scale[i] = coefficient<W>(static_cast<const W*>(a.scale_shift)[2 * i]);
       shift[i] = coefficient<W>(static_cast<const W*>(a.scale_shift)[2 * i + 1]);
@@ -255,7 +197,8 @@ void run_of(const NormConv2d& a) {
   }
   if (a.input != nullptr) {
     write_input(a, input);
-    input = {static_cast<const T*>(a.input), nullptr, nullptr, nullptr, Activation::none, W(0)};
+    input = {};
+    input.x = static_cast<const T*>(a.input);
   }
 
   const int64_t tasks = a.n * a.bands;
@@ -263,16 +206,31 @@ void run_of(const NormConv2d& a) {
     run_band<T>(a, g, input, task / a.bands, task % a.bands,
                 static_cast<W*>(a.rows_memory) + worker * g.worker_elements(a));
   });
-  if (a.mean != nullptr)
+  if (a.wants_statistics())
     parallel_tasks(a.n, a.bands * a.cout, [&](int64_t n) { finish_statistics<T>(a, n); });
 }
 
-// The weights, and after them scale and shift.
-int64_t panel_elements(const NormConv2d& a) {
+template <class T>
+void pack_of(const NormConv2d& a) {
+  const Geometry<T> g(a);
+  Wide<T>* packed = static_cast<Wide<T>*>(a.packed);
+  const int64_t parities = a.step * a.step;
+  parallel_tasks(parities * g.panels, g.panel_elements(a, 0, 0), [&](int64_t task) {
+    const int64_t parity = task / g.panels, panel = task % g.panels;
+    const int64_t row = parity / a.step, column = parity % a.step;
+    pack_weights<T>(a, row, column, panel * g.kStep, packed + g.panel_begin(a, row, column, panel));
+  });
+}
+
+int64_t packed_elements(const NormConv2d& a) {
   return for_dtype(a.dtype, [&](auto element) {
     const Geometry<decltype(element)> g(a);
-    return g.panel_begin(a, a.step - 1, a.step - 1, g.panels) + 2 * a.n * a.cin;
+    return g.panel_begin(a, a.step - 1, a.step - 1, g.panels);
   });
+}
+
+void pack(const NormConv2d& args) {
+  for_dtype(args.dtype, [&](auto element) { pack_of<decltype(element)>(args); });
 }
 
 int64_t worker_elements(const NormConv2d& a) {
@@ -288,6 +246,6 @@ void run(const NormConv2d& args) {
 
 }  // namespace
 
-const NormConv2dKernels norm_conv2d_kernels = {panel_elements, worker_elements, run};
+const NormConv2dKernels norm_conv2d_kernels = {packed_elements, pack, worker_elements, run};
 
 }  // namespace stylekernels::CPU_CAPABILITY

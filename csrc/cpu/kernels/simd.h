@@ -180,8 +180,37 @@ inline V load(const Float16* p) {
 }
 
 template <class V>
+inline V load(const uint8_t* p) {
+  if constexpr (kLanes<V> == 1) {
+    return V(*p);
+  } else {
+    if constexpr (sizeof(ElementOf<V>) == 4) {
+#if defined(__AVX512F__)
+      return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+      return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#endif
+    }
+    V v;
+    for (int i = 0; i < kLanes<V>; ++i) v[i] = p[i];
+    return v;
+  }
+}
+
+template <class V>
 inline void store(ElementOf<V>* p, V v) {
   std::memcpy(p, &v, sizeof(V));
+}
+
+// Rounded to nearest, 0 below and 255 above; NaN becomes 0.
+template <class V>
+inline void store(uint8_t* p, V v) {
+  if constexpr (kLanes<V> == 1) {
+    const float value = v > 0 ? v < 255 ? float(v) : 255.0f : 0.0f;
+    *p = uint8_t(int(value + 12582912.0f - 12582912.0f));  // to even, as vectors are rounded
+  } else {
+    for (int i = 0; i < kLanes<V>; ++i) store(p + i, v[i]);
+  }
 }
 
 inline void store(BFloat16* p, float value) { *p = to_bfloat16(value); }

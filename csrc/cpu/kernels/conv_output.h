@@ -1,0 +1,99 @@
+// The output of a deferred-norm convolution: rows of it written to y, and their statistics. See
+// norm_conv2d.cpp.
+#pragma once
+
+#include "../norm_conv2d.h"
+#include "matrix.h"
+#include "planes.h"
+
+namespace stylekernels::CPU_CAPABILITY {
+
+// Writes `count` pixels of a row of y, every a.step-th from `column` on: kPanel channels each lie
+// in `values`, which go to the channels from `first` on, as far as there are so many.
+template <class W, class Y>
+void write_row(const NormConv2d& a, int64_t n, int64_t row, int64_t column, int64_t count,
+               int64_t first, const W* values, Y* y) {
+  using V = Vec<W>;
+  constexpr int64_t kStep = kPanel<V>;
+  const int64_t channels = smaller(kStep, a.cout - first);
+  const int64_t height = a.step * a.rows, width = a.step * a.columns;
+  if (a.layout == Layout::contiguous) {
+    for (int64_t c = 0; c < channels; ++c) {
+      Y* pixel = y + ((n * a.cout + first + c) * height + row) * width + column;
+      for (int64_t p = 0; p < count; ++p) store(pixel + p * a.step, values[p * kStep + c]);
+    }
+    return;
+  }
+  for (int64_t p = 0; p < count; ++p) {
+    Y* pixel = y + ((n * height + row) * width + p * a.step + column) * a.cout + first;
+    const W* from = values + p * kStep;
+    int64_t c = 0;
+    for (; c + kLanes<V> <= channels; c += kLanes<V>) store(pixel + c, load<V>(from + c));
+    for (; c < channels; ++c) store(pixel + c, from[c]);
+  }
+}
+
+template <class T>
+void write_row(const NormConv2d& a, int64_t n, int64_t row, int64_t column, int64_t count,
+               int64_t first, const Wide<T>* values) {
+  if (a.bytes_out)
+    write_row(a, n, row, column, count, first, values, static_cast<uint8_t*>(a.y));
+  else
+    write_row(a, n, row, column, count, first, values, static_cast<T*>(a.y));
+}
+
+// What comes of the rows of one band, in the order in which they are made.
+struct BandStatistics {
+  const NormConv2d& a;
+  double *mean, *m2;
+  double counted = 0;  // pixels that all channels have had
+
+  BandStatistics(const NormConv2d& args, int64_t n, int64_t band)
+      : a(args),
+        mean(args.partials + (n * args.bands + band) * 2 * args.cout),
+        m2(mean + args.cout) {}
+
+  // `pixels` pixels of kPanel channels, of which those from `first` on are meant.
+  template <class W>
+  void add(const W* values, int64_t pixels, int64_t first) {
+    constexpr int64_t kStep = kPanel<Vec<W>>;
+    double part_mean[kTile], part_m2[kTile];
+    lane_moments<W>(values, kStep, pixels, kStep, part_mean, part_m2);
+    for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c) {
+      Moments moments;
+      if (counted > 0) moments = {counted, mean[first + c], m2[first + c]};
+      moments.merge(double(pixels), part_mean[c], part_m2[c]);
+      mean[first + c] = moments.mean, m2[first + c] = moments.m2;
+    }
+  }
+};
+
+// Merges the bands of image n, in their order.
+template <class T>
+void finish_statistics(const NormConv2d& a, int64_t n) {
+  using W = Wide<T>;
+  const double* partials = a.partials + n * a.bands * 2 * a.cout;
+  const W *weight = static_cast<const W*>(a.norm_weight),
+          *bias = static_cast<const W*>(a.norm_bias);
+  for (int64_t c = 0; c < a.cout; ++c) {
+    Moments moments;
+    for (int64_t band = 0; band < a.bands; ++band) {
+      const int64_t rows = smaller(a.band, a.rows - band * a.band);
+      const double* part = partials + band * 2 * a.cout + c;
+      moments.merge(double(rows * a.step * a.columns * a.step), part[0], part[a.cout]);
+    }
+    const double var = moments.m2 / moments.count;
+    if (a.mean != nullptr) {
+      static_cast<W*>(a.mean)[n * a.cout + c] = W(moments.mean);
+      static_cast<W*>(a.var)[n * a.cout + c] = W(var);
+    }
+    if (a.next_scale_shift != nullptr) {
+      // The shift is taken from the scale as it was rounded: see norm_scale_shift.
+      W* next = static_cast<W*>(a.next_scale_shift) + (n * a.cout + c) * 2;
+      next[0] = W((weight != nullptr ? double(weight[c]) : 1) / __builtin_sqrt(var + a.eps));
+      next[1] = W((bias != nullptr ? double(bias[c]) : 0) - moments.mean * double(next[0]));
+    }
+  }
+}
+
+}  // namespace stylekernels::CPU_CAPABILITY
