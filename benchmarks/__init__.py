@@ -1,1 +1,5 @@
-"""How fast the ops are, against PyTorch and against the machine: ``python -m benchmarks ops``."""
+"""How fast the ops are, against PyTorch and against the machine: ``python -m benchmarks ops``.
+
+Each verb is a folder here; what
+they share lies beside this file.
+"""
