@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import ops
+from benchmarks import model, ops
 from benchmarks.dtypes import DTYPES
+from benchmarks.model.suite import ModelSuite
 from benchmarks.ops.suite import OpsSuite
 from benchmarks.suite import Suite, run
 
@@ -17,6 +18,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_verb(verbs, OpsSuite, ops.__doc__)
+    _add_verb(verbs, ModelSuite, model.__doc__)
     return parser.parse_args(arguments)
 
 
