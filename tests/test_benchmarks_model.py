@@ -190,7 +190,7 @@ def test_options_choose_the_cases(monkeypatch):
         "wave/64x48/float32",
         "wave/64x48/bfloat16",
     ]
-    assert ids("--only", "lite/512") == [
+    assert ids("--only", "lite/512", "--memory") == [
         "lite/512x512/float32",
         "lite/512x512/bfloat16",
     ]

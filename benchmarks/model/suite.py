@@ -9,6 +9,7 @@ from benchmarks import suite
 from benchmarks.ceilings import Ceilings
 from benchmarks.model import engines, report
 from benchmarks.model.cases import Case, Problem
+from benchmarks.model.memory import MemorySuite
 from benchmarks.model.operations import layers
 from benchmarks.model.options import add_options, notes, select
 from benchmarks.model.rivals import RIVALS, enter
@@ -25,6 +26,10 @@ class ModelSuite(suite.Suite[Case, report.Row]):
     table = report.TABLE
 
     add_options = staticmethod(add_options)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> suite.Suite:
+        return MemorySuite(options) if options.memory else cls(options)
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
