@@ -35,10 +35,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--style", choices=bundled_styles(),
         help="a bundled style, instead of random weights in the full and the lite network",
     )  # fmt: skip
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--memory", action="store_true",
         help="peak memory of one frame instead of its time, of ours and of eager PyTorch",
     )  # fmt: skip
+    instead.add_argument(
+        "--layers", action="store_true", help="the time of each layer of ours, without rivals"
+    )
 
 
 def select(options: argparse.Namespace) -> list[Case]:

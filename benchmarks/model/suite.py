@@ -9,6 +9,7 @@ from benchmarks import suite
 from benchmarks.ceilings import Ceilings
 from benchmarks.model import engines, report
 from benchmarks.model.cases import Case, Problem
+from benchmarks.model.layers import LayersSuite
 from benchmarks.model.memory import MemorySuite
 from benchmarks.model.operations import layers
 from benchmarks.model.options import add_options, notes, select
@@ -29,7 +30,9 @@ class ModelSuite(suite.Suite[Case, report.Row]):
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> suite.Suite:
-        return MemorySuite(options) if options.memory else cls(options)
+        if options.memory:
+            return MemorySuite(options)
+        return LayersSuite(options) if options.layers else cls(options)
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
