@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
+from stylekernels.dispatch import use_reference
 from stylekernels.models import StyleGenerator
+from stylekernels.ops.norm_conv2d import norm_conv2d_out_formula
 
 _ALIGNMENT = 64  # bytes: a cache line
 _LARGEST_KERNEL = 9
@@ -42,6 +43,10 @@ class Layer:
     norm: tuple[Tensor | None, Tensor | None, float] | None = None
 
     @property
+    def in_channels(self) -> int:
+        return self.weight.shape[0 if self.upsample == "transpose" else 1]
+
+    @property
     def out_channels(self) -> int:
         return self.weight.shape[1 if self.upsample == "transpose" else 0]
 
@@ -55,6 +60,13 @@ class Layer:
         if self.upsample != "none":
             return 2 * size
         return (size + 2 * self.padding - self.weight.shape[2]) // self.stride + 1
+
+    def margin_before(self, margin: int) -> int:
+        """How far the input must be right around a region for ``margin`` of output around it."""
+        reach = self.weight.shape[2] // 2
+        if self.upsample != "none":
+            return (margin + reach + 1) // 2
+        return self.stride * margin + reach
 
 
 def can_plan(generator: torch.nn.Module) -> bool:
@@ -113,9 +125,9 @@ class Plan:
     """A list of layers for frames of one size: every intermediate tensor has its place already.
 
     Args:
-        layers: all layers of a network, or the first ones.
+        layers: all layers of a network, or some that follow each other.
         packed: their weights, by :func:`pack`.
-        n, height, width: of the frames.
+        n, height, width: of the frames, or of what the first layer convolves.
         scale_shifts: for every layer but the last what the instance norm of its output comes to,
             (N, Cout, 2). None: each image's own statistics.
 
@@ -135,7 +147,7 @@ class Plan:
     ) -> None:
         ops = torch.ops.stylekernels
         device, dtype = layers[0].weight.device, layers[0].weight.dtype
-        channels_in = [3, *(layer.out_channels for layer in layers)]
+        channels_in = [layers[0].in_channels, *(layer.out_channels for layer in layers)]
         sizes = [(height, width)]
         for layer in layers:
             sizes.append(tuple(layer.size_after(size) for size in sizes[-1]))
@@ -178,11 +190,14 @@ class Plan:
         """Run all layers.
 
         Args:
-            frames: (N, 3, H, W) bytes, channels_last.
+            frames: (N, 3, H, W) bytes, channels_last; of the arithmetic's dtype where ``layers``
+                begin further down.
             y: what the last layer's output goes to, channels_last: bytes (rounded and clamped) or
                 of the arithmetic's dtype, of ``output_shape`` or with fewer rows and columns.
         """
         run = torch.ops.stylekernels.norm_conv2d_out.default
+        if use_reference(frames):
+            run = norm_conv2d_out_formula
         self._steps[0][0] = frames
         self._steps[-1][-4] = y
         for step in self._steps:
