@@ -42,11 +42,11 @@ def stylize(generator, frame, **options):
     return Stylizer(generator, torch.float32, **options)(frame).astype(int)
 
 
-@pytest.fixture(params=["whole", "tiles"])
-def smallest_layers(request, monkeypatch):
-    """Where the layers between those of other sizes run: on the whole image, or in tiles too."""
-    if request.param == "tiles":
-        monkeypatch.setattr(tiling, "WHOLE_TENSORS", 0)
+@pytest.fixture(params=["all", "some", "none"])
+def kept(request, monkeypatch):
+    """How many of the tensors between layers are kept for the whole image."""
+    budget = {"all": tiling.WHOLE_TENSORS, "some": 400_000, "none": 0}[request.param]
+    monkeypatch.setattr(tiling, "WHOLE_TENSORS", budget)
     return request.param
 
 
@@ -55,7 +55,7 @@ def smallest_layers(request, monkeypatch):
 
 @pytest.mark.parametrize("upsample", UPSAMPLINGS)
 @pytest.mark.parametrize(("size", "tile"), [((333, 277), 128), ((16, 257), 64), ((130, 202), 90)])
-def test_exact_is_the_whole_image_to_rounding(smallest_layers, upsample, size, tile):
+def test_exact_is_the_whole_image_to_rounding(kept, upsample, size, tile):
     generator, frame = tiny(upsample), frames(*size)
     whole, tiled = stylize(generator, frame), stylize(generator, frame, tile=tile)
     assert np.ptp(whole) > 20
@@ -63,9 +63,9 @@ def test_exact_is_the_whole_image_to_rounding(smallest_layers, upsample, size, t
     assert (tiled != whole).mean() < 1e-3  # a pixel on the border between two levels, here or there
 
 
-def test_exact_in_a_bundled_style(smallest_layers):
+def test_exact_in_a_bundled_style(kept):
     generator = StyleGenerator.from_pretrained("starry_night")
-    size, tile = ((301, 397), 208) if smallest_layers == "whole" else ((150, 197), 128)
+    size, tile = ((301, 397), 208) if kept == "all" else ((100, 133), 80)
     frame = picture(*size)
     whole, tiled = stylize(generator, frame), stylize(generator, frame, tile=tile)
     assert np.ptp(whole) > 100
@@ -73,7 +73,7 @@ def test_exact_in_a_bundled_style(smallest_layers):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_exact_in_other_arithmetic(smallest_layers, dtype):
+def test_exact_in_other_arithmetic(kept, dtype):
     generator, frame = tiny(), frames(133, 150)
     whole = Stylizer(generator, dtype)(frame).astype(int)
     difference = np.abs(Stylizer(generator, dtype, tile=64)(frame) - whole)
@@ -81,8 +81,8 @@ def test_exact_in_other_arithmetic(smallest_layers, dtype):
     assert difference.mean() < 0.1
 
 
-def test_exact_in_plain_pytorch(smallest_layers):
-    generator, frame = tiny("nearest"), frames(100, 131)
+def test_exact_in_plain_pytorch(kept):
+    generator, frame = tiny("nearest"), frames(70, 101)
     with use_impl("reference"):
         whole, tiled = stylize(generator, frame), stylize(generator, frame, tile=64)
     assert np.abs(tiled - whole).max() <= 1
@@ -220,23 +220,30 @@ def test_memory_depends_on_the_tile_and_not_on_the_image(mode, monkeypatch):
     assert largest[1] <= max(largest[0], 3 * 128 * 1024)  # the picture itself
 
 
-def test_whole_tensors_stay_in_their_budget(monkeypatch):
-    generator, frame = tiny(kernel_size=3), frames(128, 1024)
-    cells = 32 * 256
-    for budget, expected in ((4 * 4 * 8 * cells, "whole"), (4 * 4 * 8 * cells - 1, "tiles")):
-        used = []
-        convolve = tiling.norm_conv2d
-        monkeypatch.setattr(tiling, "WHOLE_TENSORS", budget)
-        monkeypatch.setattr(
-            tiling, "norm_conv2d", lambda *a, c=convolve, u=used, **k: u.append(a) or c(*a, **k)
-        )
-        Stylizer(generator, torch.float32, tile=64)(frame)
-        monkeypatch.undo()
-        assert len(used) == (2 if expected == "whole" else 0)
+BLOCKS = [3, 5, 7, 9, 11, 13]  # layers that begin a residual block, and the one after the last
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "budget", "expected"),
+    [
+        ((32, 64, 128), 1024, 1 << 30, [1, 2, *BLOCKS, 14, 15]),
+        ((32, 64, 128), 1024, 0, []),
+        ((32, 64, 128), 1024, 32 << 20, [3]),
+        ((32, 64, 128), 1024, 64 << 20, BLOCKS),
+        ((32, 64, 128), 1024, (96 << 20) - 1, BLOCKS),
+        ((32, 64, 128), 1024, 96 << 20, [2, *BLOCKS, 14]),
+        ((16, 32, 64), 16384, 4 << 30, [3]),
+        ((16, 32, 64), 16381, (4 << 30) - 1, []),
+    ],
+)
+def test_what_is_kept_stays_in_its_budget(channels, size, budget, expected):
+    """Per pixel of a 32-64-128 network: 128, 64, 32 bytes, 32 in the blocks, 64 and 128."""
+    generator = tiny(channels=channels, residual_blocks=5, kernel_size=3).requires_grad_(False)
+    assert tiling.restarts(layers_of(generator, torch.float32), (size, size), budget) == expected
 
 
 @pytest.mark.parametrize("mode", tiling.TILE_MODES)
-def test_progress_goes_from_the_first_tile_to_the_last(smallest_layers, mode):
+def test_progress_goes_from_the_first_tile_to_the_last(kept, mode):
     seen = []
     stylizer = Stylizer(tiny(), torch.float32, tile=64, tile_mode=mode)
     stylizer(frames(2, 100, 100), progress=lambda *now: seen.append(now))

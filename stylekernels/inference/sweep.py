@@ -10,6 +10,9 @@ from torch import Tensor
 from stylekernels.inference.plan import Layer, Plan
 from stylekernels.inference.tiles import Span, margin_of, spans, steps_of
 from stylekernels.ops import instance_norm_stats, norm_scale_shift
+from stylekernels.reference.norm_conv2d import normalized_input
+
+_STRIP = 1 << 24  # numbers of a whole tensor that are normalised at a time, with a few copies
 
 #: Called with what is done and what there is to do, in units of about equal time.
 Progress = Callable[[int, int], None]
@@ -47,6 +50,7 @@ class Sweep:
         step: pixels of the image to a cell of x.
         size: height and width of the image.
         tile: pixels a side of a tile without its surroundings.
+        unit: tiles begin at multiples of so many pixels: those of the network's smallest cells.
         work: is told of every tile.
         scale_shifts: what the first instance norms come to, (1, C, 2) each, as far as is known.
     """
@@ -57,14 +61,14 @@ class Sweep:
     step: int
     size: Sequence[int]
     tile: int
+    unit: int
     work: Work
     scale_shifts: list[Tensor] = dataclasses.field(default_factory=list)
 
     def grid(self, count: int) -> list[tuple[Span, Span]]:
         """Rows and columns of the tiles for the first ``count`` layers, equal shapes together."""
         halo = self.step * margin_of(self.layers[:count])
-        unit = max(self._steps)
-        axes = [spans(size, self.tile, halo, unit) for size in self.size]
+        axes = [spans(size, self.tile, halo, self.unit) for size in self.size]
         return sorted(itertools.product(*axes), key=_shape)
 
     def find_scale_shift(self, *, keep: bool = False) -> Tensor | None:
@@ -90,6 +94,35 @@ class Sweep:
         mean, var = merge_statistics(counts, torch.stack(means), torch.stack(variances))
         self.scale_shifts.append(norm_scale_shift(mean, var, *layer.norm))
         return whole
+
+    def go_on_from(self, output: Tensor) -> "Sweep":
+        """The sweep over the layers whose instance norms aren't known yet.
+
+        Args:
+            output: of the layer that `find_scale_shift` was about last; is overwritten with what
+                the next layer convolves.
+        """
+        count = len(self.scale_shifts)
+        layer = self.layers[count]
+        height = max(1, _STRIP * output.shape[2] // output.numel())
+        for row in range(0, output.shape[2], height):
+            rows = slice(row, row + height)
+            part = output[:, :, rows]
+            skip = self.x[:, :, rows] if layer.adds_skip else None
+            part.copy_(
+                normalized_input(
+                    part, self.scale_shifts[-1], layer.activation, layer.negative_slope, skip
+                )
+            )
+        layer = dataclasses.replace(layer, activation="none", adds_skip=False)
+        return dataclasses.replace(
+            self,
+            layers=[layer, *self.layers[count + 1 :]],
+            packed=self.packed[count:],
+            x=output,
+            step=self._steps[count],
+            scale_shifts=[],
+        )
 
     def paint(self, picture: Tensor) -> None:
         """Run all layers, whose instance norms are known by now.

@@ -30,23 +30,21 @@ class Span:
         return self.end - self.begin
 
     def read(self, step: int) -> slice:
-        """What is read, in a tensor with ``step`` pixels of the image to a cell."""
-        return slice(self.begin // step, -(-self.end // step))
+        """What is read, in a tensor of the whole image with ``step`` pixels to a cell."""
+        return self._cells(self.begin, self.end, step)
 
     def core(self, step: int) -> slice:
-        """The core, in a tensor of the whole image with ``step`` pixels to a cell.
-
-        The last core goes on to the end: strided layers round an odd size up.
-        """
-        return slice(self.core_begin // step, self._core_end(step))
+        """The core, in a tensor of the whole image with ``step`` pixels to a cell."""
+        return self._cells(self.core_begin, self.core_end, step)
 
     def core_of_tile(self, step: int) -> slice:
         """The core, in a tensor of what is read with ``step`` pixels to a cell."""
-        begin, end = self.begin // step, self._core_end(step)
-        return slice(self.core_begin // step - begin, None if end is None else end - begin)
+        core, begin = self.core(step), self.begin // step
+        return slice(core.start - begin, None if core.stop is None else core.stop - begin)
 
-    def _core_end(self, step: int) -> int | None:
-        return None if self.core_end == self.size else self.core_end // step
+    def _cells(self, begin: int, end: int, step: int) -> slice:
+        # To the very end at the image's: strided layers round an odd size up.
+        return slice(begin // step, None if end == self.size else end // step)
 
 
 def steps_of(layers: Sequence[Layer], first: int = 1) -> list[int]:

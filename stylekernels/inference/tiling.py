@@ -1,6 +1,8 @@
 """Pictures of any size in bounded memory: tile by tile, with the statistics of the whole."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,16 +13,12 @@ from stylekernels.inference.plan import Layer, Plan
 from stylekernels.inference.sweep import Progress, Sweep, Work
 from stylekernels.inference.tiles import steps_of
 from stylekernels.models.generator import SMALLEST_SIDE
-from stylekernels.ops import norm_conv2d, norm_scale_shift
-from stylekernels.reference.norm_conv2d import normalized_input
 
 TILE_MODES = ("exact", "thumbnail")
 SMALLEST_TILE = 64
 
-#: Bytes that the tensors between the smallest layers may take for a whole image.
+#: Bytes that tensors between two layers may take for a whole image.
 WHOLE_TENSORS = 4 << 30
-
-_ROWS = 64  # of a whole tensor at a time, in steps that make copies
 
 
 def check_tiling(tile: int, mode: str) -> None:
@@ -51,9 +49,9 @@ class Tiler:
 
     - ``exact``: layer by layer, the statistics of its output are taken tile by tile and merged.
       The picture is that of the whole image at once, to rounding. Every layer needs a sweep over
-      the image through all layers before it, some eight times the arithmetic. Where the tensors
-      between the smallest layers fit into `WHOLE_TENSORS`, these layers run once, on the whole
-      image, and sweeps go as far as the first of them or begin at the last: a third more.
+      the image through all layers before it, some eight times the arithmetic; but wherever a
+      layer's input for the whole image fits into `WHOLE_TENSORS`, it is kept, and the sweeps after
+      that begin there.
     - ``thumbnail``: all statistics are those of a small copy of the image, and there is one sweep.
 
     Args:
@@ -80,57 +78,24 @@ class Tiler:
             y: what the pictures are written to, of the same shape.
             progress: called after each tile.
         """
-        work = Work(len(frames), progress)
+        work, unit = Work(len(frames), progress), max(steps_of(self._layers))
         for frame, picture in zip(frames.split(1), y.split(1), strict=True):
             frame, picture = frame.permute(0, 3, 1, 2), picture.permute(0, 3, 1, 2)
             size = tuple(frame.shape[2:])
-            sweep = Sweep(self._layers, self._packed, frame, 1, size, self._tile, work)
+            sweep = Sweep(self._layers, self._packed, frame, 1, size, self._tile, unit, work)
             self._run(sweep).paint(picture)
 
     def _exact(self, sweep: Sweep) -> Sweep:
         """The sweep that is left to do once the statistics of all layers are known."""
-        tiles, count = len(sweep.grid(1)), len(self._layers)
-        first, end = _smallest(self._layers)
-        if _whole_bytes(self._layers[: end + 1], first, sweep.size) > WHOLE_TENSORS:
-            sweep.work.expect(tiles * _sum_to(count))
-        else:
-            before, after = first + 1, count - end
-            sweep.work.expect(tiles * (_sum_to(before) + end - before + _sum_to(after)))
-            sweep = self._past_the_smallest(sweep, first, end)
-        while len(sweep.scale_shifts) < len(sweep.layers) - 1:
-            sweep.find_scale_shift()
+        count = len(self._layers)
+        begins = restarts(self._layers, sweep.size, WHOLE_TENSORS)
+        parts = itertools.pairwise([0, *begins, count])
+        sweep.work.expect(len(sweep.grid(1)) * sum(itertools.starmap(work_between, parts)))
+        for index in range(1, count):
+            output = sweep.find_scale_shift(keep=index in begins)
+            if output is not None:
+                sweep = sweep.go_on_from(output)
         return sweep
-
-    def _past_the_smallest(self, sweep: Sweep, first: int, end: int) -> Sweep:
-        """Run the smallest layers on the whole image; the sweep from there on."""
-        tiles = len(sweep.grid(1))
-        while len(sweep.scale_shifts) < first:
-            sweep.find_scale_shift()
-        x, skip = sweep.find_scale_shift(keep=True), None
-        scale_shift = sweep.scale_shifts[-1]
-        for layer in self._layers[first + 1 : end]:
-            output = norm_conv2d(
-                x, layer.weight, bias=layer.bias, scale_shift=scale_shift,
-                activation=layer.activation, negative_slope=layer.negative_slope,
-                residual=skip if layer.adds_skip else None, return_input=layer.keeps_skip,
-                stride=layer.stride, padding=layer.padding, padding_mode=layer.padding_mode,
-                upsample=layer.upsample,
-            )  # fmt: skip
-            x, skip = output.y, output.input if layer.keeps_skip else skip
-            scale_shift = norm_scale_shift(output.mean, output.var, *layer.norm)
-            del output
-            sweep.work.advance(tiles)
-        layer = self._layers[end]
-        _normalize(x, scale_shift, layer, skip if layer.adds_skip else None)
-        layer = dataclasses.replace(layer, activation="none", adds_skip=False)
-        return dataclasses.replace(
-            sweep,
-            layers=[layer, *self._layers[end + 1 :]],
-            packed=self._packed[end:],
-            x=x,
-            step=steps_of(self._layers)[end],
-            scale_shifts=[],
-        )
 
     def _thumbnail(self, sweep: Sweep) -> Sweep:
         """The sweep with the statistics of a small copy of the image."""
@@ -161,33 +126,51 @@ def thumbnail(frame: Tensor, size: int) -> Tensor:
     return small
 
 
-def _smallest(layers: Sequence[Layer]) -> tuple[int, int]:
-    """Those layers whose output is smallest: the first, and the first one after them."""
-    steps = steps_of(layers)[1:]
-    smallest = [index for index, step in enumerate(steps) if step == max(steps)]
-    return smallest[0], smallest[-1] + 1
+def restarts(layers: Sequence[Layer], size: Sequence[int], budget: int) -> list[int]:
+    """The layers to begin sweeps at instead of the image, so that there is least to do.
+
+    Args:
+        layers: of a generator.
+        size: height and width of the image.
+        budget: bytes for the input of such a layer, and for the next one while it is made of it.
+
+    Returns:
+        Indices, ascending. None is between the two convolutions of a residual block: a second
+        tensor would have to be kept there.
+    """
+    count, needed = len(layers), [0]
+    for layer in layers:
+        size = [layer.size_after(length) for length in size]
+        needed.append(layer.out_channels * math.prod(size) * layer.weight.dtype.itemsize)
+    needed[count] = 0  # the picture
+    best = {0: (0, [])}  # the least work to get to a layer, and where sweeps begin until there
+    for end in range(1, count + 1):
+        ways = [
+            (work + work_between(begin, end), [*begins, end])
+            for begin, (work, begins) in best.items()
+            if needed[begin] + needed[end] <= budget and _carries_no_skip(layers, begin, end)
+        ]
+        if ways:
+            best[end] = min(ways)
+    return best[count][1][:-1]
 
 
-def _whole_bytes(layers: Sequence[Layer], first: int, size: tuple[int, int]) -> int:
-    """Memory of the input and output of a layer after ``first``, and of two skip connections."""
-    cells = 1
-    for length in size:
-        for layer in layers[: first + 1]:
-            length = layer.size_after(length)
-        cells *= length
-    channels = max(layer.in_channels for layer in layers[first + 1 :])
-    return 4 * channels * cells * layers[0].weight.dtype.itemsize
+def work_between(begin: int, end: int) -> int:
+    """Layers that a tile goes through in the sweeps from one layer up to another.
+
+    Each goes one layer farther than the one before.
+    """
+    return (end - begin) * (end - begin + 1) // 2
 
 
-def _normalize(x: Tensor, scale_shift: Tensor, layer: Layer, skip: Tensor | None) -> None:
-    """Make of a layer's raw input what it convolves, in place."""
-    for row in range(0, x.shape[2], _ROWS):
-        rows = slice(row, row + _ROWS)
-        part, residual = x[:, :, rows], None if skip is None else skip[:, :, rows]
-        part.copy_(
-            normalized_input(part, scale_shift, layer.activation, layer.negative_slope, residual)
-        )
-
-
-def _sum_to(count: int) -> int:
-    return count * (count + 1) // 2
+def _carries_no_skip(layers: Sequence[Layer], begin: int, end: int) -> bool:
+    """Whether layer ``end`` and those after it need no skip connection but layer ``begin``'s."""
+    skip = None
+    for index in range(begin, end):
+        if layers[index].adds_skip:
+            skip = None
+        if layers[index].keeps_skip:
+            skip = index
+    if end < len(layers) and layers[end].adds_skip:
+        return skip == begin
+    return skip is None
