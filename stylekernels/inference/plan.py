@@ -20,14 +20,14 @@ class Layer:
 
     Attributes:
         weight: in the dtype of the arithmetic, in torch's layout for the mode.
-        bias: (Cout,) or None.
+        bias: (Cout,) or None, in float32 (float64 for float64).
         stride, padding, padding_mode, upsample: as `norm_conv2d` takes them.
         activation: of the input, once the instance norm of the layer before has been applied.
         negative_slope: of ``leaky_relu``.
         adds_skip: the input then gets the last kept one added.
         keeps_skip: this sum is kept.
-        norm: scale, shift and eps of the instance norm that the output has before it; None where
-            the output is the network's.
+        norm: scale, shift (in float32, or float64) and eps of the instance norm that the output
+            goes through next; None where the output is the network's.
     """
 
     weight: Tensor
@@ -40,7 +40,7 @@ class Layer:
     negative_slope: float = 0.01
     adds_skip: bool = False
     keeps_skip: bool = False
-    norm: tuple[Tensor | None, Tensor | None, float] | None = None
+    norm: tuple[Tensor, Tensor, float] | None = None
 
     @property
     def in_channels(self) -> int:
@@ -81,12 +81,15 @@ def layers_of(generator: StyleGenerator, dtype: torch.dtype) -> list[Layer]:
     divides by lies in their weights. Biases that an instance norm cancels are left out.
     """
     config = generator.config
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     layers: list[Layer] = []
     pending = {}  # what the output of the layer before still needs
 
     def add(conv_weight: Tensor, norm, *, scale: float = 1.0, bias=None, **mode) -> None:
         weight = (conv_weight.double() * scale).to(dtype).contiguous()
-        bias = None if bias is None else (bias.double() * scale).float()
+        bias = None if bias is None else (bias.double() * scale).to(wide)
+        if norm is not None:  # copies: the generator may be converted afterwards
+            norm = (*(tensor.detach().to(wide, copy=True) for tensor in norm[:2]), norm[2])
         layers.append(Layer(weight, bias, norm=norm, **mode, **pending))
 
     def add_block(block, **options) -> None:

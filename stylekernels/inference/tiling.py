@@ -18,7 +18,7 @@ TILE_MODES = ("exact", "thumbnail")
 SMALLEST_TILE = 64
 
 #: Bytes that tensors between two layers may take for a whole image.
-WHOLE_TENSORS = 4 << 30
+WHOLE_TENSORS = 2 << 30
 
 
 def check_tiling(tile: int, mode: str) -> None:
