@@ -23,7 +23,8 @@ class Stylizer:
     A ``StyleGenerator`` runs as a plan: one `norm_conv2d` per convolution, with packed weights and
     all memory between them set aside. A new size of frame makes a new plan; frames of the same
     size allocate nothing but the picture. Under ``use_impl("reference")``, on devices without
-    kernels and for other modules the network itself runs.
+    kernels and for other modules the network itself runs. A Stylizer makes one picture at a time:
+    threads need one each.
 
     Args:
         generator: maps RGB in [0, 1], (N, 3, H, W), to the same, as ``StyleGenerator`` does. It is
