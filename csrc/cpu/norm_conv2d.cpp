@@ -16,15 +16,21 @@ namespace {
 
 const NormConv2dKernels& kernels() {
   switch (capability()) {
+#ifdef HAVE_AVX2
+    case Capability::avx2:
+      return avx2::norm_conv2d_kernels;
+#endif
 #ifdef HAVE_AVX512
-    case Capability::amx:
     case Capability::avx512:
       return avx512::norm_conv2d_kernels;
 #endif
-#ifdef HAVE_AVX2
+#ifdef HAVE_AMX
+    case Capability::amx:
+      return amx::norm_conv2d_kernels;
+#endif
+#ifdef HAVE_AMX_EMULATED
     case Capability::amx_emulated:
-    case Capability::avx2:
-      return avx2::norm_conv2d_kernels;
+      return amx_emulated::norm_conv2d_kernels;
 #endif
     default:
       return baseline::norm_conv2d_kernels;
