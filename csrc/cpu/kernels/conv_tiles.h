@@ -68,13 +68,13 @@ struct TilePixels {
 template <int kRows, int kTiles, class Between>
 inline void multiply_tiles(const TilePixels& pixels, int64_t offset, const BFloat16* weights,
                            const Between& between) {
-  const int64_t pitch = pixels.pitch;
+  const int64_t pitch = pixels.pitch, width = pixels.kernel_columns * kTileDepth;
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   for (int64_t t = 0; t < pixels.kernel_rows; ++t) {
     const BFloat16* first = pixels.rows[0][t] + offset;
     const BFloat16* second = pixels.rows[kRows - 1][t] + offset;
     for (int64_t block = 0; block < pixels.depth_blocks; ++block) {
-      for (int64_t k = 0; k < pixels.kernel_columns * kTileDepth; k += kTileDepth) {
+      for (int64_t k = 0; k < width; k += kTileDepth) {
         tile_load<4>(first + k, pitch);
         tile_load<6>(weights);
         tile_multiply<0, 4, 6>();
@@ -168,8 +168,8 @@ struct TileOutput {
 
   int64_t pieces() const { return rows * (ceil_divide(channels, kLanes<VecF>) + 1); }
 
-  // The next piece, if there is one.
-  void advance() {
+  // The next piece, if there is one. Not inlined: the loop over tiles is short without it.
+  [[gnu::noinline]] void advance() {
     if (at_row == rows) return;
     if (shifted() && at_lane == 0) add_shifted(at_row);
     if (at_lane < channels) {
