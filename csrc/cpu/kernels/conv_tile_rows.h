@@ -29,7 +29,7 @@ struct TileGeometry {
   int64_t width;     // columns of the padded image that a row of the output meets
   int64_t columns;   // of the product
   int64_t plane;     // elements of the ring's row for kTileDepth values of every column
-  int64_t rows;      // in the ring: those that two rows of the output meet
+  int64_t rows;      // in the ring: those that two rows of the output meet, and the next two
   int64_t channels;  // of a pixel that lie together where rows are read and padded
   int64_t read_blocks, read_plane;  // the same of such a row
 
@@ -53,7 +53,7 @@ struct TileGeometry {
 
     width = a.stride * (a.columns - 1) + span;
     columns = a.columns + (few_outputs ? taps - 1 : 0);
-    rows = span + a.stride;
+    rows = span + 3 * a.stride;
     // Tiles are 16 pixels whatever is needed of them; and reflecting may take pixels that a
     // cropped output doesn't meet.
     const int64_t whole = ceil_divide(columns, kTileRows) * kTileRows;
@@ -94,42 +94,75 @@ struct TileGeometry {
   int64_t ring_elements() const {
     return ceil_divide(rows * row_elements() + 2 * read_elements(), 32) * 32;
   }
+  // Columns of a row that are read in a piece, or spread, and pieces of a row.
+  static constexpr int64_t kSpreadPiece = 64;
+  int64_t read_piece() const {
+    return ceil_divide(kTileElements / channels, kTileRows) * kTileRows;
+  }
+  int64_t pieces() const {
+    const int64_t spread = form == KernelColumns::in_values ? ceil_divide(width, kSpreadPiece) : 1;
+    return read_blocks * ceil_divide(width, read_piece()) + spread;
+  }
+  int64_t coefficient_elements(const NormConv2d& a) const {
+    return ceil_divide(2 * a.cin, 16) * 16;
+  }
   // Scratch of a task, in floats: the ring, what is known of its channels, and a block's sums.
   int64_t worker_elements(const NormConv2d& a) const;
 };
 
-// The rows of the padded image that two rows of the output meet, each [32 values][column][value].
-// Owned by a task.
+// The rows of the padded image that the output's rows at hand meet, each [32
+// values][column][value], and those that the next ones will. Owned by a task, and read piece by
+// piece between products.
 struct TileRing {
   const NormConv2d& a;
   const Input<BFloat16>& input;
   const TileGeometry& g;
   int64_t n;
-  BFloat16* memory;                    // ring_elements()
-  int64_t next = -(int64_t(1) << 40);  // the first row that was not read yet
+  BFloat16* memory;   // ring_elements()
+  float* scale;       // coefficient_elements(): scale and shift in the order of a pair's lanes
+  int64_t next, end;  // the row that is read, and that up to which rows are wanted
+  int64_t block = 0, column = 0;  // how far it has come
 
+  // To begin with output row o.
   TileRing(const NormConv2d& a, const Input<BFloat16>& input, const TileGeometry& g, int64_t n,
-           BFloat16* memory)
-      : a(a), input(input), g(g), n(n), memory(memory) {
+           int64_t o, BFloat16* memory, float* scale)
+      : a(a),
+        input(input),
+        g(g),
+        n(n),
+        memory(memory),
+        scale(scale),
+        next(a.stride * o + g.low),
+        end(next) {
     // Channels beyond the last are multiplied with weights of zero: they must be numbers.
     if (a.cin % g.channels != 0) std::memset(memory, 0, g.ring_elements() * sizeof(BFloat16));
+    if (input.scale == nullptr) return;
+    constexpr int64_t kStep = kPairLanes<VecF>;
+    for (int64_t i = 0; i < a.cin / kStep * kStep; ++i) {
+      const int64_t channel = n * a.cin + i / kStep * kStep + element_of_lane<BFloat16>(i % kStep);
+      scale[i] = input.scale[channel], scale[a.cin + i] = input.shift[channel];
+    }
   }
 
   BFloat16* row(int64_t position) const {
     return memory + (position - g.low) % g.rows * g.row_elements();
   }
 
-  // Reads what `count` rows of the output from o on meet and is not there yet.
-  void advance(int64_t o, int64_t count) {
-    const int64_t first = a.stride * o + g.low, end = first + a.stride * (count - 1) + g.span;
-    for (int64_t position = next < first ? first : next; position < end; ++position)
-      fill(source(a, position, a.h), row(position));
-    next = end;
+  // Sets what is to be read: what the output's rows before o meet.
+  void want(int64_t o) { end = a.stride * (o - 1) + g.low + g.span; }
+
+  void finish() {
+    while (next < end) advance();
   }
 
-  void fill(int64_t from, BFloat16* out) const {
+  // The next piece, if there is one. Not inlined: the loop over tiles is short without it.
+  [[gnu::noinline]] void advance() {
+    if (next == end) return;
+    const int64_t from = source(a, next, a.h);
+    BFloat16* out = row(next);
     if (from < 0) {
       std::memset(out, 0, g.row_elements() * sizeof(BFloat16));
+      ++next;
       return;
     }
     const bool beside = g.form == KernelColumns::in_values, repeated = a.repeats > 1;
@@ -139,85 +172,96 @@ struct TileRing {
     const int64_t met = g.width - inside < inside + 1 ? inside + 1 : g.width - inside;
     const int64_t count = repeated ? a.w : smaller(a.w, met);
     BFloat16* pixels = repeated ? spare : padded + inside * g.channels;
-    for_activation(input.activation, [&](auto activation) {
-      read<decltype(activation)::value>(from, count, pixels);
-    });
-    for (int64_t i = 0; i < g.width; ++i) {
-      if (!repeated && i >= inside && i < inside + count) continue;
-      const int64_t column = source(a, i + g.low, a.w);
-      for (int64_t block = 0; block < g.read_blocks; ++block)
-        for (int64_t c = 0; c < g.channels; ++c)
-          padded[block * g.read_plane + i * g.channels + c] =
-              column < 0 ? BFloat16{} : pixels[block * g.read_plane + column * g.channels + c];
-    }
-    if (beside) spread(padded, out);
-  }
-
-  // Pixels [0, columns) of a row of x, `channels` of each together.
-  template <Activation A>
-  void read(int64_t row, int64_t columns, BFloat16* out) const {
-    const bool planes = a.layout == Layout::contiguous;
-    const int64_t pixel = (n * a.h + row) * a.w;
-    if (!planes && g.channels == a.cin && input.scale == nullptr) {  // the row as it lies
-      read_run<A>(input, pixel * a.cin, columns * a.cin, 0, 0, out);
+    if (block < g.read_blocks) {
+      const int64_t size = smaller(g.read_piece(), count - column);
+      for_activation(input.activation, [&](auto activation) {
+        read<decltype(activation)::value>(from, size, pixels + block * g.read_plane);
+      });
+      column += size;
+      if (column == count) column = 0, ++block;
       return;
     }
-    for (int64_t block = 0; block < g.read_blocks; ++block, out += g.read_plane) {
-      const int64_t first = block * g.channels, count = smaller(g.channels, a.cin - first);
-      const int64_t channel = n * a.cin + first;
-      if (planes) {
-        const auto run = [&](int64_t c, int64_t from, int64_t length, float* to) {
-          read_run<A>(input, ((channel + c) * a.h + row) * a.w + from, length, channel + c, 0, to);
-        };
-        read_across<VecF>(count, columns, run, g.channels, out);
-      } else if (count == kTileDepth && input.bytes == nullptr) {
-        read_whole_blocks<A>(pixel * a.cin + first, columns, channel, out);
-      } else {
-        for (int64_t i = 0; i < columns; ++i)
-          read_run<A>(input, (pixel + i) * a.cin + first, count, channel, 1, out + i * g.channels);
-      }
+    if (column == 0) pad(pixels, inside, repeated ? 0 : count, padded);
+    if (beside) {
+      const int64_t size = smaller(g.kSpreadPiece, a.columns - column);
+      spread(padded, size, out);
+      column += size;
+      if (column < a.columns) return;
+    }
+    block = column = 0, ++next;
+  }
+
+  // Fills all columns but the `count` from `inside` on, where column 0 of x is at `pixels`.
+  void pad(const BFloat16* pixels, int64_t inside, int64_t count, BFloat16* padded) const {
+    for (int64_t i = inside == 0 ? count : 0; i < g.width; ++i) {
+      const int64_t from = source(a, i + g.low, a.w);
+      for (int64_t part = 0; part < g.read_blocks; ++part)
+        for (int64_t c = 0; c < g.channels; ++c)
+          padded[part * g.read_plane + i * g.channels + c] =
+              from < 0 ? BFloat16{} : pixels[part * g.read_plane + from * g.channels + c];
+      if (i + 1 == inside) i += count;
     }
   }
 
-  // 32 channels from `channel` on of `columns` pixels. Pairs of vectors are rounded and joined as
-  // they were separated, in any order.
+  // `size` pixels of a row of x from `column` on, the channels of a block of each together.
   template <Activation A>
-  void read_whole_blocks(int64_t from, int64_t columns, int64_t channel, BFloat16* out) const {
+  void read(int64_t row, int64_t size, BFloat16* out) const {
+    const int64_t first = block * g.channels, count = smaller(g.channels, a.cin - first);
+    const int64_t channel = n * a.cin + first;
+    const int64_t pixel = (n * a.h + row) * a.w + column;
+    out += column * g.channels;
+    if (a.layout == Layout::contiguous) {
+      const auto run = [&](int64_t c, int64_t from, int64_t length, float* to) {
+        read_run<A>(input, ((channel + c) * a.h + row) * a.w + column + from, length, channel + c,
+                    0, to);
+      };
+      read_across<VecF>(count, size, run, g.channels, out);
+    } else if (count == kTileDepth && input.bytes == nullptr) {
+      read_whole_blocks<A>(pixel * a.cin + first, size, first, out);
+    } else if (count == a.cin && g.channels == a.cin && input.scale == nullptr) {
+      read_run<A>(input, pixel * a.cin, size * a.cin, 0, 0, out);  // the row as it lies
+    } else {
+      for (int64_t i = 0; i < size; ++i)
+        read_run<A>(input, (pixel + i) * a.cin + first, count, channel, 1, out + i * g.channels);
+    }
+  }
+
+  // 32 channels from `channel` on of `size` pixels. Pairs of vectors are joined as they were
+  // separated, in any order.
+  template <Activation A>
+  void read_whole_blocks(int64_t from, int64_t size, int64_t channel, BFloat16* out) const {
     constexpr int64_t kStep = kPairLanes<VecF>;
     for (int64_t c = 0; c < kTileDepth; c += kStep) {
-      Pair<VecF> scale{}, shift{};
+      Pair<VecF> factor{}, addend{};
       if (input.scale != nullptr) {
-        float lanes[2][kStep];
-        for (int64_t j = 0; j < kStep; ++j) {
-          const int64_t element = channel + c + element_of_lane<BFloat16>(int(j));
-          lanes[0][j] = input.scale[element], lanes[1][j] = input.shift[element];
-        }
-        scale = load_lanes<VecF>(lanes[0]), shift = load_lanes<VecF>(lanes[1]);
+        factor = load_lanes<VecF>(scale + channel + c);
+        addend = load_lanes<VecF>(scale + a.cin + channel + c);
       }
-      for (int64_t i = 0; i < columns; ++i) {
+      for (int64_t i = 0; i < size; ++i) {
         const int64_t at = from + i * a.cin + c;
         const Pair<VecF> x = load_pair(input.x + at);
         Pair<VecF> added{};
         if (input.residual != nullptr) added = load_pair(input.residual + at);
-        const VecF even = input.unrounded<A>(x.a, added.a, scale.a, shift.a);
-        const VecF odd = input.unrounded<A>(x.b, added.b, scale.b, shift.b);
+        const VecF even = input.unrounded<A>(x.a, added.a, factor.a, addend.a);
+        const VecF odd = input.unrounded<A>(x.b, added.b, factor.b, addend.b);
         store_pair(out + i * kTileDepth + c, Pair<VecF>{even, odd}, false);
       }
     }
   }
 
-  // For every column of the output, the channels of all columns of the kernel beside each other,
-  // and zeros: a pixel that isn't met could be no number.
-  void spread(const BFloat16* padded, BFloat16* out) const {
+  // For `size` columns of the output from `column` on, the channels of all columns of the kernel
+  // beside each other, and zeros: a pixel that isn't met could be no number.
+  void spread(const BFloat16* padded, int64_t size, BFloat16* out) const {
     constexpr int64_t kStep = VECTOR_BYTES / sizeof(BFloat16);
     const int64_t values = a.axes[0].taps * a.cin;
-    for (int64_t first = 0; first < g.row_elements() / g.plane * kTileDepth; first += kStep) {
+    padded += column * a.stride * a.cin, out += column * kTileDepth;
+    for (int64_t first = 0; first < g.depth_blocks * kTileDepth; first += kStep) {
       BFloat16 ones[kStep];
       for (int64_t j = 0; j < kStep; ++j) ones[j].bits = first + j < values ? 0xffff : 0;
       VecU mask;
       std::memcpy(&mask, ones, sizeof(mask));
       BFloat16* to = out + first / kTileDepth * g.plane + first % kTileDepth;
-      for (int64_t i = 0; i < a.columns; ++i) {
+      for (int64_t i = 0; i < size; ++i) {
         VecU bits;
         std::memcpy(&bits, padded + i * a.stride * a.cin + first, sizeof(bits));
         bits &= mask;

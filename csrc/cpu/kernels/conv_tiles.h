@@ -4,8 +4,8 @@
 // output rows x 16 pixels by 32 outputs: four sums stay in tiles over kernel rows, blocks of 32
 // channels and kernel columns, in this order, so that the pixels of neighbouring columns come from
 // the L1 cache. Four products take 64 cycles and 4 KiB of tiles; the weights' half of that comes
-// from L2 where they exceed L1. Between two kernel rows or channel blocks a piece of the finished
-// block before is rounded, summed and written: vectors work while tiles do.
+// from L2 where they exceed L1. Between kernel rows and blocks of channels comes a piece of what is
+// left for vectors: to round, sum up and write the block before, and to read the next rows.
 #pragma once
 
 #include "conv_output.h"
@@ -241,7 +241,8 @@ struct TileOutput {
 // -- a task ----------------------------------------------------------------------------------
 
 inline int64_t TileGeometry::worker_elements(const NormConv2d& a) const {
-  const int64_t bytes = ring_elements() * sizeof(BFloat16) + sizeof(TileSums) +
+  const int64_t bytes = ring_elements() * sizeof(BFloat16) +
+                        coefficient_elements(a) * sizeof(float) + sizeof(TileSums) +
                         ceil_divide(a.cout, kTileColumns) * sizeof(TileChannels);
   return ceil_divide(bytes, 64) * 16;
 }
@@ -252,17 +253,35 @@ inline void pack_panels(const NormConv2d& a, const TileGeometry& g) {
   });
 }
 
+// What vectors have to do while tiles multiply: a piece after so many products.
+struct TileWork {
+  TileOutput& output;
+  TileRing& ring;
+  int64_t pieces, turns;  // of the ring, and how often its turn comes, per two rows of the output
+  int64_t due = 0;
+
+  TileWork(const NormConv2d& a, const TileGeometry& g, TileOutput& output, TileRing& ring)
+      : output(output), ring(ring), pieces(2 * a.stride * g.pieces()) {
+    int64_t kernel_rows = 0;
+    for (int64_t parity = 0; parity < a.step; ++parity) kernel_rows += a.step * a.axes[parity].taps;
+    turns = kernel_rows * g.depth_blocks * g.output_blocks() * ceil_divide(g.columns, kTileRows);
+  }
+
+  void advance(int64_t output_pieces) {
+    for (int64_t piece = 0; piece < output_pieces; ++piece) output.advance();
+    for (due += pieces; due >= turns; due -= turns) ring.advance();
+  }
+};
+
 template <int kRows, int kTiles>
 void multiply_rows(const TileGeometry& g, const TilePixels& pixels, const BFloat16* weights,
                    int64_t o, int64_t row_parity, int64_t column_parity, int64_t first,
-                   TileOutput& output) {
+                   TileWork& work) {
+  TileOutput& output = work.output;
   for (int64_t column = 0; column < g.columns; column += kTileRows) {
     const int64_t share = ceil_divide(output.pieces(), pixels.kernel_rows * pixels.depth_blocks);
     multiply_tiles<kRows, kTiles>(pixels, column * pixels.pitch / int64_t(sizeof(BFloat16)),
-                                  weights, [&] {
-                                    for (int64_t piece = 0; piece < share; ++piece)
-                                      output.advance();
-                                  });
+                                  weights, [&] { work.advance(share); });
     output.finish();
     output.take<kRows, kTiles>(o, row_parity, column_parity, column, first);
   }
@@ -271,8 +290,10 @@ void multiply_rows(const TileGeometry& g, const TilePixels& pixels, const BFloat
 inline void run_band(const NormConv2d& a, const TileGeometry& g, const Input<BFloat16>& input,
                      int64_t n, int64_t band, float* memory) {
   [[maybe_unused]] const TileScope scope;
-  TileRing ring(a, input, g, n, reinterpret_cast<BFloat16*>(memory));
-  memory += g.ring_elements() / 2;
+  const int64_t begin = band * a.band, end = smaller(begin + a.band, a.rows);
+  float* coefficients = memory + g.ring_elements() / 2;
+  TileRing ring(a, input, g, n, begin, reinterpret_cast<BFloat16*>(memory), coefficients);
+  memory = coefficients + g.coefficient_elements(a);
   TileSums& sums = *reinterpret_cast<TileSums*>(memory);
   TileChannels* blocks = reinterpret_cast<TileChannels*>(&sums + 1);
   for (int64_t first = 0; first < a.cout; first += kTileColumns) {
@@ -283,10 +304,12 @@ inline void run_band(const NormConv2d& a, const TileGeometry& g, const Input<BFl
   }
   BandStatistics statistics(a, n, band);
   TileOutput output{a, g, n, statistics, blocks, sums};
-  const int64_t end = smaller((band + 1) * a.band, a.rows);
-  for (int64_t o = band * a.band; o < end; o += 2) {
+  TileWork work(a, g, output, ring);
+  ring.want(smaller(begin + 2, end));
+  for (int64_t o = begin; o < end; o += 2) {
     const int64_t rows = smaller<int64_t>(2, end - o);
-    ring.advance(o, rows);
+    ring.finish();
+    ring.want(smaller(o + 4, end));
     for (int64_t parity = 0; parity < a.step * a.step; ++parity) {
       const int64_t row_parity = parity / a.step, column_parity = parity % a.step;
       const ConvAxis &row_axis = a.axes[row_parity], &column_axis = a.axes[column_parity];
@@ -306,7 +329,7 @@ inline void run_band(const NormConv2d& a, const TileGeometry& g, const Input<BFl
                                   g.weights_begin(a, row_parity, column_parity, block);
         const auto multiply = [&](auto in_rows, auto in_tiles) {
           multiply_rows<decltype(in_rows)::value, decltype(in_tiles)::value>(
-              g, pixels, weights, o, row_parity, column_parity, first, output);
+              g, pixels, weights, o, row_parity, column_parity, first, work);
         };
         const bool wide = g.outputs - first > kTileRows;
         if (rows == 2 && wide)
