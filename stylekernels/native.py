@@ -40,6 +40,13 @@ def _load(device: str) -> str | None:
 #: Why the C++ kernels for the CPU are not in use; None where they are.
 cpu_missing: str | None = _load("cpu")
 
+#: The instructions they use, ``avx2`` for example; None where they are not in use.
+cpu_capability: str | None = None
+if cpu_missing is None:
+    from stylekernels import _C
+
+    cpu_capability = _C.cpu_capability()
+
 if cpu_missing is not None and os.environ.get("STYLEKERNELS_NATIVE", "1") != "0":
     warnings.warn(
         f"stylekernels runs in plain PyTorch: its C++ kernels for the CPU are {cpu_missing}",

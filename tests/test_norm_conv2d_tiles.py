@@ -68,7 +68,7 @@ def frame_maker(x: Tensor, weight: Tensor, mode: tuple, layout: str):
     strides = torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
     def make(shape: tuple[int, int], dtype: torch.dtype, **options) -> tuple[Tensor, ...]:
-        size = ops.norm_conv2d_workspace(x, weight, *mode)
+        size = ops.norm_conv2d_workspace(weight, x.shape[0], *x.shape[2:], *mode)
         workspace = torch.full((size + 512,), torch.nan, dtype=torch.float64)
         y = torch.empty(x.shape[0], cout, *shape, dtype=dtype, memory_format=strides)
         y.fill_(77 if dtype == torch.uint8 else torch.nan)

@@ -128,7 +128,7 @@ def conv_inputs(x):
     n, _, height, width = x.shape
     mode = (1, 0, "replicate", "transpose")
     packed = torch.ops.stylekernels.norm_conv2d_pack(even, *mode)
-    size = torch.ops.stylekernels.norm_conv2d_workspace(x, even, *mode)
+    size = torch.ops.stylekernels.norm_conv2d_workspace(even, n, height, width, *mode)
     memory = torch.empty(size, dtype=torch.float64)
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -139,7 +139,7 @@ def conv_inputs(x):
     pairs, nothing = torch.empty(n, channels, 2, dtype=wide), (None, None, 1e-5)
     return {
         "norm_conv2d_pack": [(even, *mode)],
-        "norm_conv2d_workspace": [(x, even, *mode)],
+        "norm_conv2d_workspace": [(even, n, height, width, *mode)],
         "norm_conv2d_out": [
             (x, even, packed, None, None, "none", 0.01, None, *mode, *nothing, y, None, None,
              memory),

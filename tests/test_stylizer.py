@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stylekernels import native
 from stylekernels.inference import Stylizer, blend
 from tests.pictures import LUMA
 
@@ -93,7 +94,18 @@ def test_bfloat16_differs_by_its_rounding_only(generator):
     assert difference.max() < 20
 
 
-def test_the_default_arithmetic_is_what_the_cpu_has_instructions_for(generator, monkeypatch):
+def test_the_default_arithmetic_is_the_fastest_of_our_kernels(generator, monkeypatch):
+    monkeypatch.setattr(native, "cpu_missing", None)
+    for capability, dtype in (
+        ("avx2", torch.float32), ("avx512", torch.float32), ("amx", torch.bfloat16)
+    ):  # fmt: skip
+        monkeypatch.setattr(native, "cpu_capability", capability)
+        assert Stylizer(generator).dtype == dtype
+    assert Stylizer(generator, dtype=torch.float32).dtype == torch.float32
+
+
+def test_without_kernels_it_is_what_the_cpu_has_instructions_for(generator, monkeypatch):
+    monkeypatch.setattr(native, "cpu_missing", "not built")
     for capabilities, dtype in (
         ({"avx2": True}, torch.float32),
         ({"avx512_bf16": True}, torch.bfloat16),
@@ -101,7 +113,6 @@ def test_the_default_arithmetic_is_what_the_cpu_has_instructions_for(generator, 
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
         assert Stylizer(generator).dtype == dtype
-    assert Stylizer(generator, dtype=torch.float32).dtype == torch.float32
 
 
 @pytest.mark.parametrize("call", [lambda s, f: s(f), lambda s, f: blend(f, f)])

@@ -117,10 +117,9 @@ NormConv2d weights_of(const Tensor& weight, const Mode& mode) {
   return args;
 }
 
-// Adds the image: its sizes, those of the output, and how the work is shared out.
-void set_image(NormConv2d& args, const Tensor& x, const Mode& mode) {
-  args.layout = layout_of(x);
-  args.n = x.size(0), args.h = x.size(2), args.w = x.size(3);
+// Adds the sizes of the image, and of the output.
+void set_image(NormConv2d& args, int64_t n, int64_t h, int64_t w, const Mode& mode) {
+  args.n = n, args.h = h, args.w = w;
   if (args.step == 2) {
     args.rows = args.h, args.columns = args.w;
   } else {
@@ -130,6 +129,7 @@ void set_image(NormConv2d& args, const Tensor& x, const Mode& mode) {
   }
 }
 
+// Adds how the work is shared out.
 void set_bands(NormConv2d& args) {
   const int64_t per_task = (args.rows + kFewestTasks - 1) / kFewestTasks;
   const int64_t rows = std::min(kMostRows, per_task);
@@ -144,13 +144,13 @@ void set_bands(NormConv2d& args) {
 struct Workspace {
   int64_t partials, coefficients, rows;
 
-  explicit Workspace(const NormConv2d& args) {
+  Workspace(const NormConv2d& args, bool wants_statistics) {
     const int64_t workers = parallel_workers(args.n * args.bands, args.band_cost);
     const int64_t per_double = args.dtype == DType::float64 ? 1 : 2;
     const auto doubles = [&](int64_t elements) {
       return (elements / per_double + 1 + 7) / 8 * 8;  // whole cache lines
     };
-    partials = args.n * args.bands * 2 * args.cout;
+    partials = wants_statistics ? args.n * args.bands * 2 * args.cout : 0;
     coefficients = doubles(2 * args.n * args.cin);
     rows = doubles(workers * kernels().worker_elements(args));
   }
@@ -174,13 +174,13 @@ Tensor norm_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, std::str
   return packed;
 }
 
-int64_t norm_conv2d_workspace(Tensor x, Tensor weight, int64_t stride, int64_t padding,
-                              std::string padding_mode, std::string upsample) {
+int64_t norm_conv2d_workspace(Tensor weight, int64_t n, int64_t h, int64_t w, int64_t stride,
+                              int64_t padding, std::string padding_mode, std::string upsample) {
   const Mode mode{stride, padding, padding_mode, upsample};
   NormConv2d args = weights_of(weight, mode);
-  set_image(args, x, mode);
+  set_image(args, n, h, w, mode);
   set_bands(args);
-  return Workspace(args).size();
+  return Workspace(args, true).size();
 }
 
 // x and residual in one layout, the parameters dense and in the type that sums are kept in.
@@ -196,7 +196,9 @@ struct Inputs {
     if (residual.has_value()) this->residual = with_layout(*residual, layout_of(x));
   }
 
-  void give(NormConv2d& args) const {
+  void give(NormConv2d& args, const Mode& mode) const {
+    set_image(args, x.size(0), x.size(2), x.size(3), mode);
+    args.layout = layout_of(x);
     args.x = x.const_data_ptr();
     args.bytes_in = x.scalar_type() == ScalarType::Byte;
     args.residual = data(residual);
@@ -214,9 +216,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
   const Inputs inputs(x, residual, bias, scale_shift, wide);
   const Mode mode{stride, padding, padding_mode, upsample};
   NormConv2d args = weights_of(weight, mode);
-  set_image(args, inputs.x, mode);
+  inputs.give(args, mode);
   set_bands(args);
-  inputs.give(args);
   args.activation = activation_of(activation);
   args.negative_slope = negative_slope;
 
@@ -234,7 +235,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
   Tensor packed = empty({kernels().packed_elements(args)}, x, wide);
   args.packed = packed.mutable_data_ptr();
   kernels().pack(args);
-  const Workspace parts(args);
+  const Workspace parts(args, args.wants_statistics());
   const Tensor memory = workspace(parts.size(), x);
   parts.give(args, memory);
   kernels().run(args);
@@ -252,12 +253,11 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   const Inputs inputs(x, residual, bias, scale_shift, wide);
   const Mode mode{stride, padding, padding_mode, upsample};
   NormConv2d args = weights_of(weight, mode);
-  set_image(args, inputs.x, mode);
+  inputs.give(args, mode);
   STD_TORCH_CHECK(with_layout(y, args.layout).data_ptr() == y.data_ptr(), "y: expected x's layout");
   args.rows = std::min(args.rows, y.size(2) / args.step);
   args.columns = std::min(args.columns, y.size(3) / args.step);
   set_bands(args);
-  inputs.give(args);
   args.activation = activation_of(activation);
   args.negative_slope = negative_slope;
   norm_weight = dense(norm_weight, wide), norm_bias = dense(norm_bias, wide);
@@ -268,7 +268,7 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   if (input.has_value()) args.input = input->mutable_data_ptr();
   if (next_scale_shift.has_value()) args.next_scale_shift = next_scale_shift->mutable_data_ptr();
   args.packed = packed.mutable_data_ptr();
-  const Workspace parts(args);
+  const Workspace parts(args, args.wants_statistics());
   STD_TORCH_CHECK(memory.numel() >= parts.size(),
                   "workspace: too small; torch has more threads "
                   "now than when norm_conv2d_workspace gave its size");
@@ -288,8 +288,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
       "norm_conv2d_pack(Tensor weight, int stride, int padding, str padding_mode, str upsample) "
       "-> Tensor");
   m.def(
-      "norm_conv2d_workspace(Tensor x, Tensor weight, int stride, int padding, str padding_mode, "
-      "str upsample) -> int");
+      "norm_conv2d_workspace(Tensor weight, int n, int h, int w, int stride, int padding, "
+      "str padding_mode, str upsample) -> int");
   m.def(
       "norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, Tensor? bias, Tensor? scale_shift, "
       "str activation, float negative_slope, Tensor? residual, int stride, int padding, "

@@ -7,17 +7,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stylekernels import native
+from stylekernels.dispatch import use_reference
+from stylekernels.inference.plan import Plan, can_plan, layers_of, pack
+from stylekernels.models.generator import check_size
+
 Frames = TypeVar("Frames", np.ndarray, Tensor)
 
 
 class Stylizer:
     """Stylises 8-bit frames with a generator.
 
+    A ``StyleGenerator`` runs as a plan: one `norm_conv2d` per convolution, with packed weights and
+    all memory between them set aside. A new size of frame makes a new plan; frames of the same
+    size allocate nothing but the picture. Under ``use_impl("reference")``, on devices without
+    kernels and for other modules the network itself runs.
+
     Args:
         generator: maps RGB in [0, 1], (N, 3, H, W), to the same, as ``StyleGenerator`` does. It is
             copied, so training it further changes nothing here.
-        dtype: arithmetic of the network; by default bfloat16 where the device has instructions
-            for it (a GPU, or a CPU with AMX or AVX512-BF16), else float32.
+        dtype: arithmetic of the network; by default bfloat16 where that is fastest (a GPU, a CPU
+            with AMX; without our kernels also one with AVX512-BF16), else float32.
         device: where the network runs; by default where the generator is.
     """
 
@@ -31,12 +41,12 @@ class Stylizer:
             device = next(generator.parameters(), torch.empty(0)).device
         self.device = torch.device(device)
         self.dtype = _fast_dtype(self.device) if dtype is None else dtype
-        self._generator = (
-            copy.deepcopy(generator)
-            .eval()
-            .requires_grad_(False)
-            .to(self.device, self.dtype, memory_format=torch.channels_last)
-        )
+        network = copy.deepcopy(generator).eval().requires_grad_(False).to(self.device)
+        self._layers = layers_of(network, self.dtype) if can_plan(network) else None
+        self._generator = network.to(self.dtype, memory_format=torch.channels_last)
+        self._packed: list[Tensor] | None = None
+        self._plan: Plan | None = None
+        self._planned_for: tuple[int, ...] | None = None
 
     @torch.inference_mode()
     def __call__(self, frames: Frames) -> Frames:
@@ -50,15 +60,34 @@ class Stylizer:
 
         Raises:
             TypeError: if frames is of another kind or dtype.
-            ValueError: if frames has another shape.
+            ValueError: if frames has another shape, or fewer pixels a side than the generator
+                takes.
         """
         given = as_frames("frames", frames)
-        x = given if given.dim() == 4 else given[None]
-        # NHWC bytes permuted are channels_last already: no copy but the one that makes floats.
-        x = x.permute(0, 3, 1, 2).to(self.device).to(self.dtype).div_(255)
-        y = self._generator(x).float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-        y = y.permute(0, 2, 3, 1).contiguous().view(given.shape).to(given.device)
+        batch = (given if given.dim() == 4 else given[None]).to(self.device).contiguous()
+        # NHWC bytes permuted are channels_last already: no copy.
+        x = batch.permute(0, 3, 1, 2)
+        if self._layers is None or use_reference(batch):
+            y = self._generator(x.to(self.dtype).div_(255))
+            y = y.float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+            y = y.permute(0, 2, 3, 1).contiguous()
+        else:
+            check_size("frames", *batch.shape[1:3])
+            y = torch.empty_like(batch)
+            self._plan_for(batch.shape[:3])(x, y.permute(0, 3, 1, 2))
+        y = y.view(given.shape).to(given.device)
         return y.numpy() if isinstance(frames, np.ndarray) else y
+
+    def _plan_for(self, size: torch.Size) -> Plan:
+        """The plan for so many frames of this size, and as many threads as there are."""
+        wanted = (*size, torch.get_num_threads())
+        if wanted != self._planned_for:
+            if self._packed is None:
+                self._packed = pack(self._layers)
+            self._plan = None  # its memory is free for the next one
+            self._plan = Plan(self._layers, self._packed, *size)
+            self._planned_for = wanted
+        return self._plan
 
 
 def as_frames(name: str, frames: np.ndarray | Tensor) -> Tensor:
@@ -89,6 +118,8 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16
     if device.type == "cpu":
+        if native.cpu_missing is None:
+            return torch.bfloat16 if native.cpu_capability == "amx" else torch.float32
         cpu = torch.cpu.get_capabilities()
         if cpu.get("amx_bf16") or cpu.get("avx512_bf16"):
             return torch.bfloat16

@@ -92,6 +92,15 @@ def _positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def check_size(name: str, height: int, width: int) -> None:
+    """Raise ValueError for images that are too small to be reflected at their borders."""
+    if height < SMALLEST_SIDE or width < SMALLEST_SIDE:
+        raise ValueError(
+            f"{name}: expected at least {SMALLEST_SIDE} pixels a side, got {width}x{height}; "
+            "enlarge the image first"
+        )
+
+
 class ConvBlock(nn.Module):
     """Reflection padding, convolution, instance norm and activation.
 
@@ -179,11 +188,7 @@ class StyleGenerator(nn.Module):
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"x: expected RGB images (N, 3, H, W), got {tuple(x.shape)}")
         height, width = x.shape[2], x.shape[3]
-        if height < SMALLEST_SIDE or width < SMALLEST_SIDE:
-            raise ValueError(
-                f"x: expected at least {SMALLEST_SIDE} pixels a side, got {width}x{height}; "
-                "enlarge the image first"
-            )
+        check_size("x", height, width)
         scale = self.config.value_range
         y = self.down(x * scale)
         # Strided layers round an odd size up; the surplus rows and columns are cut off again.

@@ -42,8 +42,8 @@ SCHEMAS = (
     "-> (Tensor y, Tensor mean, Tensor var, Tensor input)",
     "norm_conv2d_pack(Tensor weight, int stride, int padding, str padding_mode, str upsample) "
     "-> Tensor",
-    "norm_conv2d_workspace(Tensor x, Tensor weight, int stride, int padding, str padding_mode, "
-    "str upsample) -> int",
+    "norm_conv2d_workspace(Tensor weight, int n, int h, int w, int stride, int padding, "
+    "str padding_mode, str upsample) -> int",
     "norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, Tensor? bias, Tensor? scale_shift, "
     "str activation, float negative_slope, Tensor? residual, int stride, int padding, "
     "str padding_mode, str upsample, Tensor? norm_weight, Tensor? norm_bias, float eps, "

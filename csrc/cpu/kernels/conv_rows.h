@@ -12,12 +12,12 @@ namespace stylekernels::CPU_CAPABILITY {
 constexpr int64_t kFewOutputs = 3;
 constexpr int kPlanarVectors = 3;  // times kFewOutputs sums, and the weights, fit in 16 registers
 
-// Winograd's method: 4 x 4 outputs come of 6 x 6 inputs in 36 products; so many such squares at a
-// time that their inputs, transformed, stay in the L2 cache with 128 channels.
-constexpr int64_t kWinogradStep = 4, kWinogradSide = 6, kWinogradPoints = 36;
+// Winograd's method: squares of 4 x 4 outputs, so many at a time that their inputs, transformed,
+// stay in the L2 cache with 128 channels.
+constexpr int64_t kWinogradStep = 4;
 constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 16 : 18;
 
-// Elements from one of the 36 points to the next: a line more than the squares take, because 36
+// Elements from one of a square's points to the next: a line more than the squares take, because
 // stores a multiple of the cache's size apart would compete for one place in it.
 inline int64_t winograd_pitch(int64_t cin) { return kWinogradTiles * cin + 16; }
 
@@ -42,6 +42,7 @@ struct Geometry {
   int64_t span;       // pixels from low to high
   int64_t width;      // columns of a row in the ring
   bool winograd;      // an output row stands for four: see winograd.h
+  int64_t side;       // of a square of inputs, then
   int64_t advance;    // rows of the padded image from one output row to the next
   bool planar;        // the ring's rows are [channel][column], else [column][channel]
   int64_t pitch;      // elements from one column, or channel, to the next
@@ -51,12 +52,16 @@ struct Geometry {
   explicit Geometry(const NormConv2d& a) {
     const Reach reach(a);
     low = reach.low, high = reach.high;
-    winograd = sizeof(Wide<T>) == 4 && a.kernel == 3 && a.stride == 1 && a.step == 1 &&
-               a.repeats == 1 && a.cin >= kStep && a.cout >= kStep;
+    span = high - low + 1;
+    const int taps = a.axes[0].taps;
+    winograd = sizeof(Wide<T>) == 4 && (taps == 2 || taps == 3) && a.stride == 1 &&
+               (a.step == 1 || a.axes[1].taps == taps) && a.repeats == 1 && a.cin >= kStep &&
+               a.cout >= kStep;
+    side = winograd ? taps + kWinogradStep - 1 : 0;
     advance = winograd ? kWinogradStep : a.stride;
-    span = winograd ? kWinogradSide : high - low + 1;
-    width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + 2
+    width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + span - 1
                      : a.stride * (a.columns - 1) + span;
+    if (winograd) span += kWinogradStep - 1;
     planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1;
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
@@ -67,8 +72,8 @@ struct Geometry {
   // Scratch of a task: the ring, a row more for an image whose pixels repeat, and an output row.
   int64_t worker_elements(const NormConv2d& a) const {
     if (winograd)
-      return span * row_elements + kWinogradPoints * winograd_pitch(a.cin) +
-             kWinogradTiles * (kWinogradPoints + kWinogradStep * kWinogradStep) * kStep;
+      return span * row_elements + side * side * winograd_pitch(a.cin) +
+             kWinogradTiles * (side * side + kWinogradStep * kWinogradStep) * kStep;
     return (span + 1) * row_elements + a.columns * kStep;
   }
 
@@ -76,7 +81,7 @@ struct Geometry {
   int64_t panel_channels(const NormConv2d& a) const { return planar ? a.cout : kStep; }
 
   int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
-    if (winograd) return kWinogradPoints * a.cin * kStep;
+    if (winograd) return side * side * a.cin * kStep;
     return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin *
            panel_channels(a);
   }

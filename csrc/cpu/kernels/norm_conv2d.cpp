@@ -29,8 +29,12 @@ void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity
   const Geometry<T> g(a);
   const int64_t step = g.panel_channels(a);
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
-  if constexpr (sizeof(Wide<T>) == 4)
-    if (g.winograd) return pack_weights_for_winograd<T>(a, first, panel);
+  if constexpr (sizeof(Wide<T>) == 4) {
+    if (g.side == 6)
+      return pack_weights_for_winograd<6, T>(a, row_parity, column_parity, first, panel);
+    if (g.side == 5)
+      return pack_weights_for_winograd<5, T>(a, row_parity, column_parity, first, panel);
+  }
   for (int64_t i = 0; i < g.panel_elements(a, row_parity, column_parity); ++i) panel[i] = 0;
   const T* weight = static_cast<const T*>(a.weight);
   for (int64_t c = 0; c < smaller(step, a.cout - first); ++c) {
@@ -127,8 +131,10 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   using V = Vec<T>;
   using W = Wide<T>;
   constexpr int64_t kStep = kPanel<V>;
-  if constexpr (sizeof(W) == 4)
-    if (g.winograd) return run_band_by_winograd<T>(a, g, input, n, band, memory);
+  if constexpr (sizeof(W) == 4) {
+    if (g.side == 6) return run_band_by_winograd<6, T>(a, g, input, n, band, memory);
+    if (g.side == 5) return run_band_by_winograd<5, T>(a, g, input, n, band, memory);
+  }
   W* values = memory + (g.span + 1) * g.row_elements;
   Ring<T> ring{a, input, g, n, memory};
   const W* weights = static_cast<const W*>(a.packed);
