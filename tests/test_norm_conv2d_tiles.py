@@ -127,3 +127,12 @@ def test_bytes_and_parts_of_frames(mode, channels, dtype, layout, device) -> Non
         assert pairs.isfinite().all()
     frame, _, _ = make(whole, torch.uint8, **tensors)
     assert torch.equal(frame, y.float().round().clamp(0, 255).byte())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_part_needs_no_more_memory_than_the_whole(dtype) -> None:
+    """64 rows would be 16 tasks of their own, 65 rows are 9."""
+    tensors = inputs((1, 3, 65, 20), 4, 3, dtype)
+    make = frame_maker(tensors["x"], tensors["weight"], (1, 1, "reflect", "none"), "contiguous")
+    whole, part = make((65, 20), dtype)[0], make((64, 20), dtype)[0]
+    assert torch.equal(part, whole[:, :, :64])
