@@ -16,15 +16,21 @@ namespace {
 
 const NormConv2dKernels& kernels() {
   switch (capability()) {
+#ifdef HAVE_AVX2
+    case Capability::avx2:
+      return avx2::norm_conv2d_kernels;
+#endif
 #ifdef HAVE_AVX512
-    case Capability::amx:
     case Capability::avx512:
       return avx512::norm_conv2d_kernels;
 #endif
-#ifdef HAVE_AVX2
+#ifdef HAVE_AMX
+    case Capability::amx:
+      return amx::norm_conv2d_kernels;
+#endif
+#ifdef HAVE_AMX_EMULATED
     case Capability::amx_emulated:
-    case Capability::avx2:
-      return avx2::norm_conv2d_kernels;
+      return amx_emulated::norm_conv2d_kernels;
 #endif
     default:
       return baseline::norm_conv2d_kernels;
@@ -249,9 +255,10 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   NormConv2d args = weights_of(weight, mode);
   inputs.give(args, mode);
   STD_TORCH_CHECK(with_layout(y, args.layout).data_ptr() == y.data_ptr(), "y: expected x's layout");
+  set_bands(args);  // those of the whole output: shared out anew, fewer rows may be more tasks
   args.rows = std::min(args.rows, y.size(2) / args.step);
   args.columns = std::min(args.columns, y.size(3) / args.step);
-  set_bands(args);
+  args.bands = (args.rows + args.band - 1) / args.band;
   args.activation = activation_of(activation);
   args.negative_slope = negative_slope;
   norm_weight = dense(norm_weight, wide), norm_bias = dense(norm_bias, wide);

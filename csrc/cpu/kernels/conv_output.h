@@ -59,12 +59,16 @@ struct BandStatistics {
     constexpr int64_t kStep = kPanel<Vec<W>>;
     double part_mean[kTile], part_m2[kTile];
     lane_moments<W>(values, kStep, pixels, kStep, part_mean, part_m2);
-    for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c) {
-      Moments moments;
-      if (counted > 0) moments = {counted, mean[first + c], m2[first + c]};
-      moments.merge(double(pixels), part_mean[c], part_m2[c]);
-      mean[first + c] = moments.mean, m2[first + c] = moments.m2;
-    }
+    for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c)
+      merge(counted, first + c, double(pixels), part_mean[c], part_m2[c]);
+  }
+
+  // Of one channel, which has had `before` pixels.
+  void merge(double before, int64_t channel, double pixels, double part_mean, double part_m2) {
+    Moments moments;
+    if (before > 0) moments = {before, mean[channel], m2[channel]};
+    moments.merge(pixels, part_mean, part_m2);
+    mean[channel] = moments.mean, m2[channel] = moments.m2;
   }
 };
 

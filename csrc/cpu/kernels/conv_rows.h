@@ -23,11 +23,23 @@ inline int64_t winograd_pitch(int64_t cin) { return kWinogradTiles * cin + 16; }
 
 // -- geometry --------------------------------------------------------------------------------
 
+// Input pixels that output pixel 0 meets, all parities together: from low to high.
+struct Reach {
+  int64_t low, high;
+
+  explicit Reach(const NormConv2d& a) : low(a.axes[0].first), high(low + a.axes[0].taps - 1) {
+    if (a.step == 1) return;
+    low = smaller<int64_t>(low, a.axes[1].first);
+    const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
+    high = high < end ? end : high;
+  }
+};
+
 template <class T>
 struct Geometry {
   static constexpr int64_t kStep = kPanel<Vec<T>>;
-  int64_t low, high;  // input pixels that output pixel 0 meets, all parities together
-  int64_t span;       // how many that are
+  int64_t low, high;  // see Reach
+  int64_t span;       // pixels from low to high
   int64_t width;      // columns of a row in the ring
   bool winograd;      // an output row stands for four: see winograd.h
   int64_t side;       // of a square of inputs, then
@@ -38,12 +50,8 @@ struct Geometry {
   int64_t panels;  // of the weights
 
   explicit Geometry(const NormConv2d& a) {
-    low = a.axes[0].first, high = low + a.axes[0].taps - 1;
-    if (a.step == 2) {
-      low = smaller<int64_t>(low, a.axes[1].first);
-      const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
-      high = high < end ? end : high;
-    }
+    const Reach reach(a);
+    low = reach.low, high = reach.high;
     span = high - low + 1;
     const int taps = a.axes[0].taps;
     winograd = sizeof(Wide<T>) == 4 && (taps == 2 || taps == 3) && a.stride == 1 &&
@@ -85,6 +93,9 @@ struct Geometry {
       begin += panels * panel_elements(a, parity / a.step, parity % a.step);
     return begin + panel * panel_elements(a, row_parity, column_parity);
   }
+  int64_t packed_elements(const NormConv2d& a) const {
+    return panel_begin(a, a.step - 1, a.step - 1, panels);
+  }
 };
 
 // The bias of kPanel channels from `first` on, or zeros.
@@ -121,11 +132,16 @@ struct Input {
   Wide<T> negative_slope;
 
   template <Activation A, class V>
-  inline V value(V x, V added, V scale_of_channel, V shift_of_channel) const {
+  inline V unrounded(V x, V added, V scale_of_channel, V shift_of_channel) const {
     V z = scale == nullptr ? x : multiply_add(x, scale_of_channel, shift_of_channel);
     z = activate<A>(z, negative_slope);
     if (residual != nullptr) z += added;
-    return rounded_to<T>(z);
+    return z;
+  }
+
+  template <Activation A, class V>
+  inline V value(V x, V added, V scale_of_channel, V shift_of_channel) const {
+    return rounded_to<T>(unrounded<A>(x, added, scale_of_channel, shift_of_channel));
   }
 };
 
@@ -153,6 +169,31 @@ inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t
   for (; i < count; ++i) store(out + i, value(Wide<T>{}, i));
 }
 
+// Transposes on the way: read(run, from, count, to) gives `count` elements of a run, of which
+// element i of run j goes to out[i * pitch + j].
+template <class V, class Read, class Out>
+void read_across(int64_t runs, int64_t length, const Read& read, int64_t pitch, Out* out) {
+  constexpr int64_t kSide = kLanes<V>;
+  ElementOf<V> square[kSide * kSide];
+  for (int64_t run = 0; run < runs; run += kSide) {
+    const int64_t height = smaller(kSide, runs - run);
+    for (int64_t from = 0; from < length; from += kSide) {
+      const int64_t count = smaller(kSide, length - from);
+      for (int64_t j = 0; j < height; ++j) read(run + j, from, count, square + j * kSide);
+      Out* corner = out + from * pitch + run;
+      if (height == kSide && count == kSide) {
+        V rows[kSide];
+        for (int64_t j = 0; j < kSide; ++j) rows[j] = load<V>(square + j * kSide);
+        transpose(rows);
+        for (int64_t j = 0; j < kSide; ++j) store(corner + j * pitch, rows[j]);
+      } else {
+        for (int64_t j = 0; j < height; ++j)
+          for (int64_t i = 0; i < count; ++i) store(corner + i * pitch + j, square[j * kSide + i]);
+      }
+    }
+  }
+}
+
 // Pixels [0, columns) of a row of x, in the order of the ring. x lies in the same order or across.
 template <Activation A, class T>
 void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
@@ -175,25 +216,7 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
     for (int64_t run = 0; run < runs; ++run) read(run, 0, length, out + run * g.pitch);
     return;
   }
-  constexpr int64_t kSide = kLanes<V>;
-  Wide<T> square[kSide * kSide];
-  for (int64_t run = 0; run < runs; run += kSide) {
-    const int64_t height = smaller(kSide, runs - run);
-    for (int64_t from = 0; from < length; from += kSide) {
-      const int64_t count = smaller(kSide, length - from);
-      for (int64_t j = 0; j < height; ++j) read(run + j, from, count, square + j * kSide);
-      Wide<T>* corner = out + from * g.pitch + run;
-      if (height == kSide && count == kSide) {
-        V rows[kSide];
-        for (int64_t j = 0; j < kSide; ++j) rows[j] = load<V>(square + j * kSide);
-        transpose(rows);
-        for (int64_t j = 0; j < kSide; ++j) store(corner + j * g.pitch, rows[j]);
-      } else {
-        for (int64_t j = 0; j < height; ++j)
-          for (int64_t i = 0; i < count; ++i) corner[i * g.pitch + j] = square[j * kSide + i];
-      }
-    }
-  }
+  read_across<V>(runs, length, read, g.pitch, out);
 }
 
 template <class T>
