@@ -5,11 +5,10 @@ activation, norm or clamp shows; references are in float64. Widths of 16 and mor
 kernels that only wide layers have.
 """
 
-import contextlib
 import copy
 import random as python_random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,6 +25,7 @@ from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.reference import instance_norm_stats, upsample_conv2d
 from tests.conftest import poisoned_memory
 from tests.test_checkpoints import transformer_net
+from tests.test_norm_conv2d_out import threads
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -40,16 +40,6 @@ CONFIGS = (
     {**TINY, "upsample": "nearest", "kernel_size": 5, "residual_blocks": 2, "value_range": 1.0},
     {**TINY, "upsample": "transpose3", "kernel_size": 9, "value_range": 1.0, "eps": 0.1},
 )
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def frames_of(*shape: int, seed: int = 0) -> Tensor:
@@ -331,8 +321,12 @@ def test_a_known_size_allocates_nothing_but_the_picture(dtype) -> None:
 
 @pytest.fixture
 def plans(monkeypatch) -> Counter:
-    """How often stylizers planned for each size."""
+    """How often stylizers planned for each size, and packed their weights."""
     made = Counter()
+
+    def counted_pack(layers) -> list[Tensor]:
+        made["pack"] += 1
+        return pack(layers)
 
     class Counted(Plan):
         def __init__(self, layers, packed, *size) -> None:
@@ -340,6 +334,7 @@ def plans(monkeypatch) -> Counter:
             super().__init__(layers, packed, *size)
 
     monkeypatch.setattr(stylizer_module, "Plan", Counted)
+    monkeypatch.setattr(stylizer_module, "pack", counted_pack)
     return made
 
 
@@ -356,7 +351,7 @@ def test_sizes_and_threads_change_between_frames(plans) -> None:
         assert_picture(picture.view(batch), exact(generator, frames.view(batch)))
         assert torch.equal(first.setdefault(size, picture), picture)
         assert picture.data_ptr() != first[size].data_ptr() or picture is first[size]
-    assert plans == {(1, 33, 43): 4, (1, 48, 32): 2, (2, 48, 32): 1}
+    assert plans == {"pack": 1, (1, 33, 43): 4, (1, 48, 32): 2, (2, 48, 32): 1}
 
 
 def test_two_stylizers_do_not_disturb_each_other() -> None:
