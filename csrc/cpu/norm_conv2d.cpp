@@ -256,8 +256,14 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   inputs.give(args, mode);
   STD_TORCH_CHECK(with_layout(y, args.layout).data_ptr() == y.data_ptr(), "y: expected x's layout");
   set_bands(args);  // those of the whole output: shared out anew, fewer rows may be more tasks
-  args.rows = std::min(args.rows, y.size(2) / args.step);
-  args.columns = std::min(args.columns, y.size(3) / args.step);
+  const int64_t height = args.step * args.rows, width = args.step * args.columns;
+  if (y.size(2) != height || y.size(3) != width) {
+    STD_TORCH_CHECK(upsample == "none" && !next_scale_shift.has_value() && y.size(2) <= height &&
+                        y.size(3) <= width,
+                    "y: expected the size of the whole output, or, without upsampling and "
+                    "statistics, fewer rows and columns");
+    args.rows = y.size(2), args.columns = y.size(3);
+  }
   args.bands = (args.rows + args.band - 1) / args.band;
   args.activation = activation_of(activation);
   args.negative_slope = negative_slope;

@@ -62,6 +62,9 @@ struct Geometry {
     width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + span - 1
                      : a.stride * (a.columns - 1) + span;
     if (winograd) span += kWinogradStep - 1;
+    // A border's reflection may lie beyond what a cropped output meets.
+    const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
+    if (width < reflected) width = reflected;
     planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1;
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
