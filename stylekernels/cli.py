@@ -90,6 +90,8 @@ class Stylize:
             raise Refused(f"--strength: expected a number from 0 to 1, got {self.strength}")
         if self.tile is not None and self.tile < 64:
             raise Refused(f"--tile: expected at least 64 pixels, got {self.tile}; try 1024")
+        if self.tile is None and self.tile_mode != "exact":
+            raise Refused(f"--tile-mode {self.tile_mode}: expected --tile with it; try --tile 1024")
         weights = _find_style(self.style)
         from stylekernels.media import PhotoError, read_photo, write_photo
         from stylekernels.media.paths import find_photos, plan_outputs

@@ -39,6 +39,7 @@ CONFIGS = (
     {**TINY, "upsample": "transpose", "kernel_size": 3, "residual_blocks": 3, "value_range": 255.0},
     {**TINY, "upsample": "nearest", "kernel_size": 5, "residual_blocks": 2, "value_range": 1.0},
     {**TINY, "upsample": "transpose3", "kernel_size": 9, "value_range": 1.0, "eps": 0.1},
+    {**TINY, "channels": (1, 2, 1), "upsample": "nearest"},  # a layout that is both
 )
 
 

@@ -85,6 +85,56 @@ def test_the_network_runs_in_evaluation_mode(generator):
     np.testing.assert_array_equal(Stylizer(dropping)(frame), Stylizer(generator)(frame))
 
 
+@pytest.mark.parametrize("change", ["subclass", "hook", "another module"])
+def test_what_a_generator_does_besides_is_done(generator, change):
+    generator = copy.deepcopy(generator)
+    if change == "subclass":
+
+        class Negative(type(generator)):
+            def forward(self, x):
+                return 1 - super().forward(x)
+
+        generator.__class__ = Negative
+    elif change == "hook":
+        generator.to_rgb.register_forward_hook(lambda module, given, y: 8 - y)
+    else:
+        generator.residual[0] = torch.nn.Identity()
+    frame = frames(32, 40)
+    out = Stylizer(generator, dtype=torch.float32)(frame)
+    assert np.abs(out - expected(generator, frame)).max() < 0.5 + 1e-3
+
+
+def test_a_plan_that_fails_leaves_a_stylizer_that_works(generator, monkeypatch):
+    stylizer = Stylizer(generator, dtype=torch.float32)
+    frame = frames(32, 40)
+    before = stylizer(frame)
+
+    def fail(*arguments):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stylekernels.inference.stylizer.Plan", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            stylizer(frames(48, 40))
+    np.testing.assert_array_equal(stylizer(frame), before)
+
+
+def test_pictures_are_the_callers_own(generator):
+    frame = torch.from_numpy(frames(32, 40))
+    stylizer = Stylizer(generator, dtype=torch.float32)
+    picture = stylizer(frame)
+    blend(frame, picture, strength=0.5).add_(1)
+    kept = picture.clone()
+    picture.add_(1)  # refused for tensors of inference mode
+    assert torch.equal(stylizer(frame), kept)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", torch.int32])
+def test_other_dtypes_are_refused(generator, dtype):
+    with pytest.raises(TypeError, match=r"dtype: expected None or one of torch.float32.*got"):
+        Stylizer(generator, dtype=dtype)
+
+
 def test_bfloat16_differs_by_its_rounding_only(generator):
     frame = frames(48, 48)
     exact = Stylizer(generator, dtype=torch.float32)(frame).astype(int)

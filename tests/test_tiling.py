@@ -99,6 +99,11 @@ def test_a_batch_is_its_frames_one_by_one(mode):
         np.testing.assert_array_equal(picture_of_batch, stylizer(frame))
 
 
+def test_no_frames_make_no_pictures():
+    nothing = np.zeros((0, 80, 70, 3), np.uint8)
+    assert Stylizer(tiny(), torch.float32, tile=64)(nothing).shape == nothing.shape
+
+
 @pytest.mark.parametrize("mode", tiling.TILE_MODES)
 def test_images_up_to_a_tile_are_not_cut(mode, monkeypatch):
     monkeypatch.setattr(Sweep, "paint", None)
@@ -264,7 +269,7 @@ def test_progress_goes_from_the_first_tile_to_the_last(kept, mode):
         ({"tile": 256.0}, TypeError, "tile: expected a number of pixels, an int, .* got float"),
         ({"tile": True}, TypeError, "tile: expected a number of pixels, an int, .* got bool"),
         (
-            {"tile": 256, "tile_mode": "fast"},
+            {"tile_mode": "fast"},
             ValueError,
             "tile_mode: expected one of exact, thumbnail, got 'fast'",
         ),
@@ -304,6 +309,13 @@ def test_too_small_tiles_are_refused(folder, style, capsys):
     save("a.png")
     assert main(["stylize", "a.png", "-s", style, "--tile", "63"]) == 2
     assert complaints(capsys) == ["--tile: expected at least 64 pixels, got 63; try 1024"]
+
+
+def test_a_mode_without_tiles_is_refused(folder, style, capsys):
+    save("a.png")
+    assert main(["stylize", "a.png", "-s", style, "--tile-mode", "thumbnail"]) == 2
+    (line,) = complaints(capsys)
+    assert line == "--tile-mode thumbnail: expected --tile with it; try --tile 1024"
 
 
 def test_pictures_beyond_the_limit_are_read_for_tiles_only(folder, style, capsys, monkeypatch):

@@ -185,20 +185,23 @@ int64_t norm_conv2d_workspace(Tensor weight, int64_t n, int64_t h, int64_t w, in
 
 // x and residual in one layout, the parameters dense and in the type that sums are kept in.
 struct Inputs {
+  Layout layout;
   Tensor x;
   std::optional<Tensor> residual, bias, scale_shift;
 
-  Inputs(const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& bias,
-         const std::optional<Tensor>& scale_shift, ScalarType wide)
-      : x(with_layout(x, layout_of(x))),
+  Inputs(const Tensor& x, Layout layout, const std::optional<Tensor>& residual,
+         const std::optional<Tensor>& bias, const std::optional<Tensor>& scale_shift,
+         ScalarType wide)
+      : layout(layout),
+        x(with_layout(x, layout)),
         bias(dense(bias, wide)),
         scale_shift(dense(scale_shift, wide)) {
-    if (residual.has_value()) this->residual = with_layout(*residual, layout_of(x));
+    if (residual.has_value()) this->residual = with_layout(*residual, layout);
   }
 
   void give(NormConv2d& args, const Mode& mode) const {
     set_image(args, x.size(0), x.size(2), x.size(3), mode);
-    args.layout = layout_of(x);
+    args.layout = layout;
     args.x = x.const_data_ptr();
     args.bytes_in = x.scalar_type() == ScalarType::Byte;
     args.residual = data(residual);
@@ -213,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
     bool return_input, int64_t stride, int64_t padding, std::string padding_mode,
     std::string upsample, bool return_stats) {
   const ScalarType wide = wide_dtype(x);
-  const Inputs inputs(x, residual, bias, scale_shift, wide);
+  const Inputs inputs(x, layout_of(x), residual, bias, scale_shift, wide);
   const Mode mode{stride, padding, padding_mode, upsample};
   NormConv2d args = weights_of(weight, mode);
   inputs.give(args, mode);
@@ -250,11 +253,35 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
                      Tensor y, std::optional<Tensor> input, std::optional<Tensor> next_scale_shift,
                      Tensor memory) {
   const ScalarType wide = wide_dtype(weight);
-  const Inputs inputs(x, residual, bias, scale_shift, wide);
+  const bool both = y.is_contiguous() && is_channels_last(y);  // then x decides
+  const Inputs inputs(x, layout_of(both ? x : y), residual, bias, scale_shift, wide);
   const Mode mode{stride, padding, padding_mode, upsample};
   NormConv2d args = weights_of(weight, mode);
   inputs.give(args, mode);
-  STD_TORCH_CHECK(with_layout(y, args.layout).data_ptr() == y.data_ptr(), "y: expected x's layout");
+  const ScalarType dtype = weight.scalar_type();
+  const auto check = [&](const char* name, const Tensor& tensor, bool bytes, bool written) {
+    STD_TORCH_CHECK(
+        tensor.scalar_type() == dtype || (bytes && tensor.scalar_type() == ScalarType::Byte), name,
+        ": expected weight's dtype", bytes ? ", or bytes" : "");
+    if (!written) return;
+    const void* memory = with_layout(tensor, args.layout).const_data_ptr();
+    STD_TORCH_CHECK(memory == tensor.const_data_ptr(), name,
+                    ": expected dense memory, as y has it");
+  };
+  check("x", x, true, false);
+  check("y", y, true, true);
+  if (residual.has_value()) check("residual", *residual, false, false);
+  if (input.has_value()) check("input", *input, false, true);
+  for (const auto& tensor : {residual, input})
+    STD_TORCH_CHECK(!tensor.has_value() || tensor->numel() == x.numel(),
+                    "residual, input: expected x's shape");
+  if (next_scale_shift.has_value())
+    STD_TORCH_CHECK(next_scale_shift->scalar_type() == wide && next_scale_shift->is_contiguous() &&
+                        next_scale_shift->numel() == 2 * args.n * args.cout,
+                    "next_scale_shift: expected (N, Cout, 2), contiguous, float32 or float64");
+  STD_TORCH_CHECK(packed.scalar_type() == wide && packed.numel() == kernels().packed_elements(args),
+                  "packed: expected what norm_conv2d_pack makes of this weight for this mode");
+  STD_TORCH_CHECK(y.size(0) == args.n && y.size(1) == args.cout, "y: expected (N, Cout, ...)");
   set_bands(args);  // those of the whole output: shared out anew, fewer rows may be more tasks
   const int64_t height = args.step * args.rows, width = args.step * args.columns;
   if (y.size(2) != height || y.size(3) != width) {

@@ -10,7 +10,7 @@ _LUMA = (0.299, 0.587, 0.114)
 _STRIP = 1 << 20  # pixels that are mixed at a time: their values in float32 are copied a few times
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def blend(
     photo: Frames,
     stylized: Frames,

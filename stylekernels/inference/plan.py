@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylekernels.dispatch import use_reference
-from stylekernels.models import StyleGenerator
+from stylekernels.models.generator import ConvBlock, ResidualBlock, StyleGenerator
+from stylekernels.nn import InstanceNorm2d, UpsampleBlock
 from stylekernels.ops.norm_conv2d import norm_conv2d_out_formula
 
 _ALIGNMENT = 64  # bytes: a cache line
 _LARGEST_KERNEL = 9
+_BLOCKS = (ConvBlock, ResidualBlock, UpsampleBlock)
+_MODULES = (StyleGenerator, *_BLOCKS, InstanceNorm2d, nn.Conv2d, nn.Sequential)
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,16 @@ class Layer:
         return self.stride * margin + reach
 
 
-def can_plan(generator: torch.nn.Module) -> bool:
-    """Whether :func:`layers_of` takes this network."""
-    return isinstance(generator, StyleGenerator) and generator.config.kernel_size <= _LARGEST_KERNEL
+def can_plan(generator: nn.Module) -> bool:
+    """Whether :func:`layers_of` knows all that this network does: a StyleGenerator as it comes."""
+    return (
+        type(generator) is StyleGenerator
+        and generator.config.kernel_size <= _LARGEST_KERNEL
+        and all(
+            type(module) in _MODULES and not module._forward_hooks and not module._forward_pre_hooks
+            for module in generator.modules()
+        )
+    )
 
 
 def layers_of(generator: StyleGenerator, dtype: torch.dtype) -> list[Layer]:
@@ -203,9 +213,11 @@ class Plan:
             run = norm_conv2d_out_formula
         self._steps[0][0] = frames
         self._steps[-1][-4] = y
-        for step in self._steps:
-            run(*step)
-        self._steps[0][0] = self._steps[-1][-4] = None
+        try:
+            for step in self._steps:
+                run(*step)
+        finally:  # the caller's, not ours to keep
+            self._steps[0][0] = self._steps[-1][-4] = None
 
 
 class _Places:

@@ -13,6 +13,7 @@ from stylekernels.inference.plan import Plan, can_plan, layers_of, pack
 from stylekernels.inference.sweep import Progress
 from stylekernels.inference.tiling import Tiler, check_tiling
 from stylekernels.models.generator import check_size
+from stylekernels.ops.arguments import DTYPES
 
 Frames = TypeVar("Frames", np.ndarray, Tensor)
 
@@ -38,7 +39,7 @@ class Stylizer:
             similar one in a fraction of the time: see `Tiler`.
 
     Raises:
-        TypeError: if tile isn't an int.
+        TypeError: if tile isn't an int, or dtype no floating-point dtype of torch.
         ValueError: if tile is below 64, there is no such mode, or this network can't be run in
             tiles.
     """
@@ -52,14 +53,17 @@ class Stylizer:
         tile: int | None = None,
         tile_mode: str = "exact",
     ) -> None:
-        if tile is not None:
-            check_tiling(tile, tile_mode)
-            if not can_plan(generator):
-                raise ValueError(
-                    f"tile: expected None for this network, got {tile}; tiles need a "
-                    "StyleGenerator with kernels of at most 9, whose instance norms can be told "
-                    "the statistics of the whole image"
-                )
+        check_tiling(tile, tile_mode)
+        if tile is not None and not can_plan(generator):
+            raise ValueError(
+                f"tile: expected None for this network, got {tile}; tiles need a StyleGenerator "
+                "as it comes, with kernels of at most 9: its instance norms can be told the "
+                "statistics of the whole image"
+            )
+        if dtype is not None and dtype not in DTYPES:
+            raise TypeError(
+                f"dtype: expected None or one of {', '.join(map(str, DTYPES))}, got {dtype!r}"
+            )
         if device is None:
             device = next(generator.parameters(), torch.empty(0)).device
         self.device = torch.device(device)
@@ -72,7 +76,7 @@ class Stylizer:
         self._planned_for: tuple[int, ...] | None = None
         self._tile, self._tile_mode = tile, tile_mode
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, frames: Frames, *, progress: Progress | None = None) -> Frames:
         """Stylise one frame or a batch.
 
@@ -112,7 +116,7 @@ class Stylizer:
         """The plan for so many frames of this size, and as many threads as there are."""
         wanted = (*size, torch.get_num_threads())
         if wanted != self._planned_for:
-            self._plan = None  # its memory is free for the next one
+            self._plan = self._planned_for = None  # its memory is free for the next one
             self._plan = Plan(self._layers, self._pack(), *size)
             self._planned_for = wanted
         return self._plan

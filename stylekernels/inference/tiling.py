@@ -21,13 +21,17 @@ SMALLEST_TILE = 64
 WHOLE_TENSORS = 2 << 30
 
 
-def check_tiling(tile: int, mode: str) -> None:
+def check_tiling(tile: int | None, mode: str) -> None:
     """Refuse what `Tiler` can't do.
 
     Raises:
         TypeError: if tile isn't an int.
         ValueError: if tile is too small, or there is no such mode.
     """
+    if mode not in TILE_MODES:
+        raise ValueError(f"tile_mode: expected one of {', '.join(TILE_MODES)}, got {mode!r}")
+    if tile is None:
+        return
     if not isinstance(tile, int) or isinstance(tile, bool):
         raise TypeError(
             f"tile: expected a number of pixels, an int, or None, got {type(tile).__name__}"
@@ -37,8 +41,6 @@ def check_tiling(tile: int, mode: str) -> None:
             f"tile: expected at least {SMALLEST_TILE} pixels, got {tile}; smaller ones would be "
             "surroundings for the most part, 1024 is a good size"
         )
-    if mode not in TILE_MODES:
-        raise ValueError(f"tile_mode: expected one of {', '.join(TILE_MODES)}, got {mode!r}")
 
 
 class Tiler:
@@ -79,8 +81,10 @@ class Tiler:
             progress: called after each tile.
         """
         work, unit = Work(len(frames), progress), max(steps_of(self._layers))
-        for frame, picture in zip(frames.split(1), y.split(1), strict=True):
-            frame, picture = frame.permute(0, 3, 1, 2), picture.permute(0, 3, 1, 2)
+        for index in range(len(frames)):
+            frame, picture = (
+                images[index : index + 1].permute(0, 3, 1, 2) for images in (frames, y)
+            )
             size = tuple(frame.shape[2:])
             sweep = Sweep(self._layers, self._packed, frame, 1, size, self._tile, unit, work)
             self._run(sweep).paint(picture)

@@ -33,8 +33,8 @@ UPSAMPLINGS = ("none", "nearest", "transpose")
 # What was not asked for is an empty tensor: mean and var in their own dtype, input in x's.
 #
 # The last three are what `inference` makes frames with: weights packed once, and nothing allocated.
-# There x may be bytes, 0..255, and y too (rounded, and clamped). Without upsampling and statistics y
-# may be smaller than the convolution's output, of which it then gets the first rows and columns.
+# There x may be bytes, 0..255, and y too (rounded, and clamped). Without upsampling and statistics
+# y may be smaller than the convolution's output: it gets the first rows and columns of it.
 # norm_weight and norm_bias are (Cout,).
 SCHEMAS = (
     "norm_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? scale_shift, str activation, "
