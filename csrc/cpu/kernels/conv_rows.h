@@ -21,6 +21,14 @@ constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 16 : 18;
 // stores a multiple of the cache's size apart would compete for one place in it.
 inline int64_t winograd_pitch(int64_t cin) { return kWinogradTiles * cin + 16; }
 
+// Nested Winograd transforms: see nested_winograd.h. 3 x 3 outputs come of 5 x 5 inputs and of up
+// to 3 x 3 blocks of the kernel; with few inputs so many tiles at a time, with few outputs so many
+// vectors of them, that what is kept of them stays in the L2 cache.
+constexpr int64_t kNestedStep = 3, kNestedSide = 5, kNestedPoints = 25, kMostBlocks = 3;
+constexpr int64_t kFewInputs = 8;  // as many as a ring of transformed rows can have in L2
+constexpr int64_t kNestedTiles = 4 * kRows;
+constexpr int64_t kTileVectors = 8;
+
 // -- geometry --------------------------------------------------------------------------------
 
 template <class T>
@@ -30,6 +38,8 @@ struct Geometry {
   int64_t span;       // how many that are
   int64_t width;      // columns of a row in the ring
   bool winograd;      // an output row stands for four: see winograd.h
+  int64_t blocks;     // of three taps of the kernel; 0: not by nested_winograd.h
+  bool few_outputs;   // of those: vectors hold tiles
   int64_t advance;    // rows of the padded image from one output row to the next
   bool planar;        // the ring's rows are [channel][column], else [column][channel]
   int64_t pitch;      // elements from one column, or channel, to the next
@@ -45,15 +55,20 @@ struct Geometry {
     }
     winograd = sizeof(Wide<T>) == 4 && a.kernel == 3 && a.stride == 1 && a.step == 1 &&
                a.repeats == 1 && a.cin >= kStep && a.cout >= kStep;
+    const bool nested = sizeof(Wide<T>) == 4 && a.kernel >= kLargeKernel && a.stride == 1 &&
+                        a.step == 1 && (a.cin <= kFewInputs || a.cout <= kFewOutputs);
+    blocks = nested ? (a.kernel + kNestedStep - 1) / kNestedStep : 0;
     advance = winograd ? kWinogradStep : a.stride;
-    span = winograd ? kWinogradSide : high - low + 1;
+    span = winograd ? kWinogradSide : nested ? kNestedSide : high - low + 1;
     width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + 2
+            : nested ? (tiles(a) + blocks - 1) * kNestedStep + 2
                      : a.stride * (a.columns - 1) + span;
-    planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1;
+    few_outputs = nested && a.cout <= kFewOutputs;
+    planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1 && !nested;
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
     row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
-    panels = planar ? 1 : (a.cout + kStep - 1) / kStep;
+    panels = planar || few_outputs ? 1 : (a.cout + kStep - 1) / kStep;
   }
 
   // Scratch of a task: the ring, a row more for an image whose pixels repeat, and an output row.
@@ -61,14 +76,41 @@ struct Geometry {
     if (winograd)
       return span * row_elements + kWinogradPoints * winograd_pitch(a.cin) +
              kWinogradTiles * (kWinogradPoints + kWinogradStep * kWinogradStep) * kStep;
+    if (blocks > 0) {
+      const int64_t rows = blocks * kNestedPoints * nested_pitch(a);
+      const int64_t own =
+          few_outputs ? kNestedPoints * nested_point_pitch(a) + a.cout * rows +
+                            (kNestedStep + 1) * kNestedStep * a.cout * nested_pitch(a)
+                      : kNestedSide * row_elements + rows +
+                            (kNestedPoints + kNestedStep * kNestedStep) * kNestedTiles * kStep;
+      return (span + 1) * row_elements + own;
+    }
     return (span + 1) * row_elements + a.columns * kStep;
   }
 
+  int64_t tiles(const NormConv2d& a) const { return (a.columns + kNestedStep - 1) / kNestedStep; }
+
+  // Elements from one point of a row of tiles, or of their sums for one output, to the next.
+  int64_t nested_pitch(const NormConv2d& a) const {
+    const int64_t unit = few_outputs ? kLanes<Vec<T>> : kRows;
+    const int64_t count = (tiles(a) + unit - 1) / unit * unit;
+    if (few_outputs) return count;
+    return ((count + blocks - 1) * a.cin + kLanes<Vec<T>> + 15) / 16 * 16;
+  }
+  // With few outputs, from one point of all inputs to the next: see winograd_pitch.
+  int64_t nested_point_pitch(const NormConv2d& a) const {
+    constexpr int64_t kCount = kLanes<Vec<T>>;
+    return (a.cin + kCount - 1) / kCount * kCount * (kTileVectors + 1) * kCount + 16;
+  }
+
   // Output channels in a panel of the weights.
-  int64_t panel_channels(const NormConv2d& a) const { return planar ? a.cout : kStep; }
+  int64_t panel_channels(const NormConv2d& a) const {
+    return planar || few_outputs ? a.cout : kStep;
+  }
 
   int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
     if (winograd) return kWinogradPoints * a.cin * kStep;
+    if (blocks > 0) return kNestedPoints * blocks * blocks * a.cin * panel_channels(a);
     return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin *
            panel_channels(a);
   }
@@ -115,11 +157,17 @@ struct Input {
   Activation activation;
   Wide<T> negative_slope;
 
+  // The elements from `at` on, of the channels from `channel` on (channel_step 1) or of that
+  // channel (0).
   template <Activation A, class V>
-  inline V value(V x, V added, V scale_of_channel, V shift_of_channel) const {
-    V z = scale == nullptr ? x : multiply_add(x, scale_of_channel, shift_of_channel);
+  inline V read(int64_t at, int64_t channel, int64_t channel_step) const {
+    V z = bytes != nullptr ? load<V>(bytes + at) : load<V>(x + at);
+    if (scale != nullptr && channel_step != 0)
+      z = multiply_add(z, load<V>(scale + channel), load<V>(shift + channel));
+    else if (scale != nullptr)
+      z = multiply_add(z, splat<V>(scale[channel]), splat<V>(shift[channel]));
     z = activate<A>(z, negative_slope);
-    if (residual != nullptr) z += added;
+    if (residual != nullptr) z += load<V>(residual + at);
     return rounded_to<T>(z);
   }
 };
@@ -131,17 +179,8 @@ inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t
                      int64_t channel_step, Out* out) {
   using V = Vec<T>;
   const auto value = [&](auto lane, int64_t i) {
-    using U = decltype(lane);
-    U added{}, scale{}, shift{};
-    if (input.residual != nullptr) added = load<U>(input.residual + from + i);
-    if (input.scale != nullptr) {
-      const int64_t c = channel + i * channel_step;
-      scale = channel_step ? load<U>(input.scale + c) : splat<U>(input.scale[c]);
-      shift = channel_step ? load<U>(input.shift + c) : splat<U>(input.shift[c]);
-    }
-    const U x =
-        input.bytes != nullptr ? load<U>(input.bytes + from + i) : load<U>(input.x + from + i);
-    return input.template value<A>(x, added, scale, shift);
+    return input.template read<A, decltype(lane)>(from + i, channel + i * channel_step,
+                                                  channel_step);
   };
   int64_t i = 0;
   for (; i + kLanes<V> <= count; i += kLanes<V>) store(out + i, value(V{}, i));
@@ -176,14 +215,17 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
     const int64_t height = smaller(kSide, runs - run);
     for (int64_t from = 0; from < length; from += kSide) {
       const int64_t count = smaller(kSide, length - from);
-      for (int64_t j = 0; j < height; ++j) read(run + j, from, count, square + j * kSide);
       Wide<T>* corner = out + from * g.pitch + run;
       if (height == kSide && count == kSide) {
+        const int64_t at = first + run * run_step + from, step = planes ? 0 : 1;
+        const int64_t channel = n * a.cin + (planes ? run : from), next = planes ? 1 : 0;
         V rows[kSide];
-        for (int64_t j = 0; j < kSide; ++j) rows[j] = load<V>(square + j * kSide);
+        for (int64_t j = 0; j < kSide; ++j)
+          rows[j] = input.template read<A, V>(at + j * run_step, channel + j * next, step);
         transpose(rows);
         for (int64_t j = 0; j < kSide; ++j) store(corner + j * g.pitch, rows[j]);
       } else {
+        for (int64_t j = 0; j < height; ++j) read(run + j, from, count, square + j * kSide);
         for (int64_t j = 0; j < height; ++j)
           for (int64_t i = 0; i < count; ++i) corner[i * g.pitch + j] = square[j * kSide + i];
       }
@@ -213,8 +255,11 @@ struct Ring {
   W* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
 
   // Reads what output row o meets and is not there yet.
-  void advance(int64_t o) {
-    const int64_t first = g.advance * o + g.low, end = first + g.span;
+  void advance(int64_t o) { read(g.advance * o + g.low); }
+
+  // The same for the rows from `first` on.
+  void read(int64_t first) {
+    const int64_t end = first + g.span;
     for (int64_t position = next < first ? first : next; position < end; ++position)
       fill(source(a, position, a.h), row(position));
     next = end;

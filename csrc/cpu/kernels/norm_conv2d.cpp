@@ -7,11 +7,14 @@
 // row of the kernel then follow each other in memory, whatever the layout of x, and are multiplied
 // with panels of the weights, kRows pixels by kPanel channels in registers over the whole sum. With
 // few output channels the rows are [channel][column], and a vector holds pixels. The band's
-// statistics are taken from the rounded output row while it is in the L1 cache.
+// statistics are taken from the rounded output row while it is in the L1 cache. Where transforms
+// save multiplications, winograd.h or nested_winograd.h do it otherwise.
 //
 // Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
 
 #include "../parallel.h"
+#include "nested_few_inputs.h"
+#include "nested_few_outputs.h"
 #include "winograd.h"
 
 namespace stylekernels::CPU_CAPABILITY {
@@ -27,8 +30,10 @@ void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity
   const Geometry<T> g(a);
   const int64_t step = g.panel_channels(a);
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
-  if constexpr (sizeof(Wide<T>) == 4)
+  if constexpr (sizeof(Wide<T>) == 4) {
     if (g.winograd) return pack_weights_for_winograd<T>(a, first, panel);
+    if (g.blocks > 0) return pack_nested_weights<T>(a, g, first, panel);
+  }
   for (int64_t i = 0; i < g.panel_elements(a, row_parity, column_parity); ++i) panel[i] = 0;
   const T* weight = static_cast<const T*>(a.weight);
   for (int64_t c = 0; c < smaller(step, a.cout - first); ++c) {
@@ -125,8 +130,11 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   using V = Vec<T>;
   using W = Wide<T>;
   constexpr int64_t kStep = kPanel<V>;
-  if constexpr (sizeof(W) == 4)
+  if constexpr (sizeof(W) == 4) {
     if (g.winograd) return run_band_by_winograd<T>(a, g, input, n, band, memory);
+    if (g.few_outputs) return run_band_of_few_outputs<T>(a, g, input, n, band, memory);
+    if (g.blocks > 0) return run_band_of_few_inputs<T>(a, g, input, n, band, memory);
+  }
   W* values = memory + (g.span + 1) * g.row_elements;
   Ring<T> ring{a, input, g, n, memory};
   const W* weights = static_cast<const W*>(a.packed);
