@@ -1,4 +1,4 @@
-"""``python -m benchmarks ops``: every op against PyTorch and against the machine."""
+"""``python -m benchmarks``: starts with what its numbers need of the C library."""
 
 import os
 import sys

@@ -24,8 +24,8 @@ def run(benchmark):
     """Benchmark one contender of a case, ours or eager PyTorch, after checking its answer."""
 
     def run_case(case, contender: str) -> None:
-        from benchmarks.cases import prepare
-        from benchmarks.contenders import enter
+        from benchmarks.ops.cases import prepare
+        from benchmarks.ops.contenders import enter
 
         entry = next(e for e in enter(prepare(case), ("eager",)) if e.name == contender)
         assert entry.error is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.cases import Case, grid
+from benchmarks.ops.cases import Case, grid
 
 CASES = [case for case in grid(shape=(1, 64, 64, 64)) if case.op == "upsample_block"]
 

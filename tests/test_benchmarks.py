@@ -1,15 +1,19 @@
-"""The benchmarks' own promises: honest statistics, no wrong answers, a complete record."""
+"""The benchmarks' own promises: honest statistics, no wrong answers, a complete record of ops."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import cases, ceilings, cli, contenders, report, timing
+from benchmarks import ceilings, cli, race, timing
+from benchmarks.ops import cases, contenders, report
+from benchmarks.ops.suite import OpsSuite
+from benchmarks.report import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,9 +49,9 @@ class FakeClock:
 
 
 def test_summary_is_median_and_quartiles():
-    summary = timing.summarize([5.0, 1.0, 2.0, 4.0, 3.0])
-    assert (summary.q1, summary.median, summary.q3, summary.rounds) == (2.0, 3.0, 4.0, 5)
-    assert summary.spread == pytest.approx(2 / 3)
+    found = timing.summarize([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert (found.q1, found.median, found.q3, found.rounds) == (2.0, 3.0, 4.0, 5)
+    assert found.spread == pytest.approx(2 / 3)
     assert timing.summarize([7.0]) == timing.Summary(7.0, 7.0, 7.0, 1)
 
 
@@ -176,7 +180,7 @@ def row_of(op: str, ours: float, eager: float, copy: float | None) -> report.Row
     case = tiny_case(op)
     times = {"ours": ours, "eager": eager, "copy": copy}
     samples = {name: [ms * 1e-3] * 5 for name, ms in times.items() if ms is not None}
-    entries = [contenders.Entry(name, name, None) for name in ("ours", "eager")]
+    entries = [race.Entry(name, name, None) for name in ("ours", "eager")]
     limits = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 1e11}, "")
     return report.make_row(case, problem_of(case), "native", entries, samples, limits)
 
@@ -197,22 +201,23 @@ def test_verdicts(op, times, verdict, reason):
     row = row_of(op, *times)
     assert row.verdict == verdict
     assert row.misses == ([] if reason is None else [reason])
-    assert verdict in report.summary([row])
+    assert verdict in summary([row])
 
 
 def test_the_table_fits_a_terminal():
     row = row_of("instance_norm", 2.1, 2.0, 1.0)
-    for row.case in cases.grid():
-        assert len(report.line(row)) == len(report.header()) <= 120
+    for case in cases.grid():
+        line = report.line(replace(row, case=case))
+        assert len(line) == len(report.TABLE.header()) <= 120
 
 
 def test_a_refused_op_of_ours_is_a_row_without_times():
     case = tiny_case("gram_matrix")
-    entries = [contenders.Entry("ours", "stylekernels", None, "wrong: relative error 1")]
+    entries = [race.Entry("ours", "stylekernels", None, "wrong: relative error 1")]
     limits = ceilings.Ceilings(1e10, None, "not measured: no compiler")
     row = report.make_row(case, problem_of(case), "native", entries, {"eager": [1.0]}, limits)
     assert row.verdict == "wrong"
-    assert "relative error 1" in report.summary([row])
+    assert "relative error 1" in summary([row])
     assert report.line(row).endswith("wrong")
 
 
@@ -225,9 +230,9 @@ def test_without_a_compiler_the_peak_is_not_measured(monkeypatch):
 
 
 def test_partial_runs_do_not_replace_the_committed_results():
-    assert cli._is_complete(cli.parse(["ops"]))
+    assert OpsSuite(cli.parse(["ops"])).complete
     for arguments in ("--quick", "--only=gram", "--dtype=float32", "--shape=1x2x3x4", "--rivals"):
-        assert not cli._is_complete(cli.parse(["ops", arguments])), arguments
+        assert not OpsSuite(cli.parse(["ops", arguments])).complete, arguments
 
 
 def test_command_line_writes_a_complete_record(tmp_path):
@@ -255,9 +260,9 @@ def test_command_line_writes_a_complete_record(tmp_path):
     assert norm["target"]["max_copies"] == 2.2
     assert set(norm["seconds"]) == {"ours", "eager", "copy"}
     assert (norm["rate_unit"], gram["rate_unit"]) == ("GB/s", "GFLOP/s")
-    for summary in (norm["seconds"]["ours"], norm["speedups"]["eager"], norm["copies"]):
-        assert 0 < summary["q1"] <= summary["median"] <= summary["q3"]
-        assert summary["rounds"] >= 5
+    for times in (norm["seconds"]["ours"], norm["speedups"]["eager"], norm["copies"]):
+        assert 0 < times["q1"] <= times["median"] <= times["q3"]
+        assert times["rounds"] >= 5
     assert set(gram["seconds"]) == {"ours", "eager"}
     assert gram["expressions"]["eager"] in ("bmm", "einsum", "bmm in float32")
     assert gram["flops"] == 8 * 9 * 32 * 32

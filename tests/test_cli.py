@@ -187,13 +187,14 @@ def test_odd_names(folder, style, capsys):
 def test_too_little_memory_is_a_message(folder, style, capsys, monkeypatch):
     save("a.png")
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate a lot")
 
     monkeypatch.setattr(Stylizer, "__call__", fail)
     assert main(["stylize", "a.png", "-s", style]) == 2
     assert complaints(capsys) == [
-        "a.png: 56x40 pixels need more memory than there is; scale down with --size"
+        "a.png: 56x40 pixels need more memory than there is; paint in tiles with --tile 1024, or "
+        "scale down with --size"
     ]
     assert written(folder) == {"a.png"}
 
@@ -203,7 +204,7 @@ def test_interrupted(folder, style, capsys, monkeypatch, when):
     save("a.png")
     save("b.png")
 
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     if when == "before":

@@ -16,15 +16,21 @@ namespace {
 
 const NormConv2dKernels& kernels() {
   switch (capability()) {
+#ifdef HAVE_AVX2
+    case Capability::avx2:
+      return avx2::norm_conv2d_kernels;
+#endif
 #ifdef HAVE_AVX512
-    case Capability::amx:
     case Capability::avx512:
       return avx512::norm_conv2d_kernels;
 #endif
-#ifdef HAVE_AVX2
+#ifdef HAVE_AMX
+    case Capability::amx:
+      return amx::norm_conv2d_kernels;
+#endif
+#ifdef HAVE_AMX_EMULATED
     case Capability::amx_emulated:
-    case Capability::avx2:
-      return avx2::norm_conv2d_kernels;
+      return amx_emulated::norm_conv2d_kernels;
 #endif
     default:
       return baseline::norm_conv2d_kernels;
@@ -35,8 +41,9 @@ const NormConv2dKernels& kernels() {
 // tasks both need are few beside them.
 constexpr int64_t kFewestTasks = 16;
 constexpr int64_t kMostRows = 16;
-constexpr int64_t kRowUnit = 4;  // Winograd's method makes four rows at a time,
-constexpr int64_t kMostRowsOfLarge = 48, kRowUnitOfLarge = 3;  // nested with large kernels three
+constexpr int64_t kRowUnit = 4;  // Winograd's method makes four rows at a time
+// With large kernels nested transforms make three rows at a time, and tiles two.
+constexpr int64_t kMostRowsOfLarge = 48, kRowUnitOfLarge = 6;
 
 // Multiply-adds in about the time of one element of a pass over memory.
 constexpr int64_t kMultipliesPerElement = 16;
@@ -252,9 +259,10 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   NormConv2d args = weights_of(weight, mode);
   inputs.give(args, mode);
   STD_TORCH_CHECK(with_layout(y, args.layout).data_ptr() == y.data_ptr(), "y: expected x's layout");
+  set_bands(args);  // those of the whole output: shared out anew, fewer rows may be more tasks
   args.rows = std::min(args.rows, y.size(2) / args.step);
   args.columns = std::min(args.columns, y.size(3) / args.step);
-  set_bands(args);
+  args.bands = (args.rows + args.band - 1) / args.band;
   args.activation = activation_of(activation);
   args.negative_slope = negative_slope;
   norm_weight = dense(norm_weight, wide), norm_bias = dense(norm_bias, wide);

@@ -64,7 +64,8 @@ struct NormConv2d {
   bool wants_statistics() const { return mean != nullptr || next_scale_shift != nullptr; }
 };
 
-// Sizes in elements of the type that sums are kept in.
+// Sizes in elements of the type that sums are kept in. packed_elements and pack see the weights
+// only: nothing of an image.
 struct NormConv2dKernels {
   int64_t (*packed_elements)(const NormConv2d&);
   void (*pack)(const NormConv2d&);
@@ -79,6 +80,8 @@ struct NormConv2dKernels {
 DECLARE_KERNELS(baseline)
 DECLARE_KERNELS(avx2)
 DECLARE_KERNELS(avx512)
+DECLARE_KERNELS(amx)
+DECLARE_KERNELS(amx_emulated)
 #undef DECLARE_KERNELS
 
 }  // namespace stylekernels

@@ -7,6 +7,7 @@ from torch import Tensor
 from stylekernels.inference.stylizer import Frames, as_frames
 
 _LUMA = (0.299, 0.587, 0.114)
+_STRIP = 1 << 20  # pixels that are mixed at a time: their values in float32 are copied a few times
 
 
 @torch.inference_mode()
@@ -44,13 +45,21 @@ def blend(
         )
     if not 0 <= strength <= 1:
         raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
-    mixed = after.float()
-    if preserve_colors:
-        mixed = _with_luma_of(mixed, before.float())
-    if strength != 1:
-        mixed = torch.lerp(before.float(), mixed, strength)
-    mixed = mixed.round_().clamp_(0, 255).to(torch.uint8)
+    mixed = torch.empty(after.shape, dtype=torch.uint8, device=after.device)
+    rows = max(1, _STRIP * after.shape[-3] * 3 // max(1, after.numel()))
+    strips = (image.split(rows, dim=-3) for image in (before, after, mixed))
+    for old, new, strip in zip(*strips, strict=True):
+        strip.copy_(_mix(old.float(), new.float(), strength, preserve_colors))
     return mixed.numpy() if isinstance(photo, np.ndarray) else mixed
+
+
+def _mix(photo: Tensor, stylized: Tensor, strength: float, preserve_colors: bool) -> Tensor:
+    """A share of the stylised picture in the photo, in 0..255, rounded."""
+    if preserve_colors:
+        stylized = _with_luma_of(stylized, photo)
+    if strength != 1:
+        stylized = torch.lerp(photo, stylized, strength)
+    return stylized.round().clamp_(0, 255)
 
 
 def _with_luma_of(stylized: Tensor, photo: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
+from stylekernels.dispatch import use_reference
 from stylekernels.models import StyleGenerator
+from stylekernels.ops.norm_conv2d import norm_conv2d_out_formula
 
 _ALIGNMENT = 64  # bytes: a cache line
 _LARGEST_KERNEL = 9
@@ -19,14 +20,14 @@ class Layer:
 
     Attributes:
         weight: in the dtype of the arithmetic, in torch's layout for the mode.
-        bias: (Cout,) or None.
+        bias: (Cout,) or None, in float32 (float64 for float64).
         stride, padding, padding_mode, upsample: as `norm_conv2d` takes them.
         activation: of the input, once the instance norm of the layer before has been applied.
         negative_slope: of ``leaky_relu``.
         adds_skip: the input then gets the last kept one added.
         keeps_skip: this sum is kept.
-        norm: scale, shift and eps of the instance norm that the output has before it; None where
-            the output is the network's.
+        norm: scale, shift (in float32, or float64) and eps of the instance norm that the output
+            goes through next; None where the output is the network's.
     """
 
     weight: Tensor
@@ -39,7 +40,11 @@ class Layer:
     negative_slope: float = 0.01
     adds_skip: bool = False
     keeps_skip: bool = False
-    norm: tuple[Tensor | None, Tensor | None, float] | None = None
+    norm: tuple[Tensor, Tensor, float] | None = None
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight.shape[0 if self.upsample == "transpose" else 1]
 
     @property
     def out_channels(self) -> int:
@@ -56,6 +61,13 @@ class Layer:
             return 2 * size
         return (size + 2 * self.padding - self.weight.shape[2]) // self.stride + 1
 
+    def margin_before(self, margin: int) -> int:
+        """How far the input must be right around a region for ``margin`` of output around it."""
+        reach = self.weight.shape[2] // 2
+        if self.upsample != "none":
+            return (margin + reach + 1) // 2
+        return self.stride * margin + reach
+
 
 def can_plan(generator: torch.nn.Module) -> bool:
     """Whether :func:`layers_of` takes this network."""
@@ -69,12 +81,15 @@ def layers_of(generator: StyleGenerator, dtype: torch.dtype) -> list[Layer]:
     divides by lies in their weights. Biases that an instance norm cancels are left out.
     """
     config = generator.config
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     layers: list[Layer] = []
     pending = {}  # what the output of the layer before still needs
 
     def add(conv_weight: Tensor, norm, *, scale: float = 1.0, bias=None, **mode) -> None:
         weight = (conv_weight.double() * scale).to(dtype).contiguous()
-        bias = None if bias is None else (bias.double() * scale).float()
+        bias = None if bias is None else (bias.double() * scale).to(wide)
+        if norm is not None:  # copies: the generator may be converted afterwards
+            norm = (*(tensor.detach().to(wide, copy=True) for tensor in norm[:2]), norm[2])
         layers.append(Layer(weight, bias, norm=norm, **mode, **pending))
 
     def add_block(block, **options) -> None:
@@ -113,9 +128,9 @@ class Plan:
     """A list of layers for frames of one size: every intermediate tensor has its place already.
 
     Args:
-        layers: all layers of a network, or the first ones.
+        layers: all layers of a network, or some that follow each other.
         packed: their weights, by :func:`pack`.
-        n, height, width: of the frames.
+        n, height, width: of the frames, or of what the first layer convolves.
         scale_shifts: for every layer but the last what the instance norm of its output comes to,
             (N, Cout, 2). None: each image's own statistics.
 
@@ -135,7 +150,7 @@ class Plan:
     ) -> None:
         ops = torch.ops.stylekernels
         device, dtype = layers[0].weight.device, layers[0].weight.dtype
-        channels_in = [3, *(layer.out_channels for layer in layers)]
+        channels_in = [layers[0].in_channels, *(layer.out_channels for layer in layers)]
         sizes = [(height, width)]
         for layer in layers:
             sizes.append(tuple(layer.size_after(size) for size in sizes[-1]))
@@ -178,11 +193,14 @@ class Plan:
         """Run all layers.
 
         Args:
-            frames: (N, 3, H, W) bytes, channels_last.
+            frames: (N, 3, H, W) bytes, channels_last; of the arithmetic's dtype where ``layers``
+                begin further down.
             y: what the last layer's output goes to, channels_last: bytes (rounded and clamped) or
                 of the arithmetic's dtype, of ``output_shape`` or with fewer rows and columns.
         """
         run = torch.ops.stylekernels.norm_conv2d_out.default
+        if use_reference(frames):
+            run = norm_conv2d_out_formula
         self._steps[0][0] = frames
         self._steps[-1][-4] = y
         for step in self._steps:

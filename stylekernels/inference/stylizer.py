@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from stylekernels import native
 from stylekernels.dispatch import use_reference
 from stylekernels.inference.plan import Plan, can_plan, layers_of, pack
+from stylekernels.inference.sweep import Progress
+from stylekernels.inference.tiling import Tiler, check_tiling
 from stylekernels.models.generator import check_size
 
 Frames = TypeVar("Frames", np.ndarray, Tensor)
@@ -21,7 +23,8 @@ class Stylizer:
     A ``StyleGenerator`` runs as a plan: one `norm_conv2d` per convolution, with packed weights and
     all memory between them set aside. A new size of frame makes a new plan; frames of the same
     size allocate nothing but the picture. Under ``use_impl("reference")``, on devices without
-    kernels and for other modules the network itself runs.
+    kernels and for other modules the network itself runs. A Stylizer makes one picture at a time:
+    threads need one each.
 
     Args:
         generator: maps RGB in [0, 1], (N, 3, H, W), to the same, as ``StyleGenerator`` does. It is
@@ -29,6 +32,15 @@ class Stylizer:
         dtype: arithmetic of the network; by default bfloat16 where that is fastest (a GPU, a CPU
             with AMX; without our kernels also one with AVX512-BF16), else float32.
         device: where the network runs; by default where the generator is.
+        tile: pixels a side; larger images are stylised in tiles of this size, in bounded memory.
+            None: every image at once.
+        tile_mode: ``exact``, the picture that the image at once would give, or ``thumbnail``, a
+            similar one in a fraction of the time: see `Tiler`.
+
+    Raises:
+        TypeError: if tile isn't an int.
+        ValueError: if tile is below 64, there is no such mode, or this network can't be run in
+            tiles.
     """
 
     def __init__(
@@ -36,7 +48,18 @@ class Stylizer:
         generator: nn.Module,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        *,
+        tile: int | None = None,
+        tile_mode: str = "exact",
     ) -> None:
+        if tile is not None:
+            check_tiling(tile, tile_mode)
+            if not can_plan(generator):
+                raise ValueError(
+                    f"tile: expected None for this network, got {tile}; tiles need a "
+                    "StyleGenerator with kernels of at most 9, whose instance norms can be told "
+                    "the statistics of the whole image"
+                )
         if device is None:
             device = next(generator.parameters(), torch.empty(0)).device
         self.device = torch.device(device)
@@ -47,13 +70,16 @@ class Stylizer:
         self._packed: list[Tensor] | None = None
         self._plan: Plan | None = None
         self._planned_for: tuple[int, ...] | None = None
+        self._tile, self._tile_mode = tile, tile_mode
 
     @torch.inference_mode()
-    def __call__(self, frames: Frames) -> Frames:
+    def __call__(self, frames: Frames, *, progress: Progress | None = None) -> Frames:
         """Stylise one frame or a batch.
 
         Args:
             frames: (H, W, 3) or (N, H, W, 3) uint8, RGB; a NumPy array, or a tensor on any device.
+            progress: called after each tile, where there are tiles, with what is done and what
+                there is to do.
 
         Returns:
             Frames of the same kind, shape and device; the caller's own, not a view of frames.
@@ -67,7 +93,11 @@ class Stylizer:
         batch = (given if given.dim() == 4 else given[None]).to(self.device).contiguous()
         # NHWC bytes permuted are channels_last already: no copy.
         x = batch.permute(0, 3, 1, 2)
-        if self._layers is None or use_reference(batch):
+        if self._tile is not None and max(batch.shape[1:3]) > self._tile:
+            check_size("frames", *batch.shape[1:3])
+            y = torch.empty_like(batch)
+            Tiler(self._layers, self._pack(), self._tile, self._tile_mode)(batch, y, progress)
+        elif self._layers is None or use_reference(batch):
             y = self._generator(x.to(self.dtype).div_(255))
             y = y.float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
             y = y.permute(0, 2, 3, 1).contiguous()
@@ -82,12 +112,15 @@ class Stylizer:
         """The plan for so many frames of this size, and as many threads as there are."""
         wanted = (*size, torch.get_num_threads())
         if wanted != self._planned_for:
-            if self._packed is None:
-                self._packed = pack(self._layers)
             self._plan = None  # its memory is free for the next one
-            self._plan = Plan(self._layers, self._packed, *size)
+            self._plan = Plan(self._layers, self._pack(), *size)
             self._planned_for = wanted
         return self._plan
+
+    def _pack(self) -> list[Tensor]:
+        if self._packed is None:
+            self._packed = pack(self._layers)
+        return self._packed
 
 
 def as_frames(name: str, frames: np.ndarray | Tensor) -> Tensor:

@@ -108,22 +108,27 @@ class Photo:
         return np.asarray(ImageCms.applyTransform(Image.fromarray(rgb), transform))
 
 
-def read_photo(path: str | os.PathLike, size: int | None = None) -> Photo:
+def read_photo(
+    path: str | os.PathLike, size: int | None = None, *, any_size: bool = False
+) -> Photo:
     """Read a picture file.
 
     Args:
         path: any still picture Pillow can read; its content decides, not its extension.
         size: length of the longer side in pixels to scale down to (Lanczos). A picture that is
             smaller already keeps its size.
+        any_size: also read what is larger than Pillow's limit against decompression bombs, small
+            files that unpack to pictures that fill the memory.
 
     Raises:
-        PhotoError: the file is missing, damaged, not a picture, animated, larger than Pillow's
-            decompression-bomb limit, or under 16 pixels on a side.
+        PhotoError: the file is missing, damaged, not a picture, animated, larger than that limit,
+            or under 16 pixels on a side.
     """
     path = Path(path)
     if path.is_dir():
         raise PhotoError(f"{path}: expected a picture, got a folder")
-    with _decoding(path), Image.open(path) as image:
+    limit = _no_pixel_limit() if any_size else contextlib.nullcontext()
+    with limit, _decoding(path), Image.open(path) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in _FIRST_FRAME_IS_THE_PHOTO:
             raise PhotoError(
@@ -222,6 +227,17 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextlib.contextmanager
+def _no_pixel_limit() -> Iterator[None]:
+    """Pillow has one limit for the whole process."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[None]:
     """Turns what a decoder raises, or warns of, on a bad file into one PhotoError."""
     try:
@@ -241,7 +257,7 @@ def _decoding(path: Path) -> Iterator[None]:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
         raise PhotoError(
             f"{path}: more than {limit} megapixels, the limit against decompression bombs; "
-            "scale it down first"
+            "scale it down first, or paint it in tiles with --tile 1024"
         ) from error
     except MemoryError as error:
         raise PhotoError(f"{path}: does not fit into memory") from error

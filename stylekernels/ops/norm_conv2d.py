@@ -112,10 +112,11 @@ def _fake(
     return y, mean, var, dense_like(x) if return_input else x.new_empty((0,))
 
 
-def _out_formula(
+def norm_conv2d_out_formula(
     x, weight, packed, bias, scale_shift, activation, negative_slope, residual, stride, padding,
     padding_mode, upsample, norm_weight, norm_bias, eps, y, input, next_scale_shift, workspace,
 ) -> None:  # fmt: skip
+    """The op `norm_conv2d_out` in plain PyTorch."""
     whole, mean, var, given = reference.norm_conv2d(
         x.to(weight.dtype), weight, bias, scale_shift, activation, negative_slope, residual,
         input is not None, stride, padding, padding_mode, upsample, next_scale_shift is not None,
@@ -131,7 +132,7 @@ def _out_formula(
 native.define(SCHEMAS[0], _formula, _fake)
 native.define(SCHEMAS[1], lambda weight, *mode: weight.clone(), None)
 native.define(SCHEMAS[2], lambda *arguments: 0, None)
-native.define(SCHEMAS[3], _out_formula, lambda *arguments: None)
+native.define(SCHEMAS[3], norm_conv2d_out_formula, lambda *arguments: None)
 _op = torch.ops.stylekernels.norm_conv2d.default
 
 

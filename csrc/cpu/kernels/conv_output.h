@@ -103,19 +103,21 @@ struct BandStatistics {
     double part_mean[kTile], part_m2[kTile];
     lane_moments<W>(values, kStep, pixels, kStep, part_mean, part_m2);
     for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c)
-      merge(first + c, {double(pixels), part_mean[c], part_m2[c]});
+      merge(counted, first + c, double(pixels), part_mean[c], part_m2[c]);
   }
 
   // `pixels` pixels of one channel.
   template <class W>
   void add_plane(const W* values, int64_t pixels, int64_t channel) {
-    merge(channel, moments_of_run(values, pixels));
+    const Moments part = moments_of_run(values, pixels);
+    merge(counted, channel, part.count, part.mean, part.m2);
   }
 
-  void merge(int64_t channel, const Moments& part) {
+  // Of one channel, which has had `before` pixels.
+  void merge(double before, int64_t channel, double pixels, double part_mean, double part_m2) {
     Moments moments;
-    if (counted > 0) moments = {counted, mean[channel], m2[channel]};
-    moments.merge(part.count, part.mean, part.m2);
+    if (before > 0) moments = {before, mean[channel], m2[channel]};
+    moments.merge(pixels, part_mean, part_m2);
     mean[channel] = moments.mean, m2[channel] = moments.m2;
   }
 };

@@ -12,12 +12,12 @@ namespace stylekernels::CPU_CAPABILITY {
 constexpr int64_t kFewOutputs = 3;
 constexpr int kPlanarVectors = 3;  // times kFewOutputs sums, and the weights, fit in 16 registers
 
-// Winograd's method: 4 x 4 outputs come of 6 x 6 inputs in 36 products; so many such squares at a
-// time that their inputs, transformed, stay in the L2 cache with 128 channels.
-constexpr int64_t kWinogradStep = 4, kWinogradSide = 6, kWinogradPoints = 36;
+// Winograd's method: squares of 4 x 4 outputs, so many at a time that their inputs, transformed,
+// stay in the L2 cache with 128 channels.
+constexpr int64_t kWinogradStep = 4;
 constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 16 : 18;
 
-// Elements from one of the 36 points to the next: a line more than the squares take, because 36
+// Elements from one of a square's points to the next: a line more than the squares take, because
 // stores a multiple of the cache's size apart would compete for one place in it.
 inline int64_t winograd_pitch(int64_t cin) { return kWinogradTiles * cin + 16; }
 
@@ -31,13 +31,26 @@ constexpr int64_t kTileVectors = 8;
 
 // -- geometry --------------------------------------------------------------------------------
 
+// Input pixels that output pixel 0 meets, all parities together: from low to high.
+struct Reach {
+  int64_t low, high;
+
+  explicit Reach(const NormConv2d& a) : low(a.axes[0].first), high(low + a.axes[0].taps - 1) {
+    if (a.step == 1) return;
+    low = smaller<int64_t>(low, a.axes[1].first);
+    const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
+    high = high < end ? end : high;
+  }
+};
+
 template <class T>
 struct Geometry {
   static constexpr int64_t kStep = kPanel<Vec<T>>;
-  int64_t low, high;  // input pixels that output pixel 0 meets, all parities together
-  int64_t span;       // how many that are
+  int64_t low, high;  // see Reach
+  int64_t span;       // pixels from low to high
   int64_t width;      // columns of a row in the ring
   bool winograd;      // an output row stands for four: see winograd.h
+  int64_t side;       // of a square of inputs, then
   int64_t blocks;     // of three taps of the kernel; 0: not by nested_winograd.h
   bool few_outputs;   // of those: vectors hold tiles
   int64_t advance;    // rows of the padded image from one output row to the next
@@ -47,23 +60,24 @@ struct Geometry {
   int64_t panels;  // of the weights
 
   explicit Geometry(const NormConv2d& a) {
-    low = a.axes[0].first, high = low + a.axes[0].taps - 1;
-    if (a.step == 2) {
-      low = smaller<int64_t>(low, a.axes[1].first);
-      const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
-      high = high < end ? end : high;
-    }
-    winograd = sizeof(Wide<T>) == 4 && a.kernel == 3 && a.stride == 1 && a.step == 1 &&
-               a.repeats == 1 && a.cin >= kStep && a.cout >= kStep;
+    const Reach reach(a);
+    low = reach.low, high = reach.high;
+    span = high - low + 1;
+    const int taps = a.axes[0].taps;
+    winograd = sizeof(Wide<T>) == 4 && (taps == 2 || taps == 3) && a.stride == 1 &&
+               (a.step == 1 || a.axes[1].taps == taps) && a.repeats == 1 && a.cin >= kStep &&
+               a.cout >= kStep;
+    side = winograd ? taps + kWinogradStep - 1 : 0;
+    advance = winograd ? kWinogradStep : a.stride;
     const bool nested = sizeof(Wide<T>) == 4 && a.kernel >= kLargeKernel && a.stride == 1 &&
                         a.step == 1 && (a.cin <= kFewInputs || a.cout <= kFewOutputs);
     blocks = nested ? (a.kernel + kNestedStep - 1) / kNestedStep : 0;
-    advance = winograd ? kWinogradStep : a.stride;
-    span = winograd ? kWinogradSide : nested ? kNestedSide : high - low + 1;
-    width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + 2
+    few_outputs = nested && a.cout <= kFewOutputs;
+    if (nested) span = kNestedSide;
+    width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + span - 1
             : nested ? (tiles(a) + blocks - 1) * kNestedStep + 2
                      : a.stride * (a.columns - 1) + span;
-    few_outputs = nested && a.cout <= kFewOutputs;
+    if (winograd) span += kWinogradStep - 1;
     planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1 && !nested;
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
@@ -74,8 +88,8 @@ struct Geometry {
   // Scratch of a task: the ring, a row more for an image whose pixels repeat, and an output row.
   int64_t worker_elements(const NormConv2d& a) const {
     if (winograd)
-      return span * row_elements + kWinogradPoints * winograd_pitch(a.cin) +
-             kWinogradTiles * (kWinogradPoints + kWinogradStep * kWinogradStep) * kStep;
+      return span * row_elements + side * side * winograd_pitch(a.cin) +
+             kWinogradTiles * (side * side + kWinogradStep * kWinogradStep) * kStep;
     if (blocks > 0) {
       const int64_t rows = blocks * kNestedPoints * nested_pitch(a);
       const int64_t own =
@@ -109,7 +123,7 @@ struct Geometry {
   }
 
   int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
-    if (winograd) return kWinogradPoints * a.cin * kStep;
+    if (winograd) return side * side * a.cin * kStep;
     if (blocks > 0) return kNestedPoints * blocks * blocks * a.cin * panel_channels(a);
     return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin *
            panel_channels(a);
@@ -121,6 +135,9 @@ struct Geometry {
     for (int64_t parity = 0; parity < row_parity * a.step + column_parity; ++parity)
       begin += panels * panel_elements(a, parity / a.step, parity % a.step);
     return begin + panel * panel_elements(a, row_parity, column_parity);
+  }
+  int64_t packed_elements(const NormConv2d& a) const {
+    return panel_begin(a, a.step - 1, a.step - 1, panels);
   }
 };
 
@@ -157,18 +174,17 @@ struct Input {
   Activation activation;
   Wide<T> negative_slope;
 
-  // The elements from `at` on, of the channels from `channel` on (channel_step 1) or of that
-  // channel (0).
   template <Activation A, class V>
-  inline V read(int64_t at, int64_t channel, int64_t channel_step) const {
-    V z = bytes != nullptr ? load<V>(bytes + at) : load<V>(x + at);
-    if (scale != nullptr && channel_step != 0)
-      z = multiply_add(z, load<V>(scale + channel), load<V>(shift + channel));
-    else if (scale != nullptr)
-      z = multiply_add(z, splat<V>(scale[channel]), splat<V>(shift[channel]));
+  inline V unrounded(V x, V added, V scale_of_channel, V shift_of_channel) const {
+    V z = scale == nullptr ? x : multiply_add(x, scale_of_channel, shift_of_channel);
     z = activate<A>(z, negative_slope);
-    if (residual != nullptr) z += load<V>(residual + at);
-    return rounded_to<T>(z);
+    if (residual != nullptr) z += added;
+    return z;
+  }
+
+  template <Activation A, class V>
+  inline V value(V x, V added, V scale_of_channel, V shift_of_channel) const {
+    return rounded_to<T>(unrounded<A>(x, added, scale_of_channel, shift_of_channel));
   }
 };
 
@@ -179,12 +195,46 @@ inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t
                      int64_t channel_step, Out* out) {
   using V = Vec<T>;
   const auto value = [&](auto lane, int64_t i) {
-    return input.template read<A, decltype(lane)>(from + i, channel + i * channel_step,
-                                                  channel_step);
+    using U = decltype(lane);
+    U added{}, scale{}, shift{};
+    if (input.residual != nullptr) added = load<U>(input.residual + from + i);
+    if (input.scale != nullptr) {
+      const int64_t c = channel + i * channel_step;
+      scale = channel_step ? load<U>(input.scale + c) : splat<U>(input.scale[c]);
+      shift = channel_step ? load<U>(input.shift + c) : splat<U>(input.shift[c]);
+    }
+    const U x =
+        input.bytes != nullptr ? load<U>(input.bytes + from + i) : load<U>(input.x + from + i);
+    return input.template value<A>(x, added, scale, shift);
   };
   int64_t i = 0;
   for (; i + kLanes<V> <= count; i += kLanes<V>) store(out + i, value(V{}, i));
   for (; i < count; ++i) store(out + i, value(Wide<T>{}, i));
+}
+
+// Transposes on the way: read(run, from, count, to) gives `count` elements of a run, of which
+// element i of run j goes to out[i * pitch + j].
+template <class V, class Read, class Out>
+void read_across(int64_t runs, int64_t length, const Read& read, int64_t pitch, Out* out) {
+  constexpr int64_t kSide = kLanes<V>;
+  ElementOf<V> square[kSide * kSide];
+  for (int64_t run = 0; run < runs; run += kSide) {
+    const int64_t height = smaller(kSide, runs - run);
+    for (int64_t from = 0; from < length; from += kSide) {
+      const int64_t count = smaller(kSide, length - from);
+      for (int64_t j = 0; j < height; ++j) read(run + j, from, count, square + j * kSide);
+      Out* corner = out + from * pitch + run;
+      if (height == kSide && count == kSide) {
+        V rows[kSide];
+        for (int64_t j = 0; j < kSide; ++j) rows[j] = load<V>(square + j * kSide);
+        transpose(rows);
+        for (int64_t j = 0; j < kSide; ++j) store(corner + j * pitch, rows[j]);
+      } else {
+        for (int64_t j = 0; j < height; ++j)
+          for (int64_t i = 0; i < count; ++i) store(corner + i * pitch + j, square[j * kSide + i]);
+      }
+    }
+  }
 }
 
 // Pixels [0, columns) of a row of x, in the order of the ring. x lies in the same order or across.
@@ -209,28 +259,7 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
     for (int64_t run = 0; run < runs; ++run) read(run, 0, length, out + run * g.pitch);
     return;
   }
-  constexpr int64_t kSide = kLanes<V>;
-  Wide<T> square[kSide * kSide];
-  for (int64_t run = 0; run < runs; run += kSide) {
-    const int64_t height = smaller(kSide, runs - run);
-    for (int64_t from = 0; from < length; from += kSide) {
-      const int64_t count = smaller(kSide, length - from);
-      Wide<T>* corner = out + from * g.pitch + run;
-      if (height == kSide && count == kSide) {
-        const int64_t at = first + run * run_step + from, step = planes ? 0 : 1;
-        const int64_t channel = n * a.cin + (planes ? run : from), next = planes ? 1 : 0;
-        V rows[kSide];
-        for (int64_t j = 0; j < kSide; ++j)
-          rows[j] = input.template read<A, V>(at + j * run_step, channel + j * next, step);
-        transpose(rows);
-        for (int64_t j = 0; j < kSide; ++j) store(corner + j * g.pitch, rows[j]);
-      } else {
-        for (int64_t j = 0; j < height; ++j) read(run + j, from, count, square + j * kSide);
-        for (int64_t j = 0; j < height; ++j)
-          for (int64_t i = 0; i < count; ++i) corner[i * g.pitch + j] = square[j * kSide + i];
-      }
-    }
-  }
+  read_across<V>(runs, length, read, g.pitch, out);
 }
 
 template <class T>

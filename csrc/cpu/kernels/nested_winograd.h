@@ -22,11 +22,6 @@ namespace stylekernels::CPU_CAPABILITY {
 constexpr double kNestedP = 0.75, kNestedQ = 2;
 
 template <class V>
-inline V constant(double value) {
-  return splat<V>(ElementOf<V>(value));
-}
-
-template <class V>
 inline void to_points(const V (&d)[kNestedSide], V (&t)[kNestedSide]) {
   const V p = constant<V>(kNestedP), p2 = constant<V>(kNestedP * kNestedP);
   const V q = constant<V>(kNestedQ);

@@ -11,8 +11,10 @@
 // save multiplications, winograd.h or nested_winograd.h do it otherwise.
 //
 // Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
+// bfloat16 on a machine with AMX is multiplied as it is, in tiles: see conv_tiles.h.
 
 #include "../parallel.h"
+#include "conv_tiles.h"
 #include "nested_few_inputs.h"
 #include "nested_few_outputs.h"
 #include "winograd.h"
@@ -31,7 +33,10 @@ void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity
   const int64_t step = g.panel_channels(a);
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
   if constexpr (sizeof(Wide<T>) == 4) {
-    if (g.winograd) return pack_weights_for_winograd<T>(a, first, panel);
+    if (g.side == 6)
+      return pack_weights_for_winograd<6, T>(a, row_parity, column_parity, first, panel);
+    if (g.side == 5)
+      return pack_weights_for_winograd<5, T>(a, row_parity, column_parity, first, panel);
     if (g.blocks > 0) return pack_nested_weights<T>(a, g, first, panel);
   }
   for (int64_t i = 0; i < g.panel_elements(a, row_parity, column_parity); ++i) panel[i] = 0;
@@ -131,7 +136,8 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   using W = Wide<T>;
   constexpr int64_t kStep = kPanel<V>;
   if constexpr (sizeof(W) == 4) {
-    if (g.winograd) return run_band_by_winograd<T>(a, g, input, n, band, memory);
+    if (g.side == 6) return run_band_by_winograd<6, T>(a, g, input, n, band, memory);
+    if (g.side == 5) return run_band_by_winograd<5, T>(a, g, input, n, band, memory);
     if (g.few_outputs) return run_band_of_few_outputs<T>(a, g, input, n, band, memory);
     if (g.blocks > 0) return run_band_of_few_inputs<T>(a, g, input, n, band, memory);
   }
@@ -169,6 +175,18 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
 
 // -- the op ----------------------------------------------------------------------------------
 
+// What an element type is convolved by: with functions run_band and pack_panels.
+template <class T>
+struct GeometryOf {
+  using Type = Geometry<T>;
+};
+#if HAS_TILES
+template <>
+struct GeometryOf<BFloat16> {
+  using Type = TileGeometry;
+};
+#endif
+
 // Writes the input of the convolution, plane by plane or pixel by pixel as x lies.
 template <class T>
 void write_input(const NormConv2d& a, const Input<T>& input) {
@@ -187,7 +205,7 @@ void write_input(const NormConv2d& a, const Input<T>& input) {
 template <class T>
 void run_of(const NormConv2d& a) {
   using W = Wide<T>;
-  const Geometry<T> g(a);
+  const typename GeometryOf<T>::Type g(a);
   Input<T> input{a.bytes_in ? nullptr : static_cast<const T*>(a.x),
                  a.bytes_in ? static_cast<const uint8_t*>(a.x) : nullptr,
                  static_cast<const T*>(a.residual),
@@ -211,16 +229,15 @@ void run_of(const NormConv2d& a) {
 
   const int64_t tasks = a.n * a.bands;
   parallel_tasks(tasks, a.band_cost, [&](int64_t task, int64_t worker) {
-    run_band<T>(a, g, input, task / a.bands, task % a.bands,
-                static_cast<W*>(a.rows_memory) + worker * g.worker_elements(a));
+    run_band(a, g, input, task / a.bands, task % a.bands,
+             static_cast<W*>(a.rows_memory) + worker * g.worker_elements(a));
   });
   if (a.wants_statistics())
     parallel_tasks(a.n, a.bands * a.cout, [&](int64_t n) { finish_statistics<T>(a, n); });
 }
 
 template <class T>
-void pack_of(const NormConv2d& a) {
-  const Geometry<T> g(a);
+void pack_panels(const NormConv2d& a, const Geometry<T>& g) {
   Wide<T>* packed = static_cast<Wide<T>*>(a.packed);
   const int64_t parities = a.step * a.step;
   parallel_tasks(parities * g.panels, g.panel_elements(a, 0, 0), [&](int64_t task) {
@@ -230,22 +247,22 @@ void pack_of(const NormConv2d& a) {
   });
 }
 
-int64_t packed_elements(const NormConv2d& a) {
-  return for_dtype(a.dtype, [&](auto element) {
-    const Geometry<decltype(element)> g(a);
-    return g.panel_begin(a, a.step - 1, a.step - 1, g.panels);
-  });
+template <class F>
+auto for_geometry(const NormConv2d& a, const F& f) {
+  return for_dtype(
+      a.dtype, [&](auto element) { return f(typename GeometryOf<decltype(element)>::Type(a)); });
 }
 
-void pack(const NormConv2d& args) {
-  for_dtype(args.dtype, [&](auto element) { pack_of<decltype(element)>(args); });
+int64_t packed_elements(const NormConv2d& a) {
+  return for_geometry(a, [&](const auto& g) { return g.packed_elements(a); });
+}
+
+void pack(const NormConv2d& a) {
+  for_geometry(a, [&](const auto& g) { pack_panels(a, g); });
 }
 
 int64_t worker_elements(const NormConv2d& a) {
-  return for_dtype(a.dtype, [&](auto element) {
-    const Geometry<decltype(element)> g(a);
-    return g.worker_elements(a);
-  });
+  return for_geometry(a, [&](const auto& g) { return g.worker_elements(a); });
 }
 
 void run(const NormConv2d& args) {

@@ -76,6 +76,11 @@ inline V splat(ElementOf<V> value) {
   }
 }
 
+template <class V>
+inline V constant(double value) {
+  return splat<V>(ElementOf<V>(value));
+}
+
 // -- bfloat16 and float16, one value ---------------------------------------------------------
 
 inline float widen(BFloat16 value) {

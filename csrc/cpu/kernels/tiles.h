@@ -44,16 +44,15 @@ inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
 }
 
+// `pitch`: bytes from one row of the tile to the next.
 template <int kTile>
-inline void tile_load(const void* p) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(int64_t{kTileBytes}), "i"(kTile)
-               : "memory");
+inline void tile_load(const void* p, int64_t pitch = kTileBytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(pitch), "i"(kTile) : "memory");
 }
 
 template <int kTile>
-inline void tile_store(void* p) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(int64_t{kTileBytes}), "i"(kTile)
-               : "memory");
+inline void tile_store(void* p, int64_t pitch = kTileBytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(pitch), "i"(kTile) : "memory");
 }
 
 // sum[i][j] += sum_k a[i][2k] b[k][2j] + a[i][2k + 1] b[k][2j + 1], a and b in bfloat16.
@@ -74,25 +73,36 @@ inline void tile_zero() {
 }
 
 template <int kTile>
-inline void tile_load(const void* p) {
-  std::memcpy(tile_memory[kTile], p, sizeof(tile_memory[kTile]));
+inline void tile_load(const void* p, int64_t pitch = kTileBytes) {
+  for (int i = 0; i < kTileRows; ++i)
+    std::memcpy(tile_memory[kTile][i], static_cast<const char*>(p) + i * pitch, kTileBytes);
 }
 
 template <int kTile>
-inline void tile_store(void* p) {
-  std::memcpy(p, tile_memory[kTile], sizeof(tile_memory[kTile]));
+inline void tile_store(void* p, int64_t pitch = kTileBytes) {
+  for (int i = 0; i < kTileRows; ++i)
+    std::memcpy(static_cast<char*>(p) + i * pitch, tile_memory[kTile][i], kTileBytes);
 }
 
 template <int kSum, int kA, int kB>
 inline void tile_multiply() {
+  constexpr int kVectors = 16 / kLanes<VecF>;
   BFloat16 a[kTileRows][32], b[kTileRows][32];
   std::memcpy(a, tile_memory[kA], sizeof(a));
   std::memcpy(b, tile_memory[kB], sizeof(b));
-  for (int i = 0; i < kTileRows; ++i)
-    for (int k = 0; k < 16; ++k)
-      for (int j = 0; j < 16; ++j)
-        tile_memory[kSum][i][j] += widen(a[i][2 * k]) * widen(b[k][2 * j]) +
-                                   widen(a[i][2 * k + 1]) * widen(b[k][2 * j + 1]);
+  for (int i = 0; i < kTileRows; ++i) {
+    VecF sums[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      sums[v] = load<VecF>(&tile_memory[kSum][i][v * kLanes<VecF>]);
+    for (int k = 0; k < 16; ++k) {
+      const VecF even = splat<VecF>(widen(a[i][2 * k])), odd = splat<VecF>(widen(a[i][2 * k + 1]));
+      for (int v = 0; v < kVectors; ++v) {
+        const Pair<VecF> column = load_pair(b[k] + v * kPairLanes<VecF>);
+        sums[v] += even * column.a + odd * column.b;
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) store(&tile_memory[kSum][i][v * kLanes<VecF>], sums[v]);
+  }
 }
 
 #endif

@@ -1,11 +1,13 @@
-// Convolution with a 3x3 kernel by Winograd's method F(4x4, 3x3): 36 multiplications where the
-// plain sum takes 144. Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016.
+// Convolution by Winograd's method, F(4x4, 3x3) and F(4x4, 2x2): 36 multiplications where the plain
+// sum takes 144, and 25 where it takes 64. Upsampling has kernels of 2x2 over the small image, one
+// for each parity of the output. Lavin and Gray, "Fast algorithms for convolutional neural
+// networks", 2016.
 //
-// A square of 4 x 4 outputs needs 6 x 6 inputs. With the three matrices below they are transformed
-// to 36 points, multiplied with the transformed kernels, summed over the input channels (a matrix
-// product for every point: squares by output channels) and transformed back. The weights are four
-// times as large and pass through the caches once per block of squares; the block's points stay in
-// L2. Errors are about 5e-7 of the output in float32.
+// A square of 4 x 4 outputs needs a square of kSide = 6 x 6 or 5 x 5 inputs. They are transformed
+// to as many points, multiplied with the transformed kernels, summed over the input channels (a
+// matrix product for every point: squares by output channels) and transformed back. The weights are
+// larger than they were and pass through the caches once per block of squares; the block's points
+// stay in L2. Errors are about 4e-7 of the output in float32.
 #pragma once
 
 #include "conv_output.h"
@@ -13,98 +15,116 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// The matrices are those of polynomials at 0, p, -p, q, -q and infinity. With 3/4 and 3/2 the
-// largest error is a quarter of what the usual 1 and 2 leave, for the same number of operations.
-constexpr double kP = 0.75, kQ = 1.5, kP2 = kP * kP, kQ2 = kQ * kQ;
+// The matrices are those of polynomials at p, -p, q, -q, infinity and, for a kernel of 3, zero.
+// With these p and q the largest error is a quarter of what the usual 1 and 2 leave.
+template <int kSide>
+constexpr double kP = kSide == 6 ? 0.75 : 0.5;
+template <int kSide>
+constexpr double kQ = kSide == 6 ? 1.5 : 1.25;
+template <int kSide>
+constexpr double kP2 = kP<kSide> * kP<kSide>;
+template <int kSide>
+constexpr double kQ2 = kQ<kSide> * kQ<kSide>;
+template <int kSide>
+constexpr int kZero = kSide - 5;  // whether zero is the first point
 
-template <class V>
-inline void transform_input(const V (&d)[kWinogradSide], V (&t)[kWinogradSide]) {
-  const auto constant = [](double value) { return splat<V>(ElementOf<V>(value)); };
-  const V p = constant(kP), p2 = constant(kP2), q = constant(kQ), q2 = constant(kQ2);
-  const V sum = constant(kP2 + kQ2), product = constant(kP2 * kQ2);
-  const V even_p = d[4] - q2 * d[2], odd_p = d[3] - q2 * d[1];
-  const V even_q = d[4] - p2 * d[2], odd_q = d[3] - p2 * d[1];
-  t[0] = product * d[0] - sum * d[2] + d[4];
-  t[1] = even_p + p * odd_p;
-  t[2] = even_p - p * odd_p;
-  t[3] = even_q + q * odd_q;
-  t[4] = even_q - q * odd_q;
-  t[5] = product * d[1] - sum * d[3] + d[5];
+template <int kSide, class V>
+inline void transform_input(const V (&d)[kSide], V (&t)[kSide]) {
+  constexpr int z = kZero<kSide>;
+  const V p = constant<V>(kP<kSide>), q = constant<V>(kQ<kSide>);
+  const V p2 = constant<V>(kP2<kSide>), q2 = constant<V>(kQ2<kSide>);
+  const V sum = constant<V>(kP2<kSide> + kQ2<kSide>);
+  const V product = constant<V>(kP2<kSide> * kQ2<kSide>);
+  const V even_p = d[z + 3] - q2 * d[z + 1], odd_p = d[z + 2] - q2 * d[z];
+  const V even_q = d[z + 3] - p2 * d[z + 1], odd_q = d[z + 2] - p2 * d[z];
+  if constexpr (z == 1) t[0] = product * d[0] - sum * d[2] + d[4];
+  t[z] = even_p + p * odd_p;
+  t[z + 1] = even_p - p * odd_p;
+  t[z + 2] = even_q + q * odd_q;
+  t[z + 3] = even_q - q * odd_q;
+  t[z + 4] = product * d[z] - sum * d[z + 2] + d[z + 4];
 }
 
-template <class V>
-inline void transform_output(const V (&m)[kWinogradSide], V (&y)[kWinogradStep]) {
-  const auto constant = [](double value) { return splat<V>(ElementOf<V>(value)); };
-  const V even_p = m[1] + m[2], odd_p = m[1] - m[2];
-  const V even_q = m[3] + m[4], odd_q = m[3] - m[4];
-  y[0] = m[0] + even_p + even_q;
-  y[1] = constant(kP) * odd_p + constant(kQ) * odd_q;
-  y[2] = constant(kP2) * even_p + constant(kQ2) * even_q;
-  y[3] = constant(kP * kP2) * odd_p + (constant(kQ * kQ2) * odd_q + m[5]);
+template <int kSide, class V>
+inline void transform_output(const V (&m)[kSide], V (&y)[kWinogradStep]) {
+  constexpr int z = kZero<kSide>;
+  const V even_p = m[z] + m[z + 1], odd_p = m[z] - m[z + 1];
+  const V even_q = m[z + 2] + m[z + 3], odd_q = m[z + 2] - m[z + 3];
+  y[0] = even_p + even_q;
+  if constexpr (z == 1) y[0] += m[0];
+  y[1] = constant<V>(kP<kSide>) * odd_p + constant<V>(kQ<kSide>) * odd_q;
+  y[2] = constant<V>(kP2<kSide>) * even_p + constant<V>(kQ2<kSide>) * even_q;
+  y[3] = constant<V>(kP<kSide> * kP2<kSide>) * odd_p +
+         (constant<V>(kQ<kSide> * kQ2<kSide>) * odd_q + m[z + 4]);
 }
 
-// Row `point` of the matrix that kernels are transformed with.
+// The row for `point` of the matrix that kernels are transformed with.
+template <int kSide>
 struct KernelTransform {
-  double row[3];
+  static constexpr int kTaps = kSide - kWinogradStep + 1;
+  double row[kTaps] = {};
 
   explicit KernelTransform(int64_t point) {
-    constexpr double kPoints[] = {0, kP, -kP, kQ, -kQ};
-    if (point == kWinogradSide - 1) {
-      row[0] = row[1] = 0, row[2] = 1;
+    constexpr double kNonzero[] = {kP<kSide>, -kP<kSide>, kQ<kSide>, -kQ<kSide>};
+    const auto at = [&](int64_t i) { return i < kZero<kSide> ? 0 : kNonzero[i - kZero<kSide>]; };
+    if (point == kSide - 1) {
+      row[kTaps - 1] = 1;
       return;
     }
-    const double x = kPoints[point];
-    double others = 1;
-    for (int64_t i = 0; i < kWinogradSide - 1; ++i)
-      if (i != point) others *= x - kPoints[i];
-    row[0] = 1 / others, row[1] = x / others, row[2] = x * x / others;
-  }
-
-  double operator()(double x, double y, double z) const {
-    return row[0] * x + row[1] * y + row[2] * z;
+    double factor = 1;
+    for (int64_t i = 0; i < kSide - 1; ++i)
+      if (i != point) factor /= at(point) - at(i);
+    for (int k = 0; k < kTaps; ++k, factor *= at(point)) row[k] = factor;
   }
 };
 
 // Panel: for every point and input channel kPanel output channels, zero beyond the last.
-template <class T>
-void pack_weights_for_winograd(const NormConv2d& a, int64_t first, Wide<T>* panel) {
+template <int kSide, class T>
+void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
+                               int64_t first, Wide<T>* panel) {
+  using Transform = KernelTransform<kSide>;
   constexpr int64_t kStep = kPanel<Vec<T>>;
+  const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
   for (int64_t i = 0; i < a.cin; ++i) {
     for (int64_t c = 0; c < kStep; ++c) {
-      double kernel[3][3] = {};
-      if (first + c < a.cout)
-        for (int64_t k = 0; k < 9; ++k)
-          kernel[k / 3][k % 3] = double(
-              load<Wide<T>>(static_cast<const T*>(a.weight) + (first + c) * a.weight_cout +
-                            i * a.weight_cin + k / 3 * a.weight_row + k % 3 * a.weight_column));
-      for (int64_t u = 0; u < kWinogradSide; ++u) {
-        const KernelTransform down(u);
-        double row[3];
-        for (int k = 0; k < 3; ++k) row[k] = down(kernel[0][k], kernel[1][k], kernel[2][k]);
-        for (int64_t v = 0; v < kWinogradSide; ++v)
-          panel[((u * kWinogradSide + v) * a.cin + i) * kStep + c] =
-              Wide<T>(KernelTransform(v)(row[0], row[1], row[2]));
+      double kernel[Transform::kTaps][Transform::kTaps] = {};
+      const T* weight =
+          static_cast<const T*>(a.weight) + (first + c) * a.weight_cout + i * a.weight_cin;
+      for (int64_t ky = 0; first + c < a.cout && ky < a.kernel; ++ky)
+        for (int64_t kx = 0; kx < a.kernel; ++kx)
+          if (rows.tap_of[ky] >= 0 && columns.tap_of[kx] >= 0)
+            kernel[rows.tap_of[ky]][columns.tap_of[kx]] +=
+                double(load<Wide<T>>(weight + ky * a.weight_row + kx * a.weight_column));
+      for (int64_t u = 0; u < kSide; ++u) {
+        const Transform down(u);
+        for (int64_t v = 0; v < kSide; ++v) {
+          const Transform across(v);
+          double value = 0;
+          for (int y = 0; y < Transform::kTaps; ++y)
+            for (int x = 0; x < Transform::kTaps; ++x)
+              value += down.row[y] * across.row[x] * kernel[y][x];
+          panel[((u * kSide + v) * a.cin + i) * kStep + c] = Wide<T>(value);
+        }
       }
     }
   }
 }
 
-// The inputs of one square, `count` channels of them, to the 36 points of those channels.
-template <class V>
-inline void transform_square(const ElementOf<V>* const (&rows)[kWinogradSide], int64_t pitch,
+// The inputs of one square to its points, a vector of channels.
+template <int kSide, class V>
+inline void transform_square(const ElementOf<V>* const (&rows)[kSide], int64_t pitch,
                              int64_t point_pitch, ElementOf<V>* points) {
-  V half[kWinogradSide][kWinogradSide];
-  for (int j = 0; j < kWinogradSide; ++j) {
-    V column[kWinogradSide], t[kWinogradSide];
-    for (int i = 0; i < kWinogradSide; ++i) column[i] = load<V>(rows[i] + j * pitch);
+  V half[kSide][kSide];
+  for (int j = 0; j < kSide; ++j) {
+    V column[kSide], t[kSide];
+    for (int i = 0; i < kSide; ++i) column[i] = load<V>(rows[i] + j * pitch);
     transform_input(column, t);
-    for (int i = 0; i < kWinogradSide; ++i) half[i][j] = t[i];
+    for (int i = 0; i < kSide; ++i) half[i][j] = t[i];
   }
-  for (int i = 0; i < kWinogradSide; ++i) {
-    V t[kWinogradSide];
+  for (int i = 0; i < kSide; ++i) {
+    V t[kSide];
     transform_input(half[i], t);
-    for (int j = 0; j < kWinogradSide; ++j)
-      store(points + (i * kWinogradSide + j) * point_pitch, t[j]);
+    for (int j = 0; j < kSide; ++j) store(points + (i * kSide + j) * point_pitch, t[j]);
   }
 }
 
@@ -120,29 +140,50 @@ inline void multiply_squares(const ElementOf<V>* points, const ElementOf<V>* wei
     for (int v = 0; v < 2; ++v) store(products + r * kPanel<V> + v * kLanes<V>, sums[r][v]);
 }
 
-// From the 36 sums of a square to its outputs, rounded as they will be stored: `height` rows of
-// `width` pixels.
-template <class T, class V>
+// The products of `count` squares at all points with one panel of the weights.
+template <int kSide, class V>
+inline void multiply_points(const ElementOf<V>* points, int64_t pitch, int64_t count, int64_t cin,
+                            const ElementOf<V>* panel, ElementOf<V>* products) {
+  for (int64_t point = 0; point < kSide * kSide; ++point) {
+    for (int64_t t = 0, step; t < count; t += step) {
+      const ElementOf<V>* from = points + t * cin;
+      ElementOf<V>* to = products + t * kPanel<V>;
+      // Four rows are enough to keep two multiply-adds busy, two are not.
+      const int64_t left = count - t;
+      step = left >= kRows && left != kRows + 2 ? kRows : left >= 4 ? 4 : 1;
+      if (step == kRows)
+        multiply_squares<kRows, V>(from, panel, cin, to);
+      else if (step == 4)
+        multiply_squares<4, V>(from, panel, cin, to);
+      else
+        multiply_squares<1, V>(from, panel, cin, to);
+    }
+    points += pitch, panel += cin * kPanel<V>, products += kWinogradTiles * kPanel<V>;
+  }
+}
+
+// From the sums at the points of a square to its outputs, rounded as they will be stored: `height`
+// rows of `width` pixels.
+template <int kSide, class T, class V>
 inline void finish_square(const ElementOf<V>* products, V bias, int64_t height, int64_t width,
                           ElementOf<V>* values, int64_t row_pitch) {
   constexpr int64_t kPitch = kWinogradTiles * kPanel<V>;
-  V half[kWinogradSide][kWinogradStep];
-  for (int i = 0; i < kWinogradSide; ++i) {
-    V sums[kWinogradSide];
-    for (int j = 0; j < kWinogradSide; ++j)
-      sums[j] = load<V>(products + (i * kWinogradSide + j) * kPitch);
+  V half[kSide][kWinogradStep];
+  for (int i = 0; i < kSide; ++i) {
+    V sums[kSide];
+    for (int j = 0; j < kSide; ++j) sums[j] = load<V>(products + (i * kSide + j) * kPitch);
     transform_output(sums, half[i]);
   }
   for (int j = 0; j < width; ++j) {
-    V column[kWinogradSide], y[kWinogradStep];
-    for (int i = 0; i < kWinogradSide; ++i) column[i] = half[i][j];
+    V column[kSide], y[kWinogradStep];
+    for (int i = 0; i < kSide; ++i) column[i] = half[i][j];
     transform_output(column, y);
     for (int i = 0; i < height; ++i)
       store(values + i * row_pitch + j * kPanel<V>, rounded_to<T>(y[i] + bias));
   }
 }
 
-template <class T>
+template <int kSide, class T>
 void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input,
                           int64_t n, int64_t band, Wide<T>* memory) {
   using V = Vec<T>;
@@ -150,8 +191,8 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
   constexpr int64_t kStep = kPanel<V>;
   const int64_t pitch = winograd_pitch(a.cin);
   W* points = memory + g.span * g.row_elements;
-  W* products = points + kWinogradPoints * pitch;
-  W* values = products + kWinogradPoints * kWinogradTiles * kStep;
+  W* products = points + kSide * kSide * pitch;
+  W* values = products + kSide * kSide * kWinogradTiles * kStep;
   Ring<T> ring{a, input, g, n, memory};
   BandStatistics statistics(a, n, band);
   const int64_t squares = (a.columns + kWinogradStep - 1) / kWinogradStep;
@@ -160,60 +201,53 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
   const int64_t last_row = smaller((band + 1) * a.band, a.rows);
   for (int64_t row = band * a.band; row < last_row; row += kWinogradStep) {
     ring.advance(row / kWinogradStep);
-    const W* rows[kWinogradSide];
-    for (int64_t i = 0; i < kWinogradSide; ++i) rows[i] = ring.row(row + g.low + i);
     const int64_t height = smaller(kWinogradStep, last_row - row);
-    for (int64_t square = 0; square < squares; square += per_block) {
-      const int64_t count = smaller(per_block, squares - square);
-      for (int64_t t = 0; t < count; ++t) {
-        const W* corner[kWinogradSide];
-        const auto at = [&](int64_t channel) {
-          for (int i = 0; i < kWinogradSide; ++i)
-            corner[i] = rows[i] + (square + t) * kWinogradStep * a.cin + channel;
-          return points + t * a.cin + channel;
-        };
-        int64_t c = 0;
-        for (; c + kLanes<V> <= a.cin; c += kLanes<V>) {
-          W* to = at(c);
-          transform_square<V>(corner, a.cin, pitch, to);
-        }
-        for (; c < a.cin; ++c) {
-          W* to = at(c);
-          transform_square<W>(corner, a.cin, pitch, to);
-        }
-      }
-      const int64_t column = square * kWinogradStep;
-      const int64_t width = smaller(count * kWinogradStep, a.columns - column);
-      for (int64_t first = 0; first < a.cout; first += kStep) {
-        const W* weights = static_cast<const W*>(a.packed) + g.panel_begin(a, 0, 0, first / kStep);
-        for (int64_t point = 0; point < kWinogradPoints; ++point) {
-          const W* from = points + point * pitch;
-          const W* panel = weights + point * a.cin * kStep;
-          W* to = products + point * kWinogradTiles * kStep;
-          for (int64_t t = 0, step; t < count; t += step) {
-            // Four rows are enough to keep two multiply-adds busy, two are not.
-            const int64_t left = count - t;
-            step = left >= kRows && left != kRows + 2 ? kRows : left >= 4 ? 4 : 1;
-            if (step == kRows)
-              multiply_squares<kRows, V>(from + t * a.cin, panel, a.cin, to + t * kStep);
-            else if (step == 4)
-              multiply_squares<4, V>(from + t * a.cin, panel, a.cin, to + t * kStep);
-            else
-              multiply_squares<1, V>(from + t * a.cin, panel, a.cin, to + t * kStep);
+    for (int64_t parity = 0; parity < a.step * a.step; ++parity) {
+      const int64_t row_parity = parity / a.step, column_parity = parity % a.step;
+      const W* rows[kSide];
+      for (int64_t i = 0; i < kSide; ++i)
+        rows[i] = ring.row(row + a.axes[row_parity].first + i) +
+                  (a.axes[column_parity].first - g.low) * a.cin;
+      for (int64_t square = 0; square < squares; square += per_block) {
+        const int64_t count = smaller(per_block, squares - square);
+        for (int64_t t = 0; t < count; ++t) {
+          const W* corner[kSide];
+          const auto at = [&](int64_t channel) {
+            for (int i = 0; i < kSide; ++i)
+              corner[i] = rows[i] + (square + t) * kWinogradStep * a.cin + channel;
+            return points + t * a.cin + channel;
+          };
+          int64_t c = 0;
+          for (; c + kLanes<V> <= a.cin; c += kLanes<V>) {
+            W* to = at(c);
+            transform_square<kSide, V>(corner, a.cin, pitch, to);
+          }
+          for (; c < a.cin; ++c) {
+            W* to = at(c);
+            transform_square<kSide, W>(corner, a.cin, pitch, to);
           }
         }
-        W bias[kStep];
-        read_bias(a, first, bias);
-        for (int64_t t = 0; t < count; ++t)
-          for (int64_t lane = 0; lane < kStep; lane += kLanes<V>)
-            finish_square<T>(products + t * kStep + lane, load<V>(bias + lane), height,
-                             smaller(kWinogradStep, width - t * kWinogradStep),
-                             values + t * kWinogradStep * kStep + lane, width * kStep);
-        for (int64_t i = 0; i < height; ++i)
-          write_row<T>(a, n, row + i, column, width, first, values + i * width * kStep);
-        if (a.wants_statistics()) statistics.add(values, height * width, first);
+        const int64_t column = square * kWinogradStep;
+        const int64_t width = smaller(count * kWinogradStep, a.columns - column);
+        for (int64_t first = 0; first < a.cout; first += kStep) {
+          multiply_points<kSide, V>(points, pitch, count, a.cin,
+                                    static_cast<const W*>(a.packed) +
+                                        g.panel_begin(a, row_parity, column_parity, first / kStep),
+                                    products);
+          W bias[kStep];
+          read_bias(a, first, bias);
+          for (int64_t t = 0; t < count; ++t)
+            for (int64_t lane = 0; lane < kStep; lane += kLanes<V>)
+              finish_square<kSide, T>(products + t * kStep + lane, load<V>(bias + lane), height,
+                                      smaller(kWinogradStep, width - t * kWinogradStep),
+                                      values + t * kWinogradStep * kStep + lane, width * kStep);
+          for (int64_t i = 0; i < height; ++i)
+            write_row<T>(a, n, a.step * (row + i) + row_parity, a.step * column + column_parity,
+                         width, first, values + i * width * kStep);
+          if (a.wants_statistics()) statistics.add(values, height * width, first);
+        }
+        statistics.counted += double(height * width);
       }
-      statistics.counted += double(height * width);
     }
   }
 }

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Problem
-from benchmarks.peers import Expression
+from benchmarks import race
+from benchmarks.ops.cases import Problem
+from benchmarks.ops.peers import Expression
+from benchmarks.race import Entry
 from benchmarks.timing import fastest
 
 Results = tuple[Tensor, ...]
@@ -17,16 +18,6 @@ Results = tuple[Tensor, ...]
 #: A convolution's output rounded to bfloat16 falls on the other side of a ReLU for one value in a
 #: thousand, which alone moves gradients by 3 %.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-
-
-@dataclass
-class Entry:
-    """A contender of a case: its call, or why it can't run."""
-
-    name: str
-    expression: str
-    call: Callable[[], Results] | None
-    error: str | None = None
 
 
 def _as_tuple(result: Tensor | Results) -> Results:
@@ -93,13 +84,7 @@ def relative_error(results: Results, truth: Results) -> float:
 
 def refusal(call: Callable[[], Results], truth: Results, dtype: torch.dtype) -> str | None:
     """Why a contender may not run, because it fails or its answer is wrong; None if it may."""
-    try:
-        error = relative_error(call(), truth)
-    except Exception as exception:  # that something can't be done is a result, not a failure
-        return f"{type(exception).__name__}: {str(exception).partition(chr(10))[0]}"
-    if error <= TOLERANCE[dtype]:
-        return None
-    return f"wrong: relative error {error:.2g}, allowed {TOLERANCE[dtype]:.2g}"
+    return race.refusal(lambda: relative_error(call(), truth), TOLERANCE[dtype])
 
 
 def enter(problem: Problem, rivals: Sequence[str], compile_mode: str = "default") -> list[Entry]:

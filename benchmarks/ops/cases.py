@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import stylekernels
-from benchmarks import peers
+from benchmarks.dtypes import DTYPES
+from benchmarks.ops import peers
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Shape = tuple[int, int, int, int]
 

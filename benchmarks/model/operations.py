@@ -1,0 +1,73 @@
+"""How many multiplications a generator cannot do without, counted from its config."""
+
+from dataclasses import dataclass
+
+from stylekernels.models import GeneratorConfig
+
+#: For 4 x 4 output pixels: 6 x 6 multiplications instead of 16 times 9 taps, and 5 x 5 instead of
+#: 16 times 4. The second serves upsampling whose every output pixel has 2 x 2 taps.
+_F4X4_3X3 = 36 / (16 * 9)
+_F4X4_2X2 = 25 / (16 * 4)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of the generator on a picture of some size.
+
+    Attributes:
+        name: what it is.
+        in_channels, out_channels: Cin and Cout.
+        height, width: of its output.
+        taps: multiplications per output pixel and pair of channels.
+        winograd: the share of them that Winograd's method makes, 1 where it doesn't apply.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    taps: float
+    winograd: float = 1.0
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a direct convolution, two per multiply-add."""
+        pixels = self.height * self.width
+        return 2 * self.in_channels * self.out_channels * pixels * self.taps
+
+    @property
+    def winograd_flops(self) -> float:
+        """The same where Winograd's method is used; its transforms are not counted."""
+        return self.flops * self.winograd
+
+
+def layers(config: GeneratorConfig, height: int, width: int) -> list[Layer]:
+    """The convolutions of a generator in the order they run in, for a picture of this size.
+
+    Upsampling counts what an output pixel needs: of a transposed kernel it sees a quarter; of a
+    3 x 3 kernel over repeated pixels, 2 x 2 sums of its taps.
+    """
+    full, half, quarter = config.channels
+    kernel = config.kernel_size**2
+    upsample = {"transpose": 16 / 4, "transpose3": 9 / 4, "nearest": 4}[config.upsample]
+    winograd = 1.0 if config.upsample == "transpose3" else _F4X4_2X2
+    sizes = [(height, width)]
+    for _ in range(2):  # strided layers round up
+        sizes.append(tuple((side + 1) // 2 for side in sizes[-1]))
+    at_half = tuple(2 * side for side in sizes[2])
+    at_full = tuple(4 * side for side in sizes[2])  # up to three pixels more a side than asked for
+    return [
+        Layer("first", 3, full, *sizes[0], kernel),
+        Layer("down 1", full, half, *sizes[1], 9),
+        Layer("down 2", half, quarter, *sizes[2], 9),
+        *(
+            Layer(f"residual {block}.{part}", quarter, quarter, *sizes[2], 9, _F4X4_3X3)
+            for block in range(1, config.residual_blocks + 1)
+            for part in (1, 2)
+        ),
+        Layer("up 1", quarter, half, *at_half, upsample, winograd),
+        Layer("up 2", half, full, *at_full, upsample, winograd),
+        # An odd side's surplus is in the statistics before this layer, but not in the picture.
+        Layer("last", full, 3, *sizes[0], kernel),
+    ]

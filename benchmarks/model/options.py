@@ -1,0 +1,74 @@
+"""The options of ``python -m benchmarks model``, and the cases that they ask for."""
+
+import argparse
+
+import torch
+from torch import nn
+
+from benchmarks import suite
+from benchmarks.model.cases import CONFIGS, SIZES, Case, Size, grid
+from stylekernels.inference import Stylizer
+from stylekernels.models import bundled_styles
+from stylekernels.models.generator import SMALLEST_SIDE
+
+
+def parse_size(text: str) -> Size:
+    """``WxH`` as two numbers."""
+    try:
+        width, height = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected WxH, as in 640x480, got {text!r}") from None
+    if min(width, height) < SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(
+            f"expected at least {SMALLEST_SIDE} pixels a side, got {text}"
+        )
+    return width, height
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those that only this verb has."""
+    parser.add_argument(
+        "--size", action="append", type=parse_size, metavar="WxH",
+        help="instead of the listed sizes (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--style", choices=bundled_styles(),
+        help="a bundled style, instead of random weights in the full and the lite network",
+    )  # fmt: skip
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--memory", action="store_true",
+        help="peak memory of one frame instead of its time, of ours and of eager PyTorch",
+    )  # fmt: skip
+    instead.add_argument(
+        "--layers", action="store_true", help="the time of each layer of ours, without rivals"
+    )
+
+
+def select(options: argparse.Namespace) -> list[Case]:
+    """The cases that the options ask for."""
+    networks = (options.style,) if options.style else tuple(CONFIGS)
+    sizes = options.size or SIZES
+    return [
+        case
+        for case in grid(networks, sizes[:1] if options.quick else sizes)
+        if suite.fits(options, case.id, case.dtype)
+        and not (case.dtype == "bfloat16" and leaves_bfloat16_out(options))
+    ]
+
+
+def leaves_bfloat16_out(options: argparse.Namespace) -> bool:
+    """Whether bfloat16 has to be asked for: where a CPU has no instructions for it, eager PyTorch
+    would take minutes for a frame, and a Stylizer takes float32."""
+    asked_for = options.dtype or options.only
+    return not asked_for and Stylizer(nn.Identity()).dtype != torch.bfloat16
+
+
+def notes(options: argparse.Namespace) -> list[str]:
+    """What the options left out."""
+    if not leaves_bfloat16_out(options):
+        return []
+    return [
+        "bfloat16: left out, this CPU has no instructions for it; --dtype bfloat16 measures it all "
+        "the same (eager PyTorch may take minutes a frame)"
+    ]

@@ -1,0 +1,96 @@
+"""The style generator as people write it in torch.nn: what the rivals run.
+
+Nothing here is ours: reflected borders are those of ``nn.Conv2d``, norms ``nn.InstanceNorm2d``,
+activations and additions in place. Convolutions before a norm have no bias, for the norm cancels
+it: one pass less for the rivals too.
+"""
+
+from torch import Tensor, nn
+
+from stylekernels.models import GeneratorConfig, StyleGenerator
+
+
+class PlainResidual(nn.Module):
+    """Two convolutions whose normalised result is added to the input."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_conv_norm_relu(channels, channels, 3, 1, eps),
+            *_conv_norm(channels, channels, 3, 1, eps),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x).add_(x)
+
+
+class PlainNetwork(nn.Module):
+    """A :class:`~stylekernels.models.StyleGenerator` in torch.nn, untrained.
+
+    Args:
+        config: of the generator.
+
+    Shape:
+        (N, 3, H, W) in [0, 1] to the same.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        full, half, quarter = config.channels
+        kernel, eps = config.kernel_size, config.eps
+        self.value_range = config.value_range
+        self.body = nn.Sequential(
+            *_conv_norm_relu(3, full, kernel, 1, eps),
+            *_conv_norm_relu(full, half, 3, 2, eps),
+            *_conv_norm_relu(half, quarter, 3, 2, eps),
+            *(PlainResidual(quarter, eps) for _ in range(config.residual_blocks)),
+            *_upsample_norm_relu(quarter, half, config),
+            *_upsample_norm_relu(half, full, config),
+            _conv(full, 3, kernel, 1, bias=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        # An odd size comes out one to three pixels larger.
+        y = self.body(x * self.value_range)[..., : x.shape[2], : x.shape[3]]
+        return (y / self.value_range).clamp(0, 1)
+
+
+def plain_copy(generator: StyleGenerator) -> PlainNetwork:
+    """The generator's network and weights in torch.nn, in evaluation mode, float32 on the CPU."""
+    network = PlainNetwork(generator.config)
+    # Both keep their layers in the order they run in, and weight before bias in each of them.
+    values = generator.state_dict().values()
+    network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)))
+    return network.eval().requires_grad_(False)
+
+
+def _conv(cin: int, cout: int, kernel: int, stride: int, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(
+        cin, cout, kernel, stride, padding=kernel // 2, padding_mode="reflect", bias=bias
+    )
+
+
+def _norm(channels: int, eps: float) -> nn.InstanceNorm2d:
+    return nn.InstanceNorm2d(channels, eps, affine=True)
+
+
+def _conv_norm(cin: int, cout: int, kernel: int, stride: int, eps: float) -> list[nn.Module]:
+    return [_conv(cin, cout, kernel, stride), _norm(cout, eps)]
+
+
+def _conv_norm_relu(cin: int, cout: int, kernel: int, stride: int, eps: float) -> list[nn.Module]:
+    return [*_conv_norm(cin, cout, kernel, stride, eps), nn.ReLU(inplace=True)]
+
+
+def _upsample_norm_relu(cin: int, cout: int, config: GeneratorConfig) -> list[nn.Module]:
+    if config.upsample == "nearest":
+        layers = [nn.Upsample(scale_factor=2, mode="nearest"), _conv(cin, cout, 3, 1)]
+    else:
+        kernel = 4 if config.upsample == "transpose" else 3
+        # A replicated border instead of zeros: one pixel of it is two of the output on each side,
+        # and the padding of 1 + 2 crops them.
+        transposed = nn.ConvTranspose2d(
+            cin, cout, kernel, stride=2, padding=3, output_padding=4 - kernel, bias=False
+        )
+        layers = [nn.ReplicationPad2d(1), transposed]
+    return [*layers, _norm(cout, config.eps), nn.ReLU(inplace=True)]

@@ -1,0 +1,108 @@
+"""The contenders: the generator as our library runs it, and as everybody else does.
+
+Each rival gets what is best for it: pictures that are floating point already, in its layout and
+dtype, and gives back the same. Ours takes and returns 8-bit frames, and the conversions are timed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import race
+from benchmarks.model import engines
+from benchmarks.model.cases import Problem
+from benchmarks.model.plain_network import plain_copy
+from benchmarks.race import Entry
+from stylekernels.inference import Stylizer
+
+Call = Callable[[], Any]
+
+RIVALS = ("eager", "eager-nhwc", "compile", "onnxruntime", "openvino")
+
+#: Root of the mean squared error, as a share of the right picture's standard deviation, above which
+#: a picture is wrong. Eager bfloat16 comes to 0.03 where the weights are random.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+#: What rounding to 8 bits adds, in the same units as pixels in [0, 1].
+_ROUNDING = 1 / (255 * 12**0.5)
+
+
+def _torch(problem: Problem, memory_format: torch.memory_format) -> tuple[nn.Module, Tensor]:
+    """The plain network, a copy of it, and its input."""
+    network = plain_copy(problem.generator).to(problem.dtype, memory_format=memory_format)
+    return network, problem.x.to(problem.dtype, memory_format=memory_format)
+
+
+def _bind(function: Callable[[Tensor], Tensor], x: Tensor) -> Call:
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return function(x)
+
+    return call
+
+
+def make(name: str, problem: Problem, compile_mode: str = "default") -> tuple[str, Call]:
+    """What a contender runs, in words, and the call: one picture.
+
+    Args:
+        name: ``"ours"`` or one of ``RIVALS``.
+        problem: the network and the picture.
+        compile_mode: ``mode`` of torch.compile.
+    """
+    if name == "ours":
+        stylizer = Stylizer(problem.generator, dtype=problem.dtype)
+        return "Stylizer", lambda: stylizer(problem.frame)
+    if name == "eager":
+        return "contiguous", _bind(*_torch(problem, torch.contiguous_format))
+    if name == "eager-nhwc":
+        return "channels_last", _bind(*_torch(problem, torch.channels_last))
+    if name == "compile":
+        network, x = _torch(problem, torch.channels_last)
+        compiled = torch.compile(network, fullgraph=True, dynamic=False, mode=compile_mode)
+        return f"channels_last, mode={compile_mode}", _bind(compiled, x)
+    if name == "onnxruntime":
+        return engines.onnxruntime_call(problem.onnx_file, problem.x)
+    return engines.openvino_call(problem.onnx_file, problem.x, problem.dtype)
+
+
+def picture_error(answer: Tensor | np.ndarray, truth: Tensor) -> float:
+    """Root of the mean squared error, as a share of the truth's standard deviation.
+
+    Args:
+        answer: (1, 3, H, W) floating point, or a frame (H, W, 3) of uint8, whose rounding is not
+            held against it.
+        truth: (1, 3, H, W).
+    """
+    rounding = 0.0
+    if isinstance(answer, np.ndarray):
+        answer = torch.from_numpy(answer).permute(2, 0, 1)[None].float().div_(255)
+        rounding = _ROUNDING
+    if answer.shape != truth.shape:
+        return float("inf")
+    error = (answer.float() - truth).square_().mean().sqrt()
+    return ((error - rounding).clamp(min=0) / truth.std()).item()  # NaN stays NaN
+
+
+def can_run(name: str, dtype: torch.dtype) -> bool:
+    """ONNX Runtime has no bfloat16 convolution on CPUs."""
+    return name != "onnxruntime" or dtype == torch.float32
+
+
+def enter(problem: Problem, rivals: Sequence[str], compile_mode: str = "default") -> list[Entry]:
+    """The contenders of a problem, ours first, each with a right answer or refused."""
+    if "compile" in rivals:
+        torch._dynamo.reset()  # else the ninth size of a network would run uncompiled
+    entries = []
+    for name in ("ours", *(rival for rival in rivals if can_run(rival, problem.dtype))):
+        try:
+            expression, call = make(name, problem, compile_mode)
+        except Exception as exception:  # as in race.refusal
+            entries.append(Entry(name, "", None, race.failure(exception)))
+            continue
+        error = race.refusal(
+            lambda call=call: picture_error(call(), problem.truth), TOLERANCE[problem.dtype]
+        )
+        entries.append(Entry(name, expression, call, error))
+    return entries

@@ -1,0 +1,1 @@
+"""``python -m benchmarks ops``: every op against PyTorch and against the machine."""

@@ -1,0 +1,103 @@
+"""Contenders of a case, and how ours did against the others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.timing import Summary, paired_ratio, summarize
+
+#: A ratio within this of 1 is noise.
+NOISE = 0.05
+
+
+@dataclass
+class Entry:
+    """A contender of a case: its call, or why it can't run."""
+
+    name: str
+    expression: str
+    call: Callable[[], Any] | None
+    error: str | None = None
+
+
+def refusal(error_of_answer: Callable[[], float], allowed: float) -> str | None:
+    """Why a contender may not run, because it fails or its answer is wrong; None if it may.
+
+    Args:
+        error_of_answer: calls the contender once and judges the answer.
+        allowed: above this, or where it is NaN, the answer is wrong.
+    """
+    try:
+        error = error_of_answer()
+    except Exception as exception:  # that something can't be done is a result, not a failure
+        return failure(exception)
+    if error <= allowed:
+        return None
+    return f"wrong: relative error {error:.2g}, allowed {allowed:.2g}"
+
+
+def failure(exception: Exception) -> str:
+    """The exception in one line."""
+    return f"{type(exception).__name__}: {str(exception).partition(chr(10))[0]}"
+
+
+@dataclass(frozen=True)
+class Race:
+    """A case's contenders and their times; numbers and names only, for tensors are large.
+
+    Attributes:
+        expressions: what each contender ran.
+        refused: why a contender did not run.
+        seconds: per call, by contender: ours, the rivals and where it was timed a plain copy.
+        speedups: of ours over each rival, from the ratios of each round.
+    """
+
+    expressions: dict[str, str]
+    refused: dict[str, str]
+    seconds: dict[str, Summary]
+    speedups: dict[str, Summary]
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], samples: Mapping[str, Sequence[float]]) -> "Race":
+        """Reduce samples, one number per round and contender."""
+        speedups = {}
+        if "ours" in samples:
+            speedups = {
+                name: paired_ratio(values, samples["ours"])
+                for name, values in samples.items()
+                if name not in ("ours", "copy")
+            }
+        return cls(
+            {entry.name: entry.expression for entry in entries},
+            {entry.name: entry.error for entry in entries if entry.error is not None},
+            {name: summarize(values) for name, values in samples.items()},
+            speedups,
+        )
+
+    def judge(self, short: Sequence[str] = ()) -> tuple[str, list[str]]:
+        """The verdict (win, even, short, loss or wrong), and what keeps it from a win.
+
+        Args:
+            short: targets that were missed, in words.
+        """
+        misses = []
+        for name, error in self.refused.items():
+            expression = self.expressions[name]  # empty where there was nothing to run
+            misses.append(f"{name} ({expression}): {error}" if expression else f"{name}: {error}")
+        if "ours" not in self.seconds:
+            return "wrong", misses
+        slower = {name: ratio for name, ratio in self.speedups.items() if ratio.median < 1 - NOISE}
+        misses += [f"{name} is {1 / ratio.median:.2f} times faster"
+                   for name, ratio in slower.items()]  # fmt: skip
+        even = any(ratio.median < 1 + NOISE for ratio in self.speedups.values())
+        verdict = "loss" if slower else "short" if short else "even" if even else "win"
+        return verdict, [*misses, *short]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``json.dump``."""
+        return {
+            "expressions": self.expressions,
+            "refused": self.refused,
+            "seconds": {name: asdict(seconds) for name, seconds in self.seconds.items()},
+            "speedups": {name: asdict(ratio) for name, ratio in self.speedups.items()},
+        }

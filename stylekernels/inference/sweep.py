@@ -1,0 +1,194 @@
+"""Some layers of a generator, run over a whole image tile by tile."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from stylekernels.inference.plan import Layer, Plan
+from stylekernels.inference.tiles import Span, margin_of, spans, steps_of
+from stylekernels.ops import instance_norm_stats, norm_scale_shift
+from stylekernels.reference.norm_conv2d import normalized_input
+
+_STRIP = 1 << 24  # numbers of a whole tensor that are normalised at a time, with a few copies
+
+#: Called with what is done and what there is to do, in units of about equal time.
+Progress = Callable[[int, int], None]
+
+
+class Work:
+    """Counts what is done of what there is to do, a tile once for each layer it goes through.
+
+    Args:
+        images: how many there are, all of the same size.
+        progress: is told.
+    """
+
+    def __init__(self, images: int, progress: Progress | None) -> None:
+        self._images, self._progress = images, progress
+        self._done = self._total = 0
+
+    def expect(self, count: int) -> None:
+        """Every image will take ``count``."""
+        self._total = self._images * count
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+@dataclasses.dataclass
+class Sweep:
+    """Layers that follow each other, and the whole tensor that they start from.
+
+    Attributes:
+        layers, packed: the layers and their weights.
+        x: (1, C, H, W), channels_last: the image's bytes, or what the first layer convolves.
+        step: pixels of the image to a cell of x.
+        size: height and width of the image.
+        tile: pixels a side of a tile without its surroundings.
+        unit: tiles begin at multiples of so many pixels: those of the network's smallest cells.
+        work: is told of every tile.
+        scale_shifts: what the first instance norms come to, (1, C, 2) each, as far as is known.
+    """
+
+    layers: Sequence[Layer]
+    packed: Sequence[Tensor]
+    x: Tensor
+    step: int
+    size: Sequence[int]
+    tile: int
+    unit: int
+    work: Work
+    scale_shifts: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def grid(self, count: int) -> list[tuple[Span, Span]]:
+        """Rows and columns of the tiles for the first ``count`` layers, equal shapes together."""
+        halo = self.step * margin_of(self.layers[:count])
+        axes = [spans(size, self.tile, halo, self.unit) for size in self.size]
+        return sorted(itertools.product(*axes), key=_shape)
+
+    def find_scale_shift(self, *, keep: bool = False) -> Tensor | None:
+        """Take the statistics of the first layer whose instance norm isn't known yet.
+
+        They are merged in float64 (Chan, Golub and LeVeque, "Algorithms for computing the sample
+        variance", 1983).
+
+        Args:
+            keep: return that layer's output, (1, C, H, W), too.
+        """
+        index = len(self.scale_shifts)
+        layer, step = self.layers[index], self._steps[index + 1]
+        whole = self._empty_output(index + 1) if keep else None
+        counts, means, variances = [], [], []
+        for row, column, y in self._outputs(index + 1, layer.weight.dtype):
+            mean, var = instance_norm_stats(y)
+            counts.append(y.shape[2] * y.shape[3])
+            means.append(mean)
+            variances.append(var)
+            if keep:
+                whole[:, :, row.core(step), column.core(step)] = y
+        mean, var = merge_statistics(counts, torch.stack(means), torch.stack(variances))
+        self.scale_shifts.append(norm_scale_shift(mean, var, *layer.norm))
+        return whole
+
+    def go_on_from(self, output: Tensor) -> "Sweep":
+        """The sweep over the layers whose instance norms aren't known yet.
+
+        Args:
+            output: of the layer that `find_scale_shift` was about last; is overwritten with what
+                the next layer convolves.
+        """
+        count = len(self.scale_shifts)
+        layer = self.layers[count]
+        height = max(1, _STRIP * output.shape[2] // output.numel())
+        for row in range(0, output.shape[2], height):
+            rows = slice(row, row + height)
+            part = output[:, :, rows]
+            skip = self.x[:, :, rows] if layer.adds_skip else None
+            part.copy_(
+                normalized_input(
+                    part, self.scale_shifts[-1], layer.activation, layer.negative_slope, skip
+                )
+            )
+        layer = dataclasses.replace(layer, activation="none", adds_skip=False)
+        return dataclasses.replace(
+            self,
+            layers=[layer, *self.layers[count + 1 :]],
+            packed=self.packed[count:],
+            x=output,
+            step=self._steps[count],
+            scale_shifts=[],
+        )
+
+    def paint(self, picture: Tensor) -> None:
+        """Run all layers, whose instance norms are known by now.
+
+        Args:
+            picture: (1, 3, H, W) bytes that are written.
+        """
+        for row, column, y in self._outputs(len(self.layers), torch.uint8):
+            picture[:, :, row.core(1), column.core(1)] = y
+
+    @property
+    def _steps(self) -> list[int]:
+        return steps_of(self.layers, self.step)
+
+    def _outputs(self, count: int, dtype: torch.dtype) -> Iterator[tuple[Span, Span, Tensor]]:
+        """Each tile, and the core of what the first ``count`` layers make of it, for a moment."""
+        step = self._steps[count]
+        for _, tiles in itertools.groupby(self.grid(count), _shape):
+            plan = None
+            for row, column in tiles:
+                x = self.x[:, :, row.read(self.step), column.read(self.step)]
+                x = x.contiguous(memory_format=torch.channels_last)
+                if plan is None:
+                    plan = Plan(
+                        self.layers[:count], self.packed[:count], 1, *x.shape[2:],
+                        self.scale_shifts[: count - 1],
+                    )  # fmt: skip
+                    channels, *size = plan.output_shape[1:]
+                    if count == len(self.layers):
+                        size = row.length, column.length
+                    y = _empty(channels, *size, dtype, x.device)
+                plan(x, y)
+                yield row, column, y[:, :, row.core_of_tile(step), column.core_of_tile(step)]
+                self.work.advance(count)
+            del plan, y  # before the next shape's are made
+
+    def _empty_output(self, count: int) -> Tensor:
+        """Room for the output of the first ``count`` layers for the whole image."""
+        size = list(self.x.shape[2:])
+        for layer in self.layers[:count]:
+            size = [layer.size_after(length) for length in size]
+        layer = self.layers[count - 1]
+        return _empty(layer.out_channels, *size, layer.weight.dtype, self.x.device)
+
+
+def merge_statistics(counts: Sequence[int], means: Tensor, variances: Tensor) -> tuple:
+    """Mean and biased variance of a whole whose parts' are known.
+
+    Args:
+        counts: pixels of each part.
+        means, variances: (parts, N, C).
+
+    Returns:
+        Two tensors (N, C), in the dtype of means and on its device.
+    """
+    m, v = (tensor.cpu().double() for tensor in (means, variances))
+    weights = torch.tensor(counts, dtype=torch.float64)
+    weights = (weights / weights.sum()).view(-1, 1, 1)
+    mean = (weights * m).sum(0)
+    var = (weights * (v + (m - mean).square())).sum(0)
+    return mean.to(means), var.to(means)
+
+
+def _shape(tile: tuple[Span, Span]) -> tuple[int, int]:
+    return tile[0].length, tile[1].length
+
+
+def _empty(c: int, h: int, w: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(1, h, w, c, dtype=dtype, device=device).permute(0, 3, 1, 2)

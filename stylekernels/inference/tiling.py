@@ -1,0 +1,176 @@
+"""Pictures of any size in bounded memory: tile by tile, with the statistics of the whole."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stylekernels.inference.plan import Layer, Plan
+from stylekernels.inference.sweep import Progress, Sweep, Work
+from stylekernels.inference.tiles import steps_of
+from stylekernels.models.generator import SMALLEST_SIDE
+
+TILE_MODES = ("exact", "thumbnail")
+SMALLEST_TILE = 64
+
+#: Bytes that tensors between two layers may take for a whole image.
+WHOLE_TENSORS = 2 << 30
+
+
+def check_tiling(tile: int, mode: str) -> None:
+    """Refuse what `Tiler` can't do.
+
+    Raises:
+        TypeError: if tile isn't an int.
+        ValueError: if tile is too small, or there is no such mode.
+    """
+    if not isinstance(tile, int) or isinstance(tile, bool):
+        raise TypeError(
+            f"tile: expected a number of pixels, an int, or None, got {type(tile).__name__}"
+        )
+    if tile < SMALLEST_TILE:
+        raise ValueError(
+            f"tile: expected at least {SMALLEST_TILE} pixels, got {tile}; smaller ones would be "
+            "surroundings for the most part, 1024 is a good size"
+        )
+    if mode not in TILE_MODES:
+        raise ValueError(f"tile_mode: expected one of {', '.join(TILE_MODES)}, got {mode!r}")
+
+
+class Tiler:
+    """Runs a style generator's layers over images of any size in bounded memory.
+
+    A tile is read with as much of the picture around it as its pixels depend on, so that tiles
+    meet without a seam once each instance norm is given statistics of the whole image:
+
+    - ``exact``: layer by layer, the statistics of its output are taken tile by tile and merged.
+      The picture is that of the whole image at once, to rounding. Every layer needs a sweep over
+      the image through all layers before it, some eight times the arithmetic; but wherever a
+      layer's input for the whole image fits into `WHOLE_TENSORS`, it is kept, and the sweeps after
+      that begin there.
+    - ``thumbnail``: all statistics are those of a small copy of the image, and there is one sweep.
+
+    Args:
+        layers: of a generator, by `layers_of`.
+        packed: their weights, by `pack`.
+        tile: pixels a side of a tile without its surroundings, at least `SMALLEST_TILE`.
+        mode: ``exact`` or ``thumbnail``.
+
+    Chen, Wang, Xie, Lu and Luo, "Towards ultra-resolution neural style transfer via thumbnail
+    instance normalization", AAAI 2022.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], packed: Sequence[Tensor], tile: int, mode: str
+    ) -> None:
+        self._layers, self._packed, self._tile = layers, packed, tile
+        self._run = self._exact if mode == "exact" else self._thumbnail
+
+    def __call__(self, frames: Tensor, y: Tensor, progress: Progress | None = None) -> None:
+        """Stylise images, one after the other.
+
+        Args:
+            frames: (N, H, W, 3) bytes.
+            y: what the pictures are written to, of the same shape.
+            progress: called after each tile.
+        """
+        work, unit = Work(len(frames), progress), max(steps_of(self._layers))
+        for frame, picture in zip(frames.split(1), y.split(1), strict=True):
+            frame, picture = frame.permute(0, 3, 1, 2), picture.permute(0, 3, 1, 2)
+            size = tuple(frame.shape[2:])
+            sweep = Sweep(self._layers, self._packed, frame, 1, size, self._tile, unit, work)
+            self._run(sweep).paint(picture)
+
+    def _exact(self, sweep: Sweep) -> Sweep:
+        """The sweep that is left to do once the statistics of all layers are known."""
+        count = len(self._layers)
+        begins = restarts(self._layers, sweep.size, WHOLE_TENSORS)
+        parts = itertools.pairwise([0, *begins, count])
+        sweep.work.expect(len(sweep.grid(1)) * sum(itertools.starmap(work_between, parts)))
+        for index in range(1, count):
+            output = sweep.find_scale_shift(keep=index in begins)
+            if output is not None:
+                sweep = sweep.go_on_from(output)
+        return sweep
+
+    def _thumbnail(self, sweep: Sweep) -> Sweep:
+        """The sweep with the statistics of a small copy of the image."""
+        small = thumbnail(sweep.x, self._tile)
+        plan = Plan(self._layers, self._packed, 1, *small.shape[2:])
+        plan(small, torch.empty_like(small))
+        sweep.work.expect(len(sweep.grid(1)) * len(self._layers))
+        return dataclasses.replace(sweep, scale_shifts=plan.scale_shifts)
+
+
+def thumbnail(frame: Tensor, size: int) -> Tensor:
+    """A small copy of an image, each pixel the mean of those it stands for.
+
+    Args:
+        frame: (1, 3, H, W) bytes, channels_last.
+        size: pixels of the longer side; the shorter one keeps at least `SMALLEST_SIDE`.
+
+    Returns:
+        Bytes, channels_last.
+    """
+    longest = max(frame.shape[2:])
+    height, width = (max(SMALLEST_SIDE, round(n * size / longest)) for n in frame.shape[2:])
+    small = frame.new_empty(1, height, width, 3).permute(0, 3, 1, 2)
+    for row in range(height):
+        begin, end = row * frame.shape[2] // height, -(-(row + 1) * frame.shape[2] // height)
+        band = frame[:, :, begin:end].float()
+        small[:, :, row : row + 1] = F.adaptive_avg_pool2d(band, (1, width)).round_()
+    return small
+
+
+def restarts(layers: Sequence[Layer], size: Sequence[int], budget: int) -> list[int]:
+    """The layers to begin sweeps at instead of the image, so that there is least to do.
+
+    Args:
+        layers: of a generator.
+        size: height and width of the image.
+        budget: bytes for the input of such a layer, and for the next one while it is made of it.
+
+    Returns:
+        Indices, ascending. None is between the two convolutions of a residual block: a second
+        tensor would have to be kept there.
+    """
+    count, needed = len(layers), [0]
+    for layer in layers:
+        size = [layer.size_after(length) for length in size]
+        needed.append(layer.out_channels * math.prod(size) * layer.weight.dtype.itemsize)
+    needed[count] = 0  # the picture
+    best = {0: (0, [])}  # the least work to get to a layer, and where sweeps begin until there
+    for end in range(1, count + 1):
+        ways = [
+            (work + work_between(begin, end), [*begins, end])
+            for begin, (work, begins) in best.items()
+            if needed[begin] + needed[end] <= budget and _carries_no_skip(layers, begin, end)
+        ]
+        if ways:
+            best[end] = min(ways)
+    return best[count][1][:-1]
+
+
+def work_between(begin: int, end: int) -> int:
+    """Layers that a tile goes through in the sweeps from one layer up to another.
+
+    Each goes one layer farther than the one before.
+    """
+    return (end - begin) * (end - begin + 1) // 2
+
+
+def _carries_no_skip(layers: Sequence[Layer], begin: int, end: int) -> bool:
+    """Whether layer ``end`` and those after it need no skip connection but layer ``begin``'s."""
+    skip = None
+    for index in range(begin, end):
+        if layers[index].adds_skip:
+            skip = None
+        if layers[index].keeps_skip:
+            skip = index
+    if end < len(layers) and layers[end].adds_skip:
+        return skip == begin
+    return skip is None

@@ -1,0 +1,42 @@
+"""The benchmark of a frame's memory."""
+
+import sys
+
+import pytest
+
+from benchmarks import cli
+from benchmarks.model import cases, memory
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_that_of_one_frame():
+    found = memory.measure_memory("eager", cases.Case("lite", (256, 256), "float32"))
+    # At full size are the input and output of the first norm, 16 channels of float32.
+    one = 16 * 256 * 256 * 4
+    assert 2 * one <= found.of_frame <= 60 * one
+    assert found.peak > found.before > 50 << 20
+
+
+def test_a_frame_that_fails_says_why():
+    error = memory.measure_memory("ours", cases.Case("no such style", (32, 32), "float32"))
+    assert error.startswith("exit status 1: ValueError: name_or_path")
+
+
+def test_memory_is_judged_by_what_the_frame_added():
+    case = cases.Case("full", (3840, 2160), "float32")
+    found = {
+        "ours": memory.Memory(800 << 20, 300 << 20),
+        "eager": memory.Memory(1800 << 20, 300 << 20),
+        "eager-nhwc": memory.Memory(500 << 20, 300 << 20),
+    }
+    row = memory.judge(case, found, [])
+    assert row.ratio("eager") == pytest.approx(3)
+    assert (row.verdict, row.misses) == ("loss", ["eager-nhwc takes 0.40 of ours"])
+    less = {name: found[name] for name in ("ours", "eager")}
+    assert memory.judge(case, less, []).verdict == "win"
+    assert memory.judge(case, {}, ["ours: exit status 1"]).verdict == "wrong"
+    line = memory.MemorySuite(cli.parse(["model", "--memory"])).line(row)
+    assert line.split() == [
+        "full", "3840x2160", "f32", "800", "1800", "500", "500", "1500", "200", "3.00", "0.40",
+        "loss",
+    ]  # fmt: skip

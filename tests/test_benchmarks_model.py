@@ -1,0 +1,253 @@
+"""The model's benchmark: no wrong pictures, skipped rivals, a table and a record to trust."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import ceilings, cli, suite
+from benchmarks.model import cases, engines, operations, options, report, rivals
+from benchmarks.model.suite import ModelSuite
+from benchmarks.race import Entry
+from stylekernels.models import StyleGenerator
+
+LIMITS = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 4e11}, "made up")
+
+
+def problem_of(case: cases.Case) -> cases.Problem:
+    return cases.Problem(case, Path("nowhere"))
+
+
+def test_case_ids_are_unique_and_stable():
+    ids = [case.id for case in cases.grid()]
+    assert len(ids) == len(set(ids)) == 20
+    assert "full/1280x720/bfloat16" in ids
+    assert "lite/1920x1080/float32" in ids
+
+
+def test_random_weights_and_frames_are_the_same_every_time():
+    case = cases.Case("lite", (16, 20), "float32")
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, second = problem_of(case), problem_of(case)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first.truth, second.truth)
+    assert first.frame.shape == (20, 16, 3)
+    assert first.x.shape == (1, 3, 20, 16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ours_and_eager_give_the_right_picture(dtype):
+    problem = problem_of(cases.Case("lite", (24, 16), dtype))
+    entries = rivals.enter(problem, ("eager", "eager-nhwc"))
+    assert [(entry.name, entry.error) for entry in entries] == [
+        ("ours", None), ("eager", None), ("eager-nhwc", None)
+    ]  # fmt: skip
+    ours, eager, nhwc = (entry.call() for entry in entries)
+    assert ours.dtype == np.uint8
+    assert eager.dtype == nhwc.dtype == problem.dtype
+    assert nhwc.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_bundled_style_is_measured_with_its_own_weights():
+    problem = problem_of(cases.Case("wave", (32, 32), "float32"))
+    trained = StyleGenerator.from_pretrained("wave")
+    with torch.no_grad():
+        torch.testing.assert_close(problem.truth, trained(problem.x), rtol=0, atol=1e-5)
+
+
+def test_wrong_pictures_and_failing_rivals_are_refused(monkeypatch):
+    problem = problem_of(cases.Case("lite", (16, 16), "float32"))
+    make = rivals.make
+
+    def tampered(name, problem, mode):
+        expression, call = make("eager", problem, mode)
+        if name == "eager-nhwc":
+            raise RuntimeError("no such layout\nand a long trace")
+        return expression, call if name == "eager" else lambda: call() * 1.01
+
+    monkeypatch.setattr(rivals, "make", tampered)
+    ours, eager, nhwc = rivals.enter(problem, ("eager", "eager-nhwc"))
+    assert "wrong: relative error" in ours.error
+    assert eager.error is None
+    assert nhwc.error == "RuntimeError: no such layout"
+
+
+def test_rounding_to_bytes_is_no_error_but_a_shift_is():
+    truth = torch.linspace(0.1, 0.9, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    frame = truth[0].permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()
+    assert rivals.picture_error(frame, truth) < rivals.TOLERANCE[torch.float32]
+    assert rivals.picture_error(frame + np.uint8(2), truth) > rivals.TOLERANCE[torch.float32]
+    assert rivals.picture_error(frame[:, 1:], truth) == float("inf")
+    assert not rivals.picture_error(truth * float("nan"), truth) <= 1
+
+
+def test_a_rival_that_has_no_bfloat16_is_left_out():
+    assert rivals.can_run("onnxruntime", torch.float32)
+    assert not rivals.can_run("onnxruntime", torch.bfloat16)
+    assert rivals.can_run("openvino", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype"),
+    [("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")],
+)
+def test_engines_run_the_network(tmp_path, engine, dtype):
+    if missing := engines.missing_packages(engine):
+        pytest.skip(f"not installed: {missing}")
+    problem = cases.Problem(cases.Case("lite", (30, 22), dtype), tmp_path)
+    _, entry = rivals.enter(problem, (engine,))
+    assert entry.error is None
+    assert entry.expression in ("float32", "f32", "bf16")
+
+
+def without_engines(monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+
+
+def test_engines_that_are_not_installed_are_skipped_with_a_line(monkeypatch):
+    without_engines(monkeypatch)
+    chosen = ModelSuite(cli.parse(["model"]))
+    assert chosen.rivals == ["eager", "eager-nhwc", "compile"]
+    assert not chosen.complete
+    assert [note for note in chosen.notes() if "bfloat16" not in note] == [
+        f"{engine}: skipped, not installed; pip install {engine} onnx onnxscript"
+        for engine in ("onnxruntime", "openvino")
+    ]
+
+
+def row_of(case: cases.Case, **milliseconds: float) -> report.Row:
+    samples = {name.replace("_", "-"): [value * 1e-3] * 5 for name, value in milliseconds.items()}
+    entries = [Entry(name, name, None) for name in samples]
+    layers = operations.layers(cases.CONFIGS["full"], case.size[1], case.size[0])
+    return report.make_row(case, layers, entries, samples, LIMITS)
+
+
+def cells_of(row: report.Row) -> dict[str, str]:
+    titles = [title for title, _ in report.TABLE.columns]
+    return dict(zip(titles, report.line(row).split(), strict=True))
+
+
+def test_the_table_says_what_was_measured():
+    case = cases.Case("full", (512, 512), "float32")
+    cells = cells_of(row_of(case, ours=500, eager=2000, eager_nhwc=1500, openvino=1000))
+    # 69.9 GFLOP at 100 GFLOP/s; with Winograd 12.1 of 48.3 in the residual blocks, and 3.4 of 8.6.
+    assert cells == {
+        "network": "full", "size": "512x512", "type": "f32", "ours": "500", "±": "0%",
+        "eager": "2000", "NHWC": "1500", "comp.": "-", "ORT": "-", "OV": "1000", "floor": "699",
+        "wino.": "284", "rate": "140", "peak": "140%", "fps": "2.00", "/eager": "4.00",
+        "/best": "2.00", "verdict": "win",
+    }  # fmt: skip
+
+
+def test_bfloat16_has_a_peak_of_its_own_and_no_winograd():
+    row = row_of(cases.Case("full", (512, 512), "bfloat16"), ours=349, eager=349)
+    assert row.winograd_floor is None
+    assert row.share_of_peak == pytest.approx(0.5, rel=1e-2)
+    assert row.verdict == "even"
+    assert cells_of(row)["wino."] == "-"
+
+
+def test_losses_are_told_beside_wins():
+    row = row_of(cases.Case("lite", (256, 256), "float32"), ours=30, eager=40, compile=20)
+    assert (row.verdict, row.best_rival) == ("loss", "compile")
+    assert row.misses == ["compile is 1.50 times faster"]
+
+
+def test_the_table_fits_a_terminal():
+    row = row_of(cases.Case("full", (256, 256), "float32"), ours=1234, eager=12345, openvino=9876)
+    for case in (*cases.grid(), cases.Case("starry_night", (3840, 2160), "bfloat16")):
+        line = report.line(replace(row, case=case))
+        assert len(line) == len(report.TABLE.header()) <= 120
+
+
+def test_a_refused_stylizer_is_a_row_without_times():
+    case = cases.Case("full", (256, 256), "float32")
+    entries = [
+        Entry("ours", "Stylizer", None, "wrong: relative error 1"),
+        Entry("openvino", "", None, "failed to load"),
+    ]
+    layers = operations.layers(cases.CONFIGS["full"], 256, 256)
+    row = report.make_row(case, layers, entries, {}, replace(LIMITS, flops_per_s=None))
+    assert row.verdict == "wrong"
+    assert row.misses == ["ours (Stylizer): wrong: relative error 1", "openvino: failed to load"]
+    assert cells_of(row)["ours"] == cells_of(row)["floor"] == "-"
+    assert report.as_json(row)["frames_per_s"] is None
+
+
+def test_options_choose_the_cases(monkeypatch):
+    monkeypatch.setattr(options, "leaves_bfloat16_out", lambda _: False)
+
+    def ids(*arguments: str) -> list[str]:
+        return [case.id for case in ModelSuite.of(cli.parse(["model", *arguments])).cases]
+
+    assert len(ids()) == 20
+    assert ids("--quick", "--dtype", "float32") == ["full/256x256/float32", "lite/256x256/float32"]
+    assert ids("--style", "wave", "--size", "64x48") == [
+        "wave/64x48/float32",
+        "wave/64x48/bfloat16",
+    ]
+    assert ids("--only", "lite/512", "--memory") == [
+        "lite/512x512/float32",
+        "lite/512x512/bfloat16",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [("64", "expected WxH, as in 640x480, got '64'"), ("64x8", "at least 16 pixels a side")],
+)
+def test_a_size_that_cannot_be_is_refused(capsys, size, message):
+    with pytest.raises(SystemExit):
+        cli.parse(["model", "--size", size])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])
+def test_bfloat16_is_asked_for_where_the_cpu_has_none(monkeypatch, fast):
+    monkeypatch.setattr(options, "Stylizer", lambda _: type("Stylizer", (), {"dtype": fast}))
+
+    def dtypes(*arguments: str) -> set[str]:
+        return {case.dtype for case in options.select(cli.parse(["model", *arguments]))}
+
+    both = {"float32", "bfloat16"}
+    assert dtypes() == (both if fast == torch.bfloat16 else {"float32"})
+    assert dtypes("--only", "full/") == both
+    assert dtypes("--dtype", "bfloat16") == {"bfloat16"}
+    said = options.notes(cli.parse(["model"]))
+    assert (said == []) == (fast == torch.bfloat16)
+
+
+def test_partial_runs_do_not_replace_the_committed_results(monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: "found")
+    assert ModelSuite(cli.parse(["model"])).complete
+    for argument in (
+        "--quick", "--only=full", "--dtype=float32", "--size=64x64", "--style=wave", "--rivals"
+    ):  # fmt: skip
+        assert not ModelSuite(cli.parse(["model", argument])).complete, argument
+
+
+def test_command_line_writes_a_complete_record(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(suite, "measure_ceilings", lambda threads: LIMITS)
+    without_engines(monkeypatch)
+    path = tmp_path / "result.json"
+    arguments = "model --size 48x32 --only lite/48x32/float32 --rivals eager openvino --seconds 0"
+    assert cli.main([*arguments.split(), "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "openvino: skipped" in printed
+    assert report.TABLE.header() in printed
+    document = json.loads(path.read_text())
+    assert document["machine"]["rivals"] == {}
+    assert document["ceilings"]["flops_per_s"]["float32"] == 1e11
+    (row,) = document["rows"]
+    assert (row["id"], row["width"], row["height"]) == ("lite/48x32/float32", 48, 32)
+    assert set(row["seconds"]) == {"ours", "eager"}
+    assert row["best_rival"] == "eager"
+    assert row["speedup_over_best"] == row["speedups"]["eager"]
+    seconds = row["seconds"]["ours"]["median"]
+    assert row["frames_per_s"] == pytest.approx(1 / seconds)
+    assert row["share_of_peak"] == pytest.approx(row["flops"] / 1e11 / seconds)
+    assert row["winograd_floor_seconds"] < row["floor_seconds"]

@@ -1,0 +1,472 @@
+"""norm_conv2d_out, which makes frames: weights packed once, bytes in and out, nothing allocated.
+
+The numbers are held to the rule that norm_conv2d's are held to, and by the same formula in float64
+(`in_torch`). Every place that is written to starts as NaN (bytes: 0xA5), with as much before and
+after it that must stay: a place that was left out, or too much written, shows.
+"""
+
+import contextlib
+import random as python_random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
+from stylekernels import instance_norm_stats, native, norm_scale_shift
+from tests.conftest import DTYPES, assert_accurate, laid_out, random
+from tests.instance_norms import ACTIVATIONS
+from tests.test_norm_conv2d import MODES, in_torch, inputs, is_possible, padding_of
+from tests.test_norm_conv2d_contract import FEW_MODES, half_padded
+from tests.test_upsample_block import PADDING_MODES
+
+COMPILED = native.cpu_missing is None
+OPS = torch.ops.stylekernels
+GUARD = 64  # elements
+POISON = 0xA5
+WINOGRAD = 5e-6  # the error that DESIGN grants to a float32 kernel of 3
+
+
+class Places:
+    """Memory for results."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def make(self, shape, dtype: torch.dtype, layout: str = "contiguous") -> Tensor:
+        size = torch.Size(shape).numel()
+        poison = torch.nan if dtype.is_floating_point else POISON
+        buffer = torch.full((size + 2 * GUARD,), poison, dtype=dtype)
+        self._buffers.append(buffer)
+        place = buffer[GUARD : GUARD + size]
+        if layout == "contiguous":
+            return place.view(shape)
+        n, c, h, w = shape
+        return place.view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def assert_surroundings_are_untouched(self) -> None:
+        for buffer in self._buffers:
+            around = torch.cat((buffer[:GUARD], buffer[-GUARD:]))
+            same = around.isnan() if buffer.is_floating_point() else around == POISON
+            assert same.all(), f"written outside of a tensor of {len(buffer) - 2 * GUARD} elements"
+
+
+class Norm(NamedTuple):
+    """The instance norm of the output."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+
+
+class Result(NamedTuple):
+    y: Tensor
+    input: Tensor | None
+    next: Tensor | None
+
+
+def frames(n: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Bytes, channels_last, at an odd address as a crop of rows from a file may be."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, height, width, channels)
+    size = torch.Size(shape).numel()
+    bytes_ = torch.randint(0, 256, (size + 1,), dtype=torch.uint8, generator=generator)
+    return bytes_[1:].view(shape).permute(0, 3, 1, 2)
+
+
+def output_size(x: Tensor, weight: Tensor, stride: int, padding: int, upsample: str) -> list[int]:
+    if upsample != "none":
+        return [2 * size for size in x.shape[2:]]
+    return [(size + 2 * padding - weight.shape[2]) // stride + 1 for size in x.shape[2:]]
+
+
+def out(
+    x, weight, bias=None, scale_shift=None, residual=None, *, activation="none", stride=1,
+    padding=0, padding_mode="zeros", upsample="none", layout="channels_last", y_dtype=None,
+    crop=(0, 0), norm=None, keep=False, packed=None, more_workspace=0,
+) -> Result:  # fmt: skip
+    """norm_conv2d_out with places for its results, of which ``crop`` takes rows and columns."""
+    mode = (stride, padding, padding_mode, upsample)
+    places, dtype = Places(), weight.dtype
+    size = output_size(x, weight, stride, padding, upsample)
+    channels = weight.shape[1 if upsample == "transpose" else 0]
+    y_size = [full - less * (less < full) for full, less in zip(size, crop, strict=True)]
+    y = places.make((len(x), channels, *y_size), y_dtype or dtype, layout)
+    kept = places.make(x.shape, dtype, layout) if keep else None
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    following = None if norm is None else places.make((len(x), channels, 2), wide)
+    elements = OPS.norm_conv2d_workspace(weight, len(x), *x.shape[2:], *mode) + more_workspace
+    workspace = places.make((elements,), torch.float64)
+    if packed is None:
+        packed = OPS.norm_conv2d_pack(weight, *mode)
+    given = (x, weight, packed, bias, scale_shift, residual, *(norm or ())[:2])
+    copies = [t.clone() if isinstance(t, Tensor) else t for t in given]
+    OPS.norm_conv2d_out(
+        x, weight, packed, bias, scale_shift, activation, 0.2, residual, *mode,
+        *(norm or (None, None, 0.0)), y, kept, following, workspace,
+    )  # fmt: skip
+    places.assert_surroundings_are_untouched()
+    for tensor, copy in zip(given, copies, strict=True):
+        if tensor is not None:
+            assert torch.equal(tensor.nan_to_num(), copy.nan_to_num()), "an argument was modified"
+    return Result(y, kept, following)
+
+
+def assert_same(a: Result, b: Result) -> None:
+    for name, one, other in zip(Result._fields, a, b, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other), name
+
+
+def assert_scale_shift_of(y: Tensor, norm: Norm, scale_shift: Tensor) -> None:
+    """What the instance norm of ``y`` as it is stored comes to."""
+    wide = [t if t is None else t.double() for t in norm[:2]]
+    exact = norm_scale_shift(*instance_norm_stats(y.double()), *wide, norm.eps)
+    var, mean = torch.var_mean(y.to(scale_shift.dtype), (2, 3), correction=0)
+    torchs = norm_scale_shift(mean, var, *norm)
+    for index, name in enumerate(("scale", "shift")):
+        assert_accurate(scale_shift[..., index], torchs[..., index], exact[..., index], name)
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def formula(tensors: dict[str, Tensor], **options) -> tuple[Tensor, Tensor]:
+    """`in_torch` on one thread: PyTorch's float64 convolution of a few pixels takes 50 ms on two
+    that are busy."""
+    with threads(1):
+        return in_torch(**tensors, **options)
+
+
+def check(tensors: dict[str, Tensor], norm: Norm | None = None, **options) -> None:
+    """Holds all that a call writes to the accuracy rule."""
+    result = out(**tensors, norm=norm, **options)
+    x, weight = tensors["x"], tensors["weight"]
+    names = ("activation", "stride", "padding", "padding_mode", "upsample")
+    options = {name: options[name] for name in names if name in options}
+    exact, exact_given = formula({k: t.double() for k, t in tensors.items()}, **options)
+    torchs, torchs_given = formula(tensors | {"x": x.to(weight.dtype)}, **options)
+    rows, columns = result.y.shape[2:]
+    first = (..., slice(rows), slice(columns))
+    if result.y.dtype == torch.uint8:
+        # PyTorch's result before it is rounded to bytes, which costs half a level at most.
+        allowed = 2 * (torchs.double() - exact).abs().max() + 2e-3
+        difference = (result.y.double() - exact[first].clamp(0, 255)).abs().max()
+        assert difference <= 0.5 + allowed, f"{difference} levels, {0.5 + allowed} are allowed"
+    else:
+        direct = weight.dtype != torch.float32 or weight.shape[2] != 3
+        assert_accurate(
+            result.y, torchs[first], exact[first], "output", at_least=0 if direct else WINOGRAD
+        )
+    if result.input is not None:
+        assert_accurate(result.input, torchs_given, exact_given, "input")
+    if norm is not None:
+        assert_scale_shift_of(result.y, norm, result.next)
+
+
+def draw(choose: python_random.Random, mode: tuple[str, int, int]) -> dict:
+    """One value of each option; channels and sizes around the widths of vectors and of tiles."""
+    while True:
+        case = {
+            "mode": mode,
+            "dtype": choose.choice(DTYPES),
+            "x": choose.choice(("bytes", "contiguous", "channels_last")),
+            "y": choose.choice(("bytes", "same")),
+            "crop": choose.choice(((0, 0), (0, 0), (1, 0), (0, 1), (3, 2))),
+            "border": choose.choice(("none", "half", "most")),
+            "padding_mode": choose.choice(PADDING_MODES),
+            "activation": choose.choice(tuple(ACTIVATIONS)),
+            "bias": choose.choice((None, "float32", "x's")),
+            "norm": choose.choice((None, "plain", "(C,)")),
+            "batch": choose.choice((1, 1, 2, 3)),
+            "channels": choose.choice((1, 3, 5, 16, 17)),
+            "out_channels": choose.choice((1, 3, 4, 16, 17)),
+            "size": choose.choice(((1, 11), (9, 1), (5, 7), (8, 8), (13, 21))),
+            **{name: choose.choice((False, True)) for name in ("scale_shift", "residual", "keep")},
+        }
+        if case["y"] == "bytes" or case["crop"] != (0, 0):
+            case["norm"] = None  # nobody reads what is a picture
+        if mode[0] != "none":
+            case["crop"] = tuple(2 * less for less in case["crop"])
+        if is_possible(case):
+            return case
+
+
+def norm_of(kind: str | None, n: int, channels: int, dtype: torch.dtype) -> Norm | None:
+    if kind is None:
+        return None
+    if kind == "plain":
+        return Norm(eps=0.5)  # one that shows
+    shape = (channels,) if kind == "(C,)" else (n, channels)
+    weight, bias = (random(*shape, dtype=dtype, seed=seed, shift=0.5) for seed in (6, 7))
+    return Norm(weight, bias, 0.5)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_options(mode) -> None:
+    """A dozen draws for each mode: enough for any two values of any two other options to have met
+    in some mode or other."""
+    choose = python_random.Random(str(mode))
+    for _ in range(12):
+        case = draw(choose, mode)
+        upsample, kernel, stride = mode
+        n, layout = case["batch"], "contiguous" if case["x"] == "contiguous" else "channels_last"
+        if case["channels"] == 1:
+            layout = "contiguous"  # both, and then this counts
+        shape = (n, case["channels"], *case["size"])
+        tensors = inputs(
+            shape, case["out_channels"], kernel, case["dtype"], layout=layout, upsample=upsample,
+            scale_shift=case["scale_shift"], bias=case["bias"],
+            residual=layout if case["residual"] else None,
+        )  # fmt: skip
+        if case["x"] == "bytes":
+            tensors["x"] = frames(*shape)
+        elif case["y"] == "bytes":
+            tensors["weight"] = tensors["weight"] * 100
+        if case["y"] == "bytes" and case["bias"]:
+            tensors["bias"] = tensors["bias"] * 50 + 128  # both ends are met
+        norm_dtype = choose.choice((torch.float32, case["dtype"]))
+        check(
+            tensors, norm_of(case["norm"], n, case["out_channels"], norm_dtype), stride=stride,
+            padding=padding_of(mode, case["border"]), padding_mode=case["padding_mode"],
+            upsample=upsample, activation=case["activation"], layout=layout, keep=case["keep"],
+            crop=case["crop"], y_dtype=torch.uint8 if case["y"] == "bytes" else None,
+        )  # fmt: skip
+
+
+# Tiles of 4x4, and vectors of 8 and 16 channels with a rest; 15 is below what Winograd is for.
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "padding_mode"),
+    [(17, 33, "zeros"), (17, 33, "reflect"), (17, 33, "replicate"), (48, 16, "reflect"),
+     (15, 16, "zeros"), (16, 15, "replicate")],
+)  # fmt: skip
+def test_every_size_about_a_tile(channels, out_channels, padding_mode) -> None:
+    for height in range(1, 10):
+        for width in range(1, 10):
+            padding = 1 + (height + width) % 2 if padding_mode != "reflect" else 1
+            if padding_mode == "reflect" and min(height, width) == 1:
+                padding = 0
+            if min(height, width) + 2 * padding < 3:
+                continue
+            tensors = inputs((1, channels, height, width), out_channels, 3, torch.float32,
+                             layout="channels_last", scale_shift=True)  # fmt: skip
+            check(
+                tensors, Norm(), activation="relu", padding=padding, padding_mode=padding_mode
+            )  # fmt: skip
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "size"),
+    [(128, 128, (14, 18 * 4 + 1)), (48, 128, (3, 129)), (128, 48, (37, 5)), (16, 33, (70, 19))],
+)
+def test_rows_of_many_tiles(channels, out_channels, size, layout) -> None:
+    """And residuals, kept inputs, statistics: a residual block's layers."""
+    tensors = inputs((2, channels, *size), out_channels, 3, torch.float32, layout=layout,
+                     scale_shift=True, residual=layout)  # fmt: skip
+    norm = norm_of("(C,)", 2, out_channels, torch.float32)
+    check(tensors, norm, activation="none", padding=1, padding_mode="reflect", layout=layout,
+          keep=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["(C,)", "(N, C)"])
+def test_norms_of_any_dtype_and_per_image(shape, dtype) -> None:
+    """All that norm_scale_shift takes, whatever the images are."""
+    tensors = inputs((2, 5, 9, 8), 4, 3, torch.float32, layout="channels_last")
+    for kind in ({"weight": None}, {"bias": None}, {}):
+        check(tensors, norm_of(shape, 2, 4, dtype)._replace(**kind), padding=1)
+
+
+CROPPED = (*FEW_MODES, ("nearest", 5, 1), ("transpose", 3, 1))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", CROPPED, ids=str)
+def test_any_crop_is_the_first_rows_and_columns(mode, dtype) -> None:
+    """Down to a single pixel, odd and even."""
+    upsample, kernel, _ = mode
+    tensors = inputs((2, 16, 19, 11), 17, kernel, dtype, layout="channels_last",
+                     upsample=upsample, scale_shift=True)  # fmt: skip
+    options = {**half_padded(mode), "padding_mode": "reflect"}
+    whole = out(**tensors, **options).y
+    height, width = whole.shape[2:]
+    # One column comes last: the kernels divided by half of it, and took the process with them.
+    for some in ((2, 3, width // 2, width - 3, width - 1, width), (1,)):
+        wrong = []
+        for rows in (1, 2, 3, height // 2, height - 4, height - 3, height - 1, height):
+            for columns in some:
+                part = out(**tensors, **options, crop=(height - rows, width - columns)).y
+                if not torch.equal(part, whole[..., :rows, :columns]):
+                    wrong.append((rows, columns))
+        assert not wrong, f"of {height} rows and {width} columns"
+
+
+@pytest.mark.core
+@pytest.mark.skipif(not COMPILED, reason="PyTorch's bits depend on the number of threads")
+@pytest.mark.parametrize("columns", [2, 4])
+@pytest.mark.parametrize("mode", [("nearest", 5, 1), ("nearest", 7, 1), ("none", 5, 1)], ids=str)
+def test_threads_do_not_meet_in_a_narrow_crop(mode, columns) -> None:
+    """Rows that are done at once: two threads overtake each other, in one of twenty runs or all."""
+    upsample, kernel, _ = mode
+    tensors = inputs((2, 16, 19, 11), 17, kernel, torch.float32, layout="channels_last",
+                     upsample=upsample, scale_shift=True)  # fmt: skip
+    options = {**half_padded(mode), "padding_mode": "reflect"}
+    width = 11 if upsample == "none" else 22
+    with threads(1):
+        expected = out(**tensors, **options).y[..., :columns]
+    with threads(2):
+        runs = [out(**tensors, **options, crop=(0, width - columns)).y for _ in range(20)]
+    different = sum(not torch.equal(y, expected) for y in runs)
+    assert different == 0, f"{different} of {len(runs)} runs"
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("mode", FEW_MODES, ids=str)
+@pytest.mark.parametrize("other", [{"crop": (4, 2)}, {"y_dtype": torch.uint8}], ids=str)
+def test_statistics_are_those_of_the_whole_output(other, mode) -> None:
+    """Whatever y is: a part of it, or bytes."""
+    upsample, kernel, _ = mode
+    tensors = inputs((2, 16, 19, 11), 17, kernel, torch.float32, layout="channels_last",
+                     upsample=upsample)  # fmt: skip
+    options = {**half_padded(mode), "padding_mode": "reflect", "norm": Norm()}
+    whole, part = out(**tensors, **options), out(**tensors, **options, **other)
+    torch.testing.assert_close(part.next, whole.next)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("y_layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 9, 1), ("none", 5, 2),
+                                  ("nearest", 3, 1), ("transpose", 3, 1)], ids=str)  # fmt: skip
+def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, y_layout, dtype) -> None:
+    """Kernels of a single 1 leave the image as it is, and the bias adds what is to be rounded."""
+    upsample, kernel, stride = mode
+    if y_layout == "channels_last":
+        x = frames(1, 3, 16, 21)
+    else:
+        x = frames(1, 3, 16, 21).to(dtype).contiguous()
+    added = torch.tensor([0.5, -0.5, 60.5, -60.5, 0.25, 1000.0, -1000.0])
+    weight = torch.zeros(7, 3, kernel, kernel, dtype=dtype)
+    weight[range(7), [0, 1, 2, 0, 1, 2, 0], kernel // 2, kernel // 2] = 1
+    exact = x.double()[:, [0, 1, 2, 0, 1, 2, 0]]
+    if upsample != "none":
+        exact = exact.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    if upsample == "transpose":  # the middle of the kernel sees every other row and column
+        weight = weight.transpose(0, 1).contiguous()
+        exact[..., 1::2, :] = exact[..., 1::2] = 0
+    exact = exact[..., ::stride, ::stride] + added.double()[:, None, None]
+    options = {"stride": stride, "padding": padding_of(mode, "half"), "upsample": upsample}
+    y = out(x, weight, added, layout=y_layout, y_dtype=torch.uint8, **options).y
+    assert torch.equal(y.double(), exact.round().clamp(0, 255))
+    assert (y == 0).any()
+    assert (y == 255).any()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
+def test_means_that_the_shift_takes_away(mode, dtype) -> None:
+    """1000 deviations, on 16 channels: before Winograd's method can lose them."""
+    upsample, kernel, _ = mode
+    tensors = inputs((1, 16, 13, 19), 17, kernel, dtype, layout="channels_last", shift=1000.0,
+                     upsample=upsample, scale_shift=True)  # fmt: skip
+    check(tensors, Norm(), activation="relu", padding_mode="replicate", **half_padded(mode))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
+def test_statistics_of_large_means(mode, dtype) -> None:
+    """And of output that is a thousand deviations from zero."""
+    upsample, kernel, _ = mode
+    tensors = inputs((2, 16, 45, 67), 17, kernel, dtype, layout="channels_last",
+                     upsample=upsample, bias="float32")  # fmt: skip
+    tensors["bias"] = tensors["bias"] * 1000
+    result = out(**tensors, norm=Norm(eps=1e-3), padding_mode="replicate", **half_padded(mode))
+    assert_scale_shift_of(result.y, Norm(eps=1e-3), result.next)
+
+
+@pytest.mark.core
+@pytest.mark.skipif(not COMPILED, reason="PyTorch's bits depend on the number of threads")
+@pytest.mark.parametrize("x", ["bytes", "contiguous"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", FEW_MODES, ids=str)
+def test_the_same_bits_run_after_run_and_for_any_number_of_threads(mode, dtype, x) -> None:
+    """The statistics too: enough rows for several tasks, and a last one that is short. And with
+    more workspace than is needed, as the largest layer leaves it to the others."""
+    upsample, kernel, _ = mode
+    layout = "contiguous" if x == "contiguous" else "channels_last"
+    tensors = inputs((2, 16, 45, 67), 33, kernel, dtype, layout=layout, upsample=upsample,
+                     scale_shift=True, residual=layout)  # fmt: skip
+    if x == "bytes":
+        tensors["x"] = frames(2, 16, 45, 67)
+    options = {**half_padded(mode), "activation": "relu", "layout": layout, "keep": True,
+               "norm": Norm()}  # fmt: skip
+    results = []
+    for number in (1, 2, 3, 2):
+        with threads(number):
+            results.append(out(**tensors, **options, more_workspace=1000 * (number == 3)))
+    for result in results[1:]:
+        assert_same(result, results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 1, 2)], ids=str)
+def test_packed_weights_serve_any_size(mode, dtype) -> None:
+    """They depend on weights and mode alone."""
+    upsample, kernel, stride = mode
+    options = {"stride": stride, "padding": padding_of(mode, "half"), "upsample": upsample}
+    packed = None
+    for n, height, width in ((1, 12, 9), (3, 9, 40), (1, 12, 9)):
+        tensors = inputs((n, 16, height, width), 17, kernel, dtype, layout="channels_last",
+                         upsample=upsample)  # fmt: skip
+        if packed is None:
+            packed = OPS.norm_conv2d_pack(
+                tensors["weight"], stride, options["padding"], "zeros", upsample
+            )
+        assert_same(out(**tensors, **options, packed=packed), out(**tensors, **options))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2), ("transpose", 3, 1)], ids=str)
+def test_a_bad_pixel_reaches_what_sees_it(mode, dtype, padding_mode) -> None:
+    """On 16 channels, where Winograd's method spoils the tiles about it but nothing else. What is
+    no number must not stay in the workspace either: a healthy image follows."""
+    upsample, kernel, _ = mode
+    # How far a tile reaches: 4 pixels, or 8 where each of its pixels is one of a phase.
+    reach = {("none", 3, 1): 3, ("nearest", 3, 1): 7, ("transpose", 4, 1): 7}.get(mode, 0)
+    healthy = inputs((2, 16, 19, 23), 17, kernel, dtype, layout="channels_last",
+                     upsample=upsample, scale_shift=True)  # fmt: skip
+    options = {"padding_mode": padding_mode, **half_padded(mode)}
+    for value, (row, column) in ((torch.inf, (9, 11)), (torch.nan, (0, 22)), (-torch.inf, (18, 1))):
+        x = healthy["x"].clone()
+        x[0, 2, row, column] = value
+        tensors = healthy | {"x": laid_out(x, "channels_last")}
+        result = out(**tensors, **options, norm=Norm(), keep=True)
+        exact, given = formula({k: t.double() for k, t in tensors.items()}, **options)
+        bad, expected = ~result.y.isfinite(), ~exact.isfinite()
+        assert bad[expected].all(), "a value that is no number was lost"
+        near = F.max_pool2d(expected.double(), 2 * reach + 1, 1, reach).bool()
+        assert not (bad & ~near).any(), "one bad pixel reached outputs that do not see it"
+        for test in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(test(result.input), test(given)), test.__name__
+        assert torch.equal(result.next.isfinite().all(2), exact.isfinite().all((2, 3)))
+        clean = out(**healthy, **options, norm=Norm())
+        assert torch.equal(result.y[1], clean.y[1])
+        assert torch.equal(result.next[1], clean.next[1])
