@@ -42,6 +42,8 @@ const NormConv2dKernels& kernels() {
 constexpr int64_t kFewestTasks = 16;
 constexpr int64_t kMostRows = 16;
 constexpr int64_t kRowUnit = 4;  // Winograd's method makes four rows at a time
+// With large kernels nested transforms make three rows at a time, and tiles two.
+constexpr int64_t kMostRowsOfLarge = 48, kRowUnitOfLarge = 6;
 
 // Multiply-adds in about the time of one element of a pass over memory.
 constexpr int64_t kMultipliesPerElement = 16;
@@ -132,8 +134,10 @@ void set_image(NormConv2d& args, int64_t n, int64_t h, int64_t w, const Mode& mo
 // Adds how the work is shared out.
 void set_bands(NormConv2d& args) {
   const int64_t per_task = (args.rows + kFewestTasks - 1) / kFewestTasks;
-  const int64_t rows = std::min(kMostRows, per_task);
-  args.band = std::max(kRowUnit, (rows + kRowUnit - 1) / kRowUnit * kRowUnit);
+  const bool large = args.kernel >= kLargeKernel && args.stride == 1 && args.step == 1;
+  const int64_t unit = large ? kRowUnitOfLarge : kRowUnit;
+  const int64_t rows = std::min(large ? kMostRowsOfLarge : kMostRows, per_task);
+  args.band = std::max(unit, (rows + unit - 1) / unit * unit);
   args.bands = (args.rows + args.band - 1) / args.band;
   args.band_cost =
       args.band * args.columns * args.cout *

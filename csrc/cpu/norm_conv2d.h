@@ -9,6 +9,10 @@ namespace stylekernels {
 
 enum class PaddingMode { zeros, reflect, replicate };
 
+// From this kernel size on, nested Winograd transforms may be used, and the rows of the image that
+// two tasks both need are many.
+constexpr int64_t kLargeKernel = 5;
+
 // One direction of a convolution, for one parity of the output: output pixel o (of every `step`-th)
 // is the sum over t < taps of input pixel stride * o + first + t times the kernel's elements k with
 // tap_of[k] = t. Upsampling gives every parity a kernel of its own: a transposed convolution uses

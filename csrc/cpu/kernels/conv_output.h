@@ -42,6 +42,49 @@ void write_row(const NormConv2d& a, int64_t n, int64_t row, int64_t column, int6
     write_row(a, n, row, column, count, first, values, static_cast<T*>(a.y));
 }
 
+// `count` elements that follow each other.
+template <class W, class Y>
+inline void write_run(const W* values, int64_t count, Y* y) {
+  using V = Vec<W>;
+  int64_t i = 0;
+  for (; i + kLanes<V> <= count; i += kLanes<V>) store(y + i, load<V>(values + i));
+  for (; i < count; ++i) store(y + i, values[i]);
+}
+
+// Writes a row of y with kOutputs channels, of which `values` holds planes `pitch` apart. `joined`
+// has room for all of them pixel by pixel.
+template <int kOutputs, class W, class Y>
+void write_planes(const NormConv2d& a, int64_t n, int64_t row, const W* values, int64_t pitch,
+                  W* joined, Y* y) {
+  using V = Vec<W>;
+  if (a.layout == Layout::contiguous) {
+    for (int64_t c = 0; c < kOutputs; ++c)
+      write_run(values + c * pitch, a.columns, y + ((n * kOutputs + c) * a.rows + row) * a.columns);
+    return;
+  }
+  if constexpr (kOutputs == 3) {
+    for (int64_t p = 0; p < a.columns; p += kLanes<V>) {
+      V thirds[3];
+      for (int c = 0; c < 3; ++c) thirds[c] = load<V>(values + c * pitch + p);
+      join_thirds(thirds);
+      for (int v = 0; v < 3; ++v) store(joined + 3 * p + v * kLanes<V>, thirds[v]);
+    }
+  } else {
+    for (int64_t p = 0; p < a.columns; ++p)
+      for (int c = 0; c < kOutputs; ++c) joined[p * kOutputs + c] = values[c * pitch + p];
+  }
+  write_run(joined, a.columns * kOutputs, y + (n * a.rows + row) * a.columns * kOutputs);
+}
+
+template <int kOutputs, class T>
+void write_planes(const NormConv2d& a, int64_t n, int64_t row, const Wide<T>* values, int64_t pitch,
+                  Wide<T>* joined) {
+  if (a.bytes_out)
+    write_planes<kOutputs>(a, n, row, values, pitch, joined, static_cast<uint8_t*>(a.y));
+  else
+    write_planes<kOutputs>(a, n, row, values, pitch, joined, static_cast<T*>(a.y));
+}
+
 // What comes of the rows of one band, in the order in which they are made.
 struct BandStatistics {
   const NormConv2d& a;
@@ -61,6 +104,13 @@ struct BandStatistics {
     lane_moments<W>(values, kStep, pixels, kStep, part_mean, part_m2);
     for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c)
       merge(counted, first + c, double(pixels), part_mean[c], part_m2[c]);
+  }
+
+  // `pixels` pixels of one channel.
+  template <class W>
+  void add_plane(const W* values, int64_t pixels, int64_t channel) {
+    const Moments part = moments_of_run(values, pixels);
+    merge(counted, channel, part.count, part.mean, part.m2);
   }
 
   // Of one channel, which has had `before` pixels.

@@ -21,6 +21,14 @@ constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 16 : 18;
 // stores a multiple of the cache's size apart would compete for one place in it.
 inline int64_t winograd_pitch(int64_t cin) { return kWinogradTiles * cin + 16; }
 
+// Nested Winograd transforms: see nested_winograd.h. 3 x 3 outputs come of 5 x 5 inputs and of up
+// to 3 x 3 blocks of the kernel; with few inputs so many tiles at a time, with few outputs so many
+// vectors of them, that what is kept of them stays in the L2 cache.
+constexpr int64_t kNestedStep = 3, kNestedSide = 5, kNestedPoints = 25, kMostBlocks = 3;
+constexpr int64_t kFewInputs = 8;  // as many as a ring of transformed rows can have in L2
+constexpr int64_t kNestedTiles = 4 * kRows;
+constexpr int64_t kTileVectors = 8;
+
 // -- geometry --------------------------------------------------------------------------------
 
 // Input pixels that output pixel 0 meets, all parities together: from low to high.
@@ -43,6 +51,8 @@ struct Geometry {
   int64_t width;      // columns of a row in the ring
   bool winograd;      // an output row stands for four: see winograd.h
   int64_t side;       // of a square of inputs, then
+  int64_t blocks;     // of three taps of the kernel; 0: not by nested_winograd.h
+  bool few_outputs;   // of those: vectors hold tiles
   int64_t advance;    // rows of the padded image from one output row to the next
   bool planar;        // the ring's rows are [channel][column], else [column][channel]
   int64_t pitch;      // elements from one column, or channel, to the next
@@ -59,17 +69,23 @@ struct Geometry {
                a.cout >= kStep;
     side = winograd ? taps + kWinogradStep - 1 : 0;
     advance = winograd ? kWinogradStep : a.stride;
+    const bool nested = sizeof(Wide<T>) == 4 && a.kernel >= kLargeKernel && a.stride == 1 &&
+                        a.step == 1 && (a.cin <= kFewInputs || a.cout <= kFewOutputs);
+    blocks = nested ? (a.kernel + kNestedStep - 1) / kNestedStep : 0;
+    few_outputs = nested && a.cout <= kFewOutputs;
+    if (nested) span = kNestedSide;
     width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + span - 1
+            : nested ? (tiles(a) + blocks - 1) * kNestedStep + 2
                      : a.stride * (a.columns - 1) + span;
     if (winograd) span += kWinogradStep - 1;
     // A border's reflection may lie beyond what a cropped output meets.
     const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
     if (width < reflected) width = reflected;
-    planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1;
+    planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1 && !nested;
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
     row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
-    panels = planar ? 1 : (a.cout + kStep - 1) / kStep;
+    panels = planar || few_outputs ? 1 : (a.cout + kStep - 1) / kStep;
   }
 
   // Scratch of a task: the ring, a row more for an image whose pixels repeat, and an output row.
@@ -77,14 +93,41 @@ struct Geometry {
     if (winograd)
       return span * row_elements + side * side * winograd_pitch(a.cin) +
              kWinogradTiles * (side * side + kWinogradStep * kWinogradStep) * kStep;
+    if (blocks > 0) {
+      const int64_t rows = blocks * kNestedPoints * nested_pitch(a);
+      const int64_t own =
+          few_outputs ? kNestedPoints * nested_point_pitch(a) + a.cout * rows +
+                            (kNestedStep + 1) * kNestedStep * a.cout * nested_pitch(a)
+                      : kNestedSide * row_elements + rows +
+                            (kNestedPoints + kNestedStep * kNestedStep) * kNestedTiles * kStep;
+      return (span + 1) * row_elements + own;
+    }
     return (span + 1) * row_elements + a.columns * kStep;
   }
 
+  int64_t tiles(const NormConv2d& a) const { return (a.columns + kNestedStep - 1) / kNestedStep; }
+
+  // Elements from one point of a row of tiles, or of their sums for one output, to the next.
+  int64_t nested_pitch(const NormConv2d& a) const {
+    const int64_t unit = few_outputs ? kLanes<Vec<T>> : kRows;
+    const int64_t count = (tiles(a) + unit - 1) / unit * unit;
+    if (few_outputs) return count;
+    return ((count + blocks - 1) * a.cin + kLanes<Vec<T>> + 15) / 16 * 16;
+  }
+  // With few outputs, from one point of all inputs to the next: see winograd_pitch.
+  int64_t nested_point_pitch(const NormConv2d& a) const {
+    constexpr int64_t kCount = kLanes<Vec<T>>;
+    return (a.cin + kCount - 1) / kCount * kCount * (kTileVectors + 1) * kCount + 16;
+  }
+
   // Output channels in a panel of the weights.
-  int64_t panel_channels(const NormConv2d& a) const { return planar ? a.cout : kStep; }
+  int64_t panel_channels(const NormConv2d& a) const {
+    return planar || few_outputs ? a.cout : kStep;
+  }
 
   int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
     if (winograd) return side * side * a.cin * kStep;
+    if (blocks > 0) return kNestedPoints * blocks * blocks * a.cin * panel_channels(a);
     return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin *
            panel_channels(a);
   }
@@ -244,8 +287,11 @@ struct Ring {
   W* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
 
   // Reads what output row o meets and is not there yet.
-  void advance(int64_t o) {
-    const int64_t first = g.advance * o + g.low, end = first + g.span;
+  void advance(int64_t o) { read(g.advance * o + g.low); }
+
+  // The same for the rows from `first` on.
+  void read(int64_t first) {
+    const int64_t end = first + g.span;
     for (int64_t position = next < first ? first : next; position < end; ++position)
       fill(source(a, position, a.h), row(position));
     next = end;

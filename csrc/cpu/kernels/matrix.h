@@ -32,7 +32,7 @@ inline void multiply_panel(const ElementOf<V>* const (&a)[kCount], int64_t a_k,
 
 // Transposes kLanes x kLanes values.
 template <class V>
-inline void transpose(V (&rows)[kLanes<V>]) {
+[[gnu::always_inline]] inline void transpose(V (&rows)[kLanes<V>]) {
 #if defined(__AVX2__)
   if constexpr (sizeof(ElementOf<V>) == 4) {
     V t[kLanes<V>];
@@ -77,6 +77,55 @@ inline void transpose(V (&rows)[kLanes<V>]) {
       rows[i][j] = rows[j][i];
       rows[j][i] = swapped;
     }
+}
+
+// Three vectors of elements that follow each other, or the three thirds of them: every third
+// element from 0, 1 and 2 on. No two elements of a third lie at the same place of their vectors:
+// a blend brings them together, and a permutation into their order.
+struct ThirdPlaces {
+  static constexpr int kCount = kLanes<VecF>;
+  int32_t apart[3][kCount], joined[3][kCount];
+
+  constexpr ThirdPlaces() : apart{}, joined{} {
+    for (int k = 0; k < 3; ++k)
+      for (int i = 0; i < kCount; ++i) {
+        apart[k][i] = (3 * i + k) % kCount;
+        joined[k][apart[k][i]] = i;
+      }
+  }
+};
+inline constexpr ThirdPlaces kThirdPlaces;
+
+// Places 0, 3, 6 ... of v[first], 1, 4, 7 ... of v[second] and the others of v[third].
+template <int first, int second, int third>
+inline VecF blend_thirds(const VecF (&v)[3]) {
+#if defined(__AVX512F__)
+  const VecF two = _mm512_mask_blend_ps(0x2492, v[first], v[second]);
+  return _mm512_mask_blend_ps(0x4924, two, v[third]);
+#elif defined(__AVX2__)
+  return _mm256_blend_ps(_mm256_blend_ps(v[first], v[second], 0x92), v[third], 0x24);
+#else
+  return VecF{v[first][0], v[second][1], v[third][2], v[first][3]};
+#endif
+}
+
+inline VecF permute(VecF v, const int32_t* from) {
+#if defined(__AVX512F__)
+  return _mm512_permutexvar_ps(_mm512_loadu_si512(from), v);
+#elif defined(__AVX2__)
+  return _mm256_permutevar8x32_ps(v, _mm256_loadu_si256((const __m256i*)from));
+#else
+  return VecF{v[from[0]], v[from[1]], v[from[2]], v[from[3]]};
+#endif
+}
+
+inline void join_thirds(VecF (&v)[3]) {
+  constexpr bool k16 = kLanes<VecF> % 3 == 1;
+  VecF thirds[3];
+  for (int k = 0; k < 3; ++k) thirds[k] = permute(v[k], kThirdPlaces.joined[k]);
+  v[0] = blend_thirds<0, 1, 2>(thirds);
+  v[1] = k16 ? blend_thirds<1, 2, 0>(thirds) : blend_thirds<2, 0, 1>(thirds);
+  v[2] = k16 ? blend_thirds<2, 0, 1>(thirds) : blend_thirds<1, 2, 0>(thirds);
 }
 
 // Panel of up to kPanel columns of x, `column_stride` apart, at `depth` values of k that are

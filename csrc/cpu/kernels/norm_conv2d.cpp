@@ -7,13 +7,16 @@
 // row of the kernel then follow each other in memory, whatever the layout of x, and are multiplied
 // with panels of the weights, kRows pixels by kPanel channels in registers over the whole sum. With
 // few output channels the rows are [channel][column], and a vector holds pixels. The band's
-// statistics are taken from the rounded output row while it is in the L1 cache.
+// statistics are taken from the rounded output row while it is in the L1 cache. Where transforms
+// save multiplications, winograd.h or nested_winograd.h do it otherwise.
 //
 // Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
 // bfloat16 on a machine with AMX is multiplied as it is, in tiles: see conv_tiles.h.
 
 #include "../parallel.h"
 #include "conv_tiles.h"
+#include "nested_few_inputs.h"
+#include "nested_few_outputs.h"
 #include "winograd.h"
 
 namespace stylekernels::CPU_CAPABILITY {
@@ -34,6 +37,7 @@ void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity
       return pack_weights_for_winograd<6, T>(a, row_parity, column_parity, first, panel);
     if (g.side == 5)
       return pack_weights_for_winograd<5, T>(a, row_parity, column_parity, first, panel);
+    if (g.blocks > 0) return pack_nested_weights<T>(a, g, first, panel);
   }
   for (int64_t i = 0; i < g.panel_elements(a, row_parity, column_parity); ++i) panel[i] = 0;
   const T* weight = static_cast<const T*>(a.weight);
@@ -134,6 +138,8 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   if constexpr (sizeof(W) == 4) {
     if (g.side == 6) return run_band_by_winograd<6, T>(a, g, input, n, band, memory);
     if (g.side == 5) return run_band_by_winograd<5, T>(a, g, input, n, band, memory);
+    if (g.few_outputs) return run_band_of_few_outputs<T>(a, g, input, n, band, memory);
+    if (g.blocks > 0) return run_band_of_few_inputs<T>(a, g, input, n, band, memory);
   }
   W* values = memory + (g.span + 1) * g.row_elements;
   Ring<T> ring{a, input, g, n, memory};

@@ -76,6 +76,11 @@ inline V splat(ElementOf<V> value) {
   }
 }
 
+template <class V>
+inline V constant(double value) {
+  return splat<V>(ElementOf<V>(value));
+}
+
 // -- bfloat16 and float16, one value ---------------------------------------------------------
 
 inline float widen(BFloat16 value) {
@@ -209,6 +214,20 @@ inline void store(uint8_t* p, V v) {
     const float value = v > 0 ? v < 255 ? float(v) : 255.0f : 0.0f;
     *p = uint8_t(int(value + 12582912.0f - 12582912.0f));  // to even, as vectors are rounded
   } else {
+#if defined(__AVX512F__) || defined(__AVX2__)
+    if constexpr (sizeof(ElementOf<V>) == 4) {
+      const V clamped = v > 0 ? (v < 255 ? v : splat<V>(255)) : V{};
+#if defined(__AVX512F__)
+      _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(clamped)));
+#else
+      const __m256i whole = _mm256_cvtps_epi32(clamped);
+      const __m128i low = _mm256_castsi256_si128(whole), high = _mm256_extracti128_si256(whole, 1);
+      const __m128i halves = _mm_packus_epi32(low, high);
+      _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(halves, halves));
+#endif
+      return;
+    }
+#endif
     for (int i = 0; i < kLanes<V>; ++i) store(p + i, v[i]);
   }
 }

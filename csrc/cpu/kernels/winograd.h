@@ -28,11 +28,6 @@ constexpr double kQ2 = kQ<kSide> * kQ<kSide>;
 template <int kSide>
 constexpr int kZero = kSide - 5;  // whether zero is the first point
 
-template <class V>
-inline V constant(double value) {
-  return splat<V>(ElementOf<V>(value));
-}
-
 template <int kSide, class V>
 inline void transform_input(const V (&d)[kSide], V (&t)[kSide]) {
   constexpr int z = kZero<kSide>;

@@ -1,0 +1,87 @@
+// Convolution with a large kernel by nested Winograd transforms, where few channels come in or go
+// out: 25 multiplications per output, input channel and output channel where the plain sum with a
+// kernel of 9 takes 81.
+//
+// A kernel of 9x9 is 3x3 blocks of 3x3 kernels. By F(3x3, 3x3) a tile of 3 x 3 outputs of one such
+// kernel comes of 5 x 5 inputs at 25 points; the tiles lie 3 apart, so that a shift by a block is a
+// shift by a tile: the inputs of a tile are transformed once, and at every point an output tile is
+// the sum over the blocks of transformed kernels times the tiles they meet, a 3x3 convolution of
+// the image of tiles. Kernels from 5 on are filled up with zeros to whole blocks.
+//
+// Here are the transforms; the loops are in nested_few_inputs.h and nested_few_outputs.h.
+#pragma once
+
+#include "conv_output.h"
+#include "conv_rows.h"
+
+namespace stylekernels::CPU_CAPABILITY {
+
+// The polynomials' points are 0, p, -p, q and infinity. Of the pairs that are exact in few bits,
+// 3/4 and 2 leave the least error of a float32 layer with 3 inputs (5e-7, PyTorch 3e-7) and with 32
+// (1.3e-6, PyTorch 9e-7): two thirds of what the usual 1 and 2 leave, and half the largest error.
+constexpr double kNestedP = 0.75, kNestedQ = 2;
+
+template <class V>
+inline void to_points(const V (&d)[kNestedSide], V (&t)[kNestedSide]) {
+  const V p = constant<V>(kNestedP), p2 = constant<V>(kNestedP * kNestedP);
+  const V q = constant<V>(kNestedQ);
+  const V even = d[3] - q * d[2], odd = d[2] - q * d[1];
+  t[0] = even - p2 * (d[1] - q * d[0]);
+  t[1] = even + p * odd;
+  t[2] = even - p * odd;
+  t[3] = d[3] - p2 * d[1];
+  t[4] = d[4] - q * d[3] - p2 * odd;
+}
+
+template <class V>
+inline void from_points(const V (&m)[kNestedSide], V (&y)[kNestedStep]) {
+  const V sum = m[1] + m[2], difference = m[1] - m[2];
+  y[0] = m[0] + m[3] + sum;
+  y[1] = constant<V>(kNestedQ) * m[3] + constant<V>(kNestedP) * difference;
+  y[2] = constant<V>(kNestedQ * kNestedQ) * m[3] + m[4] + constant<V>(kNestedP * kNestedP) * sum;
+}
+
+inline double kernel_at_point(int64_t point, double x, double y, double z) {
+  constexpr double kPoints[] = {0, kNestedP, -kNestedP, kNestedQ};
+  if (point == kNestedSide - 1) return z;
+  const double p = kPoints[point];
+  double others = 1;
+  for (int64_t i = 0; i < kNestedSide - 1; ++i)
+    if (i != point) others *= p - kPoints[i];
+  return (x + p * y + p * p * z) / others;
+}
+
+// Few inputs: for every point, block row, block column and input channel kPanel output channels,
+// zero beyond the last. Few outputs: for every point, block row, input channel and block column.
+template <class T>
+void pack_nested_weights(const NormConv2d& a, const Geometry<T>& g, int64_t first, Wide<T>* panel) {
+  const int64_t step = g.panel_channels(a), points = kNestedPoints;
+  const int64_t per_point = g.panel_elements(a, 0, 0) / points;
+  const auto element = [&](int64_t c, int64_t i, int64_t row, int64_t column) {
+    if (first + c >= a.cout || row >= a.kernel || column >= a.kernel) return 0.0;
+    return double(load<Wide<T>>(static_cast<const T*>(a.weight) + (first + c) * a.weight_cout +
+                                i * a.weight_cin + row * a.weight_row + column * a.weight_column));
+  };
+  for (int64_t block = 0; block < g.blocks * g.blocks; ++block) {
+    const int64_t down = block / g.blocks, right = block % g.blocks;
+    for (int64_t i = 0; i < a.cin; ++i) {
+      const int64_t place =
+          g.few_outputs ? (down * a.cin + i) * g.blocks + right : block * a.cin + i;
+      for (int64_t c = 0; c < step; ++c) {
+        double kernel[3][3];
+        for (int64_t k = 0; k < 9; ++k)
+          kernel[k / 3][k % 3] = element(c, i, 3 * down + k / 3, 3 * right + k % 3);
+        for (int64_t u = 0; u < kNestedSide; ++u) {
+          double row[3];
+          for (int k = 0; k < 3; ++k)
+            row[k] = kernel_at_point(u, kernel[0][k], kernel[1][k], kernel[2][k]);
+          for (int64_t v = 0; v < kNestedSide; ++v)
+            panel[(u * kNestedSide + v) * per_point + place * step + c] =
+                Wide<T>(kernel_at_point(v, row[0], row[1], row[2]));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace stylekernels::CPU_CAPABILITY
