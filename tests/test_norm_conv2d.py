@@ -314,7 +314,8 @@ def test_bytes_and_cropped_outputs_at_the_ends(channels, out_channels, dtype, la
         for y_dtype in (dtype, torch.uint8):
             y = torch.empty(2, out_channels, rows, columns, dtype=y_dtype,
                             memory_format=memory_format)  # fmt: skip
-            pairs = torch.empty(2, out_channels, 2)
+            whole = (rows, columns) == (23, 76)
+            pairs = torch.empty(2, out_channels, 2) if whole else None
             ops.norm_conv2d_out(
                 x, weight, packed, bias, None, "none", 0.01, None, *mode, None, None, 1e-5, y,
                 None, pairs, memory,
@@ -325,6 +326,8 @@ def test_bytes_and_cropped_outputs_at_the_ends(channels, out_channels, dtype, la
                 assert ((y.double() - part.clamp(0, 255)).abs() <= step).all()
                 continue
             assert_accurate(y, torchs[..., :rows, :columns], part)
+            if not whole:
+                continue
             var, mean = torch.var_mean(y.double(), (2, 3), correction=0)
             scale = (var + 1e-5).rsqrt()
             expected = torch.stack((scale, -mean * scale), 2)

@@ -346,10 +346,11 @@ def test_parts_of_upsampled_outputs_and_of_statistics_are_refused(norm, mode) ->
 @pytest.mark.core
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("y_layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 9, 1), ("none", 5, 2),
+@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 9, 2), ("none", 5, 2),
                                   ("nearest", 3, 1), ("transpose", 3, 1)], ids=str)  # fmt: skip
 def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, y_layout, dtype) -> None:
-    """Kernels of a single 1 leave the image as it is, and the bias adds what is to be rounded."""
+    """Kernels of a single 1 leave the image as it is, and the bias adds what is to be rounded. Only
+    where the sums are plain ones: Winograd's method does not come to exact halves."""
     upsample, kernel, stride = mode
     if y_layout == "channels_last":
         x = frames(1, 3, 16, 21)

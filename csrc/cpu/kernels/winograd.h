@@ -58,23 +58,22 @@ inline void transform_output(const V (&m)[kSide], V (&y)[kWinogradStep]) {
          (constant<V>(kQ<kSide> * kQ2<kSide>) * odd_q + m[z + 4]);
 }
 
-// The row for `point` of the matrix that kernels are transformed with.
+// The matrix that kernels are transformed with.
 template <int kSide>
 struct KernelTransform {
   static constexpr int kTaps = kSide - kWinogradStep + 1;
-  double row[kTaps] = {};
+  double rows[kSide][kTaps] = {};
 
-  explicit KernelTransform(int64_t point) {
+  constexpr KernelTransform() {
     constexpr double kNonzero[] = {kP<kSide>, -kP<kSide>, kQ<kSide>, -kQ<kSide>};
-    const auto at = [&](int64_t i) { return i < kZero<kSide> ? 0 : kNonzero[i - kZero<kSide>]; };
-    if (point == kSide - 1) {
-      row[kTaps - 1] = 1;
-      return;
+    const auto at = [&](int i) { return i < kZero<kSide> ? 0 : kNonzero[i - kZero<kSide>]; };
+    for (int point = 0; point < kSide - 1; ++point) {
+      double factor = 1;
+      for (int i = 0; i < kSide - 1; ++i)
+        if (i != point) factor /= at(point) - at(i);
+      for (int k = 0; k < kTaps; ++k, factor *= at(point)) rows[point][k] = factor;
     }
-    double factor = 1;
-    for (int64_t i = 0; i < kSide - 1; ++i)
-      if (i != point) factor /= at(point) - at(i);
-    for (int k = 0; k < kTaps; ++k, factor *= at(point)) row[k] = factor;
+    rows[kSide - 1][kTaps - 1] = 1;
   }
 };
 
@@ -82,29 +81,33 @@ struct KernelTransform {
 template <int kSide, class T>
 void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
                                int64_t first, Wide<T>* panel) {
-  using Transform = KernelTransform<kSide>;
+  constexpr KernelTransform<kSide> kTransform;
+  constexpr int kTaps = KernelTransform<kSide>::kTaps;
   constexpr int64_t kStep = kPanel<Vec<T>>;
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
   for (int64_t i = 0; i < a.cin; ++i) {
-    for (int64_t c = 0; c < kStep; ++c) {
-      double kernel[Transform::kTaps][Transform::kTaps] = {};
+    double kernel[kTaps][kTaps][kStep] = {}, half[kSide][kTaps][kStep] = {};
+    for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c) {
       const T* weight =
           static_cast<const T*>(a.weight) + (first + c) * a.weight_cout + i * a.weight_cin;
-      for (int64_t ky = 0; first + c < a.cout && ky < a.kernel; ++ky)
+      for (int64_t ky = 0; ky < a.kernel; ++ky)
         for (int64_t kx = 0; kx < a.kernel; ++kx)
           if (rows.tap_of[ky] >= 0 && columns.tap_of[kx] >= 0)
-            kernel[rows.tap_of[ky]][columns.tap_of[kx]] +=
+            kernel[rows.tap_of[ky]][columns.tap_of[kx]][c] +=
                 double(load<Wide<T>>(weight + ky * a.weight_row + kx * a.weight_column));
-      for (int64_t u = 0; u < kSide; ++u) {
-        const Transform down(u);
-        for (int64_t v = 0; v < kSide; ++v) {
-          const Transform across(v);
-          double value = 0;
-          for (int y = 0; y < Transform::kTaps; ++y)
-            for (int x = 0; x < Transform::kTaps; ++x)
-              value += down.row[y] * across.row[x] * kernel[y][x];
-          panel[((u * kSide + v) * a.cin + i) * kStep + c] = Wide<T>(value);
-        }
+    }
+    for (int u = 0; u < kSide; ++u)
+      for (int y = 0; y < kTaps; ++y)
+        for (int x = 0; x < kTaps; ++x)
+          for (int64_t c = 0; c < kStep; ++c)
+            half[u][x][c] += kTransform.rows[u][y] * kernel[y][x][c];
+    for (int u = 0; u < kSide; ++u) {
+      for (int v = 0; v < kSide; ++v) {
+        double values[kStep] = {};
+        for (int x = 0; x < kTaps; ++x)
+          for (int64_t c = 0; c < kStep; ++c) values[c] += kTransform.rows[v][x] * half[u][x][c];
+        Wide<T>* to = panel + ((u * kSide + v) * a.cin + i) * kStep;
+        for (int64_t c = 0; c < kStep; ++c) to[c] = Wide<T>(values[c]);
       }
     }
   }
