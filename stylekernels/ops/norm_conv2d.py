@@ -260,7 +260,9 @@ def norm_conv2d(
         layout. ``mean`` and ``var`` are (N, Cout), float32 (float64 for float64), of ``y`` as
         stored, that is after rounding: what its reader normalises. ``input`` has x's shape, dtype
         and layout, and is never x itself. What is computed in half precision is computed in
-        float32 and rounded twice: the input, and the output. Under autocast x, weight and
+        float32 and rounded twice: the input, and the output (on AMX, with ``nearest``, sums of
+        weights besides). On the CPU many kernels come by Winograd's method, which spreads Inf and
+        NaN, as NaN, a few pixels further than the kernel reaches. Under autocast x, weight and
         residual are cast first, as a convolution's are.
 
     Raises:
@@ -270,7 +272,8 @@ def norm_conv2d(
 
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016; Johnson, Alahi and Fei-Fei,
     "Perceptual losses for real-time style transfer", 2016; Odena, Dumoulin and Olah,
-    "Deconvolution and checkerboard artifacts", 2016.
+    "Deconvolution and checkerboard artifacts", 2016; Lavin and Gray, "Fast algorithms for
+    convolutional neural networks", 2016.
     """
     check_image_batch(x)
     check_tensor(weight, "weight")
