@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import secrets
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,8 +128,11 @@ def read_photo(
     path = Path(path)
     if path.is_dir():
         raise PhotoError(f"{path}: expected a picture, got a folder")
-    limit = _no_pixel_limit() if any_size else contextlib.nullcontext()
+    limit = _PIXEL_LIMIT.lifted() if any_size else contextlib.nullcontext()
     with limit, _decoding(path), Image.open(path) as image:
+        # Pillow does not look while another thread has lifted the limit.
+        if not any_size and image.width * image.height > _PIXEL_LIMIT.most():
+            raise Image.DecompressionBombError
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in _FIRST_FRAME_IS_THE_PHOTO:
             raise PhotoError(
@@ -226,15 +230,37 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
-@contextlib.contextmanager
-def _no_pixel_limit() -> Iterator[None]:
-    """Pillow has one limit for the whole process."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+class _PixelLimit:
+    """Pillow's limit, one for the whole process: the first thread that lifts it keeps its value, and
+    the last one restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._kept: int | None = None
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                self._kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    Image.MAX_IMAGE_PIXELS = self._kept
+
+    def most(self) -> float:
+        """Pillow refuses what has more pixels: twice the limit, also while that is lifted."""
+        with self._lock:
+            limit = self._kept if self._users else Image.MAX_IMAGE_PIXELS
+        return float("inf") if limit is None else 2 * limit
+
+
+_PIXEL_LIMIT = _PixelLimit()
 
 
 @contextlib.contextmanager
@@ -254,9 +280,9 @@ def _decoding(path: Path) -> Iterator[None]:
             hint = "; HEIC is not supported, export the photo as JPEG"
         raise PhotoError(f"{path}: not a picture in a format that can be read{hint}") from error
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
+        limit = f"{_PIXEL_LIMIT.most() // 1_000_000:.0f} megapixels"
         raise PhotoError(
-            f"{path}: more than {limit} megapixels, the limit against decompression bombs; "
+            f"{path}: more than {limit}, the limit against decompression bombs; "
             "scale it down first, or paint it in tiles with --tile 1024"
         ) from error
     except MemoryError as error:
