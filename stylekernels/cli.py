@@ -91,7 +91,7 @@ class Stylize:
         if self.tile is not None and self.tile < 64:
             raise Refused(f"--tile: expected at least 64 pixels, got {self.tile}; try 1024")
         weights = _find_style(self.style)
-        from stylekernels.media import PhotoError, read_photo, write_photo
+        from stylekernels.media import PhotoError, check_format, read_photo, write_photo
         from stylekernels.media.paths import find_photos, plan_outputs
 
         photos, problems = find_photos(self.photos)
@@ -110,6 +110,7 @@ class Stylize:
                 advance = functools.partial(_advance, bar, index)
                 try:
                     photo = read_photo(path, self.size, any_size=self.tile is not None)
+                    check_format(output, photo)  # what can't be written need not be painted
                     rgb = self.paint(stylizer, photo, path, advance)
                     write_photo(output, dataclasses.replace(photo, rgb=rgb))
                     written.append(output)

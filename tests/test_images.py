@@ -358,9 +358,35 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(
     assert path.read_bytes() == b"the old file"
 
 
-def test_a_failing_encoder_touches_no_file(tmp_path):
-    with pytest.raises(PhotoError, match=r"out.webp: cannot be written as WEBP: "):
-        write_photo(tmp_path / "out.webp", Photo(np.zeros((16, 17000, 3), np.uint8)))
+@pytest.mark.parametrize(
+    ("suffix", "name", "most"),
+    [(".webp", "WEBP", 16383), (".jpg", "JPEG", 65500), (".avif", "AVIF", 32768)],
+)
+def test_more_pixels_a_side_than_the_format_has_are_refused(tmp_path, suffix, name, most):
+    if name not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {name}")
+    for shape in ((16, most + 1, 3), (most + 1, 16, 3)):
+        height, width, _ = shape
+        with pytest.raises(PhotoError) as refused:
+            write_photo(tmp_path / f"out{suffix}", Photo(np.zeros(shape, np.uint8)))
+        assert str(refused.value) == (
+            f"{tmp_path}/out{suffix}: {name} has at most {most} pixels a side, the picture is "
+            f"{width}x{height}; scale it down, or give it a name that ends in .png or .tiff"
+        )
+    assert not list(tmp_path.iterdir())
+    write_photo(tmp_path / f"out{suffix}", Photo(np.zeros((16, most, 3), np.uint8)))
+    with Image.open(tmp_path / f"out{suffix}") as out:
+        assert out.size == (most, 16)
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, RuntimeError])
+def test_a_failing_encoder_touches_no_file(tmp_path, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error("out of ink")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(PhotoError, match=r"out.webp: cannot be written as WEBP: out of ink$"):
+        write_photo(tmp_path / "out.webp", Photo(smooth()))
     assert not list(tmp_path.iterdir())
 
 

@@ -43,6 +43,8 @@ _OPTIONS = {
     "TIFF": {"compression": "tiff_adobe_deflate"},
     "AVIF": {"quality": 90},
 }
+# The most pixels a side: libjpeg's; the WebP format's; what libavif reads, though it writes more.
+_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 32768}
 _KEEP_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "JPEG2000")
 _KEEP_EXIF = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
 _KEEP_PROFILE = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "JPEG2000")
@@ -168,20 +170,13 @@ def write_photo(path: str | os.PathLike, photo: Photo) -> None:
     made.
 
     Raises:
-        PhotoError: an extension this Pillow can't write, transparency in a format without it, or
-            a place that can't be written to.
+        PhotoError: what `check_format` refuses, or a place that can't be written to.
     """
     path = Path(path)
-    name = output_format(path)
+    name = check_format(path, photo)
     pixels = photo.rgb
-    if photo.alpha is not None:
-        if name in _KEEP_ALPHA:
-            pixels = np.dstack([photo.rgb, photo.alpha])
-        elif photo.alpha.min() < 255:
-            raise PhotoError(
-                f"{path}: the picture is partly transparent and {name} has no transparency; "
-                "give it a name that ends in .png, .webp or .tiff"
-            )
+    if photo.alpha is not None and name in _KEEP_ALPHA:
+        pixels = np.dstack([photo.rgb, photo.alpha])
     options = dict(_OPTIONS.get(name, {}))
     if photo.profile and name in _KEEP_PROFILE:
         options["icc_profile"] = photo.profile
@@ -190,13 +185,35 @@ def write_photo(path: str | os.PathLike, photo: Photo) -> None:
     encoded = io.BytesIO()
     try:
         Image.fromarray(pixels).save(encoded, name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise PhotoError(f"{path}: cannot be written as {name}: {error}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path, encoded.getbuffer())
     except OSError as error:
         raise PhotoError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_format(path: Path, photo: Photo) -> str:
+    """Pillow's name of the format for a file's extension, if it has a place for this photo.
+
+    Raises:
+        PhotoError: an extension this Pillow can't write, transparency in a format without it, or
+            more pixels a side than the format has.
+    """
+    name = output_format(path)
+    height, width = photo.rgb.shape[:2]
+    if max(height, width) > (most := _LONGEST_SIDE.get(name, max(height, width))):
+        raise PhotoError(
+            f"{path}: {name} has at most {most} pixels a side, the picture is {width}x{height}; "
+            "scale it down, or give it a name that ends in .png or .tiff"
+        )
+    if photo.alpha is not None and name not in _KEEP_ALPHA and photo.alpha.min() < 255:
+        raise PhotoError(
+            f"{path}: the picture is partly transparent and {name} has no transparency; "
+            "give it a name that ends in .png, .webp or .tiff"
+        )
+    return name
 
 
 def output_format(path: Path) -> str:
@@ -231,8 +248,8 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
 
 
 class _PixelLimit:
-    """Pillow's limit, one for the whole process: the first thread that lifts it keeps its value, and
-    the last one restores it."""
+    """Pillow's, one for the whole process: the first thread that lifts it keeps its value, and the
+    last one restores it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
