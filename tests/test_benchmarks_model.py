@@ -85,6 +85,20 @@ def test_rounding_to_bytes_is_no_error_but_a_shift_is():
     assert not rivals.picture_error(truth * float("nan"), truth) <= 1
 
 
+@pytest.mark.parametrize("allowed", rivals.TOLERANCE.values())
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_bytes_and_floating_point_are_judged_alike(allowed, factor):
+    random = torch.Generator().manual_seed(0)
+    # A fifth of the pixels are black or white, and lose nothing by rounding.
+    truth = torch.rand(1, 3, 256, 256, generator=random).mul_(1.2).sub_(0.1).clamp_(0, 1)
+    noise = torch.randn(truth.shape, generator=random) * factor * allowed * truth.std()
+    answer = torch.where((truth > 0) & (truth < 1), truth + noise, truth).clamp_(0, 1)
+    frame = answer[0].permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()
+    of_answer, of_frame = (rivals.picture_error(one, truth) for one in (answer, frame))
+    assert of_frame == pytest.approx(of_answer, rel=0.1)
+    assert (of_frame > allowed) == (of_answer > allowed) == (factor > 1)
+
+
 def test_a_rival_that_has_no_bfloat16_is_left_out():
     assert rivals.can_run("onnxruntime", torch.float32)
     assert not rivals.can_run("onnxruntime", torch.bfloat16)
