@@ -12,6 +12,7 @@ from benchmarks import ceilings, cli, suite
 from benchmarks.model import cases, engines, operations, options, report, rivals
 from benchmarks.model.suite import ModelSuite
 from benchmarks.race import Entry
+from benchmarks.report import summary
 from stylekernels.models import StyleGenerator
 
 LIMITS = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 4e11}, "made up")
@@ -169,6 +170,16 @@ def test_losses_are_told_beside_wins():
     row = row_of(cases.Case("lite", (256, 256), "float32"), ours=30, eager=40, compile=20)
     assert (row.verdict, row.best_rival) == ("loss", "compile")
     assert row.misses == ["compile is 1.50 times faster"]
+
+
+def test_without_a_rival_there_is_nothing_to_win():
+    case = cases.Case("lite", (256, 256), "float32")
+    row = row_of(case, ours=30)
+    assert (row.verdict, row.misses) == ("alone", [])
+    assert summary([row]) == "1 alone"
+    entries = [Entry("ours", "", None), Entry("openvino", "", None, "failed to load")]
+    row = report.make_row(case, [], entries, {"ours": [0.03] * 5}, LIMITS)
+    assert (row.verdict, row.misses) == ("alone", ["openvino: failed to load"])
 
 
 def test_the_table_fits_a_terminal():

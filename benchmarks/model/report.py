@@ -28,7 +28,8 @@ peak; wino.: with Winograd's F(4x4, 3x3) in the residual blocks and F(4x4, 2x2) 
 in bfloat16: it would round too much). rate: ours in GFLOP/s by the direct count; peak: as a share
 of the peak, above 100 % only by Winograd. fps: our frames per second. /eager and /best: our speed
 over eager and over the fastest rival, above 1 we are faster; medians of the ratios of each round.
-win: faster than all; even: within 5 %; loss: more than 5 % slower; wrong: refused."""
+win: faster than all; even: within 5 %; loss: more than 5 % slower; alone: no rival ran; wrong:
+refused."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Row:
         race: who ran, and how fast.
         floor, winograd_floor: seconds for so many operations at the measured peak; None where it
             was not measured.
-        verdict: win, even, loss or wrong.
+        verdict: win, even, loss, alone or wrong.
         misses: what keeps it from a win, in words.
     """
 
