@@ -231,19 +231,20 @@ def test_a_size_that_cannot_be_is_refused(capsys, size, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])
-def test_bfloat16_is_asked_for_where_the_cpu_has_none(monkeypatch, fast):
-    monkeypatch.setattr(options, "Stylizer", lambda _: type("Stylizer", (), {"dtype": fast}))
+@pytest.mark.parametrize("instructions", [None, "avx512_bf16", "amx_bf16"])
+def test_bfloat16_is_asked_for_where_the_cpu_has_none(monkeypatch, instructions):
+    capabilities = {name: name == instructions for name in ("amx_bf16", "avx512_bf16")}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
 
     def dtypes(*arguments: str) -> set[str]:
         return {case.dtype for case in options.select(cli.parse(["model", *arguments]))}
 
     both = {"float32", "bfloat16"}
-    assert dtypes() == (both if fast == torch.bfloat16 else {"float32"})
+    assert dtypes() == (both if instructions else {"float32"})
     assert dtypes("--only", "full/") == both
     assert dtypes("--dtype", "bfloat16") == {"bfloat16"}
     said = options.notes(cli.parse(["model"]))
-    assert (said == []) == (fast == torch.bfloat16)
+    assert (said == []) == (instructions is not None)
 
 
 def test_partial_runs_do_not_replace_the_committed_results(monkeypatch):
