@@ -13,6 +13,7 @@ from benchmarks.model import cases, engines, operations, options, report, rivals
 from benchmarks.model.suite import ModelSuite
 from benchmarks.race import Entry
 from benchmarks.report import summary
+from stylekernels import native
 from stylekernels.models import StyleGenerator
 
 LIMITS = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 4e11}, "made up")
@@ -158,12 +159,22 @@ def test_the_table_says_what_was_measured():
     }  # fmt: skip
 
 
-def test_bfloat16_has_a_peak_of_its_own_and_no_winograd():
-    row = row_of(cases.Case("full", (512, 512), "bfloat16"), ours=349, eager=349)
-    assert row.winograd_floor is None
+@pytest.mark.parametrize("capability", ["avx2", "amx", None])
+def test_bfloat16_has_a_peak_of_its_own_and_winograd_in_float32(monkeypatch, capability):
+    monkeypatch.setattr(native, "cpu_capability", capability)
+    case = cases.Case("full", (512, 512), "bfloat16")
+    row = row_of(case, ours=349, eager=349)
     assert row.share_of_peak == pytest.approx(0.5, rel=1e-2)
     assert row.verdict == "even"
-    assert cells_of(row)["wino."] == "-"
+    in_float32 = row_of(replace(case, dtype="float32"), ours=349)
+    assert row.floor == in_float32.floor / 4
+    if capability == "avx2":
+        assert row.winograd_flops == in_float32.winograd_flops
+        assert row.winograd_floor == in_float32.winograd_floor
+        assert cells_of(row)["wino."] == "284"
+    else:  # in tiles, or in plain PyTorch
+        assert row.winograd_flops is row.winograd_floor is None
+        assert cells_of(row)["wino."] == "-"
 
 
 def test_losses_are_told_beside_wins():
