@@ -75,7 +75,7 @@ class Stylize:
 
     tile_mode: Annotated[Literal["exact", "thumbnail"], _arg()] = "exact"
     """`exact` makes the same picture as without tiles.
-    `thumbnail` is 2 to 7 times as fast, with contrasts as in a small copy of the photo.
+    `thumbnail` is faster, with contrasts as in a small copy of the photo.
     """
 
     device: Annotated[str | None, _arg("DEVICE", hint="(default: cuda if there is a GPU)")] = None
