@@ -1,6 +1,7 @@
 """The command line of ``python -m benchmarks``."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def _add_verb(verbs, suite: type[Suite], about: str) -> None:
     suite.add_options(verb)
     verb.add_argument("--threads", type=int, help="PyTorch's own choice by default")
     verb.add_argument(
-        "--rivals", nargs="*", choices=suite.all_rivals, default=list(suite.all_rivals),
+        "--rivals", nargs="*", choices=suite.all_rivals,
         help="all by default",
     )  # fmt: skip
     verb.add_argument(
@@ -53,11 +54,15 @@ def _add_verb(verbs, suite: type[Suite], about: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases; 1 if an answer of ours was wrong, else 0."""
+    """Run the cases; 1 if an answer of ours was wrong, 2 if the options were refused, else 0."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    suite = options.suite.of(options)
+    try:
+        suite = options.suite.of(options)
+    except ValueError as error:
+        print(f"python -m benchmarks {options.verb}: error: {error}", file=sys.stderr)
+        return 2
     if options.list or not suite.cases:
         print("\n".join(case.id for case in suite.cases) or "no case fits; see --list")
         return 0 if suite.cases else 2

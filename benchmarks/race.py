@@ -75,7 +75,7 @@ class Race:
         )
 
     def judge(self, short: Sequence[str] = ()) -> tuple[str, list[str]]:
-        """The verdict (win, even, short, loss or wrong), and what keeps it from a win.
+        """The verdict (win, even, short, loss, alone or wrong), and what keeps it from a win.
 
         Args:
             short: targets that were missed, in words.
@@ -89,8 +89,9 @@ class Race:
         slower = {name: ratio for name, ratio in self.speedups.items() if ratio.median < 1 - NOISE}
         misses += [f"{name} is {1 / ratio.median:.2f} times faster"
                    for name, ratio in slower.items()]  # fmt: skip
+        best = "win" if self.speedups else "alone"  # nobody was beaten
         even = any(ratio.median < 1 + NOISE for ratio in self.speedups.values())
-        verdict = "loss" if slower else "short" if short else "even" if even else "win"
+        verdict = "loss" if slower else "short" if short else "even" if even else best
         return verdict, [*misses, *short]
 
     def as_json(self) -> dict[str, Any]:

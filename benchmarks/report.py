@@ -62,7 +62,7 @@ def summary(rows: Sequence[Judged]) -> str:
     """How many rows won, and every reason why others did not."""
     counts = {
         verdict: sum(row.verdict == verdict for row in rows)
-        for verdict in ("win", "even", "short", "loss", "wrong")
+        for verdict in ("win", "even", "short", "loss", "alone", "wrong")
     }
     lines = [", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)]
     lines += [f"  {row.case.id}: {'; '.join(row.misses)}" for row in rows if row.misses]

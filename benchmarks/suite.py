@@ -41,7 +41,13 @@ class Suite(ABC, Generic[CaseT, RowT]):
     complete: bool
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.rivals: list[str] = options.rivals
+        chosen = self.all_rivals if options.rivals is None else options.rivals
+        if unknown := [rival for rival in chosen if rival not in self.all_rivals]:
+            raise ValueError(
+                f"--rivals: {self.name} has {', '.join(self.all_rivals) or 'none'}, "
+                f"got {', '.join(unknown)}"
+            )
+        self.rivals = list(chosen)
         self.compile_mode = "max-autotune-no-cudagraphs" if options.max_autotune else "default"
         self.budget_s: float = options.seconds
         if options.seconds is None:
@@ -54,7 +60,11 @@ class Suite(ABC, Generic[CaseT, RowT]):
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Suite":
-        """The suite that the options of the verb ask for."""
+        """The suite that the options of the verb ask for.
+
+        Raises:
+            ValueError: it doesn't have one of the rivals.
+        """
         return cls(options)
 
     def versions(self) -> dict[str, str]:

@@ -176,7 +176,7 @@ def test_wrong_gradients_are_refused():
     assert "wrong" in contenders.refusal(steps.call(half_the_gradient), truth, torch.float32)
 
 
-def row_of(op: str, ours: float, eager: float, copy: float | None) -> report.Row:
+def row_of(op: str, ours: float, eager: float | None, copy: float | None) -> report.Row:
     case = tiny_case(op)
     times = {"ours": ours, "eager": eager, "copy": copy}
     samples = {name: [ms * 1e-3] * 5 for name, ms in times.items() if ms is not None}
@@ -193,6 +193,8 @@ def row_of(op: str, ours: float, eager: float, copy: float | None) -> report.Row
         ("instance_norm", (2.1, 2.0, 1.0), "even", None),  # 5 % is noise
         ("instance_norm", (3.0, 9.0, 1.0), "short", "3.00 copies, target 2.2"),
         ("instance_norm", (2.0, 1.0, 1.0), "loss", "eager is 2.00 times faster"),
+        ("instance_norm", (2.0, None, 1.0), "alone", None),
+        ("instance_norm", (3.0, None, 1.0), "short", "3.00 copies, target 2.2"),
         ("gram_matrix", (1.0, 2.0, None), "win", None),
         ("gram_matrix", (1.0, 1.4, None), "short", "1.40 times eager, target 1.5"),
     ],

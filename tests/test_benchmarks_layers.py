@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import ceilings, cli
 from benchmarks.model import cases, layers, operations
+from stylekernels import native
 from stylekernels.models import GeneratorConfig
 
 CASE = cases.Case("full", (64, 64), "float32")
@@ -38,6 +39,17 @@ def test_floors_are_arithmetic_or_memory_whichever_is_more():
     crowded = row_of(*[0.001] * 16, frame=0.02, bytes=10**9).layers[-1]
     assert crowded.floor == pytest.approx(0.1)
     assert crowded.share_of_peak == pytest.approx(last.share_of_peak)
+
+
+@pytest.mark.parametrize("capability", ["avx2", "amx"])
+def test_bfloat16_has_the_winograd_floor_of_float32_but_on_tiles(monkeypatch, capability):
+    monkeypatch.setattr(native, "cpu_capability", capability)
+    frames = [(0.02, [layers.Call(0.001, 1000)] * 16)]
+    in_float32 = layers.make_row(CASE, COUNTED, frames, LIMITS).layers[5]
+    case = cases.Case("full", (64, 64), "bfloat16")
+    found = layers.make_row(case, COUNTED, frames, LIMITS).layers[5]
+    assert found.floor == pytest.approx(in_float32.floor / 4)
+    assert found.winograd_floor == (in_float32.winograd_floor if capability == "avx2" else None)
 
 
 def test_the_table_names_every_layer_the_rest_and_the_frame():

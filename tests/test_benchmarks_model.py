@@ -12,6 +12,8 @@ from benchmarks import ceilings, cli, suite
 from benchmarks.model import cases, engines, operations, options, report, rivals
 from benchmarks.model.suite import ModelSuite
 from benchmarks.race import Entry
+from benchmarks.report import summary
+from stylekernels import native
 from stylekernels.models import StyleGenerator
 
 LIMITS = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 4e11}, "made up")
@@ -85,6 +87,20 @@ def test_rounding_to_bytes_is_no_error_but_a_shift_is():
     assert not rivals.picture_error(truth * float("nan"), truth) <= 1
 
 
+@pytest.mark.parametrize("allowed", rivals.TOLERANCE.values())
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_bytes_and_floating_point_are_judged_alike(allowed, factor):
+    random = torch.Generator().manual_seed(0)
+    # A fifth of the pixels are black or white, and lose nothing by rounding.
+    truth = torch.rand(1, 3, 256, 256, generator=random).mul_(1.2).sub_(0.1).clamp_(0, 1)
+    noise = torch.randn(truth.shape, generator=random) * factor * allowed * truth.std()
+    answer = torch.where((truth > 0) & (truth < 1), truth + noise, truth).clamp_(0, 1)
+    frame = answer[0].permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()
+    of_answer, of_frame = (rivals.picture_error(one, truth) for one in (answer, frame))
+    assert of_frame == pytest.approx(of_answer, rel=0.1)
+    assert (of_frame > allowed) == (of_answer > allowed) == (factor > 1)
+
+
 def test_a_rival_that_has_no_bfloat16_is_left_out():
     assert rivals.can_run("onnxruntime", torch.float32)
     assert not rivals.can_run("onnxruntime", torch.bfloat16)
@@ -143,18 +159,38 @@ def test_the_table_says_what_was_measured():
     }  # fmt: skip
 
 
-def test_bfloat16_has_a_peak_of_its_own_and_no_winograd():
-    row = row_of(cases.Case("full", (512, 512), "bfloat16"), ours=349, eager=349)
-    assert row.winograd_floor is None
+@pytest.mark.parametrize("capability", ["avx2", "amx", None])
+def test_bfloat16_has_a_peak_of_its_own_and_winograd_in_float32(monkeypatch, capability):
+    monkeypatch.setattr(native, "cpu_capability", capability)
+    case = cases.Case("full", (512, 512), "bfloat16")
+    row = row_of(case, ours=349, eager=349)
     assert row.share_of_peak == pytest.approx(0.5, rel=1e-2)
     assert row.verdict == "even"
-    assert cells_of(row)["wino."] == "-"
+    in_float32 = row_of(replace(case, dtype="float32"), ours=349)
+    assert row.floor == in_float32.floor / 4
+    if capability == "avx2":
+        assert row.winograd_flops == in_float32.winograd_flops
+        assert row.winograd_floor == in_float32.winograd_floor
+        assert cells_of(row)["wino."] == "284"
+    else:  # in tiles, or in plain PyTorch
+        assert row.winograd_flops is row.winograd_floor is None
+        assert cells_of(row)["wino."] == "-"
 
 
 def test_losses_are_told_beside_wins():
     row = row_of(cases.Case("lite", (256, 256), "float32"), ours=30, eager=40, compile=20)
     assert (row.verdict, row.best_rival) == ("loss", "compile")
     assert row.misses == ["compile is 1.50 times faster"]
+
+
+def test_without_a_rival_there_is_nothing_to_win():
+    case = cases.Case("lite", (256, 256), "float32")
+    row = row_of(case, ours=30)
+    assert (row.verdict, row.misses) == ("alone", [])
+    assert summary([row]) == "1 alone"
+    entries = [Entry("ours", "", None), Entry("openvino", "", None, "failed to load")]
+    row = report.make_row(case, [], entries, {"ours": [0.03] * 5}, LIMITS)
+    assert (row.verdict, row.misses) == ("alone", ["openvino: failed to load"])
 
 
 def test_the_table_fits_a_terminal():
@@ -206,19 +242,20 @@ def test_a_size_that_cannot_be_is_refused(capsys, size, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fast", [torch.float32, torch.bfloat16])
-def test_bfloat16_is_asked_for_where_the_cpu_has_none(monkeypatch, fast):
-    monkeypatch.setattr(options, "Stylizer", lambda _: type("Stylizer", (), {"dtype": fast}))
+@pytest.mark.parametrize("instructions", [None, "avx512_bf16", "amx_bf16"])
+def test_bfloat16_is_asked_for_where_the_cpu_has_none(monkeypatch, instructions):
+    capabilities = {name: name == instructions for name in ("amx_bf16", "avx512_bf16")}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
 
     def dtypes(*arguments: str) -> set[str]:
         return {case.dtype for case in options.select(cli.parse(["model", *arguments]))}
 
     both = {"float32", "bfloat16"}
-    assert dtypes() == (both if fast == torch.bfloat16 else {"float32"})
+    assert dtypes() == (both if instructions else {"float32"})
     assert dtypes("--only", "full/") == both
     assert dtypes("--dtype", "bfloat16") == {"bfloat16"}
     said = options.notes(cli.parse(["model"]))
-    assert (said == []) == (fast == torch.bfloat16)
+    assert (said == []) == (instructions is not None)
 
 
 def test_partial_runs_do_not_replace_the_committed_results(monkeypatch):

@@ -168,6 +168,25 @@ def test_bad_photos_are_reported_and_the_rest_is_done(folder, style, capsys):
     assert lines[4].endswith(": expected at least 16 pixels on each side, got 40x15")
 
 
+def test_what_its_format_cannot_hold_is_not_painted(folder, style, capsys, monkeypatch):
+    save("wide.png", picture(16, 16384))
+    save("clear.png", np.dstack([picture(), picture()[..., 0]]))
+
+    def fail(*arguments, **options):
+        raise AssertionError("painted")
+
+    monkeypatch.setattr(Stylizer, "__call__", fail)
+    assert main(["stylize", "wide.png", "-s", style, "-o", "out/wide.webp"]) == 2
+    assert main(["stylize", "clear.png", "-s", style, "-o", "out/clear.jpg"]) == 2
+    too_wide, transparent = complaints(capsys)
+    assert too_wide == (
+        "out/wide.webp: WEBP has at most 16383 pixels a side, the picture is 16384x16; scale it "
+        "down, or give it a name that ends in .png or .tiff"
+    )
+    assert "out/clear.jpg: the picture is partly transparent and JPEG has no" in transparent
+    assert written(folder) == {"wide.png", "clear.png"}
+
+
 def test_an_empty_folder_is_reported(folder, style, capsys):
     Path("empty").mkdir()
     assert main(["stylize", "empty", "-s", style]) == 2

@@ -3,7 +3,9 @@
 import os
 import stat
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -268,6 +270,38 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
         read_photo(tmp_path / "bomb.png")
 
 
+def test_threads_that_read_any_size_leave_the_limit_as_it_was(tmp_path, monkeypatch):
+    for name in ("first.png", "second.png", "bomb.png"):
+        Image.fromarray(ramp(64, 64)).save(tmp_path / name)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    opened = {name: threading.Event() for name in ("first.png", "second.png")}
+    go_on = {name: threading.Event() for name in opened}
+    pillows = Image.open
+
+    def held_open(path):
+        if path.name in opened:
+            opened[path.name].set()
+            assert go_on[path.name].wait(10)
+        return pillows(path)
+
+    monkeypatch.setattr(images.Image, "open", held_open)
+    with ThreadPoolExecutor(2) as pool:
+        reads = []
+        for name, event in opened.items():
+            reads.append(pool.submit(read_photo, tmp_path / name, any_size=True))
+            assert event.wait(10)
+        refusals = []
+        for name, read in zip(go_on, reads, strict=True):
+            # While one or both have lifted it, the limit holds for who didn't ask.
+            with pytest.raises(PhotoError) as refused:
+                read_photo(tmp_path / "bomb.png")
+            refusals.append(str(refused.value))
+            go_on[name].set()
+            assert read.result(10).rgb.shape == (64, 64, 3)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    assert all("bomb.png: more than 0 megapixels" in text for text in refusals)
+
+
 # ---- files out ----------------------------------------------------------------------------------
 
 
@@ -324,9 +358,35 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(
     assert path.read_bytes() == b"the old file"
 
 
-def test_a_failing_encoder_touches_no_file(tmp_path):
-    with pytest.raises(PhotoError, match=r"out.webp: cannot be written as WEBP: "):
-        write_photo(tmp_path / "out.webp", Photo(np.zeros((16, 17000, 3), np.uint8)))
+@pytest.mark.parametrize(
+    ("suffix", "name", "most"),
+    [(".webp", "WEBP", 16383), (".jpg", "JPEG", 65500), (".avif", "AVIF", 32768)],
+)
+def test_more_pixels_a_side_than_the_format_has_are_refused(tmp_path, suffix, name, most):
+    if name not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {name}")
+    for shape in ((16, most + 1, 3), (most + 1, 16, 3)):
+        height, width, _ = shape
+        with pytest.raises(PhotoError) as refused:
+            write_photo(tmp_path / f"out{suffix}", Photo(np.zeros(shape, np.uint8)))
+        assert str(refused.value) == (
+            f"{tmp_path}/out{suffix}: {name} has at most {most} pixels a side, the picture is "
+            f"{width}x{height}; scale it down, or give it a name that ends in .png or .tiff"
+        )
+    assert not list(tmp_path.iterdir())
+    write_photo(tmp_path / f"out{suffix}", Photo(np.zeros((16, most, 3), np.uint8)))
+    with Image.open(tmp_path / f"out{suffix}") as out:
+        assert out.size == (most, 16)
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, RuntimeError])
+def test_a_failing_encoder_touches_no_file(tmp_path, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error("out of ink")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(PhotoError, match=r"out.webp: cannot be written as WEBP: out of ink$"):
+        write_photo(tmp_path / "out.webp", Photo(smooth()))
     assert not list(tmp_path.iterdir())
 
 

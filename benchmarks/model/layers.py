@@ -16,7 +16,7 @@ from benchmarks import report, suite
 from benchmarks.ceilings import Ceilings
 from benchmarks.dtypes import SHORT
 from benchmarks.model.cases import Case, Problem
-from benchmarks.model.operations import Layer, layers
+from benchmarks.model.operations import Layer, layers, winograd_dtype
 from benchmarks.model.options import add_options, notes, select
 from benchmarks.model.rivals import make
 from benchmarks.report import Table, number
@@ -133,9 +133,9 @@ def make_row(
 def _layer_time(layer: Layer, calls: list[Call], dtype: str, ceilings: Ceilings) -> LayerTime:
     size, seconds = calls[0].bytes, summarize([call.seconds for call in calls])
     arithmetic = ceilings.floor_seconds(dtype, 0, layer.flops)
-    winograd = None
-    if layer.winograd < 1 and dtype == "float32":
-        winograd = ceilings.floor_seconds(dtype, size, layer.winograd_flops)
+    winograd, computed_in = None, winograd_dtype(dtype)
+    if layer.winograd < 1 and computed_in is not None:
+        winograd = ceilings.floor_seconds(computed_in, size, layer.winograd_flops)
     return LayerTime(
         layer,
         size,
@@ -164,7 +164,7 @@ class LayersSuite(suite.Suite[Case, Row]):
 ours: median milliseconds of a layer in a frame of a Stylizer, and ±, the inter-quartile range;
 share: of the frame. floor: a direct convolution's multiplications at the measured peak, or the
 images it reads and writes at the speed of a copy; wino.: the same with Winograd's F(4x4, 3x3) or
-F(4x4, 2x2).
+F(4x4, 2x2), in float32 (ours multiplies bfloat16 in tiles, without it, on AMX).
 rate: GFLOP/s by the direct count; peak: as a share of the peak; GB/s: of those images. rest: what
 of a frame is in no layer."""
 

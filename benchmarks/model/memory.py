@@ -74,7 +74,7 @@ class MemorySuite(suite.Suite[Case, Row]):
 Peak resident memory in MiB of a fresh process that stylises one frame: ours, eager PyTorch, and
 NHWC, eager in channels_last; with + what the frame added to what Python, PyTorch, the network and
 the picture take. /eager and /NHWC: theirs over ours of the latter, above 1 ours takes less. win:
-less than both; even: within 5 %; loss: more; wrong: ours failed."""
+less than both; even: within 5 %; loss: more; alone: neither ran; wrong: ours failed."""
 
     add_options = staticmethod(add_options)
 
@@ -82,7 +82,6 @@ less than both; even: within 5 %; loss: more; wrong: ours failed."""
         super().__init__(options)
         self.cases = select(options)
         self.left_out = notes(options)
-        self.rivals = [rival for rival in self.rivals if rival in _RIVALS]
         self.complete = False  # a table of its own only where --json asks for it
 
     def notes(self) -> list[str]:
@@ -148,4 +147,5 @@ def judge(case: Case, memory: dict[str, Memory], misses: list[str]) -> Row:
     more = {name: ratio for name, ratio in ratios.items() if ratio < 1 - NOISE}
     even = any(ratio < 1 + NOISE for ratio in ratios.values())
     misses = [*misses, *(f"{name} takes {ratio:.2f} of ours" for name, ratio in more.items())]
-    return Row(case, memory, "loss" if more else "even" if even else "win", misses)
+    best = "win" if ratios else "alone"
+    return Row(case, memory, "loss" if more else "even" if even else best, misses)

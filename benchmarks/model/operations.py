@@ -2,12 +2,24 @@
 
 from dataclasses import dataclass
 
+from stylekernels import native
 from stylekernels.models import GeneratorConfig
 
 #: For 4 x 4 output pixels: 6 x 6 multiplications instead of 16 times 9 taps, and 5 x 5 instead of
 #: 16 times 4. The second serves upsampling whose every output pixel has 2 x 2 taps.
 _F4X4_3X3 = 36 / (16 * 9)
 _F4X4_2X2 = 25 / (16 * 4)
+
+
+def winograd_dtype(dtype: str) -> str | None:
+    """What Winograd's method is computed in for a case's dtype; None where ours doesn't use it.
+
+    On AMX our kernels multiply bfloat16 directly, in tiles; elsewhere they compute it in float32.
+    Without them the network runs in plain PyTorch.
+    """
+    if dtype == "float32" or native.cpu_capability not in (None, "amx", "amx_emulated"):
+        return "float32"
+    return None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.ceilings import Ceilings
 from benchmarks.dtypes import SHORT
 from benchmarks.model.cases import Case
-from benchmarks.model.operations import Layer
+from benchmarks.model.operations import Layer, winograd_dtype
 from benchmarks.model.rivals import RIVALS
 from benchmarks.race import Entry, Race
 from benchmarks.report import Table, number
@@ -24,11 +24,12 @@ ours: a Stylizer, 8-bit frame to 8-bit frame; median milliseconds, and ±, its i
 Rivals run the same network in torch.nn, floating-point picture to the same, no conversions timed:
 eager, NHWC (eager in channels_last), comp. (torch.compile in channels_last), ORT (ONNX Runtime, in
 float32 only) and OV (OpenVINO). floor: the multiplications of direct convolutions at the measured
-peak; wino.: with Winograd's F(4x4, 3x3) in the residual blocks and F(4x4, 2x2) in upsampling (not
-in bfloat16: it would round too much). rate: ours in GFLOP/s by the direct count; peak: as a share
-of the peak, above 100 % only by Winograd. fps: our frames per second. /eager and /best: our speed
-over eager and over the fastest rival, above 1 we are faster; medians of the ratios of each round.
-win: faster than all; even: within 5 %; loss: more than 5 % slower; wrong: refused."""
+peak; wino.: with Winograd's F(4x4, 3x3) in the residual blocks and F(4x4, 2x2) in upsampling, at
+the peak of float32 (ours multiplies bfloat16 in tiles, without it, on AMX; elsewhere in float32).
+rate: ours in GFLOP/s by the direct count; peak: as a share of the peak, above 100 % only by
+Winograd. fps: our frames per second. /eager and /best: our speed over eager and over the fastest
+rival, above 1 we are faster; medians of the ratios of each round. win: faster than all; even:
+within 5 %; loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class Row:
 
     Attributes:
         flops: operations of direct convolutions.
-        winograd_flops: the same with Winograd's method where it applies, for float32.
+        winograd_flops: the same with Winograd's method where it applies; None where ours doesn't
+            use it.
         race: who ran, and how fast.
         floor, winograd_floor: seconds for so many operations at the measured peak; None where it
             was not measured.
-        verdict: win, even, loss or wrong.
+        verdict: win, even, loss, alone or wrong.
         misses: what keeps it from a win, in words.
     """
 
@@ -80,13 +82,14 @@ def make_row(
 ) -> Row:
     """Reduce the samples of a case, one number per round and contender, to a row."""
 
-    def floor(flops: float | None) -> float | None:
-        return None if flops is None else ceilings.floor_seconds(case.dtype, 0, flops)
-
     flops = sum(layer.flops for layer in layers)
-    winograd = sum(layer.winograd_flops for layer in layers) if case.dtype == "float32" else None
+    floor = ceilings.floor_seconds(case.dtype, 0, flops)
+    winograd, winograd_floor = None, None
+    if (dtype := winograd_dtype(case.dtype)) is not None:
+        winograd = sum(layer.winograd_flops for layer in layers)
+        winograd_floor = ceilings.floor_seconds(dtype, 0, winograd)
     race = Race.of(entries, samples)
-    return Row(case, flops, winograd, race, floor(flops), floor(winograd), *race.judge())
+    return Row(case, flops, winograd, race, floor, winograd_floor, *race.judge())
 
 
 def line(row: Row) -> str:

@@ -25,8 +25,6 @@ RIVALS = ("eager", "eager-nhwc", "compile", "onnxruntime", "openvino")
 #: Root of the mean squared error, as a share of the right picture's standard deviation, above which
 #: a picture is wrong. Eager bfloat16 comes to 0.03 where the weights are random.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-#: What rounding to 8 bits adds, in the same units as pixels in [0, 1].
-_ROUNDING = 1 / (255 * 12**0.5)
 
 
 def _torch(problem: Problem, memory_format: torch.memory_format) -> tuple[nn.Module, Tensor]:
@@ -71,18 +69,20 @@ def picture_error(answer: Tensor | np.ndarray, truth: Tensor) -> float:
     """Root of the mean squared error, as a share of the truth's standard deviation.
 
     Args:
-        answer: (1, 3, H, W) floating point, or a frame (H, W, 3) of uint8, whose rounding is not
-            held against it.
+        answer: (1, 3, H, W) floating point, or a frame (H, W, 3) of uint8. What rounding adds to a
+            frame is not held against it: independent errors add in squares, so the square of what
+            the truth loses by rounding is taken off.
         truth: (1, 3, H, W).
     """
-    rounding = 0.0
+    rounding = torch.zeros(())
     if isinstance(answer, np.ndarray):
         answer = torch.from_numpy(answer).permute(2, 0, 1)[None].float().div_(255)
-        rounding = _ROUNDING
+        rounded = (truth * 255).round_().clamp_(0, 255).div_(255)
+        rounding = (rounded - truth).square_().mean()
     if answer.shape != truth.shape:
         return float("inf")
-    error = (answer.float() - truth).square_().mean().sqrt()
-    return ((error - rounding).clamp(min=0) / truth.std()).item()  # NaN stays NaN
+    error = (answer.float() - truth).square_().mean()
+    return ((error - rounding).clamp(min=0).sqrt() / truth.std()).item()  # NaN stays NaN
 
 
 def can_run(name: str, dtype: torch.dtype) -> bool:

@@ -26,7 +26,7 @@ speed over theirs, above 1 we are faster; medians of the ratios of each round. F
 is the floor: the useful multiplications (one triangle of a Gram matrix) at the measured peak, or
 the bytes at the speed of a copy. f+b: forward and backward. NCHW: contiguous; NHWC: channels_last.
 win: faster than all, every target met; even: within 5 %; short: not slower, but a target missed;
-loss: more than 5 % slower; wrong: refused."""
+loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Row:
         race: who ran, and how fast.
         copies: ours over a plain copy, from the ratios of each round; None for products.
         floor: seconds below which no program does this work; None where not measured.
-        verdict: win, even, short, loss or wrong.
+        verdict: win, even, short, loss, alone or wrong.
         misses: what keeps it from a win, in words.
     """
 

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import secrets
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ _OPTIONS = {
     "TIFF": {"compression": "tiff_adobe_deflate"},
     "AVIF": {"quality": 90},
 }
+# The most pixels a side: libjpeg's; the WebP format's; what libavif reads, though it writes more.
+_LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 32768}
 _KEEP_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "JPEG2000")
 _KEEP_EXIF = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
 _KEEP_PROFILE = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "JPEG2000")
@@ -127,8 +130,11 @@ def read_photo(
     path = Path(path)
     if path.is_dir():
         raise PhotoError(f"{path}: expected a picture, got a folder")
-    limit = _no_pixel_limit() if any_size else contextlib.nullcontext()
+    limit = _PIXEL_LIMIT.lifted() if any_size else contextlib.nullcontext()
     with limit, _decoding(path), Image.open(path) as image:
+        # Pillow does not look while another thread has lifted the limit.
+        if not any_size and image.width * image.height > _PIXEL_LIMIT.most():
+            raise Image.DecompressionBombError
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in _FIRST_FRAME_IS_THE_PHOTO:
             raise PhotoError(
@@ -164,20 +170,13 @@ def write_photo(path: str | os.PathLike, photo: Photo) -> None:
     made.
 
     Raises:
-        PhotoError: an extension this Pillow can't write, transparency in a format without it, or
-            a place that can't be written to.
+        PhotoError: what `check_format` refuses, or a place that can't be written to.
     """
     path = Path(path)
-    name = output_format(path)
+    name = check_format(path, photo)
     pixels = photo.rgb
-    if photo.alpha is not None:
-        if name in _KEEP_ALPHA:
-            pixels = np.dstack([photo.rgb, photo.alpha])
-        elif photo.alpha.min() < 255:
-            raise PhotoError(
-                f"{path}: the picture is partly transparent and {name} has no transparency; "
-                "give it a name that ends in .png, .webp or .tiff"
-            )
+    if photo.alpha is not None and name in _KEEP_ALPHA:
+        pixels = np.dstack([photo.rgb, photo.alpha])
     options = dict(_OPTIONS.get(name, {}))
     if photo.profile and name in _KEEP_PROFILE:
         options["icc_profile"] = photo.profile
@@ -186,13 +185,35 @@ def write_photo(path: str | os.PathLike, photo: Photo) -> None:
     encoded = io.BytesIO()
     try:
         Image.fromarray(pixels).save(encoded, name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise PhotoError(f"{path}: cannot be written as {name}: {error}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path, encoded.getbuffer())
     except OSError as error:
         raise PhotoError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_format(path: Path, photo: Photo) -> str:
+    """Pillow's name of the format for a file's extension, if it has a place for this photo.
+
+    Raises:
+        PhotoError: an extension this Pillow can't write, transparency in a format without it, or
+            more pixels a side than the format has.
+    """
+    name = output_format(path)
+    height, width = photo.rgb.shape[:2]
+    if max(height, width) > (most := _LONGEST_SIDE.get(name, max(height, width))):
+        raise PhotoError(
+            f"{path}: {name} has at most {most} pixels a side, the picture is {width}x{height}; "
+            "scale it down, or give it a name that ends in .png or .tiff"
+        )
+    if photo.alpha is not None and name not in _KEEP_ALPHA and photo.alpha.min() < 255:
+        raise PhotoError(
+            f"{path}: the picture is partly transparent and {name} has no transparency; "
+            "give it a name that ends in .png, .webp or .tiff"
+        )
+    return name
 
 
 def output_format(path: Path) -> str:
@@ -226,15 +247,37 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
         raise
 
 
-@contextlib.contextmanager
-def _no_pixel_limit() -> Iterator[None]:
-    """Pillow has one limit for the whole process."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+class _PixelLimit:
+    """Pillow's, one for the whole process: the first thread that lifts it keeps its value, and the
+    last one restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._kept: int | None = None
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        with self._lock:
+            if self._users == 0:
+                self._kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    Image.MAX_IMAGE_PIXELS = self._kept
+
+    def most(self) -> float:
+        """Pillow refuses what has more pixels: twice the limit, also while that is lifted."""
+        with self._lock:
+            limit = self._kept if self._users else Image.MAX_IMAGE_PIXELS
+        return float("inf") if limit is None else 2 * limit
+
+
+_PIXEL_LIMIT = _PixelLimit()
 
 
 @contextlib.contextmanager
@@ -254,9 +297,9 @@ def _decoding(path: Path) -> Iterator[None]:
             hint = "; HEIC is not supported, export the photo as JPEG"
         raise PhotoError(f"{path}: not a picture in a format that can be read{hint}") from error
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 1_000_000
+        limit = f"{_PIXEL_LIMIT.most() // 1_000_000:.0f} megapixels"
         raise PhotoError(
-            f"{path}: more than {limit} megapixels, the limit against decompression bombs; "
+            f"{path}: more than {limit}, the limit against decompression bombs; "
             "scale it down first, or paint it in tiles with --tile 1024"
         ) from error
     except MemoryError as error:
