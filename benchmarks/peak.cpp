@@ -7,6 +7,9 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__AVX512BF16__) || (defined(__AMX_TILE__) && defined(__AMX_BF16__))
 #include <immintrin.h>
 #endif
@@ -111,6 +114,21 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+// Gives this thread a CPU of its own: new threads may share one for longer than they live.
+void take_cpu([[maybe_unused]] int index) {
+#if defined(__linux__)
+  cpu_set_t allowed, own;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  CPU_ZERO(&own);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &allowed) || index-- > 0) continue;
+    CPU_SET(cpu, &own);
+    sched_setaffinity(0, sizeof(own), &own);
+    return;
+  }
+#endif
+}
+
 // Floating-point operations per second of all threads together, the best of several attempts.
 double best_rate(double (*steps)(), int threads, double seconds, int attempts) {
   double best = 0;
@@ -119,6 +137,7 @@ double best_rate(double (*steps)(), int threads, double seconds, int attempts) {
     std::vector<std::thread> team;
     for (int index = 0; index < threads; ++index) {
       team.emplace_back([&rates, index, steps, seconds] {
+        take_cpu(index);
         steps();  // wakes the core and its wide units
         double operations = 0;
         const auto start = std::chrono::steady_clock::now();
