@@ -74,7 +74,7 @@ class Stylize:
     Files of more than 178 megapixels are read with this option only."""
 
     tile_mode: Annotated[Literal["exact", "thumbnail"], _arg()] = "exact"
-    """`exact` makes the same picture as without tiles.
+    """`exact` makes the same picture as without tiles, to rounding; small tiles take longer.
     `thumbnail` is faster, with contrasts as in a small copy of the photo.
     """
 
