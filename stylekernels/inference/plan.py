@@ -13,8 +13,10 @@ from stylekernels.ops.norm_conv2d import norm_conv2d_out_formula
 
 _ALIGNMENT = 64  # bytes: a cache line
 _LARGEST_KERNEL = 9
-_BLOCKS = (ConvBlock, ResidualBlock, UpsampleBlock)
-_MODULES = (StyleGenerator, *_BLOCKS, InstanceNorm2d, nn.Conv2d, nn.Sequential)
+_MODULES = (
+    StyleGenerator, ConvBlock, ResidualBlock, UpsampleBlock, InstanceNorm2d, nn.Conv2d,
+    nn.Sequential,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
