@@ -1,11 +1,12 @@
 """The only place that chooses an implementation of an op, and can say why.
 
 ``native``     C++ on the CPU, behind ``torch.ops.stylekernels``
-``triton``     Triton kernels on a GPU
+``triton``     Triton kernels on a GPU, or on the CPU in Triton's interpreter
 ``reference``  plain PyTorch, on every device; a compiler can inline it
 """
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -25,6 +26,11 @@ OPS = (
 )
 
 _ENVIRONMENT = "STYLEKERNELS_IMPL"
+
+#: Whether there are Triton kernels at all, and whether its interpreter runs them on the CPU: for
+#: tests, since it takes a second for what a GPU does in microseconds.
+has_triton: bool = importlib.util.find_spec("triton") is not None
+interprets_triton: bool = has_triton and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _check_name(name: str | None, source: str) -> str | None:
@@ -59,6 +65,11 @@ def use_impl(name: str) -> Iterator[None]:
         _forced = before
 
 
+def is_forced(name: str) -> bool:
+    """Whether this implementation was forced by `use_impl` or the environment."""
+    return _forced == name
+
+
 def _missing(implementation: str, device_type: str) -> str | None:
     """Why ``implementation`` can't run on a device of this type; None where it can."""
     if implementation == "reference":
@@ -69,7 +80,12 @@ def _missing(implementation: str, device_type: str) -> str | None:
         if native.cpu_missing is not None:
             return f"the C++ library is {native.cpu_missing}"
         return None
-    return f"there are no Triton kernels for {device_type} tensors"
+    if not has_triton:
+        return "Triton is not installed (pip install triton)"
+    if device_type == "cuda" or (device_type == "cpu" and interprets_triton):
+        return None
+    hint = " (only in its interpreter: set TRITON_INTERPRET=1)" if device_type == "cpu" else ""
+    return f"there are no Triton kernels for {device_type} tensors{hint}"
 
 
 def transformed() -> bool:
@@ -98,6 +114,8 @@ def _choose(device_type: str) -> tuple[str, str]:
     reasons = []
     for implementation in ("native", "triton"):
         missing = _missing(implementation, device_type)
+        if missing is None and (implementation, device_type) == ("triton", "cpu"):
+            missing = "Triton's interpreter is only for tests"
         if missing is None:
             return implementation, f"there are {implementation} kernels for {device_type} tensors"
         reasons.append(missing)

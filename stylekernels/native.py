@@ -1,13 +1,10 @@
-"""Loads the compiled libraries, if they were built, and defines the op schemas if they were not."""
+"""Loads the compiled libraries, if they were built."""
 
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-NAMESPACE = "stylekernels"
 
 _FOLDER = Path(__file__).parent
 
@@ -52,24 +49,3 @@ if cpu_missing is not None and os.environ.get("STYLEKERNELS_NATIVE", "1") != "0"
         f"stylekernels runs in plain PyTorch: its C++ kernels for the CPU are {cpu_missing}",
         stacklevel=2,
     )
-
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
-
-
-def define(schema: str, formula: Callable, fake: Callable | None) -> None:
-    """Make an op known to PyTorch.
-
-    Args:
-        schema: as PyTorch writes it, without the namespace. Defined here only where no compiled
-            library has defined it already.
-        formula: plain PyTorch with the op's arguments and results, used on every device that has
-            no kernel of ours.
-        fake: gives the shapes, dtypes and strides of the results, for tracing; None for an op
-            whose results a trace can't know.
-    """
-    name = schema[: schema.index("(")]
-    if not hasattr(getattr(torch.ops, NAMESPACE), name):
-        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, formula, "CompositeExplicitAutograd")
-    if fake is not None:
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)

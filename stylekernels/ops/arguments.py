@@ -1,6 +1,6 @@
 """Checks of op arguments. A message names the argument, what was expected and what came."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -134,19 +134,3 @@ def check_can_reflect(x: Tensor, border: int, upsample: str) -> None:
             f"x: expected more than {border} pixels a side to reflect{after}, got "
             f"{tuple(x.shape)}; use padding_mode='replicate'"
         )
-
-
-def layout_of(x: Tensor) -> torch.memory_format:
-    """channels_last for channels_last ``x``, contiguous for everything else: views with gaps, and
-    what is both."""
-    plain = x.dim() != 4 or x.is_contiguous()
-    if plain or not x.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
-
-
-def dense_like(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-    """An uninitialised tensor for a result in x's dtype and layout, of x's shape or another."""
-    if shape is None:
-        return torch.empty_like(x, memory_format=layout_of(x))
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stylekernels import native, reference
+from stylekernels import reference
 from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
     DTYPES,
@@ -11,11 +11,12 @@ from stylekernels.ops.arguments import (
     check_device,
     check_image_batch,
     check_tensor,
-    dense_like,
     fits,
 )
 from stylekernels.ops.autograd import distinct, needs_grad, vjp
+from stylekernels.ops.registration import define
 from stylekernels.reference.dtypes import wide_dtype
+from stylekernels.reference.layouts import dense_like
 
 # The mean that comes back is (2, N, C): its value, and the rounding error of that value; empty if
 # it was not asked for.
@@ -71,9 +72,9 @@ def _gram_loss_fake(x: Tensor, target: Tensor, scale: float | None) -> tuple[Ten
     return x.new_empty((), dtype=wide_dtype(x)), x.new_empty((n, c, c), dtype=wide_dtype(x))
 
 
-native.define(SCHEMAS[0], _gram_matrix_formula, _gram_matrix_fake)
-native.define(SCHEMAS[1], _gram_matrix_backward_formula, _gram_matrix_backward_fake)
-native.define(SCHEMAS[2], _gram_loss_formula, _gram_loss_fake)
+define(SCHEMAS[0], _gram_matrix_formula, _gram_matrix_fake, triton="gram_matrix")
+define(SCHEMAS[1], _gram_matrix_backward_formula, _gram_matrix_backward_fake, triton="gram_matrix")
+define(SCHEMAS[2], _gram_loss_formula, _gram_loss_fake, triton="gram_matrix")
 _ops = torch.ops.stylekernels
 _gram_matrix_op = _ops.gram_matrix.default
 _gram_matrix_backward_op = _ops.gram_matrix_backward.default

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from stylekernels import native, reference
+from stylekernels import reference
 from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
@@ -12,11 +12,12 @@ from stylekernels.ops.arguments import (
     check_like,
     check_per_channel,
     check_tensor,
-    dense_like,
 )
 from stylekernels.ops.autograd import distinct, needs_grad, vjp
+from stylekernels.ops.registration import define
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
+from stylekernels.reference.layouts import dense_like
 
 SCHEMAS = (
     "instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)",
@@ -117,9 +118,9 @@ def _backward_fake(
     return dense_like(x), grad_residual, _per_plane_empty(x), _per_plane_empty(x)
 
 
-native.define(SCHEMAS[0], _stats_formula, _stats_fake)
-native.define(SCHEMAS[1], _instance_norm_formula, _instance_norm_fake)
-native.define(SCHEMAS[2], _backward_formula, _backward_fake)
+define(SCHEMAS[0], _stats_formula, _stats_fake, triton="instance_norm")
+define(SCHEMAS[1], _instance_norm_formula, _instance_norm_fake, triton="instance_norm")
+define(SCHEMAS[2], _backward_formula, _backward_fake, triton="instance_norm")
 _stats_op = torch.ops.stylekernels.instance_norm_stats.default
 _instance_norm_op = torch.ops.stylekernels.instance_norm.default
 _backward_op = torch.ops.stylekernels.instance_norm_backward.default

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stylekernels import native, reference
+from stylekernels import reference
 from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
     DTYPES,
@@ -19,13 +19,13 @@ from stylekernels.ops.arguments import (
     check_image_batch,
     check_like,
     check_tensor,
-    dense_like,
     fits,
-    layout_of,
 )
 from stylekernels.ops.autograd import needs_grad
+from stylekernels.ops.registration import define
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
+from stylekernels.reference.layouts import dense_like, layout_of
 from stylekernels.reference.upsample_block import PADDING_MODES
 
 UPSAMPLINGS = ("none", "nearest", "transpose")
@@ -130,10 +130,10 @@ def norm_conv2d_out_formula(
     y.copy_(part.round().clamp(0, 255) if y.dtype == torch.uint8 else part)
 
 
-native.define(SCHEMAS[0], _formula, _fake)
-native.define(SCHEMAS[1], lambda weight, *mode: weight.clone(), None)
-native.define(SCHEMAS[2], lambda *arguments: 0, None)
-native.define(SCHEMAS[3], norm_conv2d_out_formula, lambda *arguments: None)
+define(SCHEMAS[0], _formula, _fake, triton="norm_conv2d")
+define(SCHEMAS[1], lambda weight, *mode: weight.clone(), None, triton="norm_conv2d")
+define(SCHEMAS[2], lambda *arguments: 0, None, triton="norm_conv2d")
+define(SCHEMAS[3], norm_conv2d_out_formula, lambda *arguments: None, triton="norm_conv2d")
 _op = torch.ops.stylekernels.norm_conv2d.default
 
 

@@ -1,0 +1,70 @@
+"""Makes ops known to PyTorch: schema, formula, tracing rule, and Triton's launcher for GPUs."""
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from stylekernels import dispatch
+
+NAMESPACE = "stylekernels"
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def define(
+    schema: str, formula: Callable, fake: Callable | None, *, triton: str | None = None
+) -> None:
+    """Make an op known to PyTorch.
+
+    Args:
+        schema: as PyTorch writes it, without the namespace. Defined here only where no compiled
+            library has defined it already.
+        formula: plain PyTorch with the op's arguments and results, used on every device that has
+            no kernel of ours.
+        fake: gives the shapes, dtypes and strides of the results, for tracing; None for an op
+            whose results a trace can't know.
+        triton: the module of ``stylekernels.triton`` that has a launcher of the op's name.
+    """
+    name = schema[: schema.index("(")]
+    if not hasattr(getattr(torch.ops, NAMESPACE), name):
+        _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, formula, "CompositeExplicitAutograd")
+    if fake is not None:
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    if triton is not None and dispatch.has_triton:
+        launch = _launcher(triton, name, formula)
+        _library.impl(name, launch, "CUDA")  # the key of AMD's GPUs too
+        if dispatch.interprets_triton:
+            _interpret_on_cpu(name, launch)
+
+
+def _launcher(module: str, name: str, formula: Callable) -> Callable:
+    """Imports Triton when it is first called."""
+
+    def launch(x: Tensor, *arguments):
+        if x.numel() == 0:
+            return formula(x, *arguments)
+        launcher = getattr(import_module(f"stylekernels.triton.{module}"), name)
+        if x.device.type != "cuda":
+            return launcher(x, *arguments)
+        with torch.cuda.device(x.device):  # Triton launches on the current one
+            return launcher(x, *arguments)
+
+    return launch
+
+
+def _interpret_on_cpu(name: str, launch: Callable) -> None:
+    """Tensors on the CPU go to Triton's interpreter where ``triton`` is forced."""
+    otherwise = torch.library.get_kernel(f"{NAMESPACE}::{name}", "CPU")
+
+    def choose(keys, *arguments):
+        if dispatch.is_forced("triton"):
+            return launch(*arguments)
+        return otherwise.call_boxed(keys, *arguments)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Oo]verrid")  # that is what is meant
+        _library.impl(name, choose, "CPU", with_keyset=True)

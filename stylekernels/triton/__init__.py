@@ -1,0 +1,5 @@
+"""Triton kernels, one file per op: jit functions, the shapes of their blocks, and launchers.
+
+A launcher takes and returns what the op of its name in ``torch.ops.stylekernels`` does. Importing a
+module of this package imports Triton.
+"""

@@ -1,0 +1,47 @@
+"""Activations and their gradients."""
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from stylekernels.triton.launch import INTERPRETED
+
+
+@triton.jit
+def _tanh(z):
+    if INTERPRETED:  # which has no libdevice
+        size = tl.abs(z).to(tl.float64)
+        large = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)
+        return tl.where(z < 0, -large, large).to(z.dtype)
+    else:
+        return libdevice.tanh(z)
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """``relu(NaN)`` is NaN, as in PyTorch."""
+    if ACTIVATION == "relu":
+        z = tl.where(z < 0, 0.0, z)
+    elif ACTIVATION == "leaky_relu":
+        z = tl.where(z > 0, z, z * SLOPE)
+    elif ACTIVATION == "tanh":
+        z = _tanh(z)
+    elif ACTIVATION == "sigmoid":
+        z = 1.0 / (1.0 + tl.exp(-z))
+    return z
+
+
+@triton.jit
+def activation_gradient(grad, z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """The gradient before the activation, from ``z`` there and the gradient after it."""
+    if ACTIVATION == "relu":
+        grad = tl.where(z <= 0, 0.0, grad)
+    elif ACTIVATION == "leaky_relu":
+        grad = tl.where(z > 0, grad, grad * SLOPE)
+    elif ACTIVATION == "tanh":
+        y = _tanh(z)
+        grad = grad * (1.0 - y * y)
+    elif ACTIVATION == "sigmoid":
+        y = 1.0 / (1.0 + tl.exp(-z))
+        grad = grad * (y * (1.0 - y))
+    return grad

@@ -1,0 +1,366 @@
+"""Instance norm, forward and backward.
+
+Bytes: forward reads x (and the residual) and writes y; backward reads grad and x and writes grad_x.
+That is also what one kernel moves where a plane fits into the registers of a program, for then its
+statistics come from the tile that is there already. Larger planes are read twice, once for
+statistics or sums in pieces and once to write; of images up to some 50 MB the second reading comes
+from the L2 cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stylekernels.reference.dtypes import wide_dtype
+from stylekernels.reference.layouts import dense_like
+from stylekernels.triton.activations import activate, activation_gradient
+from stylekernels.triton.launch import column_sums, rounded, wide_type
+from stylekernels.triton.planes import (
+    Planes,
+    moments_of,
+    place,
+    tiling_of,
+    write_statistics,
+)
+
+
+@triton.jit
+def _per_channel(parameter, n, stride_n, channels, C, WIDE: tl.constexpr):
+    """[1, BLOCK_C] of a (C,) or (N, C) parameter, whose stride over images is 0 or C."""
+    inside = channels < C
+    return tl.load(parameter + n * stride_n + channels, mask=inside, other=0.0).to(WIDE)[None, :]
+
+
+@triton.jit
+def normalize_kernel(
+    x,
+    y,
+    residual,
+    weight,
+    bias,
+    mean,
+    error,
+    rstd,
+    C,
+    P,
+    x_stride_n: tl.int64,
+    x_stride_c,
+    x_stride_p,
+    y_stride_n: tl.int64,
+    y_stride_c,
+    y_stride_p,
+    residual_stride_n: tl.int64,
+    residual_stride_c,
+    residual_stride_p,
+    weight_stride_n,
+    bias_stride_n,
+    pieces,
+    piece_pixels,
+    OWN_STATISTICS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    RESIDUAL_FIRST: tl.constexpr,
+    EPS: tl.constexpr,
+    INDEX: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """activation((x - mean) * rstd * weight + bias) + residual for a piece of some channels.
+
+    With OWN_STATISTICS the tile is the whole plane, and its mean and rstd are computed and stored;
+    else they are read.
+    """
+    n, piece, channels = place(C, pieces, BLOCK_C)
+    rows = tl.arange(0, BLOCK_P)
+    first = piece * piece_pixels
+    last = tl.minimum(first + piece_pixels, P)
+    in_channels = (channels < C)[None, :]
+    from_x = x + n * x_stride_n + (channels.to(INDEX) * x_stride_c)[None, :]
+    to_y = y + n * y_stride_n + (channels.to(INDEX) * y_stride_c)[None, :]
+    plane = n * C + channels
+    if not OWN_STATISTICS:
+        center = tl.load(mean + plane, mask=channels < C, other=0.0)[None, :]
+        center_error = tl.load(error + plane, mask=channels < C, other=0.0)[None, :]
+        inverse = tl.load(rstd + plane, mask=channels < C, other=0.0)[None, :]
+    if weight is not None:
+        gain = _per_channel(weight, n, weight_stride_n, channels, C, WIDE)
+    if bias is not None:
+        offset = _per_channel(bias, n, bias_stride_n, channels, C, WIDE)
+    for start in range(first, last, BLOCK_P):
+        pixels = start + rows
+        inside = (pixels < last)[:, None] & in_channels
+        value = tl.load(from_x + (pixels.to(INDEX) * x_stride_p)[:, None],
+                        mask=inside, other=0.0).to(WIDE)  # fmt: skip
+        if OWN_STATISTICS:
+            # About a pixel of the plane, so that no large mean takes digits from the sums.
+            count = (last - first).to(WIDE)
+            near = tl.load(from_x + first.to(INDEX) * x_stride_p, mask=in_channels, other=0.0)
+            near = near.to(WIDE)
+            near = tl.where(tl.abs(near) < float("inf"), near, 0.0)
+            distance = column_sums(tl.where(inside, value - near, 0.0))[None, :] / count
+            away = tl.where(inside, (value - near) - distance, 0.0)
+            var = column_sums(away * away)[None, :] / count
+            exact = near.to(tl.float64) + distance.to(tl.float64)
+            center = exact.to(WIDE)
+            center_error = (exact - center.to(tl.float64)).to(WIDE)
+            inverse = (1.0 / tl.sqrt(var.to(tl.float64) + EPS)).to(WIDE)
+            one = (channels < C)[None, :]
+            tl.store(mean + plane[None, :], center, mask=one)
+            tl.store(error + plane[None, :], center_error, mask=one)
+            tl.store(rstd + plane[None, :], inverse, mask=one)
+        z = ((value - center) - center_error) * inverse
+        if weight is not None:
+            z = z * gain
+        if bias is not None:
+            z = z + offset
+        if residual is not None:
+            addend = tl.load(
+                residual + n * residual_stride_n
+                + (channels.to(INDEX) * residual_stride_c)[None, :]
+                + (pixels.to(INDEX) * residual_stride_p)[:, None],
+                mask=inside, other=0.0,
+            ).to(WIDE)  # fmt: skip
+            if RESIDUAL_FIRST:
+                z = z + addend
+        z = activate(z, ACTIVATION, SLOPE)
+        if residual is not None and not RESIDUAL_FIRST:
+            z = z + addend
+        tl.store(to_y + (pixels.to(INDEX) * y_stride_p)[:, None],
+                 rounded(z, y.dtype.element_ty), mask=inside)  # fmt: skip
+
+
+@triton.jit
+def _gradient_tile(
+    grad, x, residual, n, channels, pixels, inside,
+    grad_stride_n, grad_stride_c, grad_stride_p, x_stride_n, x_stride_c, x_stride_p,
+    residual_stride_n, residual_stride_c, residual_stride_p,
+    center, center_error, inverse, gain, offset,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The gradient before the activation and the normalised input, both 0 outside."""
+    columns, lines = channels.to(INDEX)[None, :], pixels.to(INDEX)[:, None]
+    value = tl.load(x + n * x_stride_n + columns * x_stride_c + lines * x_stride_p,
+                    mask=inside, other=0.0).to(WIDE)  # fmt: skip
+    normalized = ((value - center) - center_error) * inverse
+    normalized = tl.where(inside, normalized, 0.0)
+    after = tl.load(grad + n * grad_stride_n + columns * grad_stride_c + lines * grad_stride_p,
+                    mask=inside, other=0.0).to(WIDE)  # fmt: skip
+    if ACTIVATION != "none":
+        z = normalized
+        if gain is not None:
+            z = z * gain
+        if offset is not None:
+            z = z + offset
+        if residual is not None:
+            z = z + tl.load(
+                residual + n * residual_stride_n + columns * residual_stride_c
+                + lines * residual_stride_p, mask=inside, other=0.0,
+            ).to(WIDE)  # fmt: skip
+        after = activation_gradient(after, z, ACTIVATION, SLOPE)
+    return after, normalized
+
+
+@triton.jit
+def gradient_kernel(
+    grad,
+    x,
+    residual,
+    weight,
+    bias,
+    mean,
+    error,
+    rstd,
+    sums,
+    grad_x,
+    grad_residual,
+    N,
+    C,
+    P,
+    grad_stride_n: tl.int64,
+    grad_stride_c,
+    grad_stride_p,
+    x_stride_n: tl.int64,
+    x_stride_c,
+    x_stride_p,
+    residual_stride_n: tl.int64,
+    residual_stride_c,
+    residual_stride_p,
+    to_stride_n: tl.int64,
+    to_stride_c,
+    to_stride_p,
+    weight_stride_n,
+    bias_stride_n,
+    pieces,
+    piece_pixels,
+    SUM: tl.constexpr,
+    WRITE: tl.constexpr,
+    OWN_STATISTICS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SLOPE: tl.constexpr,
+    INDEX: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sums over planes, gradients, or where the tile is the whole plane (SUM and WRITE) both.
+
+    SUM: the sums of a piece of the gradient g before the activation, and of g times the normalised
+    input, go to ``sums`` (2, N, pieces, C). WRITE: ``sums`` are those of planes, (2, N, C), and
+    grad_x = weight * rstd * (g - sum / P - normalised * other sum / P), or without OWN_STATISTICS
+    weight * rstd * g.
+    """
+    n, piece, channels = place(C, pieces, BLOCK_C)
+    rows = tl.arange(0, BLOCK_P)
+    first = piece * piece_pixels
+    last = tl.minimum(first + piece_pixels, P)
+    in_channels = (channels < C)[None, :]
+    plane = n * C + channels
+    center = tl.load(mean + plane, mask=channels < C, other=0.0)[None, :]
+    center_error = tl.load(error + plane, mask=channels < C, other=0.0)[None, :]
+    inverse = tl.load(rstd + plane, mask=channels < C, other=0.0)[None, :]
+    gain = None
+    if weight is not None:
+        gain = _per_channel(weight, n, weight_stride_n, channels, C, WIDE)
+    offset = None
+    if bias is not None:
+        offset = _per_channel(bias, n, bias_stride_n, channels, C, WIDE)
+    if SUM:
+        sum_g = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
+        sum_gz = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
+        for start in range(first, last, BLOCK_P):
+            pixels = start + rows
+            inside = (pixels < last)[:, None] & in_channels
+            g, normalized = _gradient_tile(
+                grad, x, residual, n, channels, pixels, inside,
+                grad_stride_n, grad_stride_c, grad_stride_p, x_stride_n, x_stride_c, x_stride_p,
+                residual_stride_n, residual_stride_c, residual_stride_p,
+                center, center_error, inverse, gain, offset, ACTIVATION, SLOPE, INDEX, WIDE,
+            )  # fmt: skip
+            sum_g += g
+            sum_gz += g * normalized
+        total_g, total_gz = column_sums(sum_g), column_sums(sum_gz)
+        to = sums + (n * pieces + piece) * C + channels
+        tl.store(to, total_g, mask=channels < C)
+        tl.store(to + N * pieces * C, total_gz, mask=channels < C)
+    if WRITE:
+        if not SUM:
+            total_g = tl.load(sums + plane, mask=channels < C, other=0.0)
+            total_gz = tl.load(sums + N * C + plane, mask=channels < C, other=0.0)
+        factor = inverse
+        if gain is not None:
+            factor = factor * gain
+        part_g, part_gz = (total_g / P)[None, :], (total_gz / P)[None, :]
+        for start in range(first, last, BLOCK_P):
+            pixels = start + rows
+            inside = (pixels < last)[:, None] & in_channels
+            g, normalized = _gradient_tile(
+                grad, x, residual, n, channels, pixels, inside,
+                grad_stride_n, grad_stride_c, grad_stride_p, x_stride_n, x_stride_c, x_stride_p,
+                residual_stride_n, residual_stride_c, residual_stride_p,
+                center, center_error, inverse, gain, offset, ACTIVATION, SLOPE, INDEX, WIDE,
+            )  # fmt: skip
+            to = (
+                n * to_stride_n + (channels.to(INDEX) * to_stride_c)[None, :]
+                + (pixels.to(INDEX) * to_stride_p)[:, None]
+            )  # fmt: skip
+            if grad_residual is not None:
+                tl.store(
+                    grad_residual + to, rounded(g, grad_residual.dtype.element_ty), mask=inside
+                )
+            if OWN_STATISTICS:
+                g = g - part_g - normalized * part_gz
+            tl.store(grad_x + to, rounded(g * factor, grad_x.dtype.element_ty), mask=inside)
+
+
+def _over_images(parameter: Tensor | None) -> tuple[Tensor | None, int]:
+    """A (C,) or (N, C) parameter, dense, and its stride over images."""
+    if parameter is None:
+        return None, 0
+    parameter = parameter.contiguous()
+    return parameter, parameter.shape[1] if parameter.dim() == 2 else 0
+
+
+def exact_mean(x: Tensor) -> Tensor:
+    """Mean of every plane of (N, C, H, W) or (N, C, L) and its rounding error: (2, N, C)."""
+    planes = Planes.of(x)
+    mean = x.new_empty((2, planes.n, planes.c), dtype=wide_dtype(x))
+    write_statistics(moments_of(planes, tiling_of(planes)), mean=mean[0], error=mean[1])
+    return mean
+
+
+def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The op of this name."""
+    planes = Planes.of(x)
+    mean = x.new_empty((planes.n, planes.c), dtype=wide_dtype(x))
+    var = torch.empty_like(mean)
+    write_statistics(moments_of(planes, tiling_of(planes)), mean=mean, var=var)
+    return mean, var
+
+
+def instance_norm(
+    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op of this name."""
+    planes = Planes.of(x)
+    y = dense_like(x)
+    tiling = tiling_of(planes)
+    means = x.new_empty((2, planes.n, planes.c), dtype=wide_dtype(x))
+    rstd = x.new_empty((planes.n, planes.c), dtype=wide_dtype(x))
+    if mean is not None:
+        means[0], means[1] = mean, 0
+        # In float64 here: a kernel's numbers are float32.
+        rstd.copy_(torch.rsqrt(var.double() + eps))
+    elif not tiling.one_tile:
+        write_statistics(
+            moments_of(planes, tiling), mean=means[0], error=means[1], rstd=rstd, eps=eps
+        )
+    target = Planes.of(y)
+    other = planes if residual is None else Planes.of(residual)
+    weight, weight_stride = _over_images(weight)
+    bias, bias_stride = _over_images(bias)
+    normalize_kernel[(tiling.programs,)](
+        planes.x, y, None if residual is None else other.x, weight, bias, means[0], means[1], rstd,
+        planes.c, planes.p, *planes.strides, *target.strides, *other.strides, weight_stride,
+        bias_stride, tiling.pieces, tiling.piece,
+        OWN_STATISTICS=mean is None and tiling.one_tile, ACTIVATION=activation,
+        SLOPE=negative_slope, RESIDUAL_FIRST=residual_first, EPS=eps, INDEX=planes.index_type,
+        WIDE=wide_type(x), BLOCK_P=tiling.block_p, BLOCK_C=tiling.block_c,
+        num_warps=tiling.num_warps,
+    )  # fmt: skip
+    return y, means, rstd
+
+
+def instance_norm_backward(
+    grad, x, weight, bias, residual, mean, rstd, activation, negative_slope, own_stats,
+    want_residual,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The op of this name. ``grad`` may have another layout than ``x``."""
+    planes, gradient = Planes.of(x), Planes.of(grad)
+    other = planes if residual is None else Planes.of(residual)
+    grad_x = dense_like(x)
+    grad_residual = dense_like(x) if want_residual else None
+    target = Planes.of(grad_x)
+    tiling = tiling_of(planes, tensors=2)
+    sums = x.new_empty((2, planes.n, tiling.pieces, planes.c), dtype=wide_dtype(x))
+    weight, weight_stride = _over_images(weight)
+    bias, bias_stride = _over_images(bias)
+    mean, rstd = mean.contiguous(), rstd.contiguous()
+
+    def launch(sums: Tensor, sum: bool, write: bool) -> None:
+        gradient_kernel[(tiling.programs,)](
+            gradient.x, planes.x, None if residual is None else other.x, weight, bias, mean[0],
+            mean[1], rstd, sums, grad_x, grad_residual, planes.n, planes.c, planes.p,
+            *gradient.strides, *planes.strides, *other.strides, *target.strides, weight_stride,
+            bias_stride, tiling.pieces, tiling.piece, SUM=sum, WRITE=write,
+            OWN_STATISTICS=own_stats, ACTIVATION=activation, SLOPE=negative_slope,
+            INDEX=planes.index_type, WIDE=wide_type(x), BLOCK_P=tiling.block_p,
+            BLOCK_C=tiling.block_c, num_warps=tiling.num_warps,
+        )  # fmt: skip
+
+    launch(sums, sum=True, write=tiling.one_tile)
+    sums = sums.sum(2)
+    if not tiling.one_tile:
+        launch(sums, sum=False, write=True)
+    return grad_x, x.new_empty((0,)) if grad_residual is None else grad_residual, *sums

@@ -1,0 +1,60 @@
+"""What every launcher needs to know of Triton and of the device."""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+#: Under TRITON_INTERPRET=1 kernels run in NumPy, on tensors of any device. It keeps bfloat16 as
+#: integers, which it converts rightly and computes with wrongly: products too take float32 there.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def rounded(values, TYPE: tl.constexpr):
+    """``values`` in another dtype, rounded to the nearest, halves to even."""
+    if INTERPRETED and tl.bfloat16 == TYPE:  # it cuts digits off
+        bits = values.to(tl.float32).to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        whole = tl.where(values == values, bits.to(tl.float32, bitcast=True), values)
+        return whole.to(tl.bfloat16)
+    else:
+        return values.to(TYPE)
+
+
+@triton.jit
+def column_sums(values):
+    """Sums over the first axis. A GPU adds in a tree; the interpreter adds row after row, for which
+    float32 is too narrow."""
+    if INTERPRETED:
+        return tl.sum(values.to(tl.float64), 0).to(values.dtype)
+    else:
+        return tl.sum(values, 0)
+
+
+def wide_type(x: Tensor) -> tl.dtype:
+    """What sums over ``x`` are kept in: float32, float64 for float64."""
+    return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+def product_precision(x: Tensor, allow_tf32: bool) -> str:
+    """How ``tl.dot`` multiplies float32: in tf32 where PyTorch may, else in three tf32 products,
+    whose error is that of float32 at several times the speed of plain multiply-adds."""
+    if x.dtype == torch.float64:
+        return "ieee"
+    return "tf32" if allow_tf32 else "tf32x3"
+
+
+@functools.lru_cache
+def _processors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def processors(device: torch.device) -> int:
+    """How many programs run side by side at least; a few in the interpreter, so that small tensors
+    are split there as large ones are on a GPU."""
+    if device.type != "cuda":
+        return 4
+    return _processors(torch.cuda.current_device() if device.index is None else device.index)

@@ -1,0 +1,334 @@
+"""Images as planes of pixels, in tiles of pixels by channels, and the moments of planes.
+
+One kernel serves both memory layouts: an image is addressed as ``n * stride_n + c * stride_c +
+pixel * stride_p``, one of the last two strides is 1, and Triton compiles a kernel for which.
+
+Moments are four numbers of a piece of a plane: how many pixels it has, their mean as the sum of two
+numbers, a value among them and the mean's distance from it, and the sum of their squared
+deviations. They are kept in one tensor (4, N, pieces, C) and merged in float64 in the order of the
+pieces (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983): what comes
+out is exact for large means too, and the same in every run.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from stylekernels.reference.dtypes import wide_dtype
+from stylekernels.triton.launch import column_sums, processors, wide_type
+
+#: Pieces whose moments one program merges, and how many numbers it holds of each kind.
+MERGED = 512
+_HELD = 2048
+#: Elements of a tile, and of the largest one: 16 a thread of 4 warps, and 32 of 16 warps.
+_TILE = 2048
+_LARGEST_TILE = 16384
+#: Programs for each processor: enough for some to load while others compute.
+_PROGRAMS = 8
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The planes of a tensor (N, C, H, W) or (N, C, L) as kernels address them.
+
+    Attributes:
+        x: contiguous or channels_last.
+        n, c, p: images, channels, pixels.
+        stride_n, stride_c, stride_p: of ``x``, in elements.
+    """
+
+    x: Tensor
+    n: int
+    c: int
+    p: int
+    stride_n: int
+    stride_c: int
+    stride_p: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Planes":
+        """A view with gaps is copied first."""
+        n, c = x.shape[:2]
+        p = x.shape[2] * (x.shape[3] if x.dim() == 4 else 1)
+        if not x.is_contiguous():
+            if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+                return cls(x, n, c, p, c * p, 1, c)
+            x = x.contiguous()
+        return cls(x, n, c, p, c * p, p, 1)
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        return self.stride_n, self.stride_c, self.stride_p
+
+    @property
+    def index_type(self) -> tl.dtype:
+        """Of offsets within an image."""
+        return tl.int64 if self.c * self.p >= 2**31 else tl.int32
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How planes are shared out: a program takes some channels of one image and one piece.
+
+    Attributes:
+        block_p, block_c: pixels and channels of a tile, powers of two.
+        pieces: of a plane.
+        piece: pixels of a piece, a multiple of ``block_p`` unless there is but one.
+        programs: of a launch.
+        num_warps: of a program.
+    """
+
+    block_p: int
+    block_c: int
+    pieces: int
+    piece: int
+    programs: int
+    num_warps: int
+
+    @property
+    def one_tile(self) -> bool:
+        """Whether a tile is a whole plane: then statistics need no pass of their own."""
+        return self.pieces == 1 and self.block_p >= self.piece
+
+
+def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
+    """Tiles along the direction that is dense in memory, a whole plane in one where it fits and
+    there are planes enough to fill the device, and else as many pieces as do.
+
+    Args:
+        planes: of the input.
+        tensors: how many of its size a program holds a tile of.
+    """
+    n, c, p = planes.n, planes.c, planes.p
+    device, wide = planes.x.device, 2 if planes.x.dtype == torch.float64 else 1
+    tile, largest = _TILE // wide, _LARGEST_TILE // wide // tensors
+    dense_channels = planes.stride_c == 1 and c > 1
+    pixels = triton.next_power_of_2(p)
+    if dense_channels:
+        block_c = min(triton.next_power_of_2(c), 64)
+        fits = pixels * 16 <= largest  # 16 channels are a line of memory or two
+        if fits and n * triton.cdiv(c, 16) >= processors(device):
+            block_c = min(block_c, max(16, largest // pixels))
+    else:
+        block_c = min(triton.next_power_of_2(c), max(1, tile // 4 // pixels))
+        fits = pixels <= largest
+    blocks = n * triton.cdiv(c, block_c)
+    small = pixels * block_c <= tile
+    if small or (fits and pixels * block_c <= largest and blocks >= processors(device)):
+        warps = min(16, max(1, pixels * block_c * wide * tensors // 1024))
+        return Tiling(pixels, block_c, 1, p, blocks, warps)
+    block_p = min(tile // block_c, pixels)
+    wanted = triton.cdiv(_PROGRAMS * processors(device), max(blocks, 1))
+    pieces = max(1, min(wanted, MERGED, triton.cdiv(p, block_p)))
+    piece = triton.cdiv(triton.cdiv(p, pieces), block_p) * block_p
+    pieces = triton.cdiv(p, piece)
+    return Tiling(block_p, block_c, pieces, piece, blocks * pieces, 4)
+
+
+@triton.jit
+def place(C, pieces, BLOCK_C: tl.constexpr):
+    """The image, piece and channels of this program."""
+    program = tl.program_id(0)
+    piece = program % pieces
+    blocks = tl.cdiv(C, BLOCK_C)
+    block = program // pieces % blocks
+    n = program // pieces // blocks
+    return n.to(tl.int64), piece, block * BLOCK_C + tl.arange(0, BLOCK_C)
+
+
+@triton.jit
+def store_moments(moments, n, piece, channels, N, pieces, C, count, near, distance, squares):
+    """Moments of some channels of a piece: [BLOCK_C] each, but one count for all."""
+    plane = N * pieces * C
+    to = moments + (n * pieces + piece) * C + channels
+    inside = channels < C
+    tl.store(to, tl.where(inside, count, 0), mask=inside)
+    tl.store(to + plane, near, mask=inside)
+    tl.store(to + 2 * plane, distance, mask=inside)
+    tl.store(to + 3 * plane, squares, mask=inside)
+
+
+@triton.jit
+def merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS: tl.constexpr):
+    """Count, mean and sum of squared deviations of the pieces ``first`` to ``last``, at most ROWS:
+    [BLOCK_C] of float64 each."""
+    plane = N * pieces * C
+    rows = first + tl.arange(0, ROWS)
+    at = moments + (n * pieces + rows[:, None]) * C + channels[None, :]
+    inside = (rows < last)[:, None] & (channels < C)[None, :]
+    count = tl.load(at, mask=inside, other=0.0).to(tl.float64)
+    near = tl.load(at + plane, mask=inside, other=0.0).to(tl.float64)
+    distance = tl.load(at + 2 * plane, mask=inside, other=0.0).to(tl.float64)
+    squares = tl.load(at + 3 * plane, mask=inside, other=0.0).to(tl.float64)
+    total = tl.maximum(tl.sum(count, 0), 1.0)
+    means = near + distance
+    mean = tl.sum(count * means, 0) / total
+    away = means - mean[None, :]
+    return total, mean, tl.sum(squares + count * away * away, 0)
+
+
+@triton.jit
+def moments_kernel(
+    x,
+    moments,
+    N,
+    C,
+    P,
+    stride_n: tl.int64,
+    stride_c,
+    stride_p,
+    pieces,
+    piece_pixels,
+    INDEX: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Moments of every piece of every plane: each pixel is read once, by the program of its piece.
+
+    Each place of the tile follows the values it meets from tile to tile (Welford, "Note on a method
+    for calculating corrected sums of squares and products", 1962), counted from the piece's first
+    pixel; the places are merged at the end. No sum crosses threads within the loop.
+    """
+    n, piece, channels = place(C, pieces, BLOCK_C)
+    rows = tl.arange(0, BLOCK_P)
+    first = piece * piece_pixels
+    last = tl.minimum(first + piece_pixels, P)
+    in_channels = (channels < C)[None, :]
+    base = x + n * stride_n + (channels.to(INDEX) * stride_c)[None, :]
+    near = tl.load(base + first.to(INDEX) * stride_p, mask=in_channels, other=0.0).to(WIDE)
+    near = tl.where(tl.abs(near) < float("inf"), near, 0.0)
+    mean = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
+    squares = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
+    met = tl.zeros([1, 1], WIDE)
+    for start in range(first, last, BLOCK_P):
+        pixels = start + rows
+        inside = (pixels < last)[:, None] & in_channels
+        at = base + (pixels.to(INDEX) * stride_p)[:, None]
+        value = tl.load(at, mask=inside, other=0.0).to(WIDE) - near
+        met += 1.0
+        away = value - mean
+        mean = tl.where(inside, mean + away * (1.0 / met), mean)
+        squares = tl.where(inside, squares + away * (value - mean), squares)
+    total = (last - first).to(WIDE)
+    counts = tl.maximum((last - first - rows + BLOCK_P - 1) // BLOCK_P, 0).to(WIDE)[:, None]
+    distance = column_sums(counts * mean) / total
+    away = mean - distance[None, :]
+    squares = column_sums(squares + counts * away * away)
+    store_moments(
+        moments, n, piece, channels, N, pieces, C, total, tl.sum(near, 0), distance, squares
+    )
+
+
+@triton.jit
+def merge_kernel(
+    moments,
+    merged,
+    N,
+    C,
+    pieces,
+    merged_pieces,
+    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Moments of every ROWS pieces together."""
+    n, piece, channels = place(C, merged_pieces, BLOCK_C)
+    first = piece * ROWS
+    last = tl.minimum(first + ROWS, pieces)
+    total, mean, squares = merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS)
+    near = mean.to(moments.dtype.element_ty)
+    store_moments(
+        merged, n, piece, channels, N, merged_pieces, C, total, near,
+        mean - near.to(tl.float64), squares,
+    )  # fmt: skip
+
+
+@triton.jit
+def statistics_kernel(
+    moments,
+    mean_out,
+    error_out,
+    var_out,
+    rstd_out,
+    scale_shift_out,
+    weight,
+    bias,
+    N,
+    C,
+    pieces,
+    EPS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Of every plane what there is a place for: mean, its rounding error, biased variance, inverse
+    deviation, and the factor and addend that instance norm with ``weight`` and ``bias``, (C,),
+    comes to. The addend is taken from the factor as it was rounded: see `norm_scale_shift`."""
+    n, _, channels = place(C, 1, BLOCK_C)
+    total, mean, squares = merge_moments(moments, n, channels, N, pieces, C, 0, pieces, ROWS)
+    inside = channels < C
+    to = n * C + channels
+    if mean_out is not None:
+        stored = mean.to(mean_out.dtype.element_ty)
+        tl.store(mean_out + to, stored, mask=inside)
+        if error_out is not None:
+            tl.store(error_out + to, mean - stored.to(tl.float64), mask=inside)
+    var = squares / total
+    if var_out is not None:
+        tl.store(var_out + to, var, mask=inside)
+    if rstd_out is not None:
+        tl.store(rstd_out + to, 1.0 / tl.sqrt(var + EPS), mask=inside)
+    if scale_shift_out is not None:
+        scale = 1.0 / tl.sqrt(var + EPS)
+        if weight is not None:
+            scale *= tl.load(weight + channels, mask=inside, other=0.0).to(tl.float64)
+        scale = scale.to(scale_shift_out.dtype.element_ty)
+        shift = -mean * scale.to(tl.float64)
+        if bias is not None:
+            shift += tl.load(bias + channels, mask=inside, other=0.0).to(tl.float64)
+        tl.store(scale_shift_out + 2 * to, scale, mask=inside)
+        tl.store(scale_shift_out + 2 * to + 1, shift, mask=inside)
+
+
+def moments_of(planes: Planes, tiling: Tiling) -> Tensor:
+    """Moments of the tiling's pieces."""
+    x = planes.x
+    moments = x.new_empty((4, planes.n, tiling.pieces, planes.c), dtype=wide_dtype(x))
+    moments_kernel[(tiling.programs,)](
+        x, moments, planes.n, planes.c, planes.p, *planes.strides, tiling.pieces, tiling.piece,
+        INDEX=planes.index_type, WIDE=wide_type(x), BLOCK_P=tiling.block_p, BLOCK_C=tiling.block_c,
+        num_warps=tiling.num_warps,
+    )  # fmt: skip
+    return moments
+
+
+def write_statistics(
+    moments: Tensor,
+    *,
+    mean: Tensor | None = None,
+    error: Tensor | None = None,
+    var: Tensor | None = None,
+    rstd: Tensor | None = None,
+    scale_shift: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
+    """Merge moments and write what is given a tensor, (N, C) or for ``scale_shift`` (N, C, 2)."""
+    _, n, pieces, c = moments.shape
+    while pieces > MERGED:
+        fewer = triton.cdiv(pieces, MERGED)
+        few = moments.new_empty((4, n, fewer, c))
+        block = min(triton.next_power_of_2(c), _HELD // MERGED)
+        merge_kernel[(n * fewer * triton.cdiv(c, block),)](
+            moments, few, n, c, pieces, fewer, BLOCK_C=block, ROWS=MERGED, num_warps=8
+        )
+        moments, pieces = few, fewer
+    rows = triton.next_power_of_2(pieces)
+    block = min(triton.next_power_of_2(c), max(1, _HELD // rows), 64)
+    statistics_kernel[(n * triton.cdiv(c, block),)](
+        moments, mean, error, var, rstd, scale_shift, weight, bias, n, c, pieces,
+        EPS=eps, BLOCK_C=block, ROWS=rows, num_warps=8 if rows * block > 1024 else 4,
+    )  # fmt: skip
