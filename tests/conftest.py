@@ -51,8 +51,8 @@ def implementation(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]
     ``reference`` or ``triton``: on a GPU, or where there is none in Triton's interpreter."""
     name = getattr(request, "param", "kernels")
     if name == "triton":
-        on_cpu = request.getfixturevalue("device") == "cpu"
-        if not (dispatch.interprets_triton if on_cpu else dispatch.has_triton):
+        on_gpu = "device" in request.fixturenames and request.getfixturevalue("device") != "cpu"
+        if not (dispatch.has_triton if on_gpu else dispatch.interprets_triton):
             pytest.skip("Triton is not here, or has a GPU to run on")
     if name == "kernels":
         monkeypatch.setattr(native, "cpu_missing", None)
@@ -62,11 +62,13 @@ def implementation(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]
             yield name
 
 
-#: For tests that take a ``device`` and run each op in Triton's kernels.
-TRITON = (
+#: Marks of a module whose tests, and those it imports from the tests of an op, run in Triton's
+#: kernels.
+TRITON = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),  # NaN, Inf
     pytest.mark.usefixtures("implementation"),
     pytest.mark.parametrize("implementation", ["triton"], indirect=True),
-)
+]
 
 
 @pytest.fixture

@@ -1,13 +1,8 @@
 """norm_conv2d against PyTorch's own convolutions in float64.
 
-The grid: every two values of any two options meet in some case (`pairwise`), at small odd sizes,
-because a fault of a fused loop nearly always lies between two of its branches; what concerns
+The grid: every two values of any two options meet in some case, at small odd sizes; what concerns
 sizes, sums and rounding has tests of its own.
 """
-
-import itertools
-import random as python_random
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,6 +19,7 @@ from tests.conftest import (
     random,
 )
 from tests.instance_norms import ACTIVATIONS
+from tests.pairwise import missing_pairs, pairwise
 from tests.test_upsample_block import PADDING_MODES, TORCH_MODES, convolution_in_torch
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -73,33 +69,7 @@ def is_possible(case: dict) -> bool:
     return case["padding_mode"] != "reflect" or border < smallest * (1 + (upsample == "nearest"))
 
 
-def draw(generator: python_random.Random) -> dict:
-    while True:
-        case = {name: generator.choice(values) for name, values in OPTIONS.items()}
-        if is_possible(case):
-            return case
-
-
-def pairs_of(case: dict) -> set:
-    return set(itertools.combinations(case.items(), 2))
-
-
-def pairwise() -> Iterator[dict]:
-    """Cases in which every possible pair of values occurs, the most useful of 30 at a time."""
-    generator = python_random.Random(0)
-    met: set = set()
-    fruitless = 0
-    while fruitless < 100:
-        drawn = [draw(generator) for _ in range(30)]
-        case = max(drawn, key=lambda case: len(pairs_of(case) - met))
-        if pairs_of(case) <= met:
-            fruitless += 1
-            continue
-        met |= pairs_of(case)
-        yield case
-
-
-CASES = tuple(pairwise())
+CASES = tuple(pairwise(OPTIONS, is_possible))
 
 
 def name_of(case: dict) -> str:
@@ -203,10 +173,7 @@ def check(tensors: dict[str, Tensor], *, return_input=True, return_stats=True, *
 
 
 def test_every_pair_of_options_meets() -> None:
-    met = set().union(*map(pairs_of, CASES))
-    generator = python_random.Random(1)
-    missing = set().union(*(pairs_of(draw(generator)) for _ in range(5000))) - met
-    assert not missing
+    assert not missing_pairs(CASES, OPTIONS, is_possible)
 
 
 @pytest.mark.core
