@@ -17,10 +17,10 @@ from tests.test_gram_matrix import (
     TARGET_SHAPES,
     check_derivatives,
     check_gram,
+    check_huge_values,
     check_loss,
     target_for,
     test_backward_keeps_only_the_input,  # noqa: F401
-    test_huge_values_do_not_overflow,  # noqa: F401
     test_known_value,  # noqa: F401
     test_layout_of_the_gradient_of_the_result,  # noqa: F401
     test_nan_and_inf_go_where_torch_sends_them,  # noqa: F401
@@ -99,6 +99,14 @@ def test_magnitudes(dtype, scale, shift, center, device) -> None:
     """On several pieces of a plane, whose means have to be merged."""
     x = random(1, 6, 21, 23, dtype=dtype, device=device, scale=scale, shift=shift)
     check_gram(x, center=center)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 2e18), (torch.float32, 2e18)]
+)
+def test_huge_values_do_not_overflow(dtype, size, device) -> None:
+    """Not in the sums of a piece either, which has 512 pixels."""
+    check_huge_values(dtype, size, "contiguous", device)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
