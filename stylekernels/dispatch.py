@@ -147,8 +147,9 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     if tensor is None:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
     implementation, reason = _choose(tensor.device.type)
-    if op == "upsample_block":
-        reason += "; the convolution is PyTorch's"
+    if op == "upsample_block" and implementation != "reference":
+        own = implementation == "triton" if _forced else implementation == "native"
+        reason += "" if own else "; the convolution is PyTorch's"
     layout = "contiguous"
     if tensor.dim() == 4 and not tensor.is_contiguous():
         channels_last = tensor.is_contiguous(memory_format=torch.channels_last)

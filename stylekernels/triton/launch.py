@@ -47,14 +47,25 @@ def product_precision(x: Tensor, allow_tf32: bool) -> str:
     return "tf32" if allow_tf32 else "tf32x3"
 
 
+def stages() -> int:
+    """Steps of a loop over products that are under way at once. Their tiles share one processor's
+    memory: 99 KB on GPUs for desktops, 64 KB on AMD's."""
+    if INTERPRETED.value:
+        return 1
+    return 2 if triton.runtime.driver.active.get_current_target().backend == "hip" else 3
+
+
 @functools.lru_cache
 def _processors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 def processors(device: torch.device) -> int:
-    """How many programs run side by side at least; a few in the interpreter, so that small tensors
-    are split there as large ones are on a GPU."""
-    if device.type != "cuda":
+    """How many programs run side by side at least. A few in the interpreter, so that small tensors
+    are split there as large ones are on a GPU; as many as on an H100 where kernels are compiled for
+    no device."""
+    if INTERPRETED.value:
         return 4
+    if device.type != "cuda":
+        return 132
     return _processors(torch.cuda.current_device() if device.index is None else device.index)

@@ -28,6 +28,7 @@ from stylekernels.triton.launch import (
     column_sums,
     product_precision,
     rounded,
+    stages,
     wide_type,
 )
 from stylekernels.triton.planes import Planes, store_moments, write_statistics
@@ -152,7 +153,6 @@ def convolution_kernel(
     y_rows,
     y_columns,
     x_stride_n: tl.int64,
-    x_stride_c,
     x_stride_h,
     x_stride_w,
     y_stride_n: tl.int64,
@@ -168,8 +168,8 @@ def convolution_kernel(
     START_ODD: tl.constexpr,
     REPEATS: tl.constexpr,
     PADDING_MODE: tl.constexpr,
-    RUN: tl.constexpr,
-    RUN_LENGTH: tl.constexpr,
+    RUN_CHANNELS: tl.constexpr,
+    BORDER: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -179,11 +179,11 @@ def convolution_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """BLOCK_M pixels of one parity of one image, in BLOCK_N channels.
+    """BLOCK_M pixels of one parity of one image, in BLOCK_N channels. x is channels_last.
 
-    With RUN, x is padded (its border makes START 0), its pixels follow each other channel by
-    channel, and a step takes the first RUN_LENGTH values of a kernel row at once. Else a step takes
-    BLOCK_K channels of one tap, normalised here where there is a ``scale_shift``.
+    With RUN_CHANNELS, that many channels to a pixel, x has its border already, and a step takes all
+    that a kernel row meets. Else a step takes BLOCK_K channels of one tap, normalised here where
+    there is a ``scale_shift``.
     """
     program = tl.program_id(0)
     column_blocks = tl.cdiv(outputs, BLOCK_N)
@@ -208,21 +208,23 @@ def convolution_kernel(
     channels = block * BLOCK_N + tl.arange(0, BLOCK_N)
     in_outputs = channels < outputs
     k = tl.arange(0, BLOCK_K)
-    image = x + n * x_stride_n
     sums = tl.zeros([BLOCK_M, BLOCK_N], WIDE)
-    if RUN:
-        at = image + ((row * STRIDE).to(INDEX) * x_stride_h
-                      + (column * STRIDE).to(INDEX) * x_stride_w)[:, None]  # fmt: skip
+    if RUN_CHANNELS:
+        # In multiples of RUN_CHANNELS, so that the compiler knows how many values may be loaded
+        # at once.
+        width = W + 2 * BORDER
+        at = (row * STRIDE).to(INDEX) * width + column * STRIDE
+        at = x + n * (H + 2 * BORDER) * width * RUN_CHANNELS + (at * RUN_CHANNELS)[:, None]
         at += k[None, :]
         from_weight = weight + k[:, None] * outputs + channels[None, :]
-        inside = here[:, None] & (k < RUN_LENGTH)[None, :]
+        inside = here[:, None] & (k < TAPS_EVEN * RUN_CHANNELS)[None, :]
         for _ in range(TAPS_EVEN):
             values = tl.load(at, mask=inside, other=0.0)
             factors = tl.load(from_weight, mask=in_outputs[None, :], other=0.0)
             if INTERPRETED:
                 values, factors = values.to(WIDE), factors.to(WIDE)
             sums = tl.dot(values, factors, sums, input_precision=PRECISION, out_dtype=WIDE)
-            at += x_stride_h
+            at += width * RUN_CHANNELS
             from_weight += BLOCK_K * outputs
     else:
         steps = tl.cdiv(C, BLOCK_K)
@@ -237,8 +239,8 @@ def convolution_kernel(
                 met = met & (i >= 0) & (i < H * REPEATS) & (j >= 0) & (j < W * REPEATS)
             i = _continued(i, H * REPEATS, PADDING_MODE) // REPEATS
             j = _continued(j, W * REPEATS, PADDING_MODE) // REPEATS
-            at = image + (i.to(INDEX) * x_stride_h + j.to(INDEX) * x_stride_w)[:, None]
-            at += (c.to(INDEX) * x_stride_c)[None, :]
+            at = x + n * x_stride_n + (i.to(INDEX) * x_stride_h + j.to(INDEX) * x_stride_w)[:, None]
+            at += c[None, :]
             inside = met[:, None] & in_channels
             values = tl.load(at, mask=inside, other=0.0)
             if scale_shift is not None:
@@ -303,7 +305,7 @@ def _config(geometry: Geometry, x: Tensor, channels: int, outputs: int, pixels: 
     block_k = min(max(16, triton.next_power_of_2(channels)), 64 if half else 32)
     return Config(
         block_m, block_n, geometry.run or block_k, num_warps=8 if block_n == 128 else 4,
-        num_stages=3,
+        num_stages=stages(),
     )  # fmt: skip
 
 
@@ -381,7 +383,7 @@ class _Layer:
     def convolve(
         self, x, packed, bias, scale_shift, activation, negative_slope, y, moments
     ) -> None:  # fmt: skip
-        """Run the second kernel, on what the first one wrote or on x."""
+        """Run the second kernel, on what the first one wrote or on channels_last x."""
         planes, to = Planes.of(x), Planes.of(y)
         geometry, config = self.geometry, self.config
         columns = triton.cdiv(self.outputs, config.block_n)
@@ -389,14 +391,13 @@ class _Layer:
         convolution_kernel[(self.n * self.tiles * geometry.parities * columns,)](
             planes.x, packed, bias, scale_shift, y, moments, self.n, self.channels, self.height,
             self.width, self.outputs, self.rows, self.columns, y.shape[2], y.shape[3],
-            planes.stride_n, planes.stride_c, planes.stride_p * width, planes.stride_p,
+            planes.stride_n, planes.stride_p * width, planes.stride_p,
             to.stride_n, to.stride_c, to.stride_p * y.shape[3], to.stride_p, self.tiles,
             STRIDE=geometry.stride, PARITIES=geometry.parities, TAPS_EVEN=geometry.taps[0],
             TAPS_ODD=geometry.taps[1], START_EVEN=geometry.starts[0],
             START_ODD=geometry.starts[1], REPEATS=geometry.repeats,
-            PADDING_MODE=geometry.padding_mode, RUN=geometry.run > 0,
-            RUN_LENGTH=geometry.taps[0] * geometry.run_channels, ACTIVATION=activation,
-            SLOPE=negative_slope,
+            PADDING_MODE=geometry.padding_mode, RUN_CHANNELS=geometry.run_channels,
+            BORDER=geometry.border, ACTIVATION=activation, SLOPE=negative_slope,
             PRECISION=product_precision(x, torch.backends.cudnn.allow_tf32),
             INDEX=_widest(planes.index_type, to.index_type), WIDE=wide_type(x),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
@@ -411,15 +412,17 @@ class _Layer:
         the room that the first needs."""
         changed = x.dtype != self.dtype or residual is not None or activation != "none"
         changed = changed or scale_shift is not None
-        alone = scale_shift is not None and residual is None and x.dtype == self.dtype
+        alone = residual is None and x.dtype == self.dtype and scale_shift is not None
         alone = alone and _normalizes_as_it_loads(self.geometry, self.outputs, self.config.block_n)
-        if self.geometry.run or kept is not None or (changed and not alone):
-            if kept is not None and not self.geometry.run:
-                prepared, also = kept, None
+        channels_last = self.channels == 1 or Planes.of(x).stride_c == 1
+        given = (alone or not changed) and channels_last and not self.geometry.run
+        if kept is not None or not given:
+            if kept is not None and channels_last and not self.geometry.run:
+                made, also = kept, None
             else:
-                prepared, also = prepared(), kept
-            self.prepare(x, scale_shift, activation, negative_slope, residual, prepared, also)
-            x, scale_shift, activation = prepared, None, "none"
+                made, also = prepared(), kept
+            self.prepare(x, scale_shift, activation, negative_slope, residual, made, also)
+            x, scale_shift, activation = made, None, "none"
         self.convolve(x, packed, bias, scale_shift, activation, negative_slope, y, moments)
 
 
@@ -440,10 +443,8 @@ def norm_conv2d(
     moments = x.new_empty(layer.moments_shape, dtype=wide) if return_stats else None
 
     def prepared() -> Tensor:
-        if layer.geometry.run:
-            n, c, h, w = layer.prepared_shape
-            return x.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
-        return dense_like(x)
+        n, c, h, w = layer.prepared_shape
+        return x.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
     layer.run(
         x, layer.geometry.pack(weight, upsample), bias,
