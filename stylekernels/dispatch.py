@@ -122,6 +122,11 @@ def _choose(device_type: str) -> tuple[str, str]:
     return "reference", "; ".join(reasons)
 
 
+def implementation(device_type: str) -> str:
+    """The implementation for tensors on this type of device."""
+    return _choose(device_type)[0]
+
+
 def use_reference(x: Tensor) -> bool:
     """Whether an op on ``x`` runs its plain PyTorch formula instead of a kernel."""
     return _choose(x.device.type)[0] == "reference" or transformed()

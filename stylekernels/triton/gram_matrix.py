@@ -29,8 +29,9 @@ from stylekernels.triton.launch import (
 )
 from stylekernels.triton.planes import Planes
 
-#: Channels of a tile where C is larger, and the most pieces of an image.
-_BLOCK = 128
+#: Channels of a tile where C is larger, by bytes of the values that are multiplied (float32 takes
+#: three products, and registers for them), and the most pieces of an image.
+_BLOCKS = {2: 128, 4: 64, 8: 32}
 _PIECES = 256
 #: Rows of a tile that one program of the second kernel adds up.
 _ROWS = 8
@@ -256,11 +257,8 @@ def gradient_kernel(
 def _products(planes: Planes, mean: Tensor | None, scale: float) -> tuple[Tensor, int]:
     """The products of every piece of every tile, and the tiles' size."""
     x, n, c, p = planes.x, planes.n, planes.c, planes.p
-    centered = mean is not None
-    block = max(16, min(triton.next_power_of_2(c), _BLOCK))
-    if x.dtype == torch.float64:
-        block = min(block, 32)
-    bytes_of_value = 4 if centered else x.element_size()
+    bytes_of_value = max(4 if mean is not None else 0, x.element_size())
+    block = max(16, min(triton.next_power_of_2(c), _BLOCKS[bytes_of_value]))
     block_p = {2: 64, 4: 32, 8: 16}[bytes_of_value]
     rows = triton.cdiv(c, block)
     tiles = rows * (rows + 1) // 2

@@ -42,17 +42,22 @@ def wide_type(x: Tensor) -> tl.dtype:
 def product_precision(x: Tensor, allow_tf32: bool) -> str:
     """How ``tl.dot`` multiplies float32: in tf32 where PyTorch may, else in three tf32 products,
     whose error is that of float32 at several times the speed of plain multiply-adds."""
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or on_amd():  # whose matrix instructions take float32 itself
         return "ieee"
     return "tf32" if allow_tf32 else "tf32x3"
+
+
+def on_amd() -> bool:
+    """Whether kernels are compiled for one of AMD's GPUs."""
+    if INTERPRETED.value:
+        return False
+    return triton.runtime.driver.active.get_current_target().backend == "hip"
 
 
 def stages() -> int:
     """Steps of a loop over products that are under way at once. Their tiles share one processor's
     memory: 99 KB on GPUs for desktops, 64 KB on AMD's."""
-    if INTERPRETED.value:
-        return 1
-    return 2 if triton.runtime.driver.active.get_current_target().backend == "hip" else 3
+    return 2 if on_amd() else 3
 
 
 @functools.lru_cache

@@ -304,8 +304,8 @@ def _config(geometry: Geometry, x: Tensor, channels: int, outputs: int, pixels: 
     block_m = 64 if pixels <= 64 else 128
     block_k = min(max(16, triton.next_power_of_2(channels)), 64 if half else 32)
     return Config(
-        block_m, block_n, geometry.run or block_k, num_warps=8 if block_n == 128 else 4,
-        num_stages=stages(),
+        block_m, block_n, geometry.run or block_k,
+        num_warps=8 if block_n * x.element_size() >= 256 else 4, num_stages=stages(),
     )  # fmt: skip
 
 
