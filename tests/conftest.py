@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from stylekernels import native, use_impl
+if not torch.cuda.is_available():  # where there is a GPU Triton compiles, as it does for users
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when stylekernels and Triton are imported
+
+from stylekernels import dispatch, native, use_impl
 from stylekernels.models import GeneratorConfig, StyleGenerator
 
 # torch.compile keeps graphs on disk, and would bring back one from before an op was changed.
@@ -44,14 +47,28 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def implementation(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]:
     """Runs a test through ``torch.ops.stylekernels`` (``kernels``, the default: compiled where the
-    library was built, else the same ops in Python) or, by an indirect parameter, ``reference``."""
+    library was built, else the same ops in Python) or, by an indirect parameter, through
+    ``reference`` or ``triton``: on a GPU, or where there is none in Triton's interpreter."""
     name = getattr(request, "param", "kernels")
+    if name == "triton":
+        on_gpu = "device" in request.fixturenames and request.getfixturevalue("device") != "cpu"
+        if not (dispatch.has_triton if on_gpu else dispatch.interprets_triton):
+            pytest.skip("Triton is not here, or has a GPU to run on")
     if name == "kernels":
         monkeypatch.setattr(native, "cpu_missing", None)
         yield name
     else:
         with use_impl(name):
             yield name
+
+
+#: Marks of a module whose tests, and those it imports from the tests of an op, run in Triton's
+#: kernels.
+TRITON = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),  # NaN, Inf
+    pytest.mark.usefixtures("implementation"),
+    pytest.mark.parametrize("implementation", ["triton"], indirect=True),
+]
 
 
 @pytest.fixture

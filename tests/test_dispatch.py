@@ -60,6 +60,12 @@ every_op_with_a_gradient = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture
+def without_interpreter(monkeypatch) -> None:
+    """As in a process of a user, who has not set TRITON_INTERPRET."""
+    monkeypatch.setattr(dispatch, "interprets_triton", False)
+
+
 def results(op: str, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, ...]:
     """The value of ``function``, which calls ``op``, and its gradient where it has one."""
     return (function(x),) if op in INFERENCE_ONLY else value_and_gradient(function, x)
@@ -108,6 +114,7 @@ def test_unknown_implementation() -> None:
 
 
 @every_op
+@pytest.mark.usefixtures("without_interpreter")
 def test_forced_implementation_that_is_missing(op) -> None:
     x = random(1, 6, 5, 5)
     message = "the implementation 'triton' was forced, but there are no Triton kernels for cpu"
@@ -115,6 +122,7 @@ def test_forced_implementation_that_is_missing(op) -> None:
         CALLS[op](x)
 
 
+@pytest.mark.usefixtures("without_interpreter")
 def test_forced_native_without_the_library(monkeypatch) -> None:
     monkeypatch.setattr(native, "cpu_missing", "not built: a reason")
     with (
@@ -131,6 +139,17 @@ def test_forced_native_for_a_device_without_kernels() -> None:
     message = "there are no native kernels for meta tensors"
     with use_impl("native"), pytest.raises(RuntimeError, match=message):
         gram_matrix(torch.empty(1, 6, 5, 5, device="meta"))
+
+
+def test_the_interpreter_runs_only_where_triton_is_forced(monkeypatch) -> None:
+    x = random(1, 6, 5, 5)
+    monkeypatch.setattr(dispatch, "interprets_triton", True)
+    monkeypatch.setattr(dispatch, "has_triton", True)
+    with use_impl("triton"):
+        assert "on cpu: triton (forced" in explain("gram_matrix", x)
+    monkeypatch.setattr(native, "cpu_missing", "not built")
+    line = explain("gram_matrix", x)
+    assert "on cpu: reference (the C++ library is not built; Triton's interpreter is only" in line
 
 
 def test_explain() -> None:
@@ -211,7 +230,8 @@ def test_compile_with_one_tensor_in_several_places(step, device) -> None:
     assert_all_close(value_and_gradient(compiled, x), value_and_gradient(step, x))
 
 
-def test_use_impl_is_followed_by_a_compiled_function(monkeypatch) -> None:
+@pytest.mark.usefixtures("without_interpreter")
+def test_use_impl_is_followed_by_a_compiled_function() -> None:
     torch._dynamo.reset()
     seen = []
 

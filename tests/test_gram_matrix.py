@@ -149,6 +149,17 @@ def test_layout_of_the_gradient_of_the_result(layout, grad_layout, device) -> No
     assert_accurate(*grads)
 
 
+def check_derivatives(x: Tensor, fast_mode: bool = False, **options) -> None:
+    """Against finite differences; in one direction alone with ``fast_mode``."""
+
+    def gram(x: Tensor) -> Tensor:
+        return gram_matrix(x, **options)
+
+    x = x.detach().requires_grad_()
+    assert torch.autograd.gradcheck(gram, (x,), check_forward_ad=True, fast_mode=fast_mode)
+    assert torch.autograd.gradgradcheck(gram, (x,), fast_mode=fast_mode)
+
+
 def check_loss(x: Tensor, target: Tensor, scale: float | None = None) -> None:
     def exact(x: Tensor, target: Tensor) -> Tensor:
         return (exact_gram(x, scale) - target).square().mean()
@@ -166,47 +177,47 @@ def check_loss(x: Tensor, target: Tensor, scale: float | None = None) -> None:
     )
 
 
+TARGET_LAYOUTS = ("contiguous", "misaligned", "transposed", "cropped")
+TARGET_SHAPES = ("(N, C, C)", "(1, C, C)", "(C, C)")
+
+
+def target_for(x: Tensor, shape: str = "(N, C, C)", layout: str = "contiguous") -> Tensor:
+    """Not symmetric: the loss is defined for any target, and its gradient has to symmetrise."""
+    n, c = x.shape[:2]
+    target = random(n, c, c, dtype=wide_dtype(x), device=x.device.type, seed=1, scale=1 / c)
+    target = {"(N, C, C)": target, "(1, C, C)": target[:1], "(C, C)": target[0]}[shape]
+    if layout == "transposed":
+        return target.mT
+    if layout == "cropped":  # every second column of a wider matrix
+        return target.repeat_interleave(2, dim=-1)[..., ::2]
+    return laid_out(target, layout)
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_loss(shape, dtype, layout, device) -> None:
     x = random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5)
-    n, c = shape[:2]
-    # Not symmetric: the loss is defined for any target, and its gradient has to symmetrise.
-    target = random(n, c, c, dtype=wide_dtype(x), device=device, seed=1, scale=1 / c)
-    check_loss(x, target)
+    check_loss(x, target_for(x))
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("scale", [None, 0.25])
-@pytest.mark.parametrize("target_layout", ["contiguous", "misaligned", "transposed", "cropped"])
-@pytest.mark.parametrize("target_shape", ["(N, C, C)", "(1, C, C)", "(C, C)"])
+@pytest.mark.parametrize("target_layout", TARGET_LAYOUTS)
+@pytest.mark.parametrize("target_shape", TARGET_SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(3, 17, 6, 7), (3, 17, 42)])
 def test_loss_options(shape, dtype, target_shape, target_layout, scale, device) -> None:
     x = random(*shape, dtype=dtype, device=device)
-    target = random(3, 17, 17, dtype=wide_dtype(x), device=device, seed=1)
-    target = {"(N, C, C)": target, "(1, C, C)": target[:1], "(C, C)": target[0]}[target_shape]
-    if target_layout == "transposed":
-        target = target.mT
-    elif target_layout == "cropped":  # every second column of a wider matrix
-        target = target.repeat_interleave(2, dim=-1)[..., ::2]
-    else:
-        target = laid_out(target, target_layout)
-    check_loss(x, target, scale)
+    check_loss(x, target_for(x, target_shape, target_layout), scale)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("scale", "center"), [(None, False), (0.1, True), (None, True)])
 def test_gradcheck(scale, center, layout, device) -> None:
-    x = random(2, 3, 2, 4, dtype=torch.float64, layout=layout, device=device).requires_grad_()
-
-    def gram(x: Tensor) -> Tensor:
-        return gram_matrix(x, scale=scale, center=center)
-
-    assert torch.autograd.gradcheck(gram, (x,), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(gram, (x,))
+    x = random(2, 3, 2, 4, dtype=torch.float64, layout=layout, device=device)
+    check_derivatives(x, scale=scale, center=center)
 
 
 @pytest.mark.parametrize("target_shape", [(2, 3, 3), (1, 3, 3), (3, 3)])

@@ -141,6 +141,18 @@ def test_expanded_input_and_gradient(layout, device) -> None:
     assert_accurate(grad, grad_torch, grad_exact)
 
 
+def check_stats(x: Tensor, which: int) -> None:
+    """The mean (0) or the variance (1), and its gradient."""
+
+    def in_torch(x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return wide.mean((2, 3)) if which == 0 else wide.var((2, 3), correction=0)
+
+    assert_op_accurate(
+        lambda x: instance_norm_stats(x)[which], in_torch, in_torch, {"x": x}, image_result=False
+    )
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -150,14 +162,7 @@ def test_expanded_input_and_gradient(layout, device) -> None:
     [((0, 3, 4, 4), 0), ((3, 5, 1, 37), 1), ((1, 33, 9, 7), 3), ((2, 16, 61, 67), 1000)],
 )
 def test_stats(shape, shift, which, dtype, layout, device) -> None:
-    def in_torch(x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        return wide.mean((2, 3)) if which == 0 else wide.var((2, 3), correction=0)
-
-    x = random(*shape, dtype=dtype, layout=layout, device=device, shift=shift)
-    assert_op_accurate(
-        lambda x: instance_norm_stats(x)[which], in_torch, in_torch, {"x": x}, image_result=False
-    )
+    check_stats(random(*shape, dtype=dtype, layout=layout, device=device, shift=shift), which)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -178,11 +183,8 @@ def test_eps(device) -> None:
     torch.testing.assert_close(instance_norm(x, eps=0.7).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_and_inf_go_where_torch_sends_them(dtype, activation, layout, value, device) -> None:
+def check_bad_pixel(dtype, activation, layout, value, device) -> None:
+    """One pixel is no number: what is left is where PyTorch has it."""
     x = random(2, 17, 5, 9, dtype=dtype, layout=layout, device=device).float()
     x[1, 3, 2, 4] = value
     x = laid_out(x.to(dtype), layout).requires_grad_()
@@ -203,6 +205,14 @@ def test_nan_and_inf_go_where_torch_sends_them(dtype, activation, layout, value,
         torch.testing.assert_close(*[g[healthy] for g in grads], **tolerance)
         for test in (torch.isnan, torch.isposinf, torch.isneginf):
             assert torch.equal(test(grads[0]), test(grads[1])), test.__name__
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_and_inf_go_where_torch_sends_them(dtype, activation, layout, value, device) -> None:
+    check_bad_pixel(dtype, activation, layout, value, device)
 
 
 @pytest.mark.core

@@ -1,13 +1,8 @@
 """norm_conv2d against PyTorch's own convolutions in float64.
 
-The grid: every two values of any two options meet in some case (`pairwise`), at small odd sizes,
-because a fault of a fused loop nearly always lies between two of its branches; what concerns
+The grid: every two values of any two options meet in some case, at small odd sizes; what concerns
 sizes, sums and rounding has tests of its own.
 """
-
-import itertools
-import random as python_random
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,6 +19,7 @@ from tests.conftest import (
     random,
 )
 from tests.instance_norms import ACTIVATIONS
+from tests.pairwise import missing_pairs, pairwise
 from tests.test_upsample_block import PADDING_MODES, TORCH_MODES, convolution_in_torch
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -73,33 +69,7 @@ def is_possible(case: dict) -> bool:
     return case["padding_mode"] != "reflect" or border < smallest * (1 + (upsample == "nearest"))
 
 
-def draw(generator: python_random.Random) -> dict:
-    while True:
-        case = {name: generator.choice(values) for name, values in OPTIONS.items()}
-        if is_possible(case):
-            return case
-
-
-def pairs_of(case: dict) -> set:
-    return set(itertools.combinations(case.items(), 2))
-
-
-def pairwise() -> Iterator[dict]:
-    """Cases in which every possible pair of values occurs, the most useful of 30 at a time."""
-    generator = python_random.Random(0)
-    met: set = set()
-    fruitless = 0
-    while fruitless < 100:
-        drawn = [draw(generator) for _ in range(30)]
-        case = max(drawn, key=lambda case: len(pairs_of(case) - met))
-        if pairs_of(case) <= met:
-            fruitless += 1
-            continue
-        met |= pairs_of(case)
-        yield case
-
-
-CASES = tuple(pairwise())
+CASES = tuple(pairwise(OPTIONS, is_possible))
 
 
 def name_of(case: dict) -> str:
@@ -174,8 +144,12 @@ def assert_stats_of(y: Tensor, mean: Tensor, var: Tensor) -> None:
     assert_accurate(var, torch_var, exact_var, "variance")
 
 
-def check(tensors: dict[str, Tensor], *, return_input=True, return_stats=True, **options) -> None:
-    """Holds output, input and statistics of a call to the accuracy rule."""
+def check(
+    tensors: dict[str, Tensor], *, return_input=True, return_stats=True, winograd=True, **options
+) -> None:
+    """Holds output, input and statistics of a call to the accuracy rule. A kernel of 3 in float32
+    may be computed by Winograd's method, which is granted a larger error; not without
+    ``winograd``."""
     x, weight = tensors["x"], tensors["weight"]
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     with poisoned_memory():
@@ -187,8 +161,8 @@ def check(tensors: dict[str, Tensor], *, return_input=True, return_stats=True, *
     exact, exact_given = in_torch(**wide, **options)
     torchs, torchs_given = in_torch(**tensors, **options)
 
-    # A kernel of 3 may be computed by Winograd's method, which is granted a larger error.
     direct = x.dtype != torch.float32 or weight.shape[2] != 3 or options.get("stride", 1) != 1
+    direct = direct or not winograd
     assert_accurate(y, torchs, exact, "output", at_least=0.0 if direct else 5e-6)
     assert_layout_of(y, x)
     assert (given is not None) == return_input
@@ -203,15 +177,11 @@ def check(tensors: dict[str, Tensor], *, return_input=True, return_stats=True, *
 
 
 def test_every_pair_of_options_meets() -> None:
-    met = set().union(*map(pairs_of, CASES))
-    generator = python_random.Random(1)
-    missing = set().union(*(pairs_of(draw(generator)) for _ in range(5000))) - met
-    assert not missing
+    assert not missing_pairs(CASES, OPTIONS, is_possible)
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_options(case, device) -> None:
+def check_case(case: dict, device: str, winograd: bool = True) -> None:
+    """A case of the grid."""
     upsample, kernel, stride = case["mode"]
     tensors = inputs(
         (case["batch"], case["channels"], *case["size"]), case["out_channels"], kernel,
@@ -221,8 +191,14 @@ def test_options(case, device) -> None:
     names = ("activation", "padding_mode", "return_input", "return_stats")
     check(
         tensors, stride=stride, padding=padding_of(case["mode"], case["border"]),
-        upsample=upsample, **{name: case[name] for name in names},
+        upsample=upsample, winograd=winograd, **{name: case[name] for name in names},
     )  # fmt: skip
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_options(case, device) -> None:
+    check_case(case, device)
 
 
 @pytest.mark.core
@@ -372,17 +348,12 @@ def test_empty_batch(layout, mode, device) -> None:
     check(tensors, stride=stride, padding=padding_of(mode, "half"), upsample=upsample)
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 3, 2), ("none", 9, 1),
-                                  ("nearest", 3, 1), ("transpose", 4, 1)], ids=str)  # fmt: skip
-def test_statistics_of_planes_with_large_means(mode, dtype, layout, device) -> None:
+def check_statistics_of_large_means(mode, dtype, shape, layout, device) -> None:
     """Means of 1000 deviations, by way of the bias: E[x^2] - E[x]^2 in float32 is all wrong here,
     and in half precision the stored output has only a few values."""
     upsample, kernel, stride = mode
-    tensors = inputs((2, 5, 45, 67), 9, kernel, dtype, layout=layout, device=device,
-                     upsample=upsample, bias="float32")  # fmt: skip
+    tensors = inputs(shape, 9, kernel, dtype, layout=layout, device=device, upsample=upsample,
+                     bias="float32")  # fmt: skip
     tensors["bias"] = tensors["bias"] * 1000
     y, mean, var, _ = norm_conv2d(
         **tensors, stride=stride, padding=padding_of(mode, "half"), padding_mode="replicate",
@@ -390,6 +361,15 @@ def test_statistics_of_planes_with_large_means(mode, dtype, layout, device) -> N
     )  # fmt: skip
     assert (mean.abs() / var.sqrt()).median() > 100
     assert_stats_of(y, mean, var)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 3, 2), ("none", 9, 1),
+                                  ("nearest", 3, 1), ("transpose", 4, 1)], ids=str)  # fmt: skip
+def test_statistics_of_planes_with_large_means(mode, dtype, layout, device) -> None:
+    check_statistics_of_large_means(mode, dtype, (2, 5, 45, 67), layout, device)
 
 
 @pytest.mark.core
@@ -422,13 +402,17 @@ def test_half_precision_is_rounded_twice_and_nowhere_else(dtype, device) -> None
     assert torch.equal(y, one * 2), "the convolution saw the input before it was rounded"
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("mode", MODES, ids=str)
-def test_zeros_are_padded_after_normalising(mode, layout, device) -> None:
+def check_padded_zeros(mode: tuple[str, int, int], layout: str, device: str) -> None:
     """A shift of 100 that reached the padding would be the largest thing in the output."""
     upsample, kernel, stride = mode
     tensors = inputs((1, 3, 9, 9), 4, kernel, torch.float32, layout=layout, device=device,
                      upsample=upsample)  # fmt: skip
     tensors["scale_shift"] = torch.tensor([1.0, 100.0], device=device).expand(1, 3, 2)
     check(tensors, stride=stride, padding=padding_of(mode, "most"), upsample=upsample)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_zeros_are_padded_after_normalising(mode, layout, device) -> None:
+    check_padded_zeros(mode, layout, device)

@@ -130,23 +130,17 @@ def assert_finite_where_exact_is(y: Tensor, exact: Tensor, spoilt: int = 0) -> N
     assert not (bad & ~expected).any(), "one bad pixel reached outputs that do not see it"
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("out_channels", [2, 4])
-def test_a_bad_pixel_reaches_what_sees_it(
-    out_channels, mode, padding_mode, layout, dtype, device
+def check_bad_pixels(
+    mode, out_channels, dtype, *, shape=(2, 5, 19, 23), spoilt=0, layout, padding_mode, device
 ) -> None:
-    upsample, kernel, stride = mode
-    spoilt = 0
-    if stride == 1:
-        spoilt = 4 if kernel >= 5 else 3 if kernel == 3 and dtype == torch.float32 else 0
-    healthy = inputs((2, 5, 19, 23), out_channels, kernel, dtype, layout=layout, device=device,
+    """Inf and NaN reach the outputs that see them, and ``spoilt`` pixels around these."""
+    upsample, kernel, _ = mode
+    healthy = inputs(shape, out_channels, kernel, dtype, layout=layout, device=device,
                      upsample=upsample, scale_shift=True)  # fmt: skip
     options = {"padding_mode": padding_mode, **half_padded(mode)}
-    for value, (row, column) in ((torch.inf, (9, 11)), (torch.nan, (0, 22)), (-torch.inf, (18, 1))):
+    height, width = shape[2:]
+    places = ((height // 2, width // 2), (0, width - 1), (height - 1, 1))
+    for value, (row, column) in zip((torch.inf, torch.nan, -torch.inf), places, strict=True):
         x = healthy["x"].clone()
         x[1, 2, row, column] = value
         tensors = healthy | {"x": laid_out(x, layout)}
@@ -158,6 +152,23 @@ def test_a_bad_pixel_reaches_what_sees_it(
                 assert torch.equal(test(y), test(exact)), test.__name__
         for stat in (mean, var):
             assert torch.equal(stat.isfinite(), exact.isfinite().all((2, 3)))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("out_channels", [2, 4])
+def test_a_bad_pixel_reaches_what_sees_it(
+    out_channels, mode, padding_mode, layout, dtype, device
+) -> None:
+    _, kernel, stride = mode
+    spoilt = 0
+    if stride == 1:
+        spoilt = 4 if kernel >= 5 else 3 if kernel == 3 and dtype == torch.float32 else 0
+    check_bad_pixels(mode, out_channels, dtype, spoilt=spoilt, layout=layout,
+                     padding_mode=padding_mode, device=device)  # fmt: skip
 
 
 @pytest.mark.core

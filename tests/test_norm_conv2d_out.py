@@ -33,13 +33,14 @@ WINOGRAD = 5e-6  # the error that DESIGN grants to a float32 kernel of 3
 class Places:
     """Memory for results."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._buffers: list[Tensor] = []
 
     def make(self, shape, dtype: torch.dtype, layout: str = "contiguous") -> Tensor:
         size = torch.Size(shape).numel()
         poison = torch.nan if dtype.is_floating_point else POISON
-        buffer = torch.full((size + 2 * GUARD,), poison, dtype=dtype)
+        buffer = torch.full((size + 2 * GUARD,), poison, dtype=dtype, device=self._device)
         self._buffers.append(buffer)
         place = buffer[GUARD : GUARD + size]
         if layout == "contiguous":
@@ -68,13 +69,15 @@ class Result(NamedTuple):
     next: Tensor | None
 
 
-def frames(n: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
+def frames(
+    n: int, channels: int, height: int, width: int, seed: int = 0, device: str = "cpu"
+) -> Tensor:
     """Bytes, channels_last, at an odd address as a crop of rows from a file may be."""
     generator = torch.Generator().manual_seed(seed)
     shape = (n, height, width, channels)
     size = torch.Size(shape).numel()
     bytes_ = torch.randint(0, 256, (size + 1,), dtype=torch.uint8, generator=generator)
-    return bytes_[1:].view(shape).permute(0, 3, 1, 2)
+    return bytes_.to(device)[1:].view(shape).permute(0, 3, 1, 2)
 
 
 def output_size(x: Tensor, weight: Tensor, stride: int, padding: int, upsample: str) -> list[int]:
@@ -90,7 +93,7 @@ def out(
 ) -> Result:  # fmt: skip
     """norm_conv2d_out with places for its results, of which ``crop`` takes rows and columns."""
     mode = (stride, padding, padding_mode, upsample)
-    places, dtype = Places(), weight.dtype
+    places, dtype = Places(x.device), weight.dtype
     size = output_size(x, weight, stride, padding, upsample)
     channels = weight.shape[1 if upsample == "transpose" else 0]
     y_size = [full - less * (less < full) for full, less in zip(size, crop, strict=True)]
@@ -201,22 +204,23 @@ def draw(choose: python_random.Random, mode: tuple[str, int, int]) -> dict:
             return case
 
 
-def norm_of(kind: str | None, channels: int, dtype: torch.dtype) -> Norm | None:
+def norm_of(
+    kind: str | None, channels: int, dtype: torch.dtype, device: str = "cpu"
+) -> Norm | None:
     if kind is None:
         return None
     if kind == "plain":
         return Norm(eps=0.5)  # one that shows
-    weight, bias = (random(channels, dtype=dtype, seed=seed, shift=0.5) for seed in (6, 7))
+    weight, bias = (
+        random(channels, dtype=dtype, device=device, seed=seed, shift=0.5) for seed in (6, 7)
+    )
     return Norm(weight, bias, 0.5)
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("mode", MODES, ids=str)
-def test_options(mode) -> None:
-    """A dozen draws for each mode: enough for any two values of any two other options to have met
-    in some mode or other."""
+def check_draws(mode: tuple[str, int, int], count: int, device: str = "cpu") -> None:
+    """Some draws of a mode."""
     choose = python_random.Random(str(mode))
-    for _ in range(12):
+    for _ in range(count):
         case = draw(choose, mode)
         upsample, kernel, stride = mode
         n, layout = case["batch"], "contiguous" if case["x"] == "contiguous" else "channels_last"
@@ -224,23 +228,31 @@ def test_options(mode) -> None:
             layout = "contiguous"  # both, and then this counts
         shape = (n, case["channels"], *case["size"])
         tensors = inputs(
-            shape, case["out_channels"], kernel, case["dtype"], layout=layout, upsample=upsample,
-            scale_shift=case["scale_shift"], bias=case["bias"],
+            shape, case["out_channels"], kernel, case["dtype"], layout=layout, device=device,
+            upsample=upsample, scale_shift=case["scale_shift"], bias=case["bias"],
             residual=layout if case["residual"] else None,
         )  # fmt: skip
         if case["x"] == "bytes":
-            tensors["x"] = frames(*shape)
+            tensors["x"] = frames(*shape, device=device)
         elif case["y"] == "bytes":
             tensors["weight"] = tensors["weight"] * 100
         if case["y"] == "bytes" and case["bias"]:
             tensors["bias"] = tensors["bias"] * 50 + 128  # both ends are met
         norm_dtype = choose.choice((torch.float32, case["dtype"]))
         check(
-            tensors, norm_of(case["norm"], case["out_channels"], norm_dtype), stride=stride,
-            padding=padding_of(mode, case["border"]), padding_mode=case["padding_mode"],
+            tensors, norm_of(case["norm"], case["out_channels"], norm_dtype, device),
+            stride=stride, padding=padding_of(mode, case["border"]), padding_mode=case["padding_mode"],
             upsample=upsample, activation=case["activation"], layout=layout, keep=case["keep"],
             crop=case["crop"], y_dtype=torch.uint8 if case["y"] == "bytes" else None,
         )  # fmt: skip
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_options(mode) -> None:
+    """A dozen draws for each mode: enough for any two values of any two other options to have met
+    in some mode or other."""
+    check_draws(mode, 12)
 
 
 # Tiles of 4x4, and vectors of 8 and 16 channels with a rest; 15 is below what Winograd is for.

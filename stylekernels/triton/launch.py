@@ -15,11 +15,11 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 @triton.jit
 def rounded(values, TYPE: tl.constexpr):
     """``values`` in another dtype, rounded to the nearest, halves to even."""
-    if INTERPRETED and tl.bfloat16 == TYPE:  # it cuts digits off
+    if INTERPRETED and tl.bfloat16 == TYPE:  # it cuts digits off, and turns denormals into others
         bits = values.to(tl.float32).to(tl.int32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
-        whole = tl.where(values == values, bits.to(tl.float32, bitcast=True), values)
-        return whole.to(tl.bfloat16)
+        bits = tl.where(values == values, bits, 0x7FC00000)  # a NaN
+        return (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:
         return values.to(TYPE)
 

@@ -298,7 +298,7 @@ def _config(geometry: Geometry, x: Tensor, channels: int, outputs: int, pixels: 
     """Defaults: as large as the layer fills. A step's values and weights are 16 KB each in half
     precision, and three steps are under way."""
     if x.dtype == torch.float64:
-        return Config(32, 16, 16, num_warps=4, num_stages=1)
+        return Config(32, 16, geometry.run or 16, num_warps=4, num_stages=1)
     half = x.element_size() == 2
     block_n = min(max(16, triton.next_power_of_2(outputs)), 128)
     block_m = 64 if pixels <= 64 else 128

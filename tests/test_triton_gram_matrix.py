@@ -1,0 +1,139 @@
+"""gram_matrix, gram_loss and their gradients in Triton's kernels.
+
+The grid: pairs of shape, dtype, layout, scale and centering, for each costs Triton's interpreter a
+tenth of a second; shapes lie about the tiles of 16, 32 and 128 channels and the pieces of at least
+64 pixels that programs share out. What a test of the op promises for every implementation is
+imported from there.
+"""
+
+import pytest
+import torch
+
+from stylekernels import gram_loss, gram_matrix
+from tests.conftest import DTYPES, LAYOUTS, TRITON, poisoned_memory, random
+from tests.pairwise import missing_pairs, pairwise
+from tests.test_gram_matrix import (
+    TARGET_LAYOUTS,
+    TARGET_SHAPES,
+    check_derivatives,
+    check_gram,
+    check_loss,
+    target_for,
+    test_backward_keeps_only_the_input,  # noqa: F401
+    test_huge_values_do_not_overflow,  # noqa: F401
+    test_known_value,  # noqa: F401
+    test_layout_of_the_gradient_of_the_result,  # noqa: F401
+    test_nan_and_inf_go_where_torch_sends_them,  # noqa: F401
+)
+
+pytestmark = TRITON
+
+SHAPES = (
+    (0, 5, 4, 4), (1, 1, 1, 1), (3, 1, 9, 7), (2, 3, 1, 37), (1, 16, 2, 2), (2, 17, 9, 11),
+    (1, 33, 7, 9), (2, 5, 23, 31), (3, 6, 41), (1, 40, 515),
+)  # fmt: skip
+OPTIONS = {
+    "shape": SHAPES,
+    "layout": LAYOUTS,
+    "dtype": DTYPES,
+    "scale": (None, 0.25, 3e-5),
+    "center": (False, True),
+}
+LOSS_OPTIONS = {
+    "shape": (SHAPES[1], *SHAPES[5:]),
+    "layout": LAYOUTS,
+    "dtype": DTYPES,
+    "target_shape": TARGET_SHAPES,
+    "target_layout": TARGET_LAYOUTS,
+    "scale": (None, 0.25),
+}
+
+
+def is_possible(case: dict) -> bool:
+    return len(case["shape"]) == 4 or not case["layout"].startswith("channels_last")
+
+
+CASES = tuple(pairwise(OPTIONS, is_possible))
+LOSS_CASES = tuple(pairwise(LOSS_OPTIONS, is_possible))
+
+
+def name_of(case: dict) -> str:
+    return "-".join(str(value).removeprefix("torch.") for value in case.values())
+
+
+def test_every_pair_of_options_meets() -> None:
+    assert not missing_pairs(CASES, OPTIONS, is_possible)
+    assert not missing_pairs(LOSS_CASES, LOSS_OPTIONS, is_possible)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_options(case, device) -> None:
+    x = random(*case["shape"], dtype=case["dtype"], layout=case["layout"], device=device, shift=0.5)
+    check_gram(x, scale=case["scale"], center=case["center"])
+
+
+@pytest.mark.parametrize("case", LOSS_CASES, ids=name_of)
+def test_loss_options(case, device) -> None:
+    x = random(*case["shape"], dtype=case["dtype"], layout=case["layout"], device=device, shift=0.5)
+    check_loss(x, target_for(x, case["target_shape"], case["target_layout"]), case["scale"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_tiles_of_channels(dtype, device) -> None:
+    """A triangle of tiles, the last of them cut off, and more pixels than one step takes."""
+    layout = "channels_last" if dtype in (torch.float32, torch.bfloat16) else "contiguous"
+    x = random(1, 130, 5, 13, dtype=dtype, layout=layout, device=device, shift=0.5)
+    check_gram(x, center=dtype.itemsize == 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_of_several_tiles_of_channels(dtype, device) -> None:
+    x = random(1, 130, 3, 5, dtype=dtype, device=device, shift=0.5)
+    check_loss(x, target_for(x))
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (1, -30)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_magnitudes(dtype, scale, shift, center, device) -> None:
+    """On several pieces of a plane, whose means have to be merged."""
+    x = random(1, 6, 21, 23, dtype=dtype, device=device, scale=scale, shift=shift)
+    check_gram(x, center=center)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_expanded_images(layout, device) -> None:
+    image = random(1, 17, 6, 7, layout=layout, device=device, shift=0.5)
+    check_gram(image.expand(3, -1, -1, -1))
+    check_gram(image[:, :1].expand(-1, 5, -1, -1), center=True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("scale", "center"), [(None, False), (0.1, True)])
+def test_gradcheck(scale, center, layout, device) -> None:
+    x = random(2, 2, 2, 3, dtype=torch.float64, layout=layout, device=device)
+    check_derivatives(x, fast_mode=True, scale=scale, center=center)
+
+
+@pytest.mark.parametrize("target_shape", TARGET_SHAPES)
+def test_gradcheck_of_loss(target_shape, device) -> None:
+    x = random(2, 2, 2, 3, dtype=torch.float64, device=device)
+    target = target_for(x, target_shape).requires_grad_()
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(gram_loss, (x, target), fast_mode=True)
+    assert torch.autograd.gradgradcheck(gram_loss, (x, target), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deterministic_and_equal_without_grad(dtype, device) -> None:
+    x = random(2, 5, 15, 17, dtype=dtype, device=device).requires_grad_()
+    target = target_for(x)
+    runs = []
+    for _ in range(2):
+        gram, loss = gram_matrix(x, center=True), gram_loss(x, target)
+        runs.append((gram, loss, *torch.autograd.grad(gram.square().sum() + loss, x)))
+    with torch.no_grad(), poisoned_memory():
+        runs[0] += gram_matrix(x, center=True), gram_loss(x, target)
+    runs[1] += runs[1][:2]
+    for first, again in zip(*runs, strict=True):
+        assert torch.equal(first, again)

@@ -1,0 +1,186 @@
+"""instance_norm, instance_norm_stats and their gradients in Triton's kernels.
+
+The grid: pairs of all options, for each costs Triton's interpreter a tenth of a second. Shapes are
+planes that programs take several of at once, one, or a piece of (61x67 pixels contiguous, 31x33
+channels_last); pieces of several tiles have a test of their own, which is where sums are carried
+on. What a test of the op promises for every implementation is imported from there.
+"""
+
+import pytest
+import torch
+
+from stylekernels import instance_norm, instance_norm_stats
+from tests.conftest import DTYPES, LAYOUTS, TRITON, poisoned_memory, random
+from tests.instance_norms import ACTIVATIONS, in_torch, ours, per_channel
+from tests.pairwise import missing_pairs, pairwise
+from tests.test_instance_norm import (
+    check,
+    check_bad_pixel,
+    check_stats,
+    test_eps,  # noqa: F401
+    test_expanded_input_and_gradient,  # noqa: F401
+    test_nan_with_all_bits_set_stays_nan,  # noqa: F401
+    test_planes_of_one_and_two_pixels,  # noqa: F401
+    test_planes_without_pixels,  # noqa: F401
+    test_saturated_activations_stay_finite,  # noqa: F401
+    test_sigmoid_far_below_zero_is_zero,  # noqa: F401
+    test_stats_of_another_call_give_the_same_output_and_gradient,  # noqa: F401
+)
+from tests.test_instance_norm_gradients import (
+    check_derivatives,
+    test_a_gradient_alone_is_the_one_among_all,  # noqa: F401
+    test_backward_keeps_only_the_input,  # noqa: F401
+    test_gradient_penalty,  # noqa: F401
+)
+
+pytestmark = TRITON
+
+SHAPES = (
+    (0, 8, 4, 4), (1, 1, 2, 2), (3, 3, 3, 5), (2, 5, 1, 37), (2, 5, 37, 1), (2, 33, 5, 3),
+    (1, 3, 61, 67), (1, 17, 31, 33),
+)  # fmt: skip
+OPTIONS = {
+    "shape": SHAPES,
+    "dtype": DTYPES,
+    "layout": LAYOUTS,
+    "grad_layout": LAYOUTS,
+    "activation": tuple(ACTIVATIONS),
+    "weight": ("none", "(C,)", "(N, C)"),
+    "bias": ("none", "(C,)", "(N, C)"),
+    "stats": ("none", "(C,)", "(N, C)"),
+    "parameters": ("float32", "x's"),
+    "residual": (None, *LAYOUTS),
+    "residual_first": (False, True),
+}
+STATS_OPTIONS = {
+    "shape": (*SHAPES, (1, 1, 1, 1)),
+    "dtype": DTYPES,
+    "layout": LAYOUTS,
+    "which": (0, 1),
+    "shift": (0, 1000),
+}
+CASES = tuple(pairwise(OPTIONS))
+STATS_CASES = tuple(pairwise(STATS_OPTIONS))
+
+
+def name_of(case: dict) -> str:
+    return "-".join(str(value).removeprefix("torch.") for value in case.values())
+
+
+def test_every_pair_of_options_meets() -> None:
+    assert not missing_pairs(CASES, OPTIONS)
+    assert not missing_pairs(STATS_CASES, STATS_OPTIONS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_options(case, device) -> None:
+    shape, dtype = case["shape"], case["dtype"]
+    x = random(
+        *shape, dtype=dtype, layout=case["layout"], device=device, scale=2.0, shift=0.3, seed=1
+    )
+    parameter_dtype = dtype if case["parameters"] == "x's" else torch.float32
+    tensors = {"x": x}
+    for seed, name in enumerate(("weight", "bias"), 1):
+        tensors[name] = per_channel(case[name], x, parameter_dtype, seed)
+    if case["residual"] is not None:
+        tensors["residual"] = random(
+            *shape, dtype=dtype, layout=case["residual"], device=device, seed=5
+        )
+    tensors["mean"] = per_channel(case["stats"], x, parameter_dtype, 6)
+    tensors["var"] = per_channel(case["stats"], x, parameter_dtype, 7, positive=True)
+    options = {name: case[name] for name in ("activation", "residual_first")}
+    check(tensors, case["grad_layout"], **options)
+
+
+@pytest.mark.parametrize("case", STATS_CASES, ids=name_of)
+def test_stats(case, device) -> None:
+    names = ("dtype", "layout", "shift")
+    x = random(*case["shape"], device=device, **{name: case[name] for name in names})
+    check_stats(x, case["which"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shift"),
+    [(torch.float32, 1000), (torch.bfloat16, 3), (torch.float16, 1000), (torch.float64, 1000)],
+)
+@pytest.mark.parametrize(
+    ("shape", "layout"), [((1, 5, 130, 131), "contiguous"), ((1, 70, 31, 33), "channels_last")]
+)
+def test_pieces_of_several_tiles(shape, layout, dtype, shift, device) -> None:
+    x = random(*shape, dtype=dtype, layout=layout, device=device, shift=shift)
+    residual = random(*shape, dtype=dtype, layout=layout, device=device, seed=1)
+    check({"x": x, "residual": residual}, activation="relu")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (30, -1000)])
+def test_magnitudes(scale, shift, dtype, layout, device) -> None:
+    x = random(2, 3, 9, 11, dtype=dtype, layout=layout, device=device, scale=scale, shift=shift)
+    check({"x": x}, activation="none")
+
+
+BAD_PIXELS = {
+    "dtype": (torch.float32, torch.bfloat16),
+    "activation": tuple(ACTIVATIONS),
+    "layout": ("contiguous", "channels_last"),
+    "value": (torch.nan, torch.inf, -torch.inf),
+}
+
+
+@pytest.mark.parametrize("case", tuple(pairwise(BAD_PIXELS)), ids=name_of)
+def test_nan_and_inf_go_where_torch_sends_them(case, device) -> None:
+    check_bad_pixel(**case, device=device)
+
+
+@pytest.mark.parametrize("pixel", [(0, 0), (30, 7)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_pixel_of_a_plane_in_pieces(value, pixel, device) -> None:
+    """The first pixel too, which sums are counted from."""
+    x = random(1, 3, 61, 67, device=device)
+    x[0, 1][pixel] = value
+    x.requires_grad_()
+    cotangent = random(*x.shape, device=device, seed=1)
+    results = []
+    for function in (ours, in_torch):
+        y = function(x, activation="sigmoid")
+        results.append((y, *torch.autograd.grad(y, x, cotangent)))
+    for actual, expected in zip(*results, strict=True):
+        assert actual[0, 1].isnan().all()
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+    mean, var = instance_norm_stats(x.detach())
+    torch.testing.assert_close(mean, x.detach().mean((2, 3)), equal_nan=True)
+    assert torch.equal(var.isnan(), torch.tensor([[False, True, False]], device=device))
+
+
+@pytest.mark.parametrize(
+    ("activation", "stats", "residual_first"),
+    [("relu", "none", True), ("leaky_relu", "(N, C)", True), ("tanh", "(C,)", False),
+     ("sigmoid", "none", False)],
+)  # fmt: skip
+def test_gradcheck(activation, stats, residual_first, device) -> None:
+    check_derivatives(activation, stats, residual_first, device, fast_mode=True)
+
+
+def test_gradcheck_of_stats(device) -> None:
+    x = random(2, 2, 3, 2, dtype=torch.float64, device=device).requires_grad_()
+    assert torch.autograd.gradcheck(instance_norm_stats, (x,), fast_mode=True)
+    assert torch.autograd.gradgradcheck(instance_norm_stats, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "layout"), [((1, 3, 61, 67), "contiguous"), ((2, 17, 13, 11), "channels_last")]
+)
+def test_deterministic_and_equal_without_grad(shape, layout, dtype, device) -> None:
+    x = random(*shape, dtype=dtype, layout=layout, device=device).requires_grad_()
+    weight = random(shape[1], device=device).requires_grad_()
+    cotangent = random(*x.shape, dtype=dtype, device=device, seed=1)
+    runs = []
+    for _ in range(2):
+        y = instance_norm(x, weight, activation="relu")
+        runs.append((y, *torch.autograd.grad(y, (x, weight), cotangent)))
+    with torch.no_grad(), poisoned_memory():
+        assert torch.equal(instance_norm(x, weight, activation="relu"), runs[0][0])
+    for first, again in zip(*runs, strict=True):
+        assert torch.equal(first, again)

@@ -1,0 +1,124 @@
+"""norm_conv2d in Triton's kernels.
+
+The grid: pairs of all options of the op's own test, at sizes that Triton's interpreter computes in
+a fraction of a second: 143 pixels are two tiles of output pixels, 9 input channels the first that
+are not taken a kernel row at a time, 40 more than one step takes. No kernel is computed by
+Winograd's method. What a test of the op promises for every implementation is imported from there.
+"""
+
+import pytest
+import torch
+
+from stylekernels import norm_conv2d
+from tests.conftest import DTYPES, LAYOUTS, TRITON
+from tests.pairwise import missing_pairs, pairwise
+from tests.test_norm_conv2d import (
+    OPTIONS,
+    check,
+    check_case,
+    check_padded_zeros,
+    check_statistics_of_large_means,
+    inputs,
+    is_possible,
+    name_of,
+    padding_of,
+    test_empty_batch,  # noqa: F401
+    test_half_precision_is_rounded_twice_and_nowhere_else,  # noqa: F401
+    test_padding_wider_than_the_kernel,  # noqa: F401
+)
+from tests.test_norm_conv2d_contract import (
+    FEW_MODES,
+    check_bad_pixels,
+    half_padded,
+    test_a_bias_of_nan_with_all_bits_set_stays_nan,  # noqa: F401
+    test_activations_of_bad_values,  # noqa: F401
+    test_the_result_is_always_the_same_four,  # noqa: F401
+)
+from tests.test_upsample_block import PADDING_MODES
+
+pytestmark = TRITON
+
+MODES = (
+    ("none", 1, 1), ("none", 1, 2), ("none", 2, 1), ("none", 3, 1), ("none", 3, 2), ("none", 4, 2),
+    ("none", 5, 1), ("none", 9, 1), ("nearest", 3, 1), ("nearest", 5, 1), ("transpose", 3, 1),
+    ("transpose", 4, 1),
+)  # fmt: skip
+SMALL_OPTIONS = OPTIONS | {
+    "mode": MODES,
+    "channels": (1, 3, 8, 9, 17, 40),
+    "out_channels": (1, 3, 17, 33),
+    "batch": (1, 2),
+    "size": ((1, 11), (9, 1), (5, 7), (8, 8), (13, 11)),
+}
+CASES = tuple(pairwise(SMALL_OPTIONS, is_possible))
+
+
+def test_every_pair_of_options_meets() -> None:
+    assert not missing_pairs(CASES, SMALL_OPTIONS, is_possible)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_options(case, device) -> None:
+    check_case(case, device, winograd=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", [("none", 3, 1), ("nearest", 3, 1)], ids=str)
+def test_several_blocks_of_channels_and_of_pixels(mode, dtype, device) -> None:
+    """A block of output channels is 128; float64's are 16, and others meet several of them."""
+    upsample, kernel, _ = mode
+    tensors = inputs((1, 70, 9, 15), 130, kernel, dtype, layout="channels_last", device=device,
+                     upsample=upsample, scale_shift=True, residual="channels_last")  # fmt: skip
+    check(tensors, activation="relu", padding_mode="replicate", winograd=False, **half_padded(mode))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
+def test_inputs_with_large_means(mode, dtype, device) -> None:
+    """Means of 1000 deviations, which the shift takes away, of few channels and of more."""
+    upsample, kernel, stride = mode
+    for channels in (6, 9) if kernel < 9 else (6,):
+        tensors = inputs((1, channels, 7, 9), 7, kernel, dtype, device=device, shift=1000.0,
+                         upsample=upsample, scale_shift=True)  # fmt: skip
+        check(
+            tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
+            padding_mode="replicate", upsample=upsample, winograd=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [("none", 1, 1), *FEW_MODES], ids=str)
+def test_statistics_of_planes_with_large_means(mode, dtype, device) -> None:
+    layout = LAYOUTS[DTYPES.index(dtype) % 2]
+    check_statistics_of_large_means(mode, dtype, (1, 5, 17, 16), layout, device)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_zeros_are_padded_after_normalising(mode, device) -> None:
+    check_padded_zeros(mode, LAYOUTS[MODES.index(mode) % 2], device)
+
+
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize(
+    ("mode", "channels", "dtype"),
+    [(("none", 3, 1), 5, torch.float32), (("none", 9, 2), 5, torch.bfloat16),
+     (("none", 3, 1), 9, torch.bfloat16), (("none", 3, 2), 9, torch.float32),
+     (("nearest", 3, 1), 5, torch.float32), (("transpose", 4, 1), 5, torch.bfloat16)],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_pixel_reaches_what_sees_it(mode, channels, dtype, padding_mode, device) -> None:
+    check_bad_pixels(mode, 3, dtype, shape=(2, channels, 7, 8), layout="channels_last",
+                     padding_mode=padding_mode, device=device)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", FEW_MODES, ids=str)
+def test_deterministic(mode, dtype, device) -> None:
+    upsample, kernel, _ = mode
+    tensors = inputs((1, 5, 13, 11), 17, kernel, dtype, device=device, upsample=upsample,
+                     scale_shift=True, residual="contiguous")  # fmt: skip
+    first, again = (
+        norm_conv2d(**tensors, activation="relu", return_input=True, **half_padded(mode))
+        for _ in range(2)
+    )
+    assert all(map(torch.equal, first, again))

@@ -1,0 +1,106 @@
+"""norm_conv2d_out in Triton's kernels: frames from memory that was set aside.
+
+The grid: a few draws of the op's own options for each mode, so that any two of them meet in some
+mode or other at what the interpreter takes for it; bytes, crops and norms have cases of their own.
+"""
+
+import pytest
+import torch
+
+from tests.conftest import DTYPES, TRITON
+from tests.test_norm_conv2d import inputs, padding_of
+from tests.test_norm_conv2d_contract import half_padded
+from tests.test_norm_conv2d_out import Norm, assert_same, check, check_draws, frames, norm_of, out
+from tests.test_triton_norm_conv2d import MODES
+
+pytestmark = TRITON
+
+FRAMES_MODES = (("none", 3, 1), ("none", 5, 2), ("nearest", 3, 1), ("transpose", 4, 1))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_options(mode, device) -> None:
+    check_draws(mode, 5, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
+def test_bytes_in_and_out(mode, dtype, device) -> None:
+    upsample, kernel, _ = mode
+    tensors = inputs((2, 3, 9, 8), 4, kernel, dtype, device=device, upsample=upsample,
+                     bias="float32")  # fmt: skip
+    tensors["x"] = frames(2, 3, 9, 8, device=device)
+    tensors["bias"] = tensors["bias"] * 100 + 60  # both ends are met
+    for y_dtype in (dtype, torch.uint8):
+        check(tensors, padding_mode="reflect", y_dtype=y_dtype, keep=True, **half_padded(mode))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("mode", [("none", 1, 1), *FRAMES_MODES], ids=str)
+def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, dtype, device) -> None:
+    """Kernels of a single 1 leave the image as it is, and the bias adds what is to be rounded."""
+    upsample, kernel, stride = mode
+    channels = [0, 1, 2, 0, 1, 2, 0]
+    x = frames(1, 3, 5, 8, device=device)
+    added = torch.tensor([0.5, -0.5, 60.5, -60.5, 0.25, 1000.0, -1000.0], device=device)
+    weight = torch.zeros(7, 3, kernel, kernel, dtype=dtype, device=device)
+    weight[range(7), channels, kernel // 2, kernel // 2] = 1
+    exact = x.double()[:, channels]
+    if upsample != "none":
+        exact = exact.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    if upsample == "transpose":
+        # Output o gets input i times element o + 1 - 2 i: with this one odd o alone, input
+        # (o - 1) / 2.
+        weight = weight.transpose(0, 1).contiguous()
+        exact[..., ::2, :] = exact[..., ::2] = 0
+    exact = exact[..., ::stride, ::stride] + added.double()[:, None, None]
+    options = {"stride": stride, "padding": padding_of(mode, "half"), "upsample": upsample}
+    y = out(x, weight, added, y_dtype=torch.uint8, **options).y
+    assert torch.equal(y.double(), exact.round().clamp(0, 255))
+    assert (y == 0).any()
+    assert (y == 255).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", [("none", 3, 1), ("none", 3, 2), ("none", 9, 1)], ids=str)
+def test_any_crop_is_the_first_rows_and_columns(mode, dtype, device) -> None:
+    _, kernel, _ = mode
+    tensors = inputs((2, 9 if kernel == 3 else 3, 11, 13), 5, kernel, dtype, device=device,
+                     layout="channels_last", scale_shift=True)  # fmt: skip
+    options = {**half_padded(mode), "padding_mode": "reflect"}
+    whole = out(**tensors, **options).y
+    height, width = whole.shape[2:]
+    for rows, columns in ((1, 1), (height - 1, width), (height, width - 3), (3, 2)):
+        part = out(**tensors, **options, crop=(height - rows, width - columns)).y
+        assert torch.equal(part, whole[..., :rows, :columns]), (rows, columns)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_of_any_dtype(dtype, device) -> None:
+    """All that norm_scale_shift takes for all images, whatever they are."""
+    tensors = inputs((2, 5, 9, 8), 4, 3, torch.float32, layout="channels_last", device=device)
+    for kind in ({"weight": None}, {"bias": None}, {}):
+        check(tensors, norm_of("(C,)", 4, dtype, device)._replace(**kind), padding=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
+def test_statistics_of_large_means(mode, dtype, device) -> None:
+    """Of output that is a thousand deviations from zero, in several tiles."""
+    upsample, kernel, _ = mode
+    tensors = inputs((1, 9, 15, 13), 17, kernel, dtype, layout="channels_last", device=device,
+                     upsample=upsample, bias="float32")  # fmt: skip
+    tensors["bias"] = tensors["bias"] * 1000
+    check(tensors, Norm(eps=1e-3), padding_mode="replicate", **half_padded(mode))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
+def test_the_same_bits_again_and_with_more_workspace(mode, dtype, device) -> None:
+    """As the largest layer of a network leaves it to the others."""
+    upsample, kernel, _ = mode
+    tensors = inputs((2, 5, 9, 11), 17, kernel, dtype, layout="channels_last", device=device,
+                     upsample=upsample, scale_shift=True, residual="channels_last")  # fmt: skip
+    options = {**half_padded(mode), "activation": "relu", "keep": True, "norm": Norm()}
+    first, again = (out(**tensors, **options, more_workspace=more) for more in (0, 1000))
+    assert_same(first, again)
