@@ -35,8 +35,8 @@ TARGETS = {
 #: Bytes of shared memory that a program may have, on the least of the GPUs a target stands for:
 #: sm_80 for GPUs for desktops, sm_86 and sm_89.
 SHARED = {"sm_80": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
-#: Where no default configuration may spill; a few take 8 or 16 bytes elsewhere.
-SPILL_FREE = ("sm_80", "sm_90")
+#: Where no default configuration may spill; elsewhere a few take 8 or 16 bytes a thread.
+SPILL_FREE = ("sm_90",)
 HALF, FLOAT, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 
 
