@@ -241,9 +241,10 @@ def check_draws(mode: tuple[str, int, int], count: int, device: str = "cpu") -> 
         norm_dtype = choose.choice((torch.float32, case["dtype"]))
         check(
             tensors, norm_of(case["norm"], case["out_channels"], norm_dtype, device),
-            stride=stride, padding=padding_of(mode, case["border"]), padding_mode=case["padding_mode"],
-            upsample=upsample, activation=case["activation"], layout=layout, keep=case["keep"],
-            crop=case["crop"], y_dtype=torch.uint8 if case["y"] == "bytes" else None,
+            stride=stride, padding=padding_of(mode, case["border"]),
+            padding_mode=case["padding_mode"], upsample=upsample, activation=case["activation"],
+            layout=layout, keep=case["keep"], crop=case["crop"],
+            y_dtype=torch.uint8 if case["y"] == "bytes" else None,
         )  # fmt: skip
 
 

@@ -159,12 +159,8 @@ def conv_inputs(x):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "cropped"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_opcheck(name, dtype, layout) -> None:
+def check_op(name: str, x: torch.Tensor) -> None:
     """Schema (what is changed or returned), shapes and strides of the tracing rule."""
-    x = random(2, 5, 6, 7, dtype=dtype, layout=layout)
     cases = gram_inputs(x) | norm_inputs(x) | conv_inputs(x)
     assert set(cases) == set(SCHEMAS), "a new op needs its inputs here"
     op = getattr(torch.ops.stylekernels, name).default
@@ -173,3 +169,20 @@ def test_opcheck(name, dtype, layout) -> None:
             torch.library.opcheck(op, arguments, test_utils="test_schema")
         else:
             torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "cropped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_opcheck(name, dtype, layout) -> None:
+    check_op(name, random(2, 5, 6, 7, dtype=dtype, layout=layout))
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("implementation", ["triton"], indirect=True)
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [(torch.float32, "channels_last"), (torch.bfloat16, "contiguous")]
+)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_opcheck_of_triton(name, dtype, layout) -> None:
+    check_op(name, random(1, 3, 6, 5, dtype=dtype, layout=layout))

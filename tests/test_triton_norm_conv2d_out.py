@@ -20,10 +20,10 @@ FRAMES_MODES = (("none", 3, 1), ("none", 5, 2), ("nearest", 3, 1), ("transpose",
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_options(mode, device) -> None:
-    check_draws(mode, 5, device)
+    check_draws(mode, 3, device)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
 def test_bytes_in_and_out(mode, dtype, device) -> None:
     upsample, kernel, _ = mode
@@ -49,8 +49,7 @@ def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, dtype, device) -> N
     if upsample != "none":
         exact = exact.repeat_interleave(2, 2).repeat_interleave(2, 3)
     if upsample == "transpose":
-        # Output o gets input i times element o + 1 - 2 i: with this one odd o alone, input
-        # (o - 1) / 2.
+        # Output o gets input i times element o + 1 - 2 i: this one is met by odd o alone.
         weight = weight.transpose(0, 1).contiguous()
         exact[..., ::2, :] = exact[..., ::2] = 0
     exact = exact[..., ::stride, ::stride] + added.double()[:, None, None]
@@ -88,7 +87,7 @@ def test_norms_of_any_dtype(dtype, device) -> None:
 def test_statistics_of_large_means(mode, dtype, device) -> None:
     """Of output that is a thousand deviations from zero, in several tiles."""
     upsample, kernel, _ = mode
-    tensors = inputs((1, 9, 15, 13), 17, kernel, dtype, layout="channels_last", device=device,
+    tensors = inputs((1, 5, 13, 11), 5, kernel, dtype, layout="channels_last", device=device,
                      upsample=upsample, bias="float32")  # fmt: skip
     tensors["bias"] = tensors["bias"] * 1000
     check(tensors, Norm(eps=1e-3), padding_mode="replicate", **half_padded(mode))

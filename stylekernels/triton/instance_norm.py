@@ -361,4 +361,8 @@ def instance_norm_backward(
     sums = sums.sum(2)
     if not tiling.one_tile:
         launch(sums, sum=False, write=True)
-    return grad_x, x.new_empty((0,)) if grad_residual is None else grad_residual, *sums
+    # A copy of one of them: an op's results share no memory.
+    return (
+        grad_x, x.new_empty((0,)) if grad_residual is None else grad_residual, sums[0],
+        sums[1].clone(),
+    )  # fmt: skip
