@@ -7,6 +7,7 @@ line is the verdict, and the exit status is 0 for PASS, 1 for FAIL and 2 where t
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -23,10 +24,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL_S = 520.0
+GRACE_S = 12.0  # of a step's time, to end in: pytest takes 10 to stop what runs in parallel
 MOST_LOG_BYTES = 8 << 20
 OLDEST_SETUPTOOLS = 77  # as pyproject.toml says
 #: Those of the ops. No others are collected: some import what such a machine lacks.
 TEST_FILES = (
+    "test_dispatch.py",
     "test_gram_matrix.py",
     "test_instance_norm.py",
     "test_instance_norm_gradients.py",
@@ -74,9 +77,9 @@ class Step:
     """One command.
 
     Attributes:
-        limit_s: it is stopped then.
+        limit_s: it ends then.
         reserve_s: so much is kept for it, however long the steps before it take.
-        command: of the seconds it has.
+        command: of the seconds it has until it is interrupted.
         judge: what its exit status and log mean.
         unable: why it can't run here, if it can't.
         environment: added to the process's own.
@@ -103,7 +106,12 @@ def judge_tests(status: int, log: str) -> tuple[str, str, list[str]]:
     """The counts are pytest's last line; tests that never ran are no success."""
     found = re.findall(r"^=*\s*(\d+ \w+(?:, \d+ \w+)*) in [\d.]+s", log, re.MULTILINE)
     counts = found[-1] if found else "no tests ran"
-    failed = [line for line in log.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    failed = re.findall(r"^(?:FAILED|ERROR) .*", log, re.MULTILINE)
+    if not found:  # it was stopped: each test has a line, "tests/a.py::b PASSED" or the other way
+        passed = len(re.findall(r"::.* PASSED|PASSED .*::", log))
+        failed = re.findall(r".*(?:::.* FAILED|FAILED .*::).*", log)
+        if passed or failed:
+            counts = f"{len(failed)} failed, {passed} passed until then"
     lines = [line[:160] for line in failed[:8]]
     if len(failed) > len(lines):
         lines.append(f"and {len(failed) - len(lines)} more in the log")
@@ -192,7 +200,7 @@ def _pytest(rehearse: bool) -> list[str | Path]:
     plugins = ["-p", "no:cacheprovider"]
     if importlib.util.find_spec("pytest_benchmark"):
         plugins += ["-p", "no:benchmark"]  # it warns beside xdist
-    shown = ["-q", "--tb=short", "--color=no", "--maxfail=100"]
+    shown = ["-v", "--tb=short", "--color=no", "--maxfail=100"]
     return [sys.executable, "-m", "pytest", *chosen, *parallel, *plugins, *shown, *files]
 
 
@@ -250,16 +258,19 @@ def run(step: Step, seconds: float, log: Path) -> Outcome:
     environment = {
         **os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1", **step.environment
     }  # fmt: skip
-    start = time.monotonic()
+    start, working_s = time.monotonic(), max(1.0, seconds - GRACE_S)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [str(word) for word in step.command(seconds)], cwd=ROOT, env=environment,
+            [str(word) for word in step.command(working_s)], cwd=ROOT, env=environment,
             stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            status = process.wait(seconds)
+            status = process.wait(working_s)
         except subprocess.TimeoutExpired:
             status = None
+            process.send_signal(signal.SIGINT)  # pytest then tells what has failed so far
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
         finally:
             _end(process)
     took = time.monotonic() - start
@@ -267,7 +278,7 @@ def run(step: Step, seconds: float, log: Path) -> Outcome:
     text = log.read_text(errors="replace")
     if status is None:
         _, reason, lines = step.judge(1, text)
-        reason = f"stopped after {took:.0f} s; {reason}"
+        reason = f"stopped after {took:.0f} s: {reason}"
         return Outcome(step.name, CUT_SHORT, reason, took, seconds, lines)
     judged, reason, lines = step.judge(status, text)
     return Outcome(step.name, judged, reason, took, seconds, lines)
@@ -280,10 +291,8 @@ def _end(process: subprocess.Popen) -> None:
             os.killpg(process.pid, number)
         except (ProcessLookupError, PermissionError):
             return
-        try:
-            process.wait(3)
-        except subprocess.TimeoutExpired:
-            continue
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
 
 
 def _shorten(log: Path) -> None:

@@ -92,6 +92,7 @@ def gpu(monkeypatch) -> FakeGpu:
     monkeypatch.setattr(cuda.Cuda, "copy_bytes", 1 << 20)
     monkeypatch.setattr(cuda.Cuda, "matmul_size", 32)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)  # asks the GPU
     return fake
 
 

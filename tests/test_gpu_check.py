@@ -64,28 +64,44 @@ def test_a_failing_step_hides_no_other(gpu_check, step, tmp_path, capsys):
     assert gpu_check.verdict(outcomes[1:]) == "gpu-check: PASS 1 steps, skipped third"
 
 
-def test_a_step_that_hangs_is_stopped_with_what_it_started(gpu_check, step, tmp_path):
+def test_a_step_that_hangs_is_stopped_with_what_it_started(gpu_check, step, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "GRACE_S", 1.0)
     mark = tmp_path / "still here"
-    child = f"import time, pathlib; time.sleep(6); pathlib.Path({str(mark)!r}).touch()"
+    child = f"import time, pathlib; time.sleep(7); pathlib.Path({str(mark)!r}).touch()"
     code = (
         "import signal, subprocess, sys, time\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, signal.SIG_IGN)\n"
         f"subprocess.Popen([sys.executable, '-c', {child!r}])\n"
         "print('started', flush=True)\n"
         "time.sleep(60)"
     )
     start = time.monotonic()
-    (outcome,) = gpu_check.check([step("slow", code, limit_s=1.5)], tmp_path)
+    (outcome,) = gpu_check.check([step("slow", code, limit_s=2.5)], tmp_path)
     assert outcome.status == "cut short"
     assert "stopped after" in outcome.reason
     assert (tmp_path / "slow.log").read_text() == "started\n"
     assert time.monotonic() - start < 10
     assert gpu_check.verdict([outcome]) == "gpu-check: FAIL: slow (cut short)"
-    time.sleep(max(0, start + 8 - time.monotonic()))
+    time.sleep(max(0, start + 9 - time.monotonic()))
     assert not mark.exists(), "what it started ran on"
 
 
-def test_later_steps_keep_what_is_reserved_for_them(gpu_check, step, tmp_path):
+def test_a_step_that_is_stopped_can_say_what_it_knows(gpu_check, step, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "GRACE_S", 1.0)
+    code = (
+        "import time\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('2 failed, 3 passed in 1.00s')"
+    )
+    todo = [step("tests", code, limit_s=2.5, judge=gpu_check.judge_tests)]
+    (outcome,) = gpu_check.check(todo, tmp_path)
+    assert outcome.status == "cut short"
+    assert outcome.reason.endswith(": 2 failed, 3 passed")
+
+
+def test_later_steps_keep_what_is_reserved_for_them(gpu_check, step, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "GRACE_S", 0.0)
     say = "print(SECONDS)"
     todo = [step("a", say, 100), step("b", say, 100, 30), step("c", say, 100, 20)]
     gpu_check.check(todo, tmp_path, total_s=60)
@@ -102,7 +118,7 @@ def test_all_steps_fit_nine_minutes(gpu_check, tmp_path):
     steps = gpu_check.steps(tmp_path, rehearse=False)
     assert [step.name for step in steps] == ["report", "build", "tests", "memory", "benchmark"]
     assert sum(step.reserve_s for step in steps) <= gpu_check.TOTAL_S
-    assert gpu_check.TOTAL_S + 20 <= 9 * 60
+    assert gpu_check.TOTAL_S + 15 <= 9 * 60  # to start in, and to be killed
     assert all(step.reserve_s <= step.limit_s for step in steps)
 
 
@@ -134,6 +150,10 @@ def test_what_runs_on_a_gpu(gpu_check, tmp_path, monkeypatch):
         (5, "3 deselected in 0.10s\n", ("failed", "3 deselected")),
         (0, "7 skipped in 0.10s\n", ("failed", "7 skipped")),
         (4, "ERROR: usage\n", ("failed", "no tests ran")),
+        (1, "[gw0] [ 3%] PASSED tests/a.py::b\n[gw1] [ 4%] FAILED tests/a.py::c[1]\n",
+         ("failed", "1 failed, 1 passed until then")),
+        (1, "tests/a.py::b PASSED [ 3%]\ntests/a.py::c[1] FAILED [ 4%]\n",
+         ("failed", "1 failed, 1 passed until then")),
     ],
 )  # fmt: skip
 def test_outcome_of_the_tests(gpu_check, status, log, expected):
