@@ -127,7 +127,7 @@ def judge_memory(status: int, log: str) -> tuple[str, str, list[str]]:
     reason = "; ".join(line.strip("= ") for line in said[-2:])
     if status == 0:
         return PASSED, reason, []
-    wrong = [line for line in log.splitlines() if "wrong: " in line or "Invalid " in line]
+    wrong = re.findall(r".*(?:wrong: |Error: |Invalid ).*", log)
     return FAILED, reason or f"exit status {status}", [line[:160] for line in wrong[:6]]
 
 

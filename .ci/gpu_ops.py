@@ -13,6 +13,7 @@ from benchmarks.ops import cuda_cases
 from benchmarks.ops.cases import Case
 from benchmarks.ops.contenders import enter
 from benchmarks.ops.problems import prepare
+from benchmarks.race import failure
 
 _SHAPE = (2, 19, 13, 21)
 
@@ -37,9 +38,13 @@ def main() -> int:
     for case in cases:
         if time.monotonic() - start > options.time_limit:
             break
-        (ours,) = enter(prepare(case, options.device), rivals=())
-        print(f"{case.id}: {ours.error or 'right'}", flush=True)
-        wrong += ours.error is not None
+        try:
+            (ours,) = enter(prepare(case, options.device), rivals=())
+            error = ours.error
+        except Exception as exception:  # not of ours, and no reason to stop
+            error = failure(exception)
+        print(f"{case.id}: {error or 'right'}", flush=True)
+        wrong += error is not None
         done += 1
     print(f"{done} of {len(cases)} cases, {wrong} wrong")
     return int(wrong > 0)

@@ -208,7 +208,7 @@ def _norm_conv2d(case: Case, normal: Maker, image: Maker) -> Problem:
         # The statistics come with x from the convolution before: they are among the inputs, and
         # what makes two numbers of them is timed with the op.
         inputs += ((normal(c) + 1).to(dtype), normal(c).to(dtype))
-        inputs += stylekernels.instance_norm_stats(x)
+        inputs += peers.instance_norm_stats()["var_mean"](x)
     if variant.skip:
         inputs += (image(*case.shape),)
     # Two kinds of upsampling count their taps as in the upsampling block.
