@@ -164,7 +164,7 @@ def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
             convolve(x, weight), norm_weight, norm_bias
         ).relu_()
 
-    return {name: block(norm) for name, norm in NORMS.items() if norm is not _formula}
+    return {name: block(norm) for name, norm in NORMS.items()}
 
 
 def norm_conv2d(
