@@ -27,9 +27,11 @@ TOTAL_S = 520.0
 GRACE_S = 12.0  # of a step's time, to end in: pytest takes 10 to stop what runs in parallel
 MOST_LOG_BYTES = 8 << 20
 OLDEST_SETUPTOOLS = 77  # as pyproject.toml says
-#: Those of the ops. No others are collected: some import what such a machine lacks.
+#: With tests of the GPU. No others are collected: some import what such a machine lacks.
 TEST_FILES = (
+    "test_benchmarks_cuda.py",
     "test_dispatch.py",
+    "test_frame_graphs.py",
     "test_gram_matrix.py",
     "test_instance_norm.py",
     "test_instance_norm_gradients.py",

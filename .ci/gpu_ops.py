@@ -15,7 +15,8 @@ from benchmarks.ops.contenders import enter
 from benchmarks.ops.problems import prepare
 from benchmarks.race import failure
 
-_SHAPE = (2, 19, 13, 21)
+#: Odd, and of so many pixels that bfloat16's gradients don't hang on a few at the kink of a ReLU.
+_SHAPE = (2, 37, 27, 41)
 
 
 def _by_turns() -> list[Case]:

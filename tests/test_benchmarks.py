@@ -15,6 +15,8 @@ from benchmarks.ops.suite import OpsSuite
 from benchmarks.report import summary
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Of fewer pixels the gradients in bfloat16 are those of a few that fell on one side of a ReLU.
+MIDDLING = (2, 37, 27, 41)
 
 
 class FakeClock:
@@ -121,7 +123,7 @@ def problem_of(case: cases.Case) -> problems.Problem:
     return problems.prepare(case)
 
 
-@pytest.mark.parametrize("case", list(cases.grid(shape=(2, 8, 9, 12))), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", list(cases.grid(shape=MIDDLING)), ids=lambda case: case.id)
 def test_all_expressions_of_a_case_agree(case):
     problem = problem_of(case)
     steps = contenders.Steps(problem)
