@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TESTS ?= tests
+OUT ?= output/gpu-check
 WORKERS ?= 2
 
 BIN := .venv/bin
@@ -11,12 +12,13 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .NOTPARALLEL:
-.PHONY: help demo test build lint format clean
+.PHONY: help demo test build gpu-check lint format clean
 
 help:
 	@echo "make demo    install into .venv, then paint a photo in the bundled styles"
 	@echo "make test    install into .venv, then run the tests"
 	@echo "make build   install into .venv: again after a change under csrc/"
+	@echo "make gpu-check OUT=folder  what only a GPU can check, with PYTHON's own PyTorch; no .venv"
 	@echo "make format  format the code;  make lint  check it"
 	@echo "make clean   remove what was built, and .venv"
 
@@ -29,6 +31,10 @@ test: .venv/tools .venv/built
 	$(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark $(TESTS)
 
 build: .venv/tools .venv/built
+
+# Installs nothing: it is for machines with a GPU and no network. REHEARSE=1 runs it on the CPU.
+gpu-check:
+	@$(PYTHON) .ci/gpu_check.py --out $(OUT) $(if $(REHEARSE),--rehearse)
 
 lint: .venv/tools
 	$(BIN)/ruff check .

@@ -5,14 +5,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from benchmarks.timing import Call, Clock
+
 _SOURCE = Path(__file__).with_name("peak.cpp")
-_COPY_BYTES = 128 << 20  # beyond every cache
+_COPY_BYTES = 128 << 20  # beyond every cache of a CPU
 _ATTEMPTS = 10
 _SECONDS = 0.03  # of each attempt
 
@@ -22,9 +23,9 @@ class Ceilings:
     """Measured limits; the best of several attempts each, for a limit is a maximum.
 
     Attributes:
-        copy_bytes_per_s: a copy of 128 MiB, counting the read and the write.
-        flops_per_s: floating-point operations by dtype, in registers, all threads; None where they
-            could not be measured.
+        copy_bytes_per_s: a copy beyond all caches, counting the read and the write.
+        flops_per_s: floating-point operations by dtype, on a CPU in registers, with all threads,
+            on a GPU in large matrix products; None where they could not be measured.
         notes: how, or why not.
     """
 
@@ -33,27 +34,32 @@ class Ceilings:
     notes: str
 
     def floor_seconds(self, dtype: str, bytes_moved: float, flops: float) -> float | None:
-        """No program does this work faster; None where the peak is not known."""
+        """No program does this work faster; None where the peak that it takes is not known."""
+        moving = bytes_moved / self.copy_bytes_per_s
+        if not flops:
+            return moving
         if self.flops_per_s is None:
             return None
-        return max(bytes_moved / self.copy_bytes_per_s, flops / self.flops_per_s[dtype])
+        return max(moving, flops / self.flops_per_s[dtype])
 
 
 def measure_ceilings(threads: int) -> Ceilings:
-    """Measure all of them with ``threads`` threads, in about a second."""
+    """Measure all of a CPU's with ``threads`` threads, in about a second."""
     flops, notes = _measure_peaks(threads)
-    return Ceilings(_measure_copy(), flops, notes)
+    return Ceilings(measure_copy(_COPY_BYTES, "cpu", Clock()), flops, notes)
 
 
-def _measure_copy() -> float:
-    source = torch.ones(_COPY_BYTES // 4)
-    out = torch.empty_like(source).copy_(source)
-    best = float("inf")
-    for _ in range(_ATTEMPTS):
-        start = time.perf_counter()
-        out.copy_(source)
-        best = min(best, time.perf_counter() - start)
-    return 2 * _COPY_BYTES / best
+def best_seconds(call: Call, clock: Clock) -> float:
+    """Seconds of the fastest of several calls."""
+    call()
+    return min(clock.seconds(call) for _ in range(_ATTEMPTS))
+
+
+def measure_copy(copied_bytes: int, place: str, clock: Clock) -> float:
+    """Bytes per second, read and written, of a copy within ``place``."""
+    source = torch.randn(copied_bytes // 4, device=place)
+    out = torch.empty_like(source)
+    return 2 * copied_bytes / best_seconds(lambda: out.copy_(source), clock)
 
 
 def _measure_peaks(threads: int) -> tuple[dict[str, float] | None, str]:

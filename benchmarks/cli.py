@@ -28,8 +28,8 @@ def _add_verb(verbs, suite: type[Suite], about: str) -> None:
     about = about.partition(": ")[2].strip()
     verb = verbs.add_parser(suite.name, help=about, description=about)
     verb.set_defaults(suite=suite)
-    verb.add_argument("--device", choices=("cpu",), default="cpu")
-    verb.add_argument("--quick", action="store_true", help=f"{suite.quick}, half a second each")
+    verb.add_argument("--device", choices=suite.devices, default="cpu")
+    verb.add_argument("--quick", action="store_true", help=f"{suite.quick}, less time each")
     verb.add_argument(
         "--only", action="append", metavar="TEXT",
         help="cases whose id contains TEXT (repeatable: any); --list shows the ids",
@@ -44,17 +44,23 @@ def _add_verb(verbs, suite: type[Suite], about: str) -> None:
     verb.add_argument(
         "--max-autotune", action="store_true", help="torch.compile's, slow to compile (minutes)"
     )
-    verb.add_argument("--seconds", type=float, help="time for the rounds of a case, default 3")
+    verb.add_argument(
+        "--seconds", type=float, help="time for the rounds of a case, default 3, on a GPU 1"
+    )
+    verb.add_argument(
+        "--time-limit", type=float, default=float("inf"), metavar="SECONDS",
+        help="leave out the cases that would start later than that",
+    )  # fmt: skip
     verb.add_argument("--list", action="store_true", help="print the ids of the cases and stop")
     verb.add_argument(
         "--json", type=Path, metavar="PATH",
-        help=f"default for a complete run: benchmarks/results/{suite.name}-cpu-<cpu>-<date>.json; "
-        "a partial run is written only where this says",
+        help=f"default for a complete run: benchmarks/results/{suite.name}-<device>-<name>-"
+        "<date>.json; a partial run is written only where this says, a file or a folder",
     )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases; 1 if an answer of ours was wrong, 2 if the options were refused, else 0."""
+    """Run the cases; 1 if one failed or ours was wrong, 2 if the options were refused, else 0."""
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -66,4 +72,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list or not suite.cases:
         print("\n".join(case.id for case in suite.cases) or "no case fits; see --list")
         return 0 if suite.cases else 2
-    return run(suite, options.json)
+    return run(suite, options.json, options.time_limit)

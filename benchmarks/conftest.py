@@ -24,8 +24,8 @@ def run(benchmark):
     """Benchmark one contender of a case, ours or eager PyTorch, after checking its answer."""
 
     def run_case(case, contender: str) -> None:
-        from benchmarks.ops.cases import prepare
         from benchmarks.ops.contenders import enter
+        from benchmarks.ops.problems import prepare
 
         entry = next(e for e in enter(prepare(case), ("eager",)) if e.name == contender)
         assert entry.error is None

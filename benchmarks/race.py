@@ -12,12 +12,13 @@ NOISE = 0.05
 
 @dataclass
 class Entry:
-    """A contender of a case: its call, or why it can't run."""
+    """A contender of a case: its call, or why it can't run; and what to know about its times."""
 
     name: str
     expression: str
     call: Callable[[], Any] | None
     error: str | None = None
+    note: str = ""
 
 
 def refusal(error_of_answer: Callable[[], float], allowed: float) -> str | None:
@@ -48,12 +49,14 @@ class Race:
     Attributes:
         expressions: what each contender ran.
         refused: why a contender did not run.
+        notes: what to know about a contender's times.
         seconds: per call, by contender: ours, the rivals and where it was timed a plain copy.
         speedups: of ours over each rival, from the ratios of each round.
     """
 
     expressions: dict[str, str]
     refused: dict[str, str]
+    notes: dict[str, str]
     seconds: dict[str, Summary]
     speedups: dict[str, Summary]
 
@@ -70,9 +73,16 @@ class Race:
         return cls(
             {entry.name: entry.expression for entry in entries},
             {entry.name: entry.error for entry in entries if entry.error is not None},
+            {entry.name: entry.note for entry in entries if entry.note},
             {name: summarize(values) for name, values in samples.items()},
             speedups,
         )
+
+    @property
+    def best_rival(self) -> str | None:
+        """The fastest of those that ran."""
+        medians = {name: self.seconds[name].median for name in self.speedups}
+        return min(medians, key=medians.__getitem__) if medians else None
 
     def judge(self, short: Sequence[str] = ()) -> tuple[str, list[str]]:
         """The verdict (win, even, short, loss, alone or wrong), and what keeps it from a win.
@@ -96,9 +106,13 @@ class Race:
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dump``."""
+        best = self.best_rival
         return {
             "expressions": self.expressions,
             "refused": self.refused,
+            "notes": self.notes,
             "seconds": {name: asdict(seconds) for name, seconds in self.seconds.items()},
             "speedups": {name: asdict(ratio) for name, ratio in self.speedups.items()},
+            "best_rival": best,
+            "speedup_over_best": asdict(self.speedups[best]) if best else None,
         }

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-import torch
-
-from benchmarks import machine, report
-from benchmarks.ceilings import Ceilings, measure_ceilings
+from benchmarks import machine, race, report
+from benchmarks.ceilings import Ceilings
+from benchmarks.devices import Device, open_device
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -25,33 +24,39 @@ class Suite(ABC, Generic[CaseT, RowT]):
     Attributes:
         name: the verb, and first part of the name of its files.
         quick: what of it ``--quick`` measures.
+        devices: names for ``--device``.
         all_rivals: names for ``--rivals``.
         legend: what the columns are.
         table: the columns.
+        device: where the cases run.
         cases: in the order of the table.
         complete: whether nothing was left out, so that the results are worth keeping.
     """
 
     name: ClassVar[str]
     quick: ClassVar[str]
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
     all_rivals: ClassVar[tuple[str, ...]]
-    legend: ClassVar[str]
-    table: ClassVar[report.Table]
+    legend: str
+    table: report.Table
+    device: Device
     cases: list[CaseT]
     complete: bool
 
     def __init__(self, options: argparse.Namespace) -> None:
-        chosen = self.all_rivals if options.rivals is None else options.rivals
-        if unknown := [rival for rival in chosen if rival not in self.all_rivals]:
+        known = self.rivals_on(options.device)
+        chosen = known if options.rivals is None else options.rivals
+        if unknown := [rival for rival in chosen if rival not in known]:
             raise ValueError(
-                f"--rivals: {self.name} has {', '.join(self.all_rivals) or 'none'}, "
-                f"got {', '.join(unknown)}"
+                f"--rivals: {self.name} has {', '.join(known) or 'none'}, got {', '.join(unknown)}"
             )
         self.rivals = list(chosen)
+        self.device = open_device(options.device)
         self.compile_mode = "max-autotune-no-cudagraphs" if options.max_autotune else "default"
         self.budget_s: float = options.seconds
         if options.seconds is None:
-            self.budget_s = 0.5 if options.quick else 3.0
+            device = self.device
+            self.budget_s = device.quick_budget_s if options.quick else device.budget_s
 
     @staticmethod
     @abstractmethod
@@ -63,9 +68,14 @@ class Suite(ABC, Generic[CaseT, RowT]):
         """The suite that the options of the verb ask for.
 
         Raises:
-            ValueError: it doesn't have one of the rivals.
+            ValueError: it doesn't have one of the rivals, or the device isn't there.
         """
         return cls(options)
+
+    @classmethod
+    def rivals_on(cls, device: str) -> tuple[str, ...]:
+        """Those of ``all_rivals`` that a device has."""
+        return cls.all_rivals
 
     def versions(self) -> dict[str, str]:
         """Of the rivals that aren't PyTorch."""
@@ -99,12 +109,9 @@ def fits(options: argparse.Namespace, case_id: str, dtype: str) -> bool:
     return not options.only or any(text in case_id for text in options.only)
 
 
-def _print_machine(about: dict[str, Any], ceilings: Ceilings) -> None:
+def _print_machine(about: dict[str, Any], ceilings: Ceilings, heading: str) -> None:
     rivals = "".join(f", {name} {version}" for name, version in about["rivals"].items())
-    print(
-        f"{about['cpu']}, {about['threads']} of {about['cores']} cores, {about['capability']}; "
-        f"torch {about['torch']}{rivals}; load {about['load_average']:.1f}"
-    )
+    print(f"{heading}; torch {about['torch']}{rivals}; load {about['load_average']:.1f}")
     if about["load_average"] > 0.5 * about["cores"]:
         print("warning: other programs are running; these numbers are not for publishing")
     peaks = "".join(
@@ -114,36 +121,56 @@ def _print_machine(about: dict[str, Any], ceilings: Ceilings) -> None:
     print(f"ceilings: copy {ceilings.copy_bytes_per_s / 1e9:.1f} GB/s{peaks} ({ceilings.notes})")
 
 
-def run(suite: Suite, json_path: Path | None) -> int:
+def run(suite: Suite, json_path: Path | None, time_limit_s: float = float("inf")) -> int:
     """Measure every case of a suite and print the table.
 
     Args:
         suite: what to measure.
-        json_path: where to write the results; by default a complete suite goes to ``results/``.
+        json_path: where to write the results, a file or a folder; by default a complete suite goes
+            to ``results/``.
+        time_limit_s: no case starts later than so many seconds after the first.
 
     Returns:
-        1 if an answer of ours was wrong, else 0.
+        1 if an answer of ours was wrong or a case failed, else 0.
     """
-    about = {**machine.describe(), "rivals": suite.versions()}
-    ceilings = measure_ceilings(torch.get_num_threads())
-    _print_machine(about, ceilings)
-    for note in suite.notes():
+    device = suite.device
+    about = {**machine.describe(), **device.describe(), "rivals": suite.versions()}
+    ceilings = device.ceilings()
+    _print_machine(about, ceilings, device.heading(about))
+    for note in (*device.notes(), *suite.notes()):
         print(note)
     print(suite.legend, suite.table.header(), sep="\n\n")
-    path = json_path
-    if path is None and suite.complete:
-        date = str(about["date"])[:10]
-        path = RESULTS / f"{suite.name}-cpu-{machine.slug(machine.cpu_name())}-{date}.json"
+    hardware, date = machine.slug(device.hardware()), str(about["date"])[:10]
+    name, path = f"{suite.name}-{device.name}-{hardware}-{date}.json", json_path
+    if path is None and suite.complete and time_limit_s == float("inf"):
+        path = RESULTS / name
+    elif path is not None and path.is_dir():
+        path = path / name
     rows: list = []
+    failed: dict[str, str] = {}
+    left_out = [case.id for case in suite.cases]
     start = time.monotonic()
     for case in suite.cases:
-        rows.append(suite.measure(case, ceilings))
-        print(suite.line(rows[-1]), flush=True)
+        if time.monotonic() - start > time_limit_s:
+            break
+        left_out.remove(case.id)
+        try:
+            rows.append(suite.measure(case, ceilings))
+        except Exception as exception:  # shows below, and hides no other case
+            failed[case.id] = race.failure(exception)
+            print(f"{case.id}: {failed[case.id]}", flush=True)
+        else:
+            print(suite.line(rows[-1]), flush=True)
         if path is not None:  # after every case: a run takes long, and may be stopped
             found = report.document(about, ceilings, [suite.as_json(row) for row in rows])
             path.parent.mkdir(parents=True, exist_ok=True)
+            found |= {"failed": failed, "left_out": left_out}
             path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"\n{time.monotonic() - start:.0f} s: {suite.summary(rows)}")
+    if failed:
+        print(f"{len(failed)} of {len(suite.cases)} cases failed: {', '.join(failed)}")
+    if left_out:
+        print(f"{len(left_out)} of {len(suite.cases)} cases left out: the time limit")
     if path is not None:
         print(f"written: {path}")
-    return int(any(row.verdict == "wrong" for row in rows))
+    return int(bool(failed) or any(row.verdict == "wrong" for row in rows))

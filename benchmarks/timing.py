@@ -29,10 +29,23 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Clock:
-    """Where time comes from; tests bring their own."""
+    """How calls are timed; tests bring their own time, and a GPU its own stopwatch.
+
+    Attributes:
+        now, sleep: as in the module ``time``.
+        pause_s: rest before each sample.
+    """
 
     now: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
+    pause_s: float = PAUSE_S
+
+    def seconds(self, call: Call, repeats: int = 1) -> float:
+        """Seconds per call of ``repeats`` calls in a row."""
+        start = self.now()
+        for _ in range(repeats):
+            call()
+        return (self.now() - start) / repeats
 
 
 @dataclass(frozen=True)
@@ -63,19 +76,11 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Su
     return summarize([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def _sample(call: Call, repeats: int, clock: Clock) -> float:
-    """Seconds per call of ``repeats`` calls in a row."""
-    start = clock.now()
-    for _ in range(repeats):
-        call()
-    return (clock.now() - start) / repeats
-
-
 def _glance(call: Call, clock: Clock) -> float:
     """About how long a call takes: the best of three, or of fewer where they are long."""
-    times = [_sample(call, 1, clock)]
+    times = [clock.seconds(call)]
     while len(times) < 3 and sum(times) < GLANCE_S:
-        times.append(_sample(call, 1, clock))
+        times.append(clock.seconds(call))
     return min(times)
 
 
@@ -112,7 +117,7 @@ def measure(
             were enough rounds.
         budget_s: no round starts later than this, once there are ``min_rounds``.
         min_rounds, max_rounds: bounds on the number of rounds.
-        clock: where time comes from.
+        clock: how they are timed.
 
     Returns:
         Seconds per call, for each contender one number per round, in the order of the rounds.
@@ -134,10 +139,10 @@ def measure(
                 break
             shuffle(order)  # so that nobody always follows the same neighbour
             for name in order:
-                clock.sleep(PAUSE_S)
+                clock.sleep(clock.pause_s)
                 if wake[name]:
                     contenders[name]()
-                samples[name].append(_sample(contenders[name], repeats[name], clock))
+                samples[name].append(clock.seconds(contenders[name], repeats[name]))
             gc.collect(0)
     finally:
         if was_enabled:

@@ -122,6 +122,11 @@ def _choose(device_type: str) -> tuple[str, str]:
     return "reference", "; ".join(reasons)
 
 
+def implementation(device_type: str) -> str:
+    """The implementation for tensors on this type of device."""
+    return _choose(device_type)[0]
+
+
 def use_reference(x: Tensor) -> bool:
     """Whether an op on ``x`` runs its plain PyTorch formula instead of a kernel."""
     return _choose(x.device.type)[0] == "reference" or transformed()
@@ -147,8 +152,9 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     if tensor is None:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
     implementation, reason = _choose(tensor.device.type)
-    if op == "upsample_block":
-        reason += "; the convolution is PyTorch's"
+    if op == "upsample_block" and implementation != "reference":
+        own = implementation == "triton" if _forced else implementation == "native"
+        reason += "" if own else "; the convolution is PyTorch's"
     layout = "contiguous"
     if tensor.dim() == 4 and not tensor.is_contiguous():
         channels_last = tensor.is_contiguous(memory_format=torch.channels_last)

@@ -8,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import ceilings, cli, race, timing
-from benchmarks.ops import cases, contenders, report
+from benchmarks.ops import cases, contenders, problems, report
 from benchmarks.ops.suite import OpsSuite
 from benchmarks.report import summary
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Of fewer pixels the gradients in bfloat16 are those of a few that fell on one side of a ReLU.
+MIDDLING = (2, 37, 27, 41)
 
 
 class FakeClock:
@@ -118,18 +119,18 @@ def tiny_case(op: str) -> cases.Case:
     return next(case for case in cases.grid(shape=(2, 8, 9, 12)) if case.op == op)
 
 
-def problem_of(case: cases.Case) -> cases.Problem:
-    return cases.prepare(case)
+def problem_of(case: cases.Case) -> problems.Problem:
+    return problems.prepare(case)
 
 
-@pytest.mark.parametrize("case", list(cases.grid(shape=(2, 8, 9, 12))), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", list(cases.grid(shape=MIDDLING)), ids=lambda case: case.id)
 def test_all_expressions_of_a_case_agree(case):
     problem = problem_of(case)
     steps = contenders.Steps(problem)
     truth = steps.truth(next(iter(problem.expressions.values())))
     assert problem.flops > 0 or case.limited_by == "memory"
     for name, function in {"ours": problem.ours, **problem.expressions}.items():
-        error = contenders.refusal(steps.call(function), truth, problem.inputs[0].dtype)
+        error = contenders.refusal(steps.calls(function)[0], truth, problem.precision)
         assert error is None, f"{name}: {error}"
 
 
@@ -155,8 +156,8 @@ def test_wrong_contenders_are_refused():
     problem.ours = failing
     steps = contenders.Steps(problem)
     truth = steps.truth(right)
-    wrong_shape = steps.call(problem.expressions["wrong shape"])
-    assert "inf" in contenders.refusal(wrong_shape, truth, torch.float32)
+    wrong_shape = steps.calls(problem.expressions["wrong shape"])[0]
+    assert "inf" in contenders.refusal(wrong_shape, truth, "float32")
     ours, eager = contenders.enter(problem, ("eager",))
     assert ours.error == "RuntimeError: out of order"
     assert eager.expression == "right"
@@ -173,7 +174,8 @@ def test_wrong_gradients_are_refused():
         loss = problem.expressions["bmm"](x, target)
         return loss / 2 + loss.detach() / 2
 
-    assert "wrong" in contenders.refusal(steps.call(half_the_gradient), truth, torch.float32)
+    (call,) = steps.calls(half_the_gradient)
+    assert "wrong" in contenders.refusal(call, truth, "float32")
 
 
 def row_of(op: str, ours: float, eager: float | None, copy: float | None) -> report.Row:
@@ -209,8 +211,8 @@ def test_verdicts(op, times, verdict, reason):
 def test_the_table_fits_a_terminal():
     row = row_of("instance_norm", 2.1, 2.0, 1.0)
     for case in cases.grid():
-        line = report.line(replace(row, case=case))
-        assert len(line) == len(report.TABLE.header()) <= 120
+        line = report.VIEWS["cpu"].line(replace(row, case=case))
+        assert len(line) == len(report.VIEWS["cpu"].table.header()) <= 120
 
 
 def test_a_refused_op_of_ours_is_a_row_without_times():
@@ -220,7 +222,7 @@ def test_a_refused_op_of_ours_is_a_row_without_times():
     row = report.make_row(case, problem_of(case), "native", entries, {"eager": [1.0]}, limits)
     assert row.verdict == "wrong"
     assert "relative error 1" in summary([row])
-    assert report.line(row).endswith("wrong")
+    assert report.VIEWS["cpu"].line(row).endswith("wrong")
 
 
 def test_without_a_compiler_the_peak_is_not_measured(monkeypatch):

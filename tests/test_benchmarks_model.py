@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ceilings, cli, suite
+from benchmarks import ceilings, cli, devices
 from benchmarks.model import cases, engines, operations, options, report, rivals
 from benchmarks.model.suite import ModelSuite
 from benchmarks.race import Entry
@@ -179,7 +179,7 @@ def test_bfloat16_has_a_peak_of_its_own_and_winograd_in_float32(monkeypatch, cap
 
 def test_losses_are_told_beside_wins():
     row = row_of(cases.Case("lite", (256, 256), "float32"), ours=30, eager=40, compile=20)
-    assert (row.verdict, row.best_rival) == ("loss", "compile")
+    assert (row.verdict, row.race.best_rival) == ("loss", "compile")
     assert row.misses == ["compile is 1.50 times faster"]
 
 
@@ -268,7 +268,7 @@ def test_partial_runs_do_not_replace_the_committed_results(monkeypatch):
 
 
 def test_command_line_writes_a_complete_record(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(suite, "measure_ceilings", lambda threads: LIMITS)
+    monkeypatch.setattr(devices, "measure_ceilings", lambda threads: LIMITS)
     without_engines(monkeypatch)
     path = tmp_path / "result.json"
     arguments = "model --size 48x32 --only lite/48x32/float32 --rivals eager openvino --seconds 0"

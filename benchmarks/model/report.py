@@ -1,6 +1,6 @@
 """Results of the model: shares of the machine's peak, the table, the JSON."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.ceilings import Ceilings
@@ -57,12 +57,6 @@ class Row:
     misses: list[str]
 
     @property
-    def best_rival(self) -> str | None:
-        """The fastest of those that ran."""
-        medians = {name: self.race.seconds[name].median for name in self.race.speedups}
-        return min(medians, key=medians.__getitem__) if medians else None
-
-    @property
     def seconds(self) -> float | None:
         """Of ours, for a frame; None where it was refused."""
         return self.race.seconds["ours"].median if "ours" in self.race.seconds else None
@@ -117,7 +111,7 @@ def line(row: Row) -> str:
             "-" if row.share_of_peak is None else f"{row.share_of_peak:.0%}",
             number(None if seconds is None else 1 / seconds),
             speedup("eager"),
-            speedup(row.best_rival),
+            speedup(race.best_rival),
             row.verdict,
         ]
     )
@@ -125,7 +119,7 @@ def line(row: Row) -> str:
 
 def as_json(row: Row) -> dict[str, Any]:
     """For ``json.dump``."""
-    case, best, seconds = row.case, row.best_rival, row.seconds
+    case, seconds = row.case, row.seconds
     return {
         "id": case.id,
         "network": case.network,
@@ -133,8 +127,6 @@ def as_json(row: Row) -> dict[str, Any]:
         "height": case.size[1],
         "dtype": case.dtype,
         **row.race.as_json(),
-        "best_rival": best,
-        "speedup_over_best": asdict(row.race.speedups[best]) if best else None,
         "flops": row.flops,
         "winograd_flops": row.winograd_flops,
         "floor_seconds": row.floor,

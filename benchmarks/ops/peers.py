@@ -9,7 +9,7 @@ Activations and additions are in place where autograd allows it, as ``nn.ReLU(in
 what style networks are built with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -99,13 +99,28 @@ def gram_matrix(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
     return _grams(dtype, scale)
 
 
-def gram_loss(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
-    """Of (x, target)."""
+def sum_of_losses(losses: Sequence[Expression]) -> Expression:
+    """Of (x of each loss, target of each loss)."""
+
+    def total(*tensors: Tensor) -> Tensor:
+        features, targets = tensors[: len(losses)], tensors[len(losses) :]
+        each = zip(losses, features, targets, strict=True)
+        return torch.stack([loss(x, target) for loss, x, target in each]).sum()
+
+    return losses[0] if len(losses) == 1 else total
+
+
+def gram_loss(dtype: torch.dtype, scales: Sequence[float]) -> dict[str, Expression]:
+    """Of (x, target), or of as many of each as there are scales: the sum over layers."""
 
     def with_loss(gram: Expression) -> Expression:
         return lambda x, target: F.mse_loss(gram(x).to(target.dtype), target)
 
-    return {name: with_loss(gram) for name, gram in _grams(dtype, scale).items()}
+    of_layers = [_grams(dtype, scale) for scale in scales]
+    return {
+        name: sum_of_losses([with_loss(grams[name]) for grams in of_layers])
+        for name in of_layers[0]
+    }
 
 
 def _transposed(x: Tensor, weight: Tensor, replicate: bool) -> Tensor:
@@ -149,7 +164,7 @@ def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
             convolve(x, weight), norm_weight, norm_bias
         ).relu_()
 
-    return {name: block(norm) for name, norm in NORMS.items() if norm is not _formula}
+    return {name: block(norm) for name, norm in NORMS.items()}
 
 
 def norm_conv2d(

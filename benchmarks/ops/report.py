@@ -1,32 +1,16 @@
-"""Results of ops: verdicts against the targets, the table, the JSON."""
+"""Results of ops: verdicts against the targets, the tables, the JSON."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.ceilings import Ceilings
 from benchmarks.dtypes import SHORT
-from benchmarks.ops.cases import Case, Problem
+from benchmarks.ops.cases import Case, Target
+from benchmarks.ops.problems import Problem
 from benchmarks.race import Entry, Race
 from benchmarks.report import Table, number
 from benchmarks.timing import Summary, paired_ratio
-
-_LAYOUTS = {"contiguous": "NCHW", "channels_last": "NHWC"}
-TABLE = Table(
-    (
-        ("op", 27), ("pass", 4), ("shape", 13), ("type", 4), ("layout", 6), ("ours", 5), ("±", 4),
-        ("eager", 5), ("comp.", 5), ("copy", 5), ("rate", 5), ("/copy", 5), ("/eager", 6),
-        ("/comp", 5), ("verdict", 7),
-    ),
-    words=5,
-)  # fmt: skip
-LEGEND = """\
-ours, eager, comp. (torch.compile), copy: median milliseconds; ±: inter-quartile range of ours;
-rate: ours in GB/s, for products in GFLOP/s. /copy: our time over the copy's; /eager, /comp: our
-speed over theirs, above 1 we are faster; medians of the ratios of each round. For products, copy
-is the floor: the useful multiplications (one triangle of a Gram matrix) at the measured peak, or
-the bytes at the speed of a copy. f+b: forward and backward. NCHW: contiguous; NHWC: channels_last.
-win: faster than all, every target met; even: within 5 %; short: not slower, but a target missed;
-loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +18,7 @@ class Row:
     """A measured case.
 
     Attributes:
-        bytes, flops: the work, as in `Problem`.
+        precision, bytes, flops, counted: the work, as in `Problem`.
         implementation: of ours, and why it.
         race: who ran, and how fast.
         copies: ours over a plain copy, from the ratios of each round; None for products.
@@ -44,14 +28,23 @@ class Row:
     """
 
     case: Case
+    precision: str
     bytes: float
     flops: float
+    counted: str
     implementation: str
     race: Race
     copies: Summary | None
     floor: float | None
     verdict: str
     misses: list[str]
+
+    @property
+    def share(self) -> float | None:
+        """The floor over our time."""
+        if self.floor is None or "ours" not in self.race.seconds:
+            return None
+        return self.floor / self.race.seconds["ours"].median
 
 
 def make_row(
@@ -67,23 +60,32 @@ def make_row(
     copies = None
     if "ours" in samples and "copy" in samples:
         copies = paired_ratio(samples["ours"], samples["copy"])
-    floor = race.seconds["copy"].median if "copy" in samples else None
-    if case.limited_by == "arithmetic":
-        floor = ceilings.floor_seconds(case.dtype, problem.bytes, problem.flops)
-    verdict, misses = race.judge(_missed_targets(case, race, copies))
+    if "copy" in samples:
+        floor = race.seconds["copy"].median
+    else:
+        floor = ceilings.floor_seconds(problem.precision, problem.bytes, problem.flops)
+    verdict, misses = race.judge(_missed_targets(case.target, race, copies, floor))
     return Row(
-        case, problem.bytes, problem.flops, implementation, race, copies, floor, verdict, misses
-    )
+        case, problem.precision, problem.bytes, problem.flops, problem.counted, implementation,
+        race, copies, floor, verdict, misses,
+    )  # fmt: skip
 
 
-def _missed_targets(case: Case, race: Race, copies: Summary | None) -> list[str]:
-    target, missed = case.target, []
+def _missed_targets(
+    target: Target, race: Race, copies: Summary | None, floor: float | None
+) -> list[str]:
+    missed = []
     if target.max_copies is not None and copies is not None and copies.median > target.max_copies:
         missed.append(f"{copies.median:.2f} copies, target {target.max_copies}")
-    if target.min_speedup is not None and "eager" in race.speedups:
-        speedup = race.speedups["eager"].median
+    if target.min_share is not None and floor is not None and "ours" in race.seconds:
+        share = floor / race.seconds["ours"].median
+        if share < target.min_share:
+            missed.append(f"{share:.0%} of the floor's speed, target {target.min_share:.0%}")
+    rival = race.best_rival if target.over == "best" else target.over
+    if target.min_speedup is not None and rival in race.speedups:
+        speedup = race.speedups[rival].median
         if speedup < target.min_speedup:
-            missed.append(f"{speedup:.2f} times eager, target {target.min_speedup}")
+            missed.append(f"{speedup:.2f} times {rival}, target {target.min_speedup}")
     return missed
 
 
@@ -93,40 +95,6 @@ def rate(row: Row) -> tuple[float, str]:
     if row.case.limited_by == "arithmetic":
         work, unit = row.flops, "GFLOP/s"
     return work / row.race.seconds["ours"].median / 1e9, unit
-
-
-def line(row: Row) -> str:
-    """One line of the table."""
-    case, seconds = row.case, row.race.seconds
-    times = {name: number(summary.median * 1e3) for name, summary in seconds.items()}
-    speedups = {name: number(ratio.median) for name, ratio in row.race.speedups.items()}
-    speed, spread, over_floor = "-", "-", None
-    if "ours" in seconds:
-        speed = number(rate(row)[0])
-        spread = f"{seconds['ours'].spread:.0%}"
-        if row.copies is not None:
-            over_floor = row.copies.median
-        elif row.floor is not None:
-            over_floor = seconds["ours"].median / row.floor
-    return TABLE.line(
-        [
-            f"{case.op} {case.variant}".strip(),
-            "f+b" if case.backward else "fwd",
-            "x".join(map(str, case.shape)),
-            SHORT[case.dtype],
-            _LAYOUTS[case.layout],
-            times.get("ours", "-"),
-            spread,
-            times.get("eager", "-"),
-            times.get("compile", "-"),
-            number(None if row.floor is None else row.floor * 1e3),
-            speed,
-            number(over_floor),
-            speedups.get("eager", "-"),
-            speedups.get("compile", "-"),
-            row.verdict,
-        ]
-    )
 
 
 def as_json(row: Row) -> dict[str, Any]:
@@ -145,7 +113,10 @@ def as_json(row: Row) -> dict[str, Any]:
         **row.race.as_json(),
         "copies": None if row.copies is None else asdict(row.copies),
         "floor_seconds": row.floor,
+        "share_of_floor": row.share,
+        "precision": row.precision,
         "bytes": row.bytes,
+        "bytes_counted": row.counted,
         "flops": row.flops,
         "rate": value,
         "rate_unit": unit,
@@ -153,3 +124,118 @@ def as_json(row: Row) -> dict[str, Any]:
         "verdict": row.verdict,
         "misses": row.misses,
     }
+
+
+Cell = Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class View:
+    """The table of a device.
+
+    Attributes:
+        columns: title, width and content of each.
+        legend: what they are.
+    """
+
+    columns: tuple[tuple[str, int, Cell], ...]
+    legend: str
+
+    @property
+    def table(self) -> Table:
+        return Table(tuple((title, width) for title, width, _ in self.columns), words=5)
+
+    def line(self, row: Row) -> str:
+        """One line of the table."""
+        return self.table.line([cell(row) for _, _, cell in self.columns])
+
+
+def _words(shape_width: int) -> tuple[tuple[str, int, Cell], ...]:
+    layouts = {"contiguous": "NCHW", "channels_last": "NHWC"}
+    return (
+        ("op", 27, lambda row: f"{row.case.op} {row.case.variant}".strip()),
+        ("pass", 4, lambda row: "f+b" if row.case.backward else "fwd"),
+        ("shape", shape_width, lambda row: "x".join(map(str, row.case.shape))),
+        ("type", 4, lambda row: SHORT[row.case.dtype]),
+        ("layout", 6, lambda row: layouts[row.case.layout]),
+    )
+
+
+def _time(name: str, units_per_s: float) -> Cell:
+    def cell(row: Row) -> str:
+        found = row.race.seconds.get(name)
+        return number(None if found is None else found.median * units_per_s)
+
+    return cell
+
+
+def _speedup(name: str | None = None) -> Cell:
+    """Over a rival, or over the fastest."""
+
+    def cell(row: Row) -> str:
+        found = row.race.speedups.get(name or row.race.best_rival)
+        return number(None if found is None else found.median)
+
+    return cell
+
+
+def _floor(units_per_s: float) -> Cell:
+    return lambda row: number(None if row.floor is None else row.floor * units_per_s)
+
+
+def _spread(row: Row) -> str:
+    return f"{row.race.seconds['ours'].spread:.0%}" if "ours" in row.race.seconds else "-"
+
+
+def _rate(row: Row) -> str:
+    return number(rate(row)[0] if "ours" in row.race.seconds else None)
+
+
+def _over_floor(row: Row) -> str:
+    if row.copies is not None:
+        return number(row.copies.median)
+    return number(None if row.share is None else 1 / row.share)
+
+
+def _share(row: Row) -> str:
+    return "-" if row.share is None else f"{row.share:.0%}"
+
+
+_VERDICT = ("verdict", 7, lambda row: row.verdict)
+_VERDICTS = """\
+win: faster than all, every target met; even: within 5 %; short: not slower, but a target missed;
+loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
+
+VIEWS = {
+    "cpu": View(
+        (
+            *_words(13), ("ours", 5, _time("ours", 1e3)), ("±", 4, _spread),
+            ("eager", 5, _time("eager", 1e3)), ("comp.", 5, _time("compile", 1e3)),
+            ("copy", 5, _floor(1e3)), ("rate", 5, _rate), ("/copy", 5, _over_floor),
+            ("/eager", 6, _speedup("eager")), ("/comp", 5, _speedup("compile")), _VERDICT,
+        ),
+        f"""\
+ours, eager, comp. (torch.compile), copy: median milliseconds; ±: inter-quartile range of ours;
+rate: ours in GB/s, for products in GFLOP/s. /copy: our time over the copy's; /eager, /comp: our
+speed over theirs, above 1 we are faster; medians of the ratios of each round. For products, copy
+is the floor: the useful multiplications (one triangle of a Gram matrix) at the measured peak, or
+the bytes at the speed of a copy. f+b: forward and backward. NCHW: contiguous; NHWC: channels_last.
+{_VERDICTS}""",
+    ),
+    "cuda": View(
+        (
+            *_words(14), ("ours", 5, _time("ours", 1e6)), ("±", 4, _spread),
+            ("eager", 5, _time("eager", 1e6)), ("NHWC", 5, _time("eager-nhwc", 1e6)),
+            ("comp.", 5, _time("compile", 1e6)), ("floor", 5, _floor(1e6)), ("share", 5, _share),
+            ("/comp", 5, _speedup("compile")), ("/best", 5, _speedup()), _VERDICT,
+        ),
+        f"""\
+ours, eager (contiguous), NHWC (eager in channels_last), comp. (torch.compile in our layout): median
+microseconds; ±: inter-quartile range of ours. floor: the bytes at the speed of a copy (images whose
+planes don't fit on the chip count twice where they are read twice) or the useful multiplications
+(one triangle of a Gram matrix) at the rate of a matrix product, whichever takes longer; share: the
+floor over our time. /comp, /best: our speed over theirs and over the fastest rival's, above 1 we
+are faster; medians of the ratios of each round. f+b: forward and backward. NCHW: contiguous; NHWC:
+channels_last. {_VERDICTS}""",
+    ),
+}  # fmt: skip

@@ -1,14 +1,17 @@
 """The ops as a suite of ``python -m benchmarks``."""
 
 import argparse
+import gc
+from collections.abc import Sequence
 from typing import Any
 
 import stylekernels
 from benchmarks import suite
 from benchmarks.ceilings import Ceilings
-from benchmarks.ops import report
-from benchmarks.ops.cases import Case, Shape, grid, prepare
-from benchmarks.ops.contenders import enter, plain_copy
+from benchmarks.ops import cases, cuda_cases, report
+from benchmarks.ops.cases import Case, Shape
+from benchmarks.ops.contenders import RIVALS, enter, plain_copy, sets_of
+from benchmarks.ops.problems import prepare
 from benchmarks.timing import measure
 
 
@@ -25,9 +28,8 @@ class OpsSuite(suite.Suite[Case, report.Row]):
 
     name = "ops"
     quick = "one shape per op"
-    all_rivals = ("eager", "compile")
-    legend = report.LEGEND
-    table = report.TABLE
+    devices = tuple(RIVALS)
+    all_rivals = ("eager", "eager-nhwc", "compile")
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,29 +37,50 @@ class OpsSuite(suite.Suite[Case, report.Row]):
             "--shape", type=_shape, metavar="NxCxHxW", help="instead of the listed shapes"
         )
 
+    @classmethod
+    def rivals_on(cls, device: str) -> tuple[str, ...]:
+        return tuple(RIVALS[device])
+
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
+        self.view = report.VIEWS[self.device.name]
+        self.legend, self.table = self.view.legend, self.view.table
+        grid = {"cpu": cases.grid, "cuda": cuda_cases.grid}[self.device.name]
         self.cases = [
             case
             for case in grid(options.quick, options.shape)
             if suite.fits(options, case.id, case.dtype)
         ]
         narrowed = options.quick or options.only or options.dtype or options.shape
-        self.complete = not narrowed and set(self.rivals) == set(self.all_rivals)
+        self.complete = not narrowed and set(self.rivals) == set(RIVALS[self.device.name])
 
     def measure(self, case: Case, ceilings: Ceilings) -> report.Row:
-        problem = prepare(case)
-        entries = enter(problem, self.rivals, self.compile_mode)
+        device = self.device
+        gc.collect()  # what the case before held, graphs and their memory too
+        problem = prepare(case, device.place)
+        entries = enter(problem, self.rivals, self.compile_mode, device)
         calls = {entry.name: entry.call for entry in entries if entry.error is None}
-        if case.limited_by == "memory":
+        if case.limited_by == "memory" and device.cached:
             calls["copy"] = plain_copy(problem)
             calls["copy"]()
-        samples = measure(calls, budget_s=self.budget_s) if calls else {}
+        samples = {}
+        if calls:
+            samples = measure(calls, budget_s=self.budget_s, clock=device.clock)
+        sets = sets_of(problem, device)  # each call went through all of them
+        samples = {name: [value / sets for value in values] for name, values in samples.items()}
         implementation = stylekernels.explain(case.op, problem.inputs[0]).partition(": ")[2]
         return report.make_row(case, problem, implementation, entries, samples, ceilings)
 
     def line(self, row: report.Row) -> str:
-        return report.line(row)
+        return self.view.line(row)
+
+    def summary(self, rows: Sequence[report.Row]) -> str:
+        notes = [
+            f"  {row.case.id}: {name}: {note}"
+            for row in rows
+            for name, note in row.race.notes.items()
+        ]
+        return "\n".join([super().summary(rows), *notes])
 
     def as_json(self, row: report.Row) -> dict[str, Any]:
         return report.as_json(row)

@@ -1,6 +1,8 @@
 """The engine behind every way to stylise: frame in, frame out."""
 
 import copy
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -8,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from stylekernels import native
-from stylekernels.dispatch import use_reference
+from stylekernels.dispatch import implementation
+from stylekernels.inference.graphs import FrameGraphs
 from stylekernels.inference.plan import Plan, can_plan, layers_of, pack
 from stylekernels.inference.sweep import Progress
 from stylekernels.inference.tiling import Tiler, check_tiling
@@ -71,8 +74,9 @@ class Stylizer:
         network = copy.deepcopy(generator).eval().requires_grad_(False).to(self.device)
         self._layers = layers_of(network, self.dtype) if can_plan(network) else None
         self._generator = network.to(self.dtype, memory_format=torch.channels_last)
-        self._packed: list[Tensor] | None = None
-        self._plan: Plan | None = None
+        self._packed: list[Tensor] = []
+        self._packed_for: str | None = None
+        self._plan: Plan | FrameGraphs | None = None
         self._planned_for: tuple[int, ...] | None = None
         self._tile, self._tile_mode = tile, tile_mode
 
@@ -94,36 +98,80 @@ class Stylizer:
                 takes.
         """
         given = as_frames("frames", frames)
-        batch = (given if given.dim() == 4 else given[None]).to(self.device).contiguous()
+        batch = (given if given.dim() == 4 else given[None]).contiguous()
         # NHWC bytes permuted are channels_last already: no copy.
-        x = batch.permute(0, 3, 1, 2)
         if self._tile is not None and max(batch.shape[1:3]) > self._tile:
             check_size("frames", *batch.shape[1:3])
+            batch = batch.to(self.device)
             y = torch.empty_like(batch)
             Tiler(self._layers, self._pack(), self._tile, self._tile_mode)(batch, y, progress)
-        elif self._layers is None or use_reference(batch):
+        elif not self._has_plan():
+            x = batch.to(self.device).permute(0, 3, 1, 2)
             y = self._generator(x.to(self.dtype).div_(255))
             y = y.float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
             y = y.permute(0, 2, 3, 1).contiguous()
         else:
             check_size("frames", *batch.shape[1:3])
-            y = torch.empty_like(batch)
-            self._plan_for(batch.shape[:3])(x, y.permute(0, 3, 1, 2))
+            plan = self._plan_for(batch.shape[:3])
+            if isinstance(plan, FrameGraphs):
+                y = plan(batch)
+            else:
+                batch = batch.to(self.device)
+                y = torch.empty_like(batch)
+                plan(batch.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2))
         y = y.view(given.shape).to(given.device)
         return y.numpy() if isinstance(frames, np.ndarray) else y
 
-    def _plan_for(self, size: torch.Size) -> Plan:
+    def stream(self, frames: Iterable[Frames]) -> Iterator[Frames]:
+        """Stylise frames one after another, as a video has them.
+
+        On a GPU one frame is computed while the next one is copied to it and the last one back; a
+        picture comes out when the next two frames have been taken. Elsewhere the same as calling
+        the Stylizer on each.
+
+        Args:
+            frames: as for a call, in memory of the host; sizes may change.
+
+        Yields:
+            The pictures, in order, of the frames' kind and shape.
+
+        Raises:
+            TypeError, ValueError: as for a call.
+        """
+        if self.device.type != "cuda" or self._tile is not None or not self._has_plan():
+            yield from map(self, frames)
+            return
+        for shape, group in itertools.groupby(frames, key=lambda given: tuple(given.shape)):
+            first = next(group)
+            size = as_frames("frames", first).view(-1, *shape[-3:]).shape
+            check_size("frames", *size[1:3])
+            tensors = (
+                as_frames("frames", given).view(size) for given in itertools.chain([first], group)
+            )
+            for picture in self._plan_for(size[:3]).stream(tensors):
+                picture = picture.view(shape)
+                yield picture.numpy() if isinstance(first, np.ndarray) else picture
+
+    def _has_plan(self) -> bool:
+        return self._layers is not None and implementation(self.device.type) != "reference"
+
+    @torch.no_grad()
+    def _plan_for(self, size: torch.Size) -> Plan | FrameGraphs:
         """The plan for so many frames of this size, and as many threads as there are."""
-        wanted = (*size, torch.get_num_threads())
+        used = implementation(self.device.type)
+        wanted = (*size, torch.get_num_threads(), used)
         if wanted != self._planned_for:
             self._plan = self._planned_for = None  # its memory is free for the next one
-            self._plan = Plan(self._layers, self._pack(), *size)
-            self._planned_for = wanted
+            plan = Plan(self._layers, self._pack(), *size)
+            if self.device.type == "cuda":
+                plan = FrameGraphs(plan, (*size, 3), self.device)
+            self._plan, self._planned_for = plan, wanted
         return self._plan
 
     def _pack(self) -> list[Tensor]:
-        if self._packed is None:
-            self._packed = pack(self._layers)
+        used = implementation(self.device.type)  # each packs in its own way
+        if self._packed_for != used:
+            self._packed, self._packed_for = pack(self._layers), used
         return self._packed
 
 

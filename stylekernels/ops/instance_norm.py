@@ -149,14 +149,17 @@ class _Stats(torch.autograd.Function):
 class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, residual, mean, var, activation, negative_slope, residual_first,
-                eps):  # fmt: skip
+                eps, own):  # fmt: skip
+        """With ``own``, mean and var are x's own: known already, and no inputs."""
         return _instance_norm_op(
             x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
         )
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, residual, mean, var, *ctx.options = inputs
+        x, weight, bias, residual, mean, var, *ctx.options, own = inputs
+        if own:
+            mean = var = None
         _y, used_mean, rstd = output
         ctx.mark_non_differentiable(used_mean, rstd)
         ctx.set_materialize_grads(False)
@@ -169,7 +172,7 @@ class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _grad_mean, _grad_rstd):
         if grad is None:
-            return (None,) * 10
+            return (None,) * 11
         activation, negative_slope, residual_first, eps = ctx.options
         x, weight, bias, residual, mean, var, used_mean, rstd = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:6])
@@ -189,7 +192,7 @@ class _InstanceNorm(torch.autograd.Function):
         grads = list(grads)
         if grad_residual is not None:
             grads[3] = grad_residual
-        return *grads, *[None] * 4
+        return *grads, *[None] * 5
 
 
 def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
@@ -378,6 +381,22 @@ def instance_norm(
     options = (activation, negative_slope, residual_first, eps)
     if use_reference(x):
         return reference.instance_norm(*inputs, *options)
+    return normalize(inputs, options)
+
+
+def normalize(
+    inputs: tuple[Tensor | None, ...],
+    options: tuple[str, float, bool, float],
+    *,
+    own_stats_known: bool = False,
+) -> Tensor:
+    """`instance_norm` by its op, of checked arguments.
+
+    Args:
+        inputs: x, weight, bias, residual, mean, var.
+        options: activation, negative_slope, residual_first, eps.
+        own_stats_known: mean and var are x's own, and gradients go through them to x.
+    """
     if needs_grad(*inputs):
-        return _InstanceNorm.apply(*distinct(*inputs), *options)[0]
+        return _InstanceNorm.apply(*distinct(*inputs), *options, own_stats_known)[0]
     return _instance_norm_op(*inputs, *options)[0]

@@ -1,5 +1,7 @@
 """The upsampling block: upsample, convolve, instance norm, activate."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,9 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
-from stylekernels.ops.autograd import needs_grad
-from stylekernels.ops.instance_norm import instance_norm
+from stylekernels.ops.autograd import needs_grad, vjp
+from stylekernels.ops.instance_norm import normalize
+from stylekernels.ops.norm_conv2d import has_kernel
 from stylekernels.reference.instance_norm import ACTIVATIONS
 from stylekernels.reference.upsample_block import PADDING_MODES
 
@@ -96,7 +99,7 @@ def upsample_block(
         border = weight.shape[2] // 2 if upsample == "nearest" else 1
         check_can_reflect(x, border, upsample)
     if norm == "none":
-        y = reference.upsample_conv2d(x, weight, bias, upsample, padding_mode)
+        y, _, _ = _upsample_conv2d(x, weight, bias, upsample, padding_mode, False)
         return reference.activate(y, activation, negative_slope)
     if use_reference(x):
         y = reference.upsample_block(
@@ -104,13 +107,95 @@ def upsample_block(
             padding_mode, eps,
         )  # fmt: skip
     else:
-        y = instance_norm(
-            reference.upsample_conv2d(x, weight, None, upsample, padding_mode),
-            norm_weight, norm_bias, activation=activation, negative_slope=negative_slope, eps=eps,
-        )  # fmt: skip
+        y, mean, var = _upsample_conv2d(x, weight, None, upsample, padding_mode, True)
+        y = normalize(
+            (y, norm_weight, norm_bias, None, mean, var),
+            (activation, negative_slope, False, eps),
+            own_stats_known=mean is not None,
+        )
     if needs_grad(bias) and not transformed():
         y = _KeepInGraph.apply(y, bias)
     return y
+
+
+def _upsample_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The convolution, and if ``stats`` mean and variance of its planes, where our kernel runs and
+    they come with it."""
+    nothing = None, None
+    if use_reference(x) or not has_kernel(x, weight.shape[2], upsample):
+        return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
+    mode = (upsample, padding_mode, stats)
+    if not needs_grad(x, weight, bias):
+        y, mean, var = _forward(x, weight, bias, *mode)
+    elif torch.compiler.is_compiling():  # which traces PyTorch's gradient and not ours
+        return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
+    else:
+        y, mean, var = _UpsampleConv2d.apply(x, weight, bias, *mode)
+    return (y, mean, var) if stats else (y, *nothing)
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    padding = weight.shape[2] // 2 if upsample == "nearest" else 0
+    y, mean, var, _ = torch.ops.stylekernels.norm_conv2d.default(
+        x, weight, bias, None, "none", 0.0, None, False, 1, padding, padding_mode, upsample, stats
+    )
+    return y, mean, var
+
+
+class _UpsampleConv2d(torch.autograd.Function):
+    """Our convolution forward, PyTorch's backward. Kept are its inputs: the enlarged or padded
+    image is made again."""
+
+    @staticmethod
+    def forward(x, weight, bias, upsample, padding_mode, stats):
+        return _forward(x, weight, bias, upsample, padding_mode, stats)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, weight, bias, ctx.upsample, ctx.padding_mode, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad, _grad_mean, _grad_var):
+        if grad is None:
+            return (None,) * 6
+        x, weight, bias = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or transformed():
+
+            def formula(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+                return reference.upsample_conv2d(x, weight, bias, ctx.upsample, ctx.padding_mode)
+
+            return *vjp(formula, (x, weight, bias), grad, wanted), None, None, None
+        return *_conv_gradients(
+            grad, x, weight, bias, ctx.upsample, ctx.padding_mode, wanted
+        ), None, None, None  # fmt: skip
+
+
+def _conv_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    kernel = weight.shape[2]
+    with torch.enable_grad():
+        given = x.detach().requires_grad_(wanted[0])
+        image = reference.convolved_image(given, kernel, upsample, padding_mode)
+    transposed = upsample == "transpose"
+    stride, padding = (2, reference.transposed_padding(padding_mode)) if transposed else (1, 0)
+    grad_image, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad, image.detach(), weight, None if bias is None else [bias.shape[0]], [stride] * 2,
+        [padding] * 2, [1, 1], transposed, [4 - kernel if transposed else 0] * 2, 1, wanted,
+    )  # fmt: skip
+    grad_x = None
+    if wanted[0]:
+        (grad_x,) = torch.autograd.grad(image, given, grad_image)
+    return grad_x, grad_weight, grad_bias
 
 
 class _KeepInGraph(torch.autograd.Function):

@@ -8,11 +8,17 @@ from stylekernels.reference.instance_norm import (
     instance_norm_stats,
 )
 from stylekernels.reference.norm_conv2d import norm_conv2d, norm_scale_shift
-from stylekernels.reference.upsample_block import upsample_block, upsample_conv2d
+from stylekernels.reference.upsample_block import (
+    convolved_image,
+    transposed_padding,
+    upsample_block,
+    upsample_conv2d,
+)
 
 __all__ = [
     "activate",
     "activation_gradient",
+    "convolved_image",
     "gram_loss",
     "gram_matrix",
     "instance_norm",
@@ -20,6 +26,7 @@ __all__ = [
     "norm_conv2d",
     "norm_scale_shift",
     "product",
+    "transposed_padding",
     "upsample_block",
     "upsample_conv2d",
 ]

@@ -57,11 +57,27 @@ def _fold(grad: Tensor, dims: tuple[int, ...], border: int, mode: str) -> Tensor
 
 def pad(x: Tensor, border: int, padding_mode: str) -> Tensor:
     """Continue ``x`` by ``border`` pixels on every side."""
+    if border == 0:
+        return x
     if padding_mode == "zeros":
         return F.pad(x, [border] * 4)
     if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
         return F.pad(x, [border] * 4, padding_mode)
     return _Pad.apply(x, border, padding_mode)
+
+
+def convolved_image(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> Tensor:
+    """What is convolved: each pixel repeated twice for ``nearest``, and a border."""
+    if upsample == "nearest":
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        return pad(x, kernel // 2, padding_mode)
+    return pad(x, 0 if padding_mode == "zeros" else 1, padding_mode)
+
+
+def transposed_padding(padding_mode: str) -> int:
+    """The padding argument of a transposed convolution of `convolved_image`: one pixel of border
+    adds two output pixels on each side, which it crops."""
+    return 1 if padding_mode == "zeros" else 3
 
 
 def upsample_conv2d(
@@ -75,15 +91,13 @@ def upsample_conv2d(
     by half the (odd) kernel and convolves.
     """
     kernel = weight.shape[-1]
+    image = convolved_image(x, kernel, upsample, padding_mode)
     if upsample == "nearest":
-        large = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.conv2d(pad(large, kernel // 2, padding_mode), weight, bias)
-    border = 0 if padding_mode == "zeros" else 1
-    x = pad(x, border, padding_mode)
-    # One padded pixel adds two output pixels on each side; the padding argument crops them.
+        return F.conv2d(image, weight, bias)
     return F.conv_transpose2d(
-        x, weight, bias, stride=2, padding=1 + 2 * border, output_padding=4 - kernel
-    )
+        image, weight, bias, stride=2, padding=transposed_padding(padding_mode),
+        output_padding=4 - kernel,
+    )  # fmt: skip
 
 
 def upsample_block(

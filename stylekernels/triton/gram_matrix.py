@@ -24,12 +24,14 @@ from stylekernels.triton.launch import (
     processors,
     product_precision,
     rounded,
+    stages,
     wide_type,
 )
 from stylekernels.triton.planes import Planes
 
-#: Channels of a tile where C is larger, and the most pieces of an image.
-_BLOCK = 128
+#: Channels of a tile where C is larger, by bytes of the values that are multiplied (float32 takes
+#: three products, and registers for them), and the most pieces of an image.
+_BLOCKS = {2: 128, 4: 64, 8: 32}
 _PIECES = 256
 #: Rows of a tile that one program of the second kernel adds up.
 _ROWS = 8
@@ -90,7 +92,7 @@ def product_kernel(
     last = tl.minimum(first + piece_pixels, P)
     base = x + n * stride_n
     sums = tl.zeros([BLOCK, BLOCK], WIDE)
-    factor = tl.zeros([1, 1], WIDE) + scale
+    factor = tl.full([1, 1], scale, WIDE)
     for start in range(first, last, BLOCK_P):
         pixels = start + tl.arange(0, BLOCK_P)
         along = (pixels.to(INDEX) * stride_p)[None, :]
@@ -221,7 +223,7 @@ def gradient_kernel(
     n = (program // blocks // spans).to(tl.int64)
     matrix = grad + n * grad_stride_n
     along = (pixels.to(INDEX) * x_stride_p)[None, :]
-    factor = tl.zeros([1, 1], WIDE) + scale
+    factor = tl.full([1, 1], scale, WIDE)
     sums = tl.zeros([BLOCK_C, BLOCK_P], WIDE)
     for start in range(0, C, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -255,11 +257,8 @@ def gradient_kernel(
 def _products(planes: Planes, mean: Tensor | None, scale: float) -> tuple[Tensor, int]:
     """The products of every piece of every tile, and the tiles' size."""
     x, n, c, p = planes.x, planes.n, planes.c, planes.p
-    centered = mean is not None
-    block = max(16, min(triton.next_power_of_2(c), _BLOCK))
-    if x.dtype == torch.float64:
-        block = min(block, 32)
-    bytes_of_value = 4 if centered else x.element_size()
+    bytes_of_value = max(4 if mean is not None else 0, x.element_size())
+    block = max(16, min(triton.next_power_of_2(c), _BLOCKS[bytes_of_value]))
     block_p = {2: 64, 4: 32, 8: 16}[bytes_of_value]
     rows = triton.cdiv(c, block)
     tiles = rows * (rows + 1) // 2
@@ -272,7 +271,8 @@ def _products(planes: Planes, mean: Tensor | None, scale: float) -> tuple[Tensor
         x, mean, partial, n, c, p, *planes.strides, tiles, pieces, piece, scale,
         PRECISION=product_precision(x, torch.backends.cuda.matmul.allow_tf32),
         INDEX=planes.index_type, WIDE=wide_type(x), BLOCK=block, BLOCK_P=block_p,
-        ONE_TILE=tiles == 1, num_warps=8 if block == 128 else 4, num_stages=3,
+        ONE_TILE=tiles == 1, num_warps=8 if block == 128 else 4,
+        num_stages=1 if x.dtype == torch.float64 else stages(),
     )  # fmt: skip
     return partial, block
 
@@ -328,7 +328,7 @@ def gram_matrix_backward(
     target = Planes.of(grad_x)
     split = x.dtype == torch.bfloat16 and mean is None and not INTERPRETED.value
     block_c = max(16, min(triton.next_power_of_2(planes.c), 64))
-    block_k, block_p = (64, 128) if split else (32, 64)
+    block_k, block_p = (64, 64) if split else (32, 64)
     if x.dtype == torch.float64:
         block_c, block_k, block_p = min(block_c, 32), 16, 32
     programs = planes.n * triton.cdiv(planes.c, block_c) * triton.cdiv(planes.p, block_p)
@@ -337,6 +337,6 @@ def gram_matrix_backward(
         planes.p, *grad.stride(), *planes.strides, *target.strides, _scale_of(planes, scale),
         PRECISION=product_precision(x, torch.backends.cuda.matmul.allow_tf32), SPLIT=split,
         INDEX=planes.index_type, WIDE=wide_type(x), BLOCK_C=block_c, BLOCK_K=block_k,
-        BLOCK_P=block_p, num_warps=4, num_stages=3,
+        BLOCK_P=block_p, num_warps=4, num_stages=stages(),
     )  # fmt: skip
     return grad_x

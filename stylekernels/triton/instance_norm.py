@@ -139,12 +139,11 @@ def _gradient_tile(
     center, center_error, inverse, gain, offset,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient before the activation and the normalised input, both 0 outside."""
+    """The gradient before the activation, 0 outside, and the normalised input."""
     columns, lines = channels.to(INDEX)[None, :], pixels.to(INDEX)[:, None]
     value = tl.load(x + n * x_stride_n + columns * x_stride_c + lines * x_stride_p,
                     mask=inside, other=0.0).to(WIDE)  # fmt: skip
     normalized = ((value - center) - center_error) * inverse
-    normalized = tl.where(inside, normalized, 0.0)
     after = tl.load(grad + n * grad_stride_n + columns * grad_stride_c + lines * grad_stride_p,
                     mask=inside, other=0.0).to(WIDE)  # fmt: skip
     if ACTIVATION != "none":
@@ -261,17 +260,16 @@ def gradient_kernel(
                 residual_stride_n, residual_stride_c, residual_stride_p,
                 center, center_error, inverse, gain, offset, ACTIVATION, SLOPE, INDEX, WIDE,
             )  # fmt: skip
-            to = (
+            at = (
                 n * to_stride_n + (channels.to(INDEX) * to_stride_c)[None, :]
                 + (pixels.to(INDEX) * to_stride_p)[:, None]
             )  # fmt: skip
             if grad_residual is not None:
-                tl.store(
-                    grad_residual + to, rounded(g, grad_residual.dtype.element_ty), mask=inside
-                )
+                stored = rounded(g, grad_residual.dtype.element_ty)
+                tl.store(grad_residual + at, stored, mask=inside)
             if OWN_STATISTICS:
                 g = g - part_g - normalized * part_gz
-            tl.store(grad_x + to, rounded(g * factor, grad_x.dtype.element_ty), mask=inside)
+            tl.store(grad_x + at, rounded(g * factor, grad_x.dtype.element_ty), mask=inside)
 
 
 def _over_images(parameter: Tensor | None) -> tuple[Tensor | None, int]:

@@ -42,9 +42,22 @@ def wide_type(x: Tensor) -> tl.dtype:
 def product_precision(x: Tensor, allow_tf32: bool) -> str:
     """How ``tl.dot`` multiplies float32: in tf32 where PyTorch may, else in three tf32 products,
     whose error is that of float32 at several times the speed of plain multiply-adds."""
-    if x.dtype == torch.float64:
+    if x.dtype == torch.float64 or on_amd():  # whose matrix instructions take float32 itself
         return "ieee"
     return "tf32" if allow_tf32 else "tf32x3"
+
+
+def on_amd() -> bool:
+    """Whether kernels are compiled for one of AMD's GPUs."""
+    if INTERPRETED.value:
+        return False
+    return triton.runtime.driver.active.get_current_target().backend == "hip"
+
+
+def stages() -> int:
+    """Steps of a loop over products that are under way at once. Their tiles share one processor's
+    memory: 99 KB on GPUs for desktops, 64 KB on AMD's."""
+    return 2 if on_amd() else 3
 
 
 @functools.lru_cache
@@ -53,8 +66,11 @@ def _processors(index: int) -> int:
 
 
 def processors(device: torch.device) -> int:
-    """How many programs run side by side at least; a few in the interpreter, so that small tensors
-    are split there as large ones are on a GPU."""
-    if device.type != "cuda":
+    """How many programs run side by side at least. A few in the interpreter, so that small tensors
+    are split there as large ones are on a GPU; as many as on an H100 where kernels are compiled for
+    no device."""
+    if INTERPRETED.value:
         return 4
+    if device.type != "cuda":
+        return 132
     return _processors(torch.cuda.current_device() if device.index is None else device.index)

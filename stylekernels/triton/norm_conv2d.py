@@ -12,7 +12,7 @@ column numbers. The tile's statistics are taken from its values as they are roun
 `planes` for each tile, and merged afterwards.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import triton
@@ -21,275 +21,15 @@ from torch import Tensor
 
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.layouts import dense_like
-from stylekernels.triton.activations import activate
 from stylekernels.triton.conv_geometry import Geometry
+from stylekernels.triton.conv_kernels import convolution_kernel, prepare_kernel
 from stylekernels.triton.launch import (
-    INTERPRETED,
-    column_sums,
     product_precision,
-    rounded,
+    stages,
     wide_type,
 )
-from stylekernels.triton.planes import Planes, store_moments, write_statistics
-
-
-@triton.jit
-def _continued(at, size, PADDING_MODE: tl.constexpr):
-    """The pixel of an image of ``size`` that stands at ``at``, beyond its border too."""
-    if PADDING_MODE == "reflect":
-        at = tl.abs(at)
-        at = size - 1 - tl.abs(size - 1 - at)
-    return tl.minimum(tl.maximum(at, 0), size - 1)
-
-
-@triton.jit
-def _scale_and_shift(scale_shift, n, channels, C):
-    inside = channels < C
-    at = scale_shift + 2 * (n * C + channels)
-    scale = tl.load(at, mask=inside, other=0.0)[None, :]
-    return scale, tl.load(at + 1, mask=inside, other=0.0)[None, :]
-
-
-@triton.jit
-def _scaled(z, scale, shift):
-    """z * scale + shift rounded once: the product may be far larger than the sum."""
-    if INTERPRETED:  # whose fma rounds twice
-        return (z.to(tl.float64) * scale.to(tl.float64) + shift.to(tl.float64)).to(z.dtype)
-    else:
-        return tl.fma(z, tl.broadcast_to(scale, z.shape), tl.broadcast_to(shift, z.shape))
-
-
-@triton.jit
-def prepare_kernel(
-    x,
-    scale_shift,
-    residual,
-    padded,
-    kept,
-    C,
-    H,
-    W,
-    x_stride_n: tl.int64,
-    x_stride_c,
-    x_stride_p,
-    residual_stride_n: tl.int64,
-    residual_stride_c,
-    residual_stride_p,
-    padded_stride_n: tl.int64,
-    padded_stride_c,
-    padded_stride_p,
-    kept_stride_n: tl.int64,
-    kept_stride_c,
-    kept_stride_p,
-    CHANNELS,
-    BORDER: tl.constexpr,
-    PADDING_MODE: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
-    INDEX: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """activation(x * scale + shift) + residual, to ``padded`` with a border and CHANNELS >= C
-    channels, those beyond C zero, and to ``kept`` (where there is one) without."""
-    program = tl.program_id(0)
-    width = W + 2 * BORDER
-    size = (H + 2 * BORDER) * width
-    blocks = tl.cdiv(CHANNELS, BLOCK_C)
-    spans = tl.cdiv(size, BLOCK_P)
-    channels = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    places = program // blocks % spans * BLOCK_P + tl.arange(0, BLOCK_P)
-    n = (program // blocks // spans).to(tl.int64)
-    in_image = places < size
-    known = in_image
-    pixels = places
-    if BORDER > 0:
-        row, column = places // width - BORDER, places % width - BORDER
-        own = in_image & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-        if PADDING_MODE == "zeros":
-            known = own
-        pixels = _continued(row, H, PADDING_MODE) * W + _continued(column, W, PADDING_MODE)
-    inside = known[:, None] & (channels < C)[None, :]
-    columns, lines = channels.to(INDEX)[None, :], pixels.to(INDEX)[:, None]
-    z = tl.load(x + n * x_stride_n + columns * x_stride_c + lines * x_stride_p,
-                mask=inside, other=0).to(WIDE)  # fmt: skip
-    if scale_shift is not None:
-        scale, shift = _scale_and_shift(scale_shift, n, channels, C)
-        z = _scaled(z, scale, shift)
-    z = activate(z, ACTIVATION, SLOPE)
-    if residual is not None:
-        z += tl.load(
-            residual + n * residual_stride_n + columns * residual_stride_c
-            + lines * residual_stride_p, mask=inside, other=0.0,
-        ).to(WIDE)  # fmt: skip
-    z = rounded(tl.where(inside, z, 0.0), padded.dtype.element_ty)
-    to = padded + n * padded_stride_n + columns * padded_stride_c
-    to += (places.to(INDEX) * padded_stride_p)[:, None]
-    tl.store(to, z, mask=in_image[:, None] & (channels < CHANNELS)[None, :])
-    if kept is not None:
-        if BORDER > 0:
-            inside = inside & own[:, None]
-        to = kept + n * kept_stride_n + columns * kept_stride_c + lines * kept_stride_p
-        tl.store(to, z, mask=inside)
-
-
-@triton.jit
-def convolution_kernel(
-    x,
-    weight,
-    bias,
-    scale_shift,
-    y,
-    moments,
-    N,
-    C,
-    H,
-    W,
-    outputs,
-    rows_out,
-    columns_out,
-    y_rows,
-    y_columns,
-    x_stride_n: tl.int64,
-    x_stride_c,
-    x_stride_h,
-    x_stride_w,
-    y_stride_n: tl.int64,
-    y_stride_c,
-    y_stride_h,
-    y_stride_w,
-    tiles,
-    STRIDE: tl.constexpr,
-    PARITIES: tl.constexpr,
-    TAPS_EVEN: tl.constexpr,
-    TAPS_ODD: tl.constexpr,
-    START_EVEN: tl.constexpr,
-    START_ODD: tl.constexpr,
-    REPEATS: tl.constexpr,
-    PADDING_MODE: tl.constexpr,
-    RUN: tl.constexpr,
-    RUN_LENGTH: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """BLOCK_M pixels of one parity of one image, in BLOCK_N channels.
-
-    With RUN, x is padded (its border makes START 0), its pixels follow each other channel by
-    channel, and a step takes the first RUN_LENGTH values of a kernel row at once. Else a step takes
-    BLOCK_K channels of one tap, normalised here where there is a ``scale_shift``.
-    """
-    program = tl.program_id(0)
-    column_blocks = tl.cdiv(outputs, BLOCK_N)
-    block = program % column_blocks
-    parity = program // column_blocks % PARITIES
-    tile = program // column_blocks // PARITIES % tiles
-    n = (program // column_blocks // PARITIES // tiles).to(tl.int64)
-    parity_y, parity_x = parity // 2, parity % 2
-    if PARITIES == 1:
-        taps_y, taps_x, start_y, start_x = TAPS_EVEN, TAPS_EVEN, START_EVEN, START_EVEN
-        taps_before = 0
-    else:
-        taps_y = tl.where(parity_y == 0, TAPS_EVEN, TAPS_ODD)
-        taps_x = tl.where(parity_x == 0, TAPS_EVEN, TAPS_ODD)
-        start_y = tl.where(parity_y == 0, START_EVEN, START_ODD)
-        start_x = tl.where(parity_x == 0, START_EVEN, START_ODD)
-        taps_before = parity_y * TAPS_EVEN * (TAPS_EVEN + TAPS_ODD) + parity_x * taps_y * TAPS_EVEN
-
-    pixels = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    here = pixels < rows_out * columns_out
-    row, column = pixels // columns_out, pixels % columns_out
-    channels = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_outputs = channels < outputs
-    k = tl.arange(0, BLOCK_K)
-    image = x + n * x_stride_n
-    sums = tl.zeros([BLOCK_M, BLOCK_N], WIDE)
-    if RUN:
-        at = image + ((row * STRIDE).to(INDEX) * x_stride_h
-                      + (column * STRIDE).to(INDEX) * x_stride_w)[:, None]  # fmt: skip
-        at += k[None, :]
-        from_weight = weight + k[:, None] * outputs + channels[None, :]
-        inside = here[:, None] & (k < RUN_LENGTH)[None, :]
-        for _ in range(TAPS_EVEN):
-            values = tl.load(at, mask=inside, other=0.0)
-            factors = tl.load(from_weight, mask=in_outputs[None, :], other=0.0)
-            if INTERPRETED:
-                values, factors = values.to(WIDE), factors.to(WIDE)
-            sums = tl.dot(values, factors, sums, input_precision=PRECISION, out_dtype=WIDE)
-            at += x_stride_h
-            from_weight += BLOCK_K * outputs
-    else:
-        steps = tl.cdiv(C, BLOCK_K)
-        for step in range(taps_y * taps_x * steps):
-            tap = step // steps
-            c = step % steps * BLOCK_K + k
-            in_channels = (c < C)[None, :]
-            i = row * STRIDE + start_y + tap // taps_x
-            j = column * STRIDE + start_x + tap % taps_x
-            met = here
-            if PADDING_MODE == "zeros":
-                met = met & (i >= 0) & (i < H * REPEATS) & (j >= 0) & (j < W * REPEATS)
-            i = _continued(i, H * REPEATS, PADDING_MODE) // REPEATS
-            j = _continued(j, W * REPEATS, PADDING_MODE) // REPEATS
-            at = image + (i.to(INDEX) * x_stride_h + j.to(INDEX) * x_stride_w)[:, None]
-            at += (c.to(INDEX) * x_stride_c)[None, :]
-            inside = met[:, None] & in_channels
-            values = tl.load(at, mask=inside, other=0.0)
-            if scale_shift is not None:
-                scale, shift = _scale_and_shift(scale_shift, n, c, C)
-                z = activate(_scaled(values.to(WIDE), scale, shift), ACTIVATION, SLOPE)
-                values = rounded(tl.where(inside, z, 0.0), x.dtype.element_ty)
-            factors = tl.load(
-                weight + ((taps_before + tap) * C + c[:, None]) * outputs + channels[None, :],
-                mask=(c < C)[:, None] & in_outputs[None, :], other=0.0,
-            )  # fmt: skip
-            if INTERPRETED:
-                values, factors = values.to(WIDE), factors.to(WIDE)
-            sums = tl.dot(values, factors, sums, input_precision=PRECISION, out_dtype=WIDE)
-
-    if bias is not None:
-        sums += tl.load(bias + channels, mask=in_outputs, other=0.0).to(WIDE)[None, :]
-    doubled: tl.constexpr = 2 if PARITIES == 4 else 1
-    to_row, to_column = row * doubled + parity_y, column * doubled + parity_x
-    to = y + n * y_stride_n + (channels.to(INDEX) * y_stride_c)[None, :]
-    to += (to_row.to(INDEX) * y_stride_h + to_column.to(INDEX) * y_stride_w)[:, None]
-    wanted = here & (to_row < y_rows) & (to_column < y_columns)
-    if y.dtype.element_ty == tl.uint8:
-        # To the nearest, and halves to the even one: so does adding what leaves no fraction.
-        whole: tl.constexpr = 6755399441055744.0 if tl.float64 == WIDE else 12582912.0
-        level = (tl.minimum(tl.maximum(sums, 0.0), 255.0) + whole) - whole
-        tl.store(to, level.to(tl.uint8), mask=wanted[:, None] & in_outputs[None, :])
-    else:
-        stored = rounded(sums, y.dtype.element_ty)
-        tl.store(to, stored, mask=wanted[:, None] & in_outputs[None, :])
-        if moments is not None:
-            value = tl.where(here[:, None], stored.to(WIDE), 0.0)
-            count = tl.minimum(rows_out * columns_out - tile * BLOCK_M, BLOCK_M).to(WIDE)
-            near = column_sums(value) / count
-            away = tl.where(here[:, None], value - near[None, :], 0.0)
-            distance = column_sums(away) / count
-            away = tl.where(here[:, None], away - distance[None, :], 0.0)
-            store_moments(
-                moments, n, tile * PARITIES + parity, channels, N, tiles * PARITIES, outputs, count,
-                near, distance, column_sums(away * away),
-            )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Config:
-    """Pixels, output channels and inner dimension of a program's step; warps; steps under way."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
+from stylekernels.triton.planes import Planes, write_statistics
+from stylekernels.triton.tuning import Config, tune, tuned
 
 
 def _config(geometry: Geometry, x: Tensor, channels: int, outputs: int, pixels: int) -> Config:
@@ -302,9 +42,20 @@ def _config(geometry: Geometry, x: Tensor, channels: int, outputs: int, pixels: 
     block_m = 64 if pixels <= 64 else 128
     block_k = min(max(16, triton.next_power_of_2(channels)), 64 if half else 32)
     return Config(
-        block_m, block_n, geometry.run or block_k, num_warps=8 if block_n == 128 else 4,
-        num_stages=3,
+        block_m, block_n, geometry.run or block_k,
+        num_warps=8 if block_n * x.element_size() >= 256 else 4, num_stages=stages(),
     )  # fmt: skip
+
+
+def _candidates(default: Config) -> list[Config]:
+    """The default and its neighbours: half the pixels, for small layers leave processors idle;
+    twice the warps, where each has much to keep; half the inner dimension with one more step under
+    way, and one step less, which both leave memory for a second program beside the first."""
+    fewer_pixels = replace(default, block_m=default.block_m // 2)
+    more_warps = replace(default, num_warps=12 - default.num_warps)
+    fewer_stages = replace(default, num_stages=max(1, default.num_stages - 1))
+    found = [default, fewer_pixels, more_warps, replace(fewer_pixels, num_warps=4), fewer_stages]
+    return list(dict.fromkeys(found))
 
 
 def _normalizes_as_it_loads(geometry: Geometry, outputs: int, block_n: int) -> bool:
@@ -335,10 +86,19 @@ class _Layer:
             weight.shape[2], self.channels, stride, padding, padding_mode, upsample
         )
         self.rows, self.columns = (self.geometry.output_size(size) for size in (height, width))
-        self.config = _config(
+        self._problem = (
+            "norm_conv2d", str(self.dtype).removeprefix("torch."), self.channels, self.outputs,
+            *weight.shape[2:], self.rows, self.columns, n, stride, padding_mode, upsample,
+        )  # fmt: skip
+        self._default = _config(
             self.geometry, weight, self.channels, self.outputs, self.rows * self.columns
         )
-        self.tiles = triton.cdiv(self.rows * self.columns, self.config.block_m)
+        self.config = tuned(self._problem, self.device, self._default)
+
+    @property
+    def tiles(self) -> int:
+        """Of one parity of an image."""
+        return triton.cdiv(self.rows * self.columns, self.config.block_m)
 
     @property
     def y_shape(self) -> tuple[int, int, int, int]:
@@ -354,6 +114,12 @@ class _Layer:
         border = 2 * self.geometry.border
         channels = self.geometry.run_channels
         return self.n, channels, self.height + border, self.width + border
+
+    @property
+    def most_moments(self) -> tuple[int, int, int, int]:
+        """The shape of the moments in the smallest tiles of any configuration."""
+        tiles = triton.cdiv(self.rows * self.columns, self._default.block_m // 2)
+        return 4, self.n, tiles * self.geometry.parities, self.outputs
 
     @property
     def moments_shape(self) -> tuple[int, int, int, int]:
@@ -381,7 +147,7 @@ class _Layer:
     def convolve(
         self, x, packed, bias, scale_shift, activation, negative_slope, y, moments
     ) -> None:  # fmt: skip
-        """Run the second kernel, on what the first one wrote or on x."""
+        """Run the second kernel, on what the first one wrote or on channels_last x."""
         planes, to = Planes.of(x), Planes.of(y)
         geometry, config = self.geometry, self.config
         columns = triton.cdiv(self.outputs, config.block_n)
@@ -389,14 +155,13 @@ class _Layer:
         convolution_kernel[(self.n * self.tiles * geometry.parities * columns,)](
             planes.x, packed, bias, scale_shift, y, moments, self.n, self.channels, self.height,
             self.width, self.outputs, self.rows, self.columns, y.shape[2], y.shape[3],
-            planes.stride_n, planes.stride_c, planes.stride_p * width, planes.stride_p,
+            planes.stride_n, planes.stride_p * width, planes.stride_p,
             to.stride_n, to.stride_c, to.stride_p * y.shape[3], to.stride_p, self.tiles,
             STRIDE=geometry.stride, PARITIES=geometry.parities, TAPS_EVEN=geometry.taps[0],
             TAPS_ODD=geometry.taps[1], START_EVEN=geometry.starts[0],
             START_ODD=geometry.starts[1], REPEATS=geometry.repeats,
-            PADDING_MODE=geometry.padding_mode, RUN=geometry.run > 0,
-            RUN_LENGTH=geometry.taps[0] * geometry.run_channels, ACTIVATION=activation,
-            SLOPE=negative_slope,
+            PADDING_MODE=geometry.padding_mode, RUN_CHANNELS=geometry.run_channels,
+            BORDER=geometry.border, ACTIVATION=activation, SLOPE=negative_slope,
             PRECISION=product_precision(x, torch.backends.cudnn.allow_tf32),
             INDEX=_widest(planes.index_type, to.index_type), WIDE=wide_type(x),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
@@ -406,21 +171,34 @@ class _Layer:
     def run(
         self, x, packed, bias, scale_shift, activation, negative_slope, residual, prepared, kept, y,
         moments,
-    ) -> None:  # fmt: skip
-        """Both kernels, or the second alone where it can do without the first. ``prepared`` gives
-        the room that the first needs."""
+    ) -> Tensor | None:  # fmt: skip
+        """Both kernels, or the second alone where it can do without the first.
+
+        ``prepared`` and ``moments`` give the room that is needed, for moments of the shape that
+        they are given; ``moments`` is None where none are wanted. Returns the moments.
+        """
         changed = x.dtype != self.dtype or residual is not None or activation != "none"
         changed = changed or scale_shift is not None
-        alone = scale_shift is not None and residual is None and x.dtype == self.dtype
+        alone = residual is None and x.dtype == self.dtype and scale_shift is not None
         alone = alone and _normalizes_as_it_loads(self.geometry, self.outputs, self.config.block_n)
-        if self.geometry.run or kept is not None or (changed and not alone):
-            if kept is not None and not self.geometry.run:
-                prepared, also = kept, None
+        channels_last = self.channels == 1 or Planes.of(x).stride_c == 1
+        given = (alone or not changed) and channels_last and not self.geometry.run
+        if kept is not None or not given:
+            if kept is not None and channels_last and not self.geometry.run:
+                made, also = kept, None
             else:
-                prepared, also = prepared(), kept
-            self.prepare(x, scale_shift, activation, negative_slope, residual, prepared, also)
-            x, scale_shift, activation = prepared, None, "none"
-        self.convolve(x, packed, bias, scale_shift, activation, negative_slope, y, moments)
+                made, also = prepared(), kept
+            self.prepare(x, scale_shift, activation, negative_slope, residual, made, also)
+            x, scale_shift, activation = made, None, "none"
+
+        def convolve(config: Config) -> Tensor | None:
+            self.config = config
+            written = None if moments is None else moments(self.moments_shape)
+            self.convolve(x, packed, bias, scale_shift, activation, negative_slope, y, written)
+            return written
+
+        best = tune(self._problem, self.device, _candidates(self._default), convolve)
+        return convolve(best or self.config)
 
 
 def _widest(*types: tl.dtype) -> tl.dtype:
@@ -437,21 +215,21 @@ def norm_conv2d(
     kept = dense_like(x) if return_input else None
     wide = wide_dtype(x)
     mean, var = (x.new_empty(y.shape[:2] if return_stats else (0,), dtype=wide) for _ in range(2))
-    moments = x.new_empty(layer.moments_shape, dtype=wide) if return_stats else None
+
+    def moments(shape: tuple[int, ...]) -> Tensor:
+        return x.new_empty(shape, dtype=wide)
 
     def prepared() -> Tensor:
-        if layer.geometry.run:
-            n, c, h, w = layer.prepared_shape
-            return x.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
-        return dense_like(x)
+        n, c, h, w = layer.prepared_shape
+        return x.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
-    layer.run(
+    found = layer.run(
         x, layer.geometry.pack(weight, upsample), bias,
         None if scale_shift is None else scale_shift.contiguous(), activation, negative_slope,
-        residual, prepared, kept, y, moments,
+        residual, prepared, kept, y, moments if return_stats else None,
     )  # fmt: skip
-    if moments is not None:
-        write_statistics(moments, mean=mean, var=var)
+    if found is not None:
+        write_statistics(found, mean=mean, var=var)
     return y, mean, var, x.new_empty((0,)) if kept is None else kept
 
 
@@ -480,7 +258,7 @@ def norm_conv2d_workspace(
     """The op of this name."""
     layer = _Layer(weight, n, h, w, stride, padding, padding_mode, upsample)
     prepared = _bytes(layer.prepared_shape, layer.dtype)
-    return (prepared + _bytes(layer.moments_shape, wide_dtype(weight))) // 8
+    return (prepared + _bytes(layer.most_moments, wide_dtype(weight))) // 8
 
 
 def norm_conv2d_out(
@@ -491,22 +269,21 @@ def norm_conv2d_out(
     layer = _Layer(weight, *_image_sizes(x), stride, padding, padding_mode, upsample)
     memory = workspace.view(torch.uint8)
     prepared_bytes = _bytes(layer.prepared_shape, layer.dtype)
-    moments = None
-    if next_scale_shift is not None:
+
+    def moments(shape: tuple[int, ...]) -> Tensor:
         numbers = memory[prepared_bytes:].view(wide_dtype(weight))
-        shape = torch.Size(layer.moments_shape)
-        moments = numbers[: shape.numel()].view(shape)
+        return numbers[: torch.Size(shape).numel()].view(shape)
 
     def prepared() -> Tensor:
         n, c, h, w = layer.prepared_shape
         values = memory[:prepared_bytes].view(layer.dtype)[: n * c * h * w]
         return values.view(n, h, w, c).permute(0, 3, 1, 2)
 
-    layer.run(
+    found = layer.run(
         x, packed, bias, scale_shift, activation, negative_slope, residual, prepared, input, y,
-        moments,
+        None if next_scale_shift is None else moments,
     )  # fmt: skip
-    if moments is not None:
+    if found is not None:
         write_statistics(
-            moments, scale_shift=next_scale_shift, weight=norm_weight, bias=norm_bias, eps=eps
+            found, scale_shift=next_scale_shift, weight=norm_weight, bias=norm_bias, eps=eps
         )

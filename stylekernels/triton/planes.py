@@ -125,7 +125,7 @@ def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
     pieces = max(1, min(wanted, MERGED, triton.cdiv(p, block_p)))
     piece = triton.cdiv(triton.cdiv(p, pieces), block_p) * block_p
     pieces = triton.cdiv(p, piece)
-    return Tiling(block_p, block_c, pieces, piece, blocks * pieces, 4)
+    return Tiling(block_p, block_c, pieces, piece, blocks * pieces, 4 * tensors)
 
 
 @triton.jit

@@ -1,0 +1,259 @@
+"""From a case to its tensors, the functions that run on them, and how much work that is.
+
+Work is what the op cannot do without: bytes of tensors read and written once per pass, and
+multiplications with one triangle of a symmetric product, whoever computes more.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import stylekernels
+from benchmarks.dtypes import DTYPES
+from benchmarks.ops import peers
+from benchmarks.ops.cases import (
+    CONV_VARIANTS,
+    LAYOUTS,
+    UPSAMPLE_VARIANTS,
+    Case,
+    ConvVariant,
+    Shape,
+    half,
+)
+
+#: Shared memory of a cluster of eight of a Hopper GPU's multiprocessors: planes that fit are read
+#: once, however often they are needed.
+ON_CHIP_BYTES = 8 * 227 * 1024
+
+
+@dataclass
+class Problem:
+    """A case with its tensors, ready to run.
+
+    Attributes:
+        inputs: arguments of every function below.
+        wanted: positions among ``inputs`` that gradients are taken for.
+        grad: gradient of the result; None where only the forward pass is timed.
+        ours: our op.
+        expressions: the same in torch, by name.
+        precision: of its products: the dtype, or tf32 where PyTorch multiplies float32 so.
+        bytes, flops: the work, see the top of this file.
+        counted: which bytes these are.
+    """
+
+    inputs: tuple[Tensor, ...]
+    wanted: tuple[int, ...]
+    grad: Tensor | None
+    ours: peers.Expression
+    expressions: dict[str, peers.Expression]
+    precision: str
+    bytes: float
+    flops: float
+    counted: str = "each tensor once a pass"
+
+
+def prepare(case: Case, place: str = "cpu") -> Problem:
+    """Make the tensors of a case on the device ``place``; the same ones every time."""
+    generator = torch.Generator(place).manual_seed(0)
+    dtype, memory_format = DTYPES[case.dtype], LAYOUTS[case.layout]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=place)
+
+    def image(*shape: int) -> Tensor:
+        return normal(*shape).to(dtype).contiguous(memory_format=memory_format)
+
+    return _PROBLEMS[case.op](case, normal, image)
+
+
+Maker = Callable[..., Tensor]
+
+
+def _grad(case: Case, image: Maker, shape: Shape) -> Tensor | None:
+    return image(*shape) if case.backward else None
+
+
+def _instance_norm(case: Case, normal: Maker, image: Maker) -> Problem:
+    _, c, h, w = case.shape
+    dtype = DTYPES[case.dtype]
+    x = image(*case.shape) + normal(c, 1, 1).to(dtype)  # each channel has another mean
+    weight, bias = (normal(c) + 1).to(dtype), normal(c).to(dtype)
+    ours: peers.Expression
+    if case.variant == "relu":
+        inputs, expressions = (x, weight, bias), peers.instance_norm_relu()
+        ours = partial(stylekernels.instance_norm, activation="relu")
+        images = 5 if case.backward else 2  # x, y; x, grad, grad_x
+    else:
+        inputs, expressions = (x, weight, bias, image(*case.shape)), peers.instance_norm_residual()
+        ours = _norm_residual
+        images = 6 if case.backward else 3
+    again = _read_again(case, h * w * x.element_size())
+    return Problem(
+        inputs, tuple(range(len(inputs))), _grad(case, image, case.shape), ours, expressions,
+        case.dtype, bytes=(images + again) * x.nbytes, flops=0,
+        counted=f"{images} images" + (f", {again} of them twice" if again else ""),
+    )  # fmt: skip
+
+
+def _read_again(case: Case, plane_bytes: int) -> int:
+    """How many images a GPU has to read a second time, after their statistics were taken, because
+    it could not keep their planes: x forward, and x and the gradient backward."""
+    if case.device == "cpu":  # a copy that is timed beside it has the same caches
+        return 0
+    forward = 1 if plane_bytes > ON_CHIP_BYTES else 0
+    backward = 2 if case.backward and 2 * plane_bytes > ON_CHIP_BYTES else 0
+    return forward + backward
+
+
+def _norm_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    return stylekernels.instance_norm(x, weight, bias, residual=residual)
+
+
+def _instance_norm_stats(case: Case, normal: Maker, image: Maker) -> Problem:
+    x = image(*case.shape)
+    return Problem(
+        (x,), (0,), None, stylekernels.instance_norm_stats, peers.instance_norm_stats(),
+        case.dtype, bytes=x.nbytes, flops=0,
+    )  # fmt: skip
+
+
+def _gram_matrix(case: Case, normal: Maker, image: Maker) -> Problem:
+    n, c, h, w = case.shape
+    x = image(*case.shape).relu_()  # as the features of a classifier are
+    expressions = peers.gram_matrix(x.dtype, 1 / (c * h * w))
+    flops = n * c * (c + 1) * h * w
+    return Problem(
+        (x,), (0,), None, stylekernels.gram_matrix, expressions, case.dtype,
+        bytes=x.nbytes, flops=flops,
+    )  # fmt: skip
+
+
+def _gram_loss(case: Case, normal: Maker, image: Maker) -> Problem:
+    shapes = style_layers(case.shape) if case.variant == "style_loss" else (case.shape,)
+    features = tuple(image(*shape).relu_() for shape in shapes)
+    targets = tuple(_other_gram(normal, shape) for shape in shapes)
+    flops = sum(n * c * (c + 1) * h * w + 2 * n * c * c * h * w for n, c, h, w in shapes)
+    scales = [1 / (c * h * w) for _, c, h, w in shapes]
+    return Problem(
+        (*features, *targets), tuple(range(len(shapes))), targets[0].new_ones(()),
+        peers.sum_of_losses([stylekernels.gram_loss] * len(shapes)),
+        peers.gram_loss(features[0].dtype, scales),
+        case.dtype, bytes=3 * sum(x.nbytes for x in features), flops=flops,
+    )  # fmt: skip
+
+
+def style_layers(first: Shape) -> tuple[Shape, ...]:
+    """The shapes of VGG's relu1_1 to relu5_1, where the style loss looks, given the first."""
+    n, c, h, w = first
+    factors = ((1, 1), (2, 2), (4, 4), (8, 8), (8, 16))
+    return tuple(
+        (n, c * more, max(1, h // smaller), max(1, w // smaller)) for more, smaller in factors
+    )
+
+
+def _other_gram(normal: Maker, shape: Shape) -> Tensor:
+    """Half the Gram matrix of other features: far enough from those of a case that the difference,
+    the gradient, survives rounding to bfloat16."""
+    n, c, h, w = shape
+    style = normal(n, c, min(h * w, 4096)).relu_()
+    return torch.bmm(style, style.mT) * (0.5 / (c * style.shape[2]))
+
+
+def _convolution_precision(case: Case) -> str:
+    in_tf32 = case.device == "cuda" and torch.backends.cudnn.allow_tf32
+    return "tf32" if in_tf32 and case.dtype == "float32" else case.dtype
+
+
+def _upsample_block(case: Case, normal: Maker, image: Maker) -> Problem:
+    n, c, h, w = case.shape
+    out = half(c)
+    upsample, kernel, padding_mode = UPSAMPLE_VARIANTS[case.variant]
+    dtype, x = DTYPES[case.dtype], image(*case.shape)
+    sizes = (c, out) if upsample == "transpose" else (out, c)
+    weight = (normal(*sizes, kernel, kernel) / (c * kernel * kernel / 4) ** 0.5).to(dtype)
+    if case.layout == "channels_last":
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    inputs = (x, weight, (normal(out) + 1).to(dtype), normal(out).to(dtype))
+    grad = _grad(case, image, (n, out, 2 * h, 2 * w))
+    ours = partial(
+        stylekernels.upsample_block, upsample=upsample, padding_mode=padding_mode, activation="relu"
+    )
+    # Of the doubled image each pixel sees a quarter of a transposed kernel, and 2 x 2 sums of
+    # the taps of a 3 x 3 kernel over repeated pixels.
+    taps = kernel * kernel / 4 if upsample == "transpose" else ((kernel + 1) / 2) ** 2
+    flops = 2 * n * c * out * 4 * h * w * taps
+    y_bytes = n * out * 4 * h * w * x.element_size()
+    times = 3 if case.backward else 1  # the gradients of x and the kernel are a product each
+    return Problem(
+        inputs, (0, 1, 2, 3), grad, ours, peers.upsample_block(upsample, padding_mode),
+        _convolution_precision(case), bytes=times * (x.nbytes + y_bytes), flops=times * flops,
+    )  # fmt: skip
+
+
+def _norm_conv2d(case: Case, normal: Maker, image: Maker) -> Problem:
+    n, c, h, w = case.shape
+    variant, dtype, x = CONV_VARIANTS[case.variant], DTYPES[case.dtype], image(*case.shape)
+    out, kernel = variant.out_channels(c), variant.kernel
+    transposed = variant.upsample == "transpose"
+    sizes = (c, out) if transposed else (out, c)
+    weight = (normal(*sizes, kernel, kernel) / (c * kernel * kernel) ** 0.5).to(dtype)
+    if case.layout == "channels_last":
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    inputs = (x, weight)
+    if variant.norm:
+        # The statistics come with x from the convolution before: they are among the inputs, and
+        # what makes two numbers of them is timed with the op.
+        inputs += ((normal(c) + 1).to(dtype), normal(c).to(dtype))
+        inputs += peers.instance_norm_stats()["var_mean"](x)
+    if variant.skip:
+        inputs += (image(*case.shape),)
+    # Two kinds of upsampling count their taps as in the upsampling block.
+    scale = 2 if variant.upsample != "none" else 1 / variant.stride
+    taps = {"none": kernel**2, "transpose": kernel**2 / 4, "nearest": ((kernel + 1) / 2) ** 2}
+    pixels = n * math.ceil(h * scale) * math.ceil(w * scale)
+    read_and_written = x.nbytes * (3 if variant.skip else 1) + pixels * out * x.element_size()
+    return Problem(
+        inputs, (0,), None, partial(_deferred_norm_conv2d, variant),
+        peers.norm_conv2d(
+            variant.stride, variant.padding_mode, variant.upsample, variant.norm, variant.skip
+        ),
+        _convolution_precision(case), bytes=read_and_written,
+        flops=2 * pixels * c * out * taps[variant.upsample],
+    )  # fmt: skip
+
+
+def _deferred_norm_conv2d(
+    variant: ConvVariant,
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    scale_shift = None
+    if mean is not None and var is not None:
+        scale_shift = stylekernels.norm_scale_shift(mean, var, norm_weight, norm_bias)
+    y, _mean, _var, given = stylekernels.norm_conv2d(
+        x, weight, scale_shift=scale_shift, residual=residual, return_input=variant.skip,
+        activation="relu" if variant.norm and not variant.skip else "none",
+        stride=variant.stride, padding_mode=variant.padding_mode, upsample=variant.upsample,
+        padding=0 if variant.upsample == "transpose" else variant.kernel // 2,
+        return_stats=variant.stats,
+    )  # fmt: skip
+    return y if given is None else (y, given)
+
+
+_PROBLEMS: dict[str, Callable[[Case, Maker, Maker], Problem]] = {
+    "instance_norm": _instance_norm,
+    "instance_norm_stats": _instance_norm_stats,
+    "gram_matrix": _gram_matrix,
+    "gram_loss": _gram_loss,
+    "norm_conv2d": _norm_conv2d,
+    "upsample_block": _upsample_block,
+}

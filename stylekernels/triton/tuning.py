@@ -1,0 +1,122 @@
+"""Configurations that were measured on this GPU, kept on disk.
+
+Defaults are fixed, so that a first call takes no longer than compiling it. Under `autotune` (or
+``STYLEKERNELS_AUTOTUNE=1``) every call that meets a problem for the first time measures a few
+configurations and keeps the fastest, for this process and, in a file for each GPU and version of
+Triton, for later ones.
+"""
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import triton
+
+_enabled = os.environ.get("STYLEKERNELS_AUTOTUNE") == "1"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pixels, output channels and inner dimension of a program's step; warps; steps under way."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+@contextlib.contextmanager
+def autotune() -> Iterator[None]:
+    """Measure configurations inside a ``with`` block: run what is to become fast there once, a
+    Stylizer on a frame of its size for example. Not while a CUDA graph is captured."""
+    global _enabled
+    before, _enabled = _enabled, True
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def tuned(problem: tuple, device: torch.device, default: Config) -> Config:
+    """What was measured for this problem before, or the default."""
+    found = _table(_name_of(device)).get(_key(problem))
+    return default if found is None else Config(*found)
+
+
+def tune(
+    problem: tuple,
+    device: torch.device,
+    candidates: Sequence[Config],
+    run: Callable[[Config], object],
+) -> Config | None:
+    """Measure the candidates for a problem that is new, and keep the fastest.
+
+    Args:
+        problem: all that a configuration's speed depends on.
+        device: what ``run`` runs on.
+        candidates: configurations, the default among them.
+        run: runs the problem; may be called any number of times.
+
+    Returns:
+        The fastest, or None where nothing is to be measured: not enabled, or known already.
+    """
+    name = _name_of(device)
+    table = _table(name)
+    if not _enabled or _key(problem) in table:
+        return None
+    times = {}
+    for config in candidates:
+        # One that takes more registers or memory than this GPU has does not run.
+        with contextlib.suppress(triton.runtime.errors.OutOfResources):
+            times[config] = seconds(lambda config=config: run(config))
+    best = min(times, key=times.get)
+    table[_key(problem)] = [getattr(best, field.name) for field in fields(best)]
+    _save(name, table)
+    return best
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Median time of a call on the GPU."""
+    return triton.testing.do_bench(call, warmup=10, rep=50, return_mode="median") / 1e3
+
+
+def _key(problem: tuple) -> str:
+    return " ".join(map(str, problem))
+
+
+@functools.lru_cache
+def _name_of(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name.replace(' ', '-')}-triton-{triton.__version__}"
+
+
+def _path(name: str) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache, "stylekernels", f"{name}.json")
+
+
+@functools.lru_cache
+def _table(name: str) -> dict[str, list[int]]:
+    """Of a file that isn't there or can't be read: empty."""
+    try:
+        found = json.loads(_path(name).read_text())
+    except (OSError, ValueError):
+        return {}
+    count = len(fields(Config))
+    return {key: value for key, value in found.items() if len(value) == count}
+
+
+def _save(name: str, table: dict[str, list[int]]) -> None:
+    """In one step, so that no process reads half a file. A read-only home is no reason to stop."""
+    path = _path(name)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(table, indent=1) + "\n")
+        partial.replace(path)

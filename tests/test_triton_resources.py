@@ -1,0 +1,30 @@
+"""Every Triton kernel, compiled ahead of time: no GPU is needed for that."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_kernels_compile_and_fit(target, tmp_path) -> None:
+    """Spills (where there must be none) and shared memory are judged by the command itself. In a
+    process of its own: here Triton interprets."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    found = subprocess.run(
+        [sys.executable, "-m", "benchmarks.resources", "--target", target],
+        cwd=ROOT, env=environment | {"TRITON_CACHE_DIR": str(tmp_path)}, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-2000:]
+    kernels = {line.split()[0] for line in found.stdout.splitlines() if "_kernel" in line}
+    assert kernels == {
+        "convolution_kernel", "gradient_kernel", "merge_kernel", "moments_kernel",
+        "normalize_kernel", "prepare_kernel", "product_kernel", "statistics_kernel", "sum_kernel",
+    }  # fmt: skip

@@ -1,0 +1,101 @@
+"""Configurations are measured once, kept on disk, and change no result."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from stylekernels import norm_conv2d
+from stylekernels.triton import tuning
+from stylekernels.triton.tuning import Config, autotune, tune, tuned
+from tests.conftest import random
+
+CPU = torch.device("cpu")
+SLOW, FAST = Config(128, 64, 64, 4, 3), Config(64, 64, 64, 4, 3)
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """The file of this device, in an empty cache, and an empty table in memory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tuning._table.cache_clear()
+    yield tuning._path(tuning._name_of(CPU))
+    tuning._table.cache_clear()
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list:
+    """Stands in for the GPU's clock: a call takes as long as it says. Lists what was measured."""
+    found = []
+
+    def seconds(call):
+        found.append(call())
+        return found[-1]
+
+    monkeypatch.setattr(tuning, "seconds", seconds)
+    return found
+
+
+def pixels(config: Config) -> int:
+    return config.block_m
+
+
+def test_nothing_is_measured_unless_asked_for(file, measured) -> None:
+    assert tune(("a", 1), CPU, [SLOW, FAST], pixels) is None
+    assert tuned(("a", 1), CPU, SLOW) == SLOW
+    assert not measured
+    assert not file.exists()
+
+
+def test_the_fastest_is_kept_and_measured_once(file, measured) -> None:
+    with autotune():
+        assert tune(("a", 1), CPU, [SLOW, FAST], pixels) == FAST
+        assert tune(("a", 1), CPU, [SLOW, FAST], pixels) is None
+    assert measured == [128, 64]
+    assert tuned(("a", 1), CPU, SLOW) == FAST
+    assert tuned(("a", 2), CPU, SLOW) == SLOW
+    tuning._table.cache_clear()  # as in another process
+    assert tuned(("a", 1), CPU, SLOW) == FAST
+
+
+def test_a_configuration_that_does_not_fit_loses(file, measured) -> None:
+    def run(config: Config) -> int:
+        if config == FAST:
+            raise tuning.triton.runtime.errors.OutOfResources(1, 0, "shared memory")
+        return pixels(config)
+
+    with autotune():
+        assert tune(("a", 1), CPU, [SLOW, FAST], run) == SLOW
+
+
+@pytest.mark.parametrize("text", ["", "{", json.dumps({"a 1": [1, 2]})])
+def test_a_broken_file_is_as_good_as_none(file, text) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert tuned(("a", 1), CPU, SLOW) == SLOW
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("implementation", ["triton"], indirect=True)
+def test_every_candidate_of_norm_conv2d_gives_the_same(file, device, monkeypatch) -> None:
+    x = random(1, 9, 13, 11, layout="channels_last", device=device)
+    weight = random(20, 9, 3, 3, scale=0.1, seed=1, device=device)
+    expected = norm_conv2d(x, weight, padding=1)
+    results = []
+
+    def seconds(call):
+        results.append(call())  # the moments of its tiles
+        return -len(results)  # the last one wins
+
+    monkeypatch.setattr(tuning, "seconds", seconds)
+    with autotune():
+        found = norm_conv2d(x, weight, padding=1)
+    assert len({moments.shape for moments in results}) == 2, "of tiles of two sizes"
+    assert len(tuning._table(tuning._name_of(x.device))) == 1
+    again = norm_conv2d(x, weight, padding=1)
+    for y, mean, var, _ in (found, again):
+        torch.testing.assert_close(y, expected.y)
+        torch.testing.assert_close(mean, expected.mean)
+        torch.testing.assert_close(var, expected.var)
