@@ -36,8 +36,10 @@ TEST_FILES = (
     "test_instance_norm.py",
     "test_instance_norm_gradients.py",
     "test_norm_conv2d.py",
+    "test_norm_conv2d_contract.py",
     "test_transforms.py",
     # Of Triton's own tests what the above don't run on a GPU.
+    "test_triton_launch.py",
     "test_triton_norm_conv2d_out.py",
     "test_triton_plan.py",
     "test_triton_tuning.py",

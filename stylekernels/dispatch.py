@@ -8,6 +8,7 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 
 import torch
@@ -27,10 +28,23 @@ OPS = (
 
 _ENVIRONMENT = "STYLEKERNELS_IMPL"
 
-#: Whether there are Triton kernels at all, and whether its interpreter runs them on the CPU: for
-#: tests, since it takes a second for what a GPU does in microseconds.
-has_triton: bool = importlib.util.find_spec("triton") is not None
-interprets_triton: bool = has_triton and os.environ.get("TRITON_INTERPRET") == "1"
+
+def _triton_lacks() -> str | None:
+    """Why Triton's kernels can't be used on any device; None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    # It compiles its own launchers, a few lines of C.
+    if not any(map(shutil.which, (os.environ.get("CC") or "gcc", "gcc", "clang"))):
+        return "Triton finds no C compiler (gcc or clang) for its launchers"
+    return None
+
+
+#: Why there are no Triton kernels, None where there are; and whether its interpreter runs them on
+#: the CPU: for tests, since it takes a second for what a GPU does in microseconds.
+triton_missing: str | None = _triton_lacks()
+interprets_triton: bool = triton_missing is None and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _check_name(name: str | None, source: str) -> str | None:
@@ -80,8 +94,8 @@ def _missing(implementation: str, device_type: str) -> str | None:
         if native.cpu_missing is not None:
             return f"the C++ library is {native.cpu_missing}"
         return None
-    if not has_triton:
-        return "Triton is not installed (pip install triton)"
+    if triton_missing is not None:
+        return triton_missing
     if device_type == "cuda" or (device_type == "cpu" and interprets_triton):
         return None
     hint = " (only in its interpreter: set TRITON_INTERPRET=1)" if device_type == "cpu" else ""
@@ -127,6 +141,15 @@ def implementation(device_type: str) -> str:
     return _choose(device_type)[0]
 
 
+def convolves(device_type: str) -> bool:
+    """Whether the convolution of `upsample_block` is ours on this type of device: where it is known
+    to be faster than PyTorch's, on CPUs with AVX2 or more, or where it was asked for."""
+    chosen = implementation(device_type)
+    if chosen == "native":
+        return native.cpu_capability not in (None, "baseline")
+    return chosen == _forced == "triton"
+
+
 def use_reference(x: Tensor) -> bool:
     """Whether an op on ``x`` runs its plain PyTorch formula instead of a kernel."""
     return _choose(x.device.type)[0] == "reference" or transformed()
@@ -151,16 +174,12 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
     if tensor is None:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
-    implementation, reason = _choose(tensor.device.type)
-    if op == "upsample_block" and implementation != "reference":
-        own = implementation == "triton" if _forced else implementation == "native"
-        reason += "" if own else "; the convolution is PyTorch's"
+    chosen, reason = _choose(tensor.device.type)
+    if op == "upsample_block" and not convolves(tensor.device.type):
+        reason += "; the convolution is PyTorch's"
     layout = "contiguous"
     if tensor.dim() == 4 and not tensor.is_contiguous():
         channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
         layout = "channels_last" if channels_last else "strided (copied to contiguous first)"
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return (
-        f"{op} {tuple(tensor.shape)} {dtype} {layout} on {tensor.device}: "
-        f"{implementation} ({reason})"
-    )
+    return f"{op} {tuple(tensor.shape)} {dtype} {layout} on {tensor.device}: {chosen} ({reason})"

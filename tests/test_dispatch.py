@@ -144,7 +144,7 @@ def test_forced_native_for_a_device_without_kernels() -> None:
 def test_the_interpreter_runs_only_where_triton_is_forced(monkeypatch) -> None:
     x = random(1, 6, 5, 5)
     monkeypatch.setattr(dispatch, "interprets_triton", True)
-    monkeypatch.setattr(dispatch, "has_triton", True)
+    monkeypatch.setattr(dispatch, "triton_missing", None)
     with use_impl("triton"):
         assert "on cpu: triton (forced" in explain("gram_matrix", x)
     monkeypatch.setattr(native, "cpu_missing", "not built")

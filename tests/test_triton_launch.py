@@ -1,12 +1,19 @@
-"""What Triton's kernels share: rounding, which the interpreter does in bfloat16 by cutting off.
+"""What Triton's kernels share, rounding most of all: the interpreter rounds to bfloat16 by cutting
+off.
 
 Numbers of every exponent, halfway between two results and next to there, and what is no number.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from tests.conftest import TRITON
+from stylekernels import norm_conv2d
+from tests.conftest import TRITON, random
 
 triton = pytest.importorskip("triton")
 from stylekernels.triton.launch import column_sums, rounded  # noqa: E402
@@ -51,3 +58,34 @@ def test_sums_over_rows(device) -> None:
     y = torch.empty(16, device=device)
     sum_kernel[(1,)](x, y, ROWS=2048, COLUMNS=16)
     assert torch.equal(y, torch.full_like(y, 2048 + 2.0**-9))
+
+
+def test_precision_follows_either_of_pytorchs_flags() -> None:
+    """In a process of its own: after new flags were set PyTorch refuses to tell the old ones."""
+    program = """
+import torch
+from stylekernels.triton.launch import product_precision
+x, half = torch.empty(0), torch.empty(0, dtype=torch.bfloat16)
+backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.allow_tf32 = True
+print(*(product_precision(x, flags) for flags in backends))
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+torch.backends.cudnn.conv.fp32_precision = "ieee"
+print(*(product_precision(x, flags) for flags in backends))
+print(*(product_precision(half, flags) for flags in backends))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[1], env={**os.environ, "TRITON_INTERPRET": "1"},
+    ).stdout.splitlines()  # fmt: skip
+    assert found == ["tf32x3 tf32", "tf32 tf32x3", "tf32x3 tf32x3"]
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_parameters_with_gaps_in_memory(expanded, device) -> None:
+    x = random(2, 3, 6, 5, device=device)
+    weight = random(4, 3, 3, 3, device=device, seed=1)
+    bias = random(1, device=device).expand(4) if expanded else random(8, device=device)[::2]
+    expected = torch.nn.functional.conv2d(x, weight, bias)
+    torch.testing.assert_close(norm_conv2d(x, weight, bias=bias).y, expected)

@@ -44,7 +44,7 @@ def pixels(config: Config) -> int:
 
 def test_nothing_is_measured_unless_asked_for(file, measured) -> None:
     assert tune(("a", 1), CPU, [SLOW, FAST], pixels) is None
-    assert tuned(("a", 1), CPU, SLOW) == SLOW
+    assert tuned(("a", 1), CPU, [SLOW, FAST]) == SLOW
     assert not measured
     assert not file.exists()
 
@@ -54,10 +54,11 @@ def test_the_fastest_is_kept_and_measured_once(file, measured) -> None:
         assert tune(("a", 1), CPU, [SLOW, FAST], pixels) == FAST
         assert tune(("a", 1), CPU, [SLOW, FAST], pixels) is None
     assert measured == [128, 64]
-    assert tuned(("a", 1), CPU, SLOW) == FAST
-    assert tuned(("a", 2), CPU, SLOW) == SLOW
+    assert tuned(("a", 1), CPU, [SLOW, FAST]) == FAST
+    assert tuned(("a", 1), CPU, [SLOW]) == SLOW, "no candidate any more"
+    assert tuned(("a", 2), CPU, [SLOW, FAST]) == SLOW
     tuning._table.cache_clear()  # as in another process
-    assert tuned(("a", 1), CPU, SLOW) == FAST
+    assert tuned(("a", 1), CPU, [SLOW, FAST]) == FAST
 
 
 def test_a_configuration_that_does_not_fit_loses(file, measured) -> None:
@@ -74,7 +75,7 @@ def test_a_configuration_that_does_not_fit_loses(file, measured) -> None:
 def test_a_broken_file_is_as_good_as_none(file, text) -> None:
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    assert tuned(("a", 1), CPU, SLOW) == SLOW
+    assert tuned(("a", 1), CPU, [SLOW, FAST]) == SLOW
 
 
 @pytest.mark.usefixtures("implementation")

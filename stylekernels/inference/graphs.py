@@ -1,6 +1,7 @@
 """A plan on a GPU: its launches recorded once for a size of frame, and frames on their way in and
 out while another is computed."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -73,12 +74,19 @@ class FrameGraphs:
             self._launch(self._slots[0])  # compiles what will be launched
         self._compute.synchronize()
         try:
-            for slot in self._slots:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=self._compute):
-                    self._launch(slot)
-                slot.graph = graph
-        except RuntimeError:
+            # A failed capture leaves its stream the current one: the outer block mends that.
+            # thread_local: other threads may go on allocating.
+            with torch.cuda.stream(torch.cuda.current_stream()):
+                for slot in self._slots:
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(
+                        graph, stream=self._compute, capture_error_mode="thread_local"
+                    ):
+                        self._launch(slot)
+                    slot.graph = graph
+        except RuntimeError as error:
+            warnings.warn(f"frames are launched one by one, not as a CUDA graph: {error}",
+                          stacklevel=2)  # fmt: skip
             for slot in self._slots:
                 slot.graph = None
             return False
@@ -94,9 +102,10 @@ class FrameGraphs:
             current = torch.cuda.current_stream()
             self._compute.wait_stream(current)
             with torch.cuda.stream(self._compute):
+                slot.went.wait()
                 slot.frames.copy_(frames)
-                frames.record_stream(self._compute)
                 self._replay(slot)
+                slot.computed.record()
             current.wait_stream(self._compute)
             picture = slot.picture.clone()
             self._compute.wait_stream(current)  # the next frame must not overtake the copy
@@ -116,9 +125,11 @@ class FrameGraphs:
             yield self._collect(under_way.pop(0))
 
     def _submit(self, slot: _Slot, frames: Tensor) -> None:
+        slot.went.synchronize()  # a stream that nobody read to its end may have left copies
         slot.frames_on_host.copy_(frames)
         with torch.cuda.device(self._device):
             with torch.cuda.stream(self._incoming):
+                slot.computed.wait()
                 slot.frames.copy_(slot.frames_on_host, non_blocking=True)
                 slot.came.record()
             with torch.cuda.stream(self._compute):

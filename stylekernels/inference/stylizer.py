@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -72,6 +73,8 @@ class Stylizer:
         self.device = torch.device(device)
         self.dtype = _fast_dtype(self.device) if dtype is None else dtype
         network = copy.deepcopy(generator).eval().requires_grad_(False).to(self.device)
+        # With its index: which GPU "cuda" is may change.
+        self.device = next(network.parameters(), torch.empty(0, device=self.device)).device
         self._layers = layers_of(network, self.dtype) if can_plan(network) else None
         self._generator = network.to(self.dtype, memory_format=torch.channels_last)
         self._packed: list[Tensor] = []
@@ -130,10 +133,10 @@ class Stylizer:
         the Stylizer on each.
 
         Args:
-            frames: as for a call, in memory of the host; sizes may change.
+            frames: as for a call; sizes may change.
 
         Yields:
-            The pictures, in order, of the frames' kind and shape.
+            The pictures, in order, of the frames' kind and shape; in memory of the host.
 
         Raises:
             TypeError, ValueError: as for a call.
@@ -141,20 +144,26 @@ class Stylizer:
         if self.device.type != "cuda" or self._tile is not None or not self._has_plan():
             yield from map(self, frames)
             return
-        for shape, group in itertools.groupby(frames, key=lambda given: tuple(given.shape)):
-            first = next(group)
-            size = as_frames("frames", first).view(-1, *shape[-3:]).shape
+        arrays: deque[bool] = deque()  # of the frames under way
+
+        def tensors() -> Iterator[Tensor]:
+            for frame in frames:
+                tensor = as_frames("frames", frame)
+                arrays.append(isinstance(frame, np.ndarray))
+                yield tensor
+
+        for shape, group in itertools.groupby(tensors(), key=lambda tensor: tensor.shape):
+            size = torch.Size((1, *shape))[-4:]
             check_size("frames", *size[1:3])
-            tensors = (
-                as_frames("frames", given).view(size) for given in itertools.chain([first], group)
-            )
-            for picture in self._plan_for(size[:3]).stream(tensors):
+            pictures = self._plan_for(size[:3]).stream(tensor.view(size) for tensor in group)
+            for picture in pictures:
                 picture = picture.view(shape)
-                yield picture.numpy() if isinstance(first, np.ndarray) else picture
+                yield picture.numpy() if arrays.popleft() else picture
 
     def _has_plan(self) -> bool:
         return self._layers is not None and implementation(self.device.type) != "reference"
 
+    @torch.inference_mode(False)  # what is made here lives on outside of it
     @torch.no_grad()
     def _plan_for(self, size: torch.Size) -> Plan | FrameGraphs:
         """The plan for so many frames of this size, and as many threads as there are."""

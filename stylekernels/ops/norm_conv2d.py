@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stylekernels import native, reference
-from stylekernels.dispatch import is_forced, transformed, use_reference
+from stylekernels import reference
+from stylekernels.dispatch import transformed, use_reference
 from stylekernels.ops.arguments import (
     DTYPES,
     autocast_dtype,
@@ -137,14 +137,9 @@ define(SCHEMAS[3], norm_conv2d_out_formula, lambda *arguments: None, triton="nor
 _op = torch.ops.stylekernels.norm_conv2d.default
 
 
-def has_kernel(x: Tensor, kernel: int, upsample: str) -> bool:
-    """Whether `norm_conv2d` takes kernels of this size, and on x's device is faster than PyTorch's
-    convolution as far as that was measured: on CPUs with AVX2 or more."""
-    if not _KERNELS[upsample][1](kernel):
-        return False
-    return is_forced("triton") or (
-        x.device.type == "cpu" and native.cpu_capability not in (None, "baseline")
-    )
+def takes_kernel(kernel: int, upsample: str) -> bool:
+    """Whether `norm_conv2d` takes kernels of this size."""
+    return _KERNELS[upsample][1](kernel)
 
 
 def _check_scale_shift(scale_shift: Tensor, x: Tensor) -> None:

@@ -34,7 +34,7 @@ def define(
     _library.impl(name, formula, "CompositeExplicitAutograd")
     if fake is not None:
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    if triton is not None and dispatch.has_triton:
+    if triton is not None and dispatch.triton_missing is None:
         launch = _launcher(triton, name, formula)
         _library.impl(name, launch, "CUDA")  # the key of AMD's GPUs too
         if dispatch.interprets_triton:

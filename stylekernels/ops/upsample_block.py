@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import transformed, use_reference
+from stylekernels.dispatch import convolves, transformed, use_reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_can_reflect,
@@ -19,7 +19,7 @@ from stylekernels.ops.arguments import (
 )
 from stylekernels.ops.autograd import needs_grad, vjp
 from stylekernels.ops.instance_norm import normalize
-from stylekernels.ops.norm_conv2d import has_kernel
+from stylekernels.ops.norm_conv2d import takes_kernel
 from stylekernels.reference.instance_norm import ACTIVATIONS
 from stylekernels.reference.upsample_block import PADDING_MODES
 
@@ -124,7 +124,8 @@ def _upsample_conv2d(
     """The convolution, and if ``stats`` mean and variance of its planes, where our kernel runs and
     they come with it."""
     nothing = None, None
-    if use_reference(x) or not has_kernel(x, weight.shape[2], upsample):
+    own = convolves(x.device.type) and takes_kernel(weight.shape[2], upsample)
+    if use_reference(x) or not own:
         return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
     mode = (upsample, padding_mode, stats)
     if not needs_grad(x, weight, bias):

@@ -5,6 +5,7 @@ convolutions of the small image: a parity. Each has some taps a direction, from 
 nearest upsampling several kernel elements meet the same small pixel, and are added up.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,8 @@ class Geometry:
         parities: 1, or 4 where the output has twice the input's size.
         taps, starts: for even and for odd outputs: how many input pixels a direction, and the first
             relative to ``stride`` times the output pixel's place.
-        elements: the kernel elements of each tap, for even and for odd outputs.
+        elements: the kernel elements of each tap, which follow each other, for even and for odd
+            outputs.
         repeats: 2 where the padded image is the input with each pixel twice, else 1.
         border: pixels that are read beyond the input.
         padding_mode: how it goes on there.
@@ -45,6 +47,7 @@ class Geometry:
     run_channels: int = 0
 
     @classmethod
+    @functools.lru_cache(maxsize=256)
     def of(
         cls, kernel: int, channels: int, stride: int, padding: int, padding_mode: str, upsample: str
     ) -> "Geometry":
@@ -103,12 +106,14 @@ class Geometry:
             return packed
         if self.parities == 1:
             return matrices.flatten(0, 1).contiguous()
+        # Slices, for an index made of a list is copied to a GPU, which waits for it.
         wide = torch.promote_types(weight.dtype, torch.float32)
+        matrices = matrices.to(wide)
         taps = [
-            matrices[list(rows)][:, list(columns)].to(wide).sum((0, 1)).to(weight.dtype)
+            matrices[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].sum((0, 1))
             for parity_y in (0, 1)
             for parity_x in (0, 1)
             for rows in self.elements[parity_y]
             for columns in self.elements[parity_x]
         ]
-        return torch.stack(taps)
+        return torch.stack(taps).to(weight.dtype)

@@ -240,7 +240,8 @@ def gradient_kernel(
             value = tl.where(here, _centered(value, mean, n, k, N, C, WIDE), 0.0)
         if SPLIT:
             high = weights.to(tl.bfloat16)
-            low = (weights - high.to(WIDE)).to(tl.bfloat16)
+            low = tl.where(tl.abs(weights) < float("inf"), weights - high.to(WIDE), 0.0)
+            low = low.to(tl.bfloat16)
             sums = tl.dot(high, value, sums)
             sums = tl.dot(low, value, sums)
         else:
@@ -269,7 +270,7 @@ def _products(planes: Planes, mean: Tensor | None, scale: float) -> tuple[Tensor
     partial = x.new_empty((n, pieces, tiles, block, block), dtype=wide_dtype(x))
     product_kernel[(n * tiles * pieces,)](
         x, mean, partial, n, c, p, *planes.strides, tiles, pieces, piece, scale,
-        PRECISION=product_precision(x, torch.backends.cuda.matmul.allow_tf32),
+        PRECISION=product_precision(x, torch.backends.cuda.matmul),
         INDEX=planes.index_type, WIDE=wide_type(x), BLOCK=block, BLOCK_P=block_p,
         ONE_TILE=tiles == 1, num_warps=8 if block == 128 else 4,
         num_stages=1 if x.dtype == torch.float64 else stages(),
@@ -335,7 +336,7 @@ def gram_matrix_backward(
     gradient_kernel[(programs,)](
         grad, planes.x, None if mean is None else mean.contiguous(), grad_x, planes.n, planes.c,
         planes.p, *grad.stride(), *planes.strides, *target.strides, _scale_of(planes, scale),
-        PRECISION=product_precision(x, torch.backends.cuda.matmul.allow_tf32), SPLIT=split,
+        PRECISION=product_precision(x, torch.backends.cuda.matmul), SPLIT=split,
         INDEX=planes.index_type, WIDE=wide_type(x), BLOCK_C=block_c, BLOCK_K=block_k,
         BLOCK_P=block_p, num_warps=4, num_stages=stages(),
     )  # fmt: skip

@@ -39,12 +39,18 @@ def wide_type(x: Tensor) -> tl.dtype:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
-def product_precision(x: Tensor, allow_tf32: bool) -> str:
-    """How ``tl.dot`` multiplies float32: in tf32 where PyTorch may, else in three tf32 products,
-    whose error is that of float32 at several times the speed of plain multiply-adds."""
+def product_precision(x: Tensor, flags) -> str:
+    """How ``tl.dot`` multiplies float32: in tf32 where PyTorch may for ``x`` of float32, else in
+    three tf32 products, whose error is that of float32 at several times the speed of plain
+    multiply-adds.
+
+    Args:
+        x: what is multiplied.
+        flags: PyTorch's for such products, ``torch.backends.cuda.matmul`` for example.
+    """
     if x.dtype == torch.float64 or on_amd():  # whose matrix instructions take float32 itself
         return "ieee"
-    return "tf32" if allow_tf32 else "tf32x3"
+    return "tf32" if x.dtype == torch.float32 and flags.fp32_precision == "tf32" else "tf32x3"
 
 
 def on_amd() -> bool:

@@ -49,12 +49,12 @@ def _config(geometry: Geometry, x: Tensor, channels: int, outputs: int, pixels: 
 
 def _candidates(default: Config) -> list[Config]:
     """The default and its neighbours: half the pixels, for small layers leave processors idle;
-    twice the warps, where each has much to keep; half the inner dimension with one more step under
-    way, and one step less, which both leave memory for a second program beside the first."""
+    other warps, where each has much to keep or little to do; and one step less under way, which
+    leaves memory for a second program beside the first."""
     fewer_pixels = replace(default, block_m=default.block_m // 2)
-    more_warps = replace(default, num_warps=12 - default.num_warps)
+    other_warps = replace(default, num_warps=12 - default.num_warps)
     fewer_stages = replace(default, num_stages=max(1, default.num_stages - 1))
-    found = [default, fewer_pixels, more_warps, replace(fewer_pixels, num_warps=4), fewer_stages]
+    found = [default, fewer_pixels, other_warps, replace(fewer_pixels, num_warps=4), fewer_stages]
     return list(dict.fromkeys(found))
 
 
@@ -90,10 +90,10 @@ class _Layer:
             "norm_conv2d", str(self.dtype).removeprefix("torch."), self.channels, self.outputs,
             *weight.shape[2:], self.rows, self.columns, n, stride, padding_mode, upsample,
         )  # fmt: skip
-        self._default = _config(
-            self.geometry, weight, self.channels, self.outputs, self.rows * self.columns
+        self._candidates = _candidates(
+            _config(self.geometry, weight, self.channels, self.outputs, self.rows * self.columns)
         )
-        self.config = tuned(self._problem, self.device, self._default)
+        self.config = tuned(self._problem, self.device, self._candidates)
 
     @property
     def tiles(self) -> int:
@@ -118,7 +118,8 @@ class _Layer:
     @property
     def most_moments(self) -> tuple[int, int, int, int]:
         """The shape of the moments in the smallest tiles of any configuration."""
-        tiles = triton.cdiv(self.rows * self.columns, self._default.block_m // 2)
+        smallest = min(config.block_m for config in self._candidates)
+        tiles = triton.cdiv(self.rows * self.columns, smallest)
         return 4, self.n, tiles * self.geometry.parities, self.outputs
 
     @property
@@ -129,8 +130,8 @@ class _Layer:
         """Run the first kernel."""
         planes = Planes.of(x)
         other = planes if residual is None else Planes.of(residual)
-        to = Planes.of(prepared)
-        to_kept = to if kept is None else Planes.of(kept)
+        to = Planes.into(prepared)
+        to_kept = to if kept is None else Planes.into(kept)
         block_c = min(triton.next_power_of_2(to.c), 64)
         block_p = max(16, 2048 // block_c)
         programs = self.n * triton.cdiv(to.c, block_c) * triton.cdiv(to.p, block_p)
@@ -148,7 +149,7 @@ class _Layer:
         self, x, packed, bias, scale_shift, activation, negative_slope, y, moments
     ) -> None:  # fmt: skip
         """Run the second kernel, on what the first one wrote or on channels_last x."""
-        planes, to = Planes.of(x), Planes.of(y)
+        planes, to = Planes.of(x), Planes.into(y)
         geometry, config = self.geometry, self.config
         columns = triton.cdiv(self.outputs, config.block_n)
         width = x.shape[3]
@@ -162,11 +163,16 @@ class _Layer:
             START_ODD=geometry.starts[1], REPEATS=geometry.repeats,
             PADDING_MODE=geometry.padding_mode, RUN_CHANNELS=geometry.run_channels,
             BORDER=geometry.border, ACTIVATION=activation, SLOPE=negative_slope,
-            PRECISION=product_precision(x, torch.backends.cudnn.allow_tf32),
+            PRECISION=product_precision(x, torch.backends.cudnn.conv),
             INDEX=_widest(planes.index_type, to.index_type), WIDE=wide_type(x),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
             num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
+
+    def _is_convolved_in(self, image: Tensor) -> bool:
+        """Whether the second kernel reads images of this layout."""
+        channels_last = self.channels == 1 or Planes.of(image).stride_c == 1
+        return channels_last and not self.geometry.run
 
     def run(
         self, x, packed, bias, scale_shift, activation, negative_slope, residual, prepared, kept, y,
@@ -181,10 +187,10 @@ class _Layer:
         changed = changed or scale_shift is not None
         alone = residual is None and x.dtype == self.dtype and scale_shift is not None
         alone = alone and _normalizes_as_it_loads(self.geometry, self.outputs, self.config.block_n)
-        channels_last = self.channels == 1 or Planes.of(x).stride_c == 1
-        given = (alone or not changed) and channels_last and not self.geometry.run
+        x = Planes.of(x).x  # a view with gaps is copied once
+        given = (alone or not changed) and self._is_convolved_in(x)
         if kept is not None or not given:
-            if kept is not None and channels_last and not self.geometry.run:
+            if kept is not None and self._is_convolved_in(kept):
                 made, also = kept, None
             else:
                 made, also = prepared(), kept
@@ -197,7 +203,7 @@ class _Layer:
             self.convolve(x, packed, bias, scale_shift, activation, negative_slope, y, written)
             return written
 
-        best = tune(self._problem, self.device, _candidates(self._default), convolve)
+        best = tune(self._problem, self.device, self._candidates, convolve)
         return convolve(best or self.config)
 
 
@@ -224,7 +230,7 @@ def norm_conv2d(
         return x.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
     found = layer.run(
-        x, layer.geometry.pack(weight, upsample), bias,
+        x, layer.geometry.pack(weight, upsample), None if bias is None else bias.contiguous(),
         None if scale_shift is None else scale_shift.contiguous(), activation, negative_slope,
         residual, prepared, kept, y, moments if return_stats else None,
     )  # fmt: skip

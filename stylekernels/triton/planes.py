@@ -59,6 +59,17 @@ class Planes:
             x = x.contiguous()
         return cls(x, n, c, p, c * p, p, 1)
 
+    @classmethod
+    def into(cls, y: Tensor) -> "Planes":
+        """Of what a kernel writes, which must be dense."""
+        planes = cls.of(y)
+        if planes.x is not y:
+            raise ValueError(
+                f"y: expected a contiguous or channels_last tensor, got strides {y.stride()} for "
+                f"{tuple(y.shape)}"
+            )
+        return planes
+
     @property
     def strides(self) -> tuple[int, int, int]:
         return self.stride_n, self.stride_c, self.stride_p

@@ -11,12 +11,15 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
 import triton
 
+#: Of kernels whose speed has changed; what was measured with others is not used.
+_KERNELS = 1
+_REFUSALS = (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError)
 _enabled = os.environ.get("STYLEKERNELS_AUTOTUNE") == "1"
 
 
@@ -43,10 +46,11 @@ def autotune() -> Iterator[None]:
         _enabled = before
 
 
-def tuned(problem: tuple, device: torch.device, default: Config) -> Config:
-    """What was measured for this problem before, or the default."""
+def tuned(problem: tuple, device: torch.device, candidates: Sequence[Config]) -> Config:
+    """What was measured for this problem before; the first candidate, the default, where nothing
+    was, or what is none of today's candidates."""
     found = _table(_name_of(device)).get(_key(problem))
-    return default if found is None else Config(*found)
+    return next((c for c in candidates if [*astuple(c)] == found), candidates[0])
 
 
 def tune(
@@ -73,10 +77,13 @@ def tune(
     times = {}
     for config in candidates:
         # One that takes more registers or memory than this GPU has does not run.
-        with contextlib.suppress(triton.runtime.errors.OutOfResources):
+        with contextlib.suppress(*_REFUSALS):
             times[config] = seconds(lambda config=config: run(config))
+    if not times:
+        return None
     best = min(times, key=times.get)
-    table[_key(problem)] = [getattr(best, field.name) for field in fields(best)]
+    table |= _read(name)  # what other processes have found
+    table[_key(problem)] = [*astuple(best)]
     _save(name, table)
     return best
 
@@ -93,7 +100,7 @@ def _key(problem: tuple) -> str:
 @functools.lru_cache
 def _name_of(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{name.replace(' ', '-')}-triton-{triton.__version__}"
+    return f"{name.replace(' ', '-')}-triton-{triton.__version__}-{_KERNELS}"
 
 
 def _path(name: str) -> Path:
@@ -103,13 +110,16 @@ def _path(name: str) -> Path:
 
 @functools.lru_cache
 def _table(name: str) -> dict[str, list[int]]:
+    """Kept in memory."""
+    return _read(name)
+
+
+def _read(name: str) -> dict[str, list[int]]:
     """Of a file that isn't there or can't be read: empty."""
     try:
-        found = json.loads(_path(name).read_text())
-    except (OSError, ValueError):
+        return dict(json.loads(_path(name).read_text()))
+    except (OSError, ValueError, TypeError):
         return {}
-    count = len(fields(Config))
-    return {key: value for key, value in found.items() if len(value) == count}
 
 
 def _save(name: str, table: dict[str, list[int]]) -> None:
