@@ -73,6 +73,22 @@ def test_several_blocks_of_channels_and_of_pixels(mode, dtype, device) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 2)], ids=str)
+def test_inputs_that_are_met_twice_at_most_and_not_returned(
+    mode, padding_mode, dtype, device
+) -> None:
+    """They are normalised where they are loaded. sigmoid makes no zero of the zeros around them."""
+    _, kernel, stride = mode
+    tensors = inputs((2, 17, 7, 9), 5, kernel, dtype, layout="channels_last", device=device,
+                     scale_shift=True, bias="x's")  # fmt: skip
+    check(
+        tensors, activation="sigmoid", stride=stride, padding=1, padding_mode=padding_mode,
+        return_input=False, winograd=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_inputs_with_large_means(mode, dtype, device) -> None:
     """Means of 1000 deviations, which the shift takes away, of few channels and of more."""
