@@ -36,7 +36,7 @@ def _triton_lacks() -> str | None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     # It compiles its own launchers, a few lines of C.
-    if not any(map(shutil.which, (os.environ.get("CC") or "gcc", "gcc", "clang"))):
+    if not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):
         return "Triton finds no C compiler (gcc or clang) for its launchers"
     return None
 
@@ -141,13 +141,21 @@ def implementation(device_type: str) -> str:
     return _choose(device_type)[0]
 
 
-def convolves(device_type: str) -> bool:
-    """Whether the convolution of `upsample_block` is ours on this type of device: where it is known
-    to be faster than PyTorch's, on CPUs with AVX2 or more, or where it was asked for."""
-    chosen = implementation(device_type)
+def convolves(x: Tensor, upsample: str) -> bool:
+    """Whether the convolution of `upsample_block` is ours: where it is known to be faster than
+    PyTorch's, on CPUs with AVX2 or more, or where it was asked for.
+
+    Not where sums of weights, which ``nearest`` makes, are rounded to half precision: that shows in
+    single pixels after the norm.
+    """
+    chosen = implementation(x.device.type)
     if chosen == "native":
-        return native.cpu_capability not in (None, "baseline")
-    return chosen == _forced == "triton"
+        in_tiles = x.dtype == torch.bfloat16 and (native.cpu_capability or "").startswith("amx")
+        return native.cpu_capability not in (None, "baseline") and not (
+            in_tiles and upsample == "nearest"
+        )
+    rounds = upsample == "nearest" and x.dtype in (torch.bfloat16, torch.float16)
+    return chosen == _forced == "triton" and not rounds
 
 
 def use_reference(x: Tensor) -> bool:
@@ -175,7 +183,7 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     if tensor is None:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
     chosen, reason = _choose(tensor.device.type)
-    if op == "upsample_block" and not convolves(tensor.device.type):
+    if op == "upsample_block" and not convolves(tensor, kwargs.get("upsample", "transpose")):
         reason += "; the convolution is PyTorch's"
     layout = "contiguous"
     if tensor.dim() == 4 and not tensor.is_contiguous():

@@ -49,3 +49,8 @@ def missing_pairs(
     generator = random.Random(1)
     drawn = (_draw(generator, options, is_possible) for _ in range(5000))
     return set().union(*map(_pairs_of, drawn)) - set().union(*map(_pairs_of, cases))
+
+
+def name_of(case: Case) -> str:
+    """For a test's id."""
+    return "-".join(str(value).removeprefix("torch.") for value in case.values())

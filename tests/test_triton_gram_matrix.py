@@ -11,7 +11,7 @@ import torch
 
 from stylekernels import gram_loss, gram_matrix
 from tests.conftest import DTYPES, LAYOUTS, TRITON, poisoned_memory, random
-from tests.pairwise import missing_pairs, pairwise
+from tests.pairwise import missing_pairs, name_of, pairwise
 from tests.test_gram_matrix import (
     TARGET_LAYOUTS,
     TARGET_SHAPES,
@@ -55,10 +55,6 @@ def is_possible(case: dict) -> bool:
 
 CASES = tuple(pairwise(OPTIONS, is_possible))
 LOSS_CASES = tuple(pairwise(LOSS_OPTIONS, is_possible))
-
-
-def name_of(case: dict) -> str:
-    return "-".join(str(value).removeprefix("torch.") for value in case.values())
 
 
 def test_every_pair_of_options_meets() -> None:

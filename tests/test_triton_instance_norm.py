@@ -19,7 +19,7 @@ from tests.conftest import (
     relative_errors,
 )
 from tests.instance_norms import ACTIVATIONS, exact, in_torch, ours, per_channel
-from tests.pairwise import missing_pairs, pairwise
+from tests.pairwise import missing_pairs, name_of, pairwise
 from tests.test_instance_norm import (
     check,
     check_bad_pixel,
@@ -68,10 +68,6 @@ STATS_OPTIONS = {
 }
 CASES = tuple(pairwise(OPTIONS))
 STATS_CASES = tuple(pairwise(STATS_OPTIONS))
-
-
-def name_of(case: dict) -> str:
-    return "-".join(str(value).removeprefix("torch.") for value in case.values())
 
 
 def test_every_pair_of_options_meets() -> None:

@@ -1,4 +1,4 @@
-"""upsample_block with its instance norm in Triton's kernels; its convolution is PyTorch's.
+"""upsample_block in Triton's kernels, but for the gradients of its convolution.
 
 The grid: pairs of upsampling, padding, dtype, layouts, activation and parameters at odd sizes, in
 one piece of a plane and in several. What a test of the op promises for every implementation is
@@ -11,7 +11,7 @@ import torch
 from stylekernels import upsample_block
 from tests.conftest import DTYPES, TRITON, random
 from tests.instance_norms import ACTIVATIONS
-from tests.pairwise import missing_pairs, pairwise
+from tests.pairwise import missing_pairs, name_of, pairwise
 from tests.test_upsample_block import (
     KINDS,
     PADDING_MODES,
@@ -21,6 +21,7 @@ from tests.test_upsample_block import (
     test_a_large_bias_before_a_norm_does_not_cost_accuracy,  # noqa: F401
     test_backward_keeps_the_convolutions_input_and_output_once,  # noqa: F401
     test_bias_before_a_norm_has_no_effect_and_a_gradient_of_zeros,  # noqa: F401
+    test_largest_error_in_half_precision,  # noqa: F401
     test_nan_reaches_the_planes_of_its_image_only,  # noqa: F401
 )
 
@@ -39,10 +40,6 @@ OPTIONS = {
     "outputs": (1, 3, 17),
 }
 CASES = tuple(pairwise(OPTIONS))
-
-
-def name_of(case: dict) -> str:
-    return "-".join(str(value).removeprefix("torch.") for value in case.values())
 
 
 def test_every_pair_of_options_meets() -> None:

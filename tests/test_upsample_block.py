@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels import upsample_block
+from stylekernels import explain, native, upsample_block
 from stylekernels.reference.upsample_block import pad
 from tests.conftest import (
     DTYPES,
@@ -186,6 +186,47 @@ def test_norms_and_activations(upsample, kernel, activation, parameters, dtype, 
             tensors[name] = random(*size, device=device, seed=seed, shift=0.5)
     check(tensors, upsample, "replicate", "instance", activation)
     check({k: tensors[k] for k in ("x", "weight")}, upsample, "zeros", "none", activation)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "upsample", "kernel", "own"),
+    [("avx2", torch.float32, "transpose", 4, True), ("avx2", torch.bfloat16, "nearest", 3, True),
+     ("avx2", torch.float32, "nearest", 1, False), ("baseline", torch.float32, "nearest", 3, False),
+     ("amx", torch.bfloat16, "nearest", 3, False), ("amx", torch.bfloat16, "transpose", 4, True),
+     ("amx_emulated", torch.bfloat16, "nearest", 3, False),
+     ("amx", torch.float16, "nearest", 3, True), ("amx", torch.float32, "nearest", 3, True),
+     (None, torch.float32, "transpose", 4, False)],
+)  # fmt: skip
+def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monkeypatch) -> None:
+    """Ours where it is faster and as exact, and our op takes such kernels; `explain` knows the
+    first two."""
+    monkeypatch.setattr(native, "cpu_capability", capability)
+    x, weight = inputs((1, 3, 5, 6), 4, upsample, kernel, dtype).values()
+    with Recorder() as recorder:
+        upsample_block(x, weight, upsample=upsample)
+    assert ("norm_conv2d" in recorder.ops) == own
+    assert ("convolution" in recorder.ops) != own
+    if kernel > 1:
+        said = explain("upsample_block", x, weight, upsample=upsample)
+        assert ("the convolution is PyTorch's" not in said) == own
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("upsample", "kernel"), KINDS[:4])
+def test_largest_error_in_half_precision(upsample, kernel, dtype, device) -> None:
+    """Of many draws: one hides a rounding too many, as that of sums of weights would be."""
+    for seed in range(16):
+        x = random(2, 5, 5, 7, dtype=dtype, device=device, seed=2 * seed)
+        sizes = (17, 5) if upsample == "nearest" else (5, 17)
+        spread = (5 * kernel * kernel) ** -0.5
+        weight = random(*sizes, kernel, kernel, dtype=dtype, device=device, scale=spread,
+                        seed=2 * seed + 1)  # fmt: skip
+        y = upsample_block(x, weight, upsample=upsample, activation="tanh")
+        raw = convolution_in_torch(x, weight, None, upsample, "replicate").float()
+        exact = convolution_in_torch(x.double(), weight.double(), None, upsample, "replicate")
+        in_torch, exact = (torch.tanh(F.instance_norm(plane)) for plane in (raw, exact))
+        assert_accurate(y, in_torch.to(dtype), exact, f"draw {seed}")
 
 
 @pytest.mark.parametrize("grad_layout", ["contiguous", "channels_last", "cropped"])

@@ -255,8 +255,8 @@ def gradient_kernel(
     )
 
 
-def _products(planes: Planes, mean: Tensor | None, scale: float) -> tuple[Tensor, int]:
-    """The products of every piece of every tile, and the tiles' size."""
+def _products(planes: Planes, mean: Tensor | None, scale: float) -> Tensor:
+    """The products of every piece of every tile: (N, pieces, tiles, block, block)."""
     x, n, c, p = planes.x, planes.n, planes.c, planes.p
     bytes_of_value = max(4 if mean is not None else 0, x.element_size())
     block = max(16, min(triton.next_power_of_2(c), _BLOCKS[bytes_of_value]))
@@ -275,7 +275,7 @@ def _products(planes: Planes, mean: Tensor | None, scale: float) -> tuple[Tensor
         ONE_TILE=tiles == 1, num_warps=8 if block == 128 else 4,
         num_stages=1 if x.dtype == torch.float64 else stages(),
     )  # fmt: skip
-    return partial, block
+    return partial
 
 
 def _sum(
@@ -305,7 +305,7 @@ def gram_matrix(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, T
     planes = Planes.of(x)
     mean = exact_mean(planes.x) if center else None
     gram = x.new_empty((planes.n, planes.c, planes.c), dtype=wide_dtype(x))
-    partial, _ = _products(planes, mean, _scale_of(planes, scale))
+    partial = _products(planes, mean, _scale_of(planes, scale))
     _sum(partial, x, gram, None, None)
     return gram, gram.new_empty((0,)) if mean is None else mean
 
@@ -314,7 +314,7 @@ def gram_loss(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, T
     """The op of this name."""
     planes = Planes.of(x)
     grad_gram = x.new_empty((planes.n, planes.c, planes.c), dtype=wide_dtype(x))
-    partial, _ = _products(planes, None, _scale_of(planes, scale))
+    partial = _products(planes, None, _scale_of(planes, scale))
     losses = x.new_empty((_sum_programs(partial),), dtype=torch.float64)
     _sum(partial, x, grad_gram, target, losses)
     return (losses.sum() / grad_gram.numel()).to(grad_gram.dtype), grad_gram

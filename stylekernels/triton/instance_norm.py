@@ -133,32 +133,40 @@ def normalize_kernel(
 
 @triton.jit
 def _gradient_tile(
-    grad, x, residual, n, channels, pixels, inside,
-    grad_stride_n, grad_stride_c, grad_stride_p, x_stride_n, x_stride_c, x_stride_p,
-    residual_stride_n, residual_stride_c, residual_stride_p,
+    from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p, residual_stride_p,
     center, center_error, inverse, gain, offset,
-    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, INDEX: tl.constexpr, WIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient before the activation, 0 outside, and the normalised input."""
-    columns, lines = channels.to(INDEX)[None, :], pixels.to(INDEX)[:, None]
-    value = tl.load(x + n * x_stride_n + columns * x_stride_c + lines * x_stride_p,
-                    mask=inside, other=0.0).to(WIDE)  # fmt: skip
+    """The gradient before the activation, 0 outside, and the normalised input, at the pixels
+    ``lines``, [BLOCK_P, 1]."""
+    value = tl.load(from_x + lines * x_stride_p, mask=inside, other=0.0).to(WIDE)
     normalized = ((value - center) - center_error) * inverse
-    after = tl.load(grad + n * grad_stride_n + columns * grad_stride_c + lines * grad_stride_p,
-                    mask=inside, other=0.0).to(WIDE)  # fmt: skip
+    after = tl.load(from_grad + lines * grad_stride_p, mask=inside, other=0.0).to(WIDE)
     if ACTIVATION != "none":
         z = normalized
         if gain is not None:
             z = z * gain
         if offset is not None:
             z = z + offset
-        if residual is not None:
-            z = z + tl.load(
-                residual + n * residual_stride_n + columns * residual_stride_c
-                + lines * residual_stride_p, mask=inside, other=0.0,
-            ).to(WIDE)  # fmt: skip
+        if from_residual is not None:
+            at = from_residual + lines * residual_stride_p
+            z = z + tl.load(at, mask=inside, other=0.0).to(WIDE)
         after = activation_gradient(after, z, ACTIVATION, SLOPE)
     return after, normalized
+
+
+@triton.jit
+def _write_gradients(
+    grad_x, grad_residual, at, inside, g, normalized, total_g, total_gz, P, factor,
+    OWN_STATISTICS: tl.constexpr,
+):  # fmt: skip
+    """grad_x = factor * (g - total / P - normalised * other total / P), or factor * g without
+    OWN_STATISTICS."""
+    if grad_residual is not None:
+        tl.store(grad_residual + at, rounded(g, grad_residual.dtype.element_ty), mask=inside)
+    if OWN_STATISTICS:
+        g = g - (total_g / P)[None, :] - normalized * (total_gz / P)[None, :]
+    tl.store(grad_x + at, rounded(g * factor, grad_x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -219,57 +227,59 @@ def gradient_kernel(
     center = tl.load(mean + plane, mask=channels < C, other=0.0)[None, :]
     center_error = tl.load(error + plane, mask=channels < C, other=0.0)[None, :]
     inverse = tl.load(rstd + plane, mask=channels < C, other=0.0)[None, :]
+    factor = inverse
     gain = None
     if weight is not None:
         gain = _per_channel(weight, n, weight_stride_n, channels, C, WIDE)
+        factor = inverse * gain
     offset = None
     if bias is not None:
         offset = _per_channel(bias, n, bias_stride_n, channels, C, WIDE)
-    if SUM:
-        sum_g = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
-        sum_gz = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
-        for start in range(first, last, BLOCK_P):
-            pixels = start + rows
-            inside = (pixels < last)[:, None] & in_channels
-            g, normalized = _gradient_tile(
-                grad, x, residual, n, channels, pixels, inside,
-                grad_stride_n, grad_stride_c, grad_stride_p, x_stride_n, x_stride_c, x_stride_p,
-                residual_stride_n, residual_stride_c, residual_stride_p,
-                center, center_error, inverse, gain, offset, ACTIVATION, SLOPE, INDEX, WIDE,
-            )  # fmt: skip
-            sum_g += g
-            sum_gz += g * normalized
-        total_g, total_gz = column_sums(sum_g), column_sums(sum_gz)
-        to = sums + (n * pieces + piece) * C + channels
-        tl.store(to, total_g, mask=channels < C)
-        tl.store(to + N * pieces * C, total_gz, mask=channels < C)
-    if WRITE:
-        if not SUM:
+    columns = channels.to(INDEX)[None, :]
+    from_grad = grad + n * grad_stride_n + columns * grad_stride_c
+    from_x = x + n * x_stride_n + columns * x_stride_c
+    from_residual = None
+    if residual is not None:
+        from_residual = residual + n * residual_stride_n + columns * residual_stride_c
+    to = n * to_stride_n + columns * to_stride_c
+    to_sums = sums + (n * pieces + piece) * C + channels
+    if SUM and WRITE:
+        lines, inside = rows.to(INDEX)[:, None], (rows < P)[:, None] & in_channels
+        g, normalized = _gradient_tile(
+            from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p,
+            residual_stride_p, center, center_error, inverse, gain, offset, ACTIVATION, SLOPE, WIDE,
+        )  # fmt: skip
+        total_g, total_gz = column_sums(g), column_sums(g * normalized)
+        tl.store(to_sums, total_g, mask=channels < C)
+        tl.store(to_sums + N * pieces * C, total_gz, mask=channels < C)
+        _write_gradients(grad_x, grad_residual, to + lines * to_stride_p, inside, g, normalized,
+                         total_g, total_gz, P, factor, OWN_STATISTICS)  # fmt: skip
+    else:
+        if SUM:
+            total_g = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
+            total_gz = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
+        else:
             total_g = tl.load(sums + plane, mask=channels < C, other=0.0)
             total_gz = tl.load(sums + N * C + plane, mask=channels < C, other=0.0)
-        factor = inverse
-        if gain is not None:
-            factor = factor * gain
-        part_g, part_gz = (total_g / P)[None, :], (total_gz / P)[None, :]
         for start in range(first, last, BLOCK_P):
             pixels = start + rows
-            inside = (pixels < last)[:, None] & in_channels
+            lines, inside = pixels.to(INDEX)[:, None], (pixels < last)[:, None] & in_channels
             g, normalized = _gradient_tile(
-                grad, x, residual, n, channels, pixels, inside,
-                grad_stride_n, grad_stride_c, grad_stride_p, x_stride_n, x_stride_c, x_stride_p,
-                residual_stride_n, residual_stride_c, residual_stride_p,
-                center, center_error, inverse, gain, offset, ACTIVATION, SLOPE, INDEX, WIDE,
+                from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p,
+                residual_stride_p, center, center_error, inverse, gain, offset, ACTIVATION, SLOPE,
+                WIDE,
             )  # fmt: skip
-            at = (
-                n * to_stride_n + (channels.to(INDEX) * to_stride_c)[None, :]
-                + (pixels.to(INDEX) * to_stride_p)[:, None]
-            )  # fmt: skip
-            if grad_residual is not None:
-                stored = rounded(g, grad_residual.dtype.element_ty)
-                tl.store(grad_residual + at, stored, mask=inside)
-            if OWN_STATISTICS:
-                g = g - part_g - normalized * part_gz
-            tl.store(grad_x + at, rounded(g * factor, grad_x.dtype.element_ty), mask=inside)
+            if SUM:
+                total_g += g
+                total_gz += g * normalized
+            else:
+                _write_gradients(
+                    grad_x, grad_residual, to + lines * to_stride_p, inside, g, normalized, total_g,
+                    total_gz, P, factor, OWN_STATISTICS,
+                )  # fmt: skip
+        if SUM:
+            tl.store(to_sums, column_sums(total_g), mask=channels < C)
+            tl.store(to_sums + N * pieces * C, column_sums(total_gz), mask=channels < C)
 
 
 def _over_images(parameter: Tensor | None) -> tuple[Tensor | None, int]:
