@@ -9,7 +9,7 @@ import importlib
 import pytest
 import torch
 
-from stylekernels import use_impl
+from stylekernels import native, use_impl
 from stylekernels.inference import Stylizer
 from stylekernels.inference.plan import layers_of
 from tests.conftest import TRITON
@@ -69,3 +69,13 @@ def test_every_layer_runs_in_triton(monkeypatch) -> None:
     generator = generator_of(**CONFIGS[0])
     Stylizer(generator, torch.float32)(frames_of(1, 16, 17))
     assert launched == [layer.weight.shape for layer in layers_of(generator, torch.float32)]
+
+
+@pytest.mark.skipif(native.cpu_missing is not None, reason="needs the C++ kernels too")
+def test_a_stylizer_follows_a_change_of_implementation() -> None:
+    """Each packs weights in an order of its own."""
+    generator, frames = generator_of(**CONFIGS[0]), frames_of(1, 16, 17)
+    stylizer, expected = Stylizer(generator, torch.float32), exact(generator, frames)
+    for name in ("native", "triton", "native"):
+        with use_impl(name):
+            assert_picture(stylizer(frames), expected)
