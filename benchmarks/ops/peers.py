@@ -154,17 +154,29 @@ def _convolution(
     return convolve
 
 
-def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
-    """Of (x, weight, norm_weight, norm_bias). The convolution has no bias, for the norm cancels it:
-    one pass less for the rivals too."""
+def upsample_norm(upsample: str, padding_mode: str) -> dict[str, Expression]:
+    """Of (x, weight, norm_weight, norm_bias): the upsampling block up to its activation. The
+    convolution has no bias, for the norm cancels it: one pass less for the rivals too."""
     convolve = _convolution(1, padding_mode, upsample)
 
-    def block(norm: Normalize) -> Expression:
+    def of(norm: Normalize) -> Expression:
         return lambda x, weight, norm_weight, norm_bias: norm(
             convolve(x, weight), norm_weight, norm_bias
-        ).relu_()
+        )
 
-    return {name: block(norm) for name, norm in NORMS.items()}
+    return {name: of(norm) for name, norm in NORMS.items()}
+
+
+def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
+    """Of (x, weight, norm_weight, norm_bias)."""
+
+    def with_relu(normalized: Expression) -> Expression:
+        return lambda *tensors: normalized(*tensors).relu_()
+
+    return {
+        name: with_relu(normalized)
+        for name, normalized in upsample_norm(upsample, padding_mode).items()
+    }
 
 
 def norm_conv2d(
