@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import model, ops
 from benchmarks.dtypes import DTYPES
+from benchmarks.environment import restart_with
 from benchmarks.model.suite import ModelSuite
 from benchmarks.ops.suite import OpsSuite
 from benchmarks.suite import Suite, run
@@ -59,8 +60,13 @@ def _add_verb(verbs, suite: type[Suite], about: str) -> None:
     )  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the cases; 1 if one failed or ours was wrong, 2 if the options were refused, else 0."""
+def main(arguments: Sequence[str] | None = None, restart: bool = False) -> int:
+    """Run the cases; 1 if one failed or ours was wrong, 2 if the options were refused, else 0.
+
+    Args:
+        arguments: a command line, the process's own by default.
+        restart: start the process again where its environment lacks what the suite needs.
+    """
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -72,4 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list or not suite.cases:
         print("\n".join(case.id for case in suite.cases) or "no case fits; see --list")
         return 0 if suite.cases else 2
+    if restart:
+        restart_with(suite.environment())
     return run(suite, options.json, options.time_limit)

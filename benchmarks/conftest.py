@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks.__main__ import MALLOC
+from benchmarks.environment import MALLOC
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 

@@ -69,5 +69,9 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "stylekernels": stylekernels.__version__,
-        "malloc": {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")},
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("MALLOC_", "OMP_", "KMP_", "GOMP_"))
+        },
     }

@@ -114,11 +114,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Gives this thread a CPU of its own: new threads may share one for longer than they live.
+// Gives this thread a CPU of its own: new threads may share one for longer than they live, and
+// inherit from their parent what it is bound to.
 void take_cpu([[maybe_unused]] int index) {
 #if defined(__linux__)
   cpu_set_t allowed, own;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) CPU_SET(cpu, &allowed);
+  if (sched_setaffinity(0, sizeof(allowed), &allowed) != 0 ||  // keeps those that there are
+      sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
+    return;
   CPU_ZERO(&own);
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &allowed) || index-- > 0) continue;

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from benchmarks import machine, race, report
 from benchmarks.ceilings import Ceilings
 from benchmarks.devices import Device, open_device
+from benchmarks.environment import MALLOC
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -76,6 +77,10 @@ class Suite(ABC, Generic[CaseT, RowT]):
     def rivals_on(cls, device: str) -> tuple[str, ...]:
         """Those of ``all_rivals`` that a device has."""
         return cls.all_rivals
+
+    def environment(self) -> dict[str, str]:
+        """Variables that have to be set when the process starts."""
+        return MALLOC
 
     def versions(self) -> dict[str, str]:
         """Of the rivals that aren't PyTorch."""

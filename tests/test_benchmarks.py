@@ -266,7 +266,11 @@ def test_command_line_writes_a_complete_record(tmp_path):
     command = [sys.executable, "-m", "benchmarks", *arguments.split(), "--json", str(path)]
     command += ["--only", "instance_norm/relu/fwd/1x8x32x32/float32/channels_last"]
     command += ["--only", "gram_matrix/fwd/1x8x32x32/bfloat16/contiguous"]
-    environment = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC", "OMP_PROC_BIND", "OMP_PLACES"))
+    }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Starting again with MALLOC_MMAP_THRESHOLD_=1073741824" in done.stdout
@@ -274,7 +278,8 @@ def test_command_line_writes_a_complete_record(tmp_path):
 
     document = json.loads(path.read_text())
     machine = document["machine"]
-    assert machine["malloc"]["MALLOC_TRIM_THRESHOLD_"] == "2147483648"
+    assert machine["environment"]["MALLOC_TRIM_THRESHOLD_"] == "2147483648"
+    assert machine["environment"]["OMP_PROC_BIND"] == "true"
     assert machine["threads"] == 1
     assert "--quick" in machine["command"]
     for key in ("cpu", "cores", "capability", "torch", "date", "revision"):

@@ -8,6 +8,7 @@ from typing import Any
 import stylekernels
 from benchmarks import suite
 from benchmarks.ceilings import Ceilings
+from benchmarks.environment import MALLOC, OPENMP
 from benchmarks.ops import cases, cuda_cases, report
 from benchmarks.ops.cases import Case, Shape
 from benchmarks.ops.contenders import RIVALS, enter, plain_copy, sets_of
@@ -53,6 +54,10 @@ class OpsSuite(suite.Suite[Case, report.Row]):
         ]
         narrowed = options.quick or options.only or options.dtype or options.shape
         self.complete = not narrowed and set(self.rivals) == set(RIVALS[self.device.name])
+
+    def environment(self) -> dict[str, str]:
+        # Not for a GPU: a thread that is bound to a core keeps the compilers it starts there.
+        return MALLOC | OPENMP if self.device.name == "cpu" else MALLOC
 
     def measure(self, case: Case, ceilings: Ceilings) -> report.Row:
         device = self.device
