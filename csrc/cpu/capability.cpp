@@ -28,6 +28,7 @@ constexpr uint32_t bit(int index) { return uint32_t{1} << index; }
 struct Features {
   bool avx2 = false;
   bool avx512 = false;
+  bool avx512_bf16 = false;
   bool amx = false;
 
   Features() {
@@ -49,8 +50,12 @@ struct Features {
     constexpr uint32_t kF = bit(16), kDq = bit(17), kBw = bit(30), kVl = bit(31);
     avx512 = avx2 && has_bits(leaf7_ebx, kF | kDq | kBw | kVl);
 
+    constexpr uint32_t kAvx512Bf16 = bit(5);
+    avx512_bf16 = avx512 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 &&
+                  has_bits(eax, kAvx512Bf16);
+
     constexpr uint32_t kAmxBf16 = bit(22), kAmxTile = bit(24);
-    amx = avx512 && has_bits(saved, kTiles) && has_bits(leaf7_edx, kAmxBf16 | kAmxTile) &&
+    amx = avx512_bf16 && has_bits(saved, kTiles) && has_bits(leaf7_edx, kAmxBf16 | kAmxTile) &&
           tiles_permitted();
   }
 
@@ -74,6 +79,8 @@ bool runs(Capability capability) {
       return features.avx2;
     case Capability::avx512:
       return features.avx512;
+    case Capability::avx512_bf16:
+      return features.avx512_bf16;
     case Capability::amx:
       return features.amx;
     case Capability::amx_emulated:
@@ -118,6 +125,8 @@ const char* name(Capability capability) {
       return "avx2";
     case Capability::avx512:
       return "avx512";
+    case Capability::avx512_bf16:
+      return "avx512_bf16";
     case Capability::amx:
       return "amx";
     case Capability::amx_emulated:
@@ -134,6 +143,9 @@ std::vector<Capability> compiled() {
 #endif
 #ifdef HAVE_AVX512
       Capability::avx512,
+#endif
+#ifdef HAVE_AVX512_BF16
+      Capability::avx512_bf16,
 #endif
 #ifdef HAVE_AMX
       Capability::amx,

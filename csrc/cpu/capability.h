@@ -10,8 +10,9 @@ namespace stylekernels {
 enum class Capability {
   baseline,      // what the compiler assumes of the architecture; portable C++
   avx2,          // with FMA and F16C
-  avx512,        // F, BW, DQ and VL: Skylake servers, Zen 4 and later
-  amx,           // avx512 and bfloat16 tiles
+  avx512,        // F, BW, DQ and VL: Skylake servers and later
+  avx512_bf16,   // avx512 and its products and rounding of bfloat16: Cooper Lake, Zen 4 and later
+  amx,           // avx512_bf16 and bfloat16 tiles
   amx_emulated,  // AMX's code on software tiles, to test it where there is no AMX; never chosen
 };
 

@@ -15,8 +15,12 @@ namespace {
 
 const InstanceNormKernels& kernels() {
   switch (capability()) {
-#ifdef HAVE_AVX512
+#ifdef HAVE_AVX512_BF16
     case Capability::amx:
+    case Capability::avx512_bf16:
+      return avx512_bf16::instance_norm_kernels;
+#endif
+#ifdef HAVE_AVX512
     case Capability::avx512:
       return avx512::instance_norm_kernels;
 #endif

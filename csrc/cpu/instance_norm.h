@@ -90,6 +90,7 @@ struct InstanceNormKernels {
 DECLARE_KERNELS(baseline)
 DECLARE_KERNELS(avx2)
 DECLARE_KERNELS(avx512)
+DECLARE_KERNELS(avx512_bf16)
 #undef DECLARE_KERNELS
 
 }  // namespace stylekernels

@@ -20,6 +20,10 @@ const NormConv2dKernels& kernels() {
     case Capability::avx2:
       return avx2::norm_conv2d_kernels;
 #endif
+#ifdef HAVE_AVX512_BF16
+    case Capability::avx512_bf16:
+      return avx512_bf16::norm_conv2d_kernels;
+#endif
 #ifdef HAVE_AVX512
     case Capability::avx512:
       return avx512::norm_conv2d_kernels;

@@ -12,6 +12,14 @@ template <class V>
 constexpr int kPanel = 2 * kLanes<V>;
 constexpr int kRows = VECTOR_BYTES == 64 ? 8 : 6;
 
+// Zeros, one by one: an initialiser {} fills memory first, which takes as long as ten steps of the
+// loop below, and more code finds the sums there.
+template <class V, int kCount, int kVectors>
+inline void clear(V (&sums)[kCount][kVectors]) {
+  for (int r = 0; r < kCount; ++r)
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = V{};
+}
+
 // sums[r] += a[r][k * a_k] * b[k], over `depth` values of k: kVectors vectors of the kPanel columns
 // of b.
 template <class V, int kCount, int kVectors>
@@ -28,6 +36,20 @@ inline void multiply_panel(const ElementOf<V>* const (&a)[kCount], int64_t a_k,
       for (int v = 0; v < kVectors; ++v) sums[r][v] = multiply_add(value, columns[v], sums[r][v]);
     }
   }
+}
+
+// Stores a row of a panel's columns, or the first of them.
+template <class V, class T>
+inline void store_columns(T* p, const V (&row)[2], int64_t columns) {
+  if (columns >= kPanel<V>) {
+    store(p, row[0]);
+    store(p + kLanes<V>, row[1]);
+    return;
+  }
+  ElementOf<V> values[kPanel<V>];
+  store(values, row[0]);
+  store(values + kLanes<V>, row[1]);
+  for (int64_t j = 0; j < columns; ++j) store(p + j, values[j]);
 }
 
 // Transposes kLanes x kLanes values.

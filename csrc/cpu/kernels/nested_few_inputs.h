@@ -45,7 +45,8 @@ template <class V>
                                            ElementOf<V>* products) {
   const int64_t depth = blocks * cin;
   for (int64_t t = 0; t < count; t += kRows) {
-    V sums[kRows][2] = {};
+    V sums[kRows][2];
+    clear(sums);
     for (int64_t block = 0; block < blocks; ++block) {
       const ElementOf<V>* tiles[kRows];
       for (int r = 0; r < kRows; ++r) tiles[r] = rows[block] + (t + r) * cin;

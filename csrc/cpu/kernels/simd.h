@@ -23,6 +23,12 @@
 #define VECTOR_BYTES 16
 #endif
 
+#if defined(__AVX512BF16__)
+#define ROUNDS_BFLOAT16 1  // in one instruction, which takes numbers below 2^-126 for 0
+#else
+#define ROUNDS_BFLOAT16 0
+#endif
+
 namespace stylekernels::CPU_CAPABILITY {
 
 typedef float VecF __attribute__((vector_size(VECTOR_BYTES)));
@@ -244,14 +250,15 @@ inline VecU bfloat16_bits(VecF v) {
 }
 
 inline void store(BFloat16* p, VecF v) {
-  const VecU bits = bfloat16_bits(v);
-#if defined(__AVX512F__)
-  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)bits));
+#if ROUNDS_BFLOAT16
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v));
+#elif defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)bfloat16_bits(v)));
 #elif defined(__AVX2__)
-  const __m256i packed = _mm256_packus_epi32((__m256i)bits, (__m256i)bits);
+  const __m256i bits = (__m256i)bfloat16_bits(v), packed = _mm256_packus_epi32(bits, bits);
   _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 #else
-  const VecH half = __builtin_convertvector(bits, VecH);
+  const VecH half = __builtin_convertvector(bfloat16_bits(v), VecH);
   std::memcpy(p, &half, sizeof(half));
 #endif
 }
@@ -321,6 +328,14 @@ using Bits = VecU;
 inline void stream(Bits* p, Bits v) { std::memcpy(p, &v, sizeof(v)); }
 #endif
 
+#if defined(__AVX512F__)
+// Elements of 16 bits: those of the lower half and of the upper half in turn.
+inline Bits interleaved(Bits halves) {
+  const VecU even = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return _mm512_permutexvar_epi16((Bits)(even | (even + 16) << 16), halves);
+}
+#endif
+
 // Rounds to nearest even, in the upper half of each element. Unlike bfloat16_bits it takes any NaN
 // to be quiet with a lower half of zeros, as arithmetic on bfloat16 values and on the kernels' own
 // coefficients leaves it.
@@ -330,6 +345,9 @@ inline VecU round_to_bfloat16(VecF v) {
 }
 
 inline Bits bits_of_pair(VecF even, VecF odd) {
+#if ROUNDS_BFLOAT16
+  return interleaved((Bits)_mm512_cvtne2ps_pbh(odd, even));
+#else
   const VecU low = round_to_bfloat16(even) >> 16, high = round_to_bfloat16(odd);
 #if defined(__AVX512F__)
   return _mm512_mask_blend_epi16(0xaaaaaaaa, (Bits)low, (Bits)high);
@@ -338,6 +356,7 @@ inline Bits bits_of_pair(VecF even, VecF odd) {
 #else
   return low | (high & 0xffff0000u);
 #endif
+#endif
 }
 
 // The value that is read back after v was stored as a T.
@@ -345,7 +364,7 @@ template <class T, class V>
 inline V rounded_to(V v) {
   if constexpr (sizeof(T) == sizeof(ElementOf<V>)) {
     return v;
-  } else if constexpr (std::is_same_v<T, BFloat16> && kLanes<V> > 1) {
+  } else if constexpr (std::is_same_v<T, BFloat16> && kLanes<V> > 1 && !ROUNDS_BFLOAT16) {
     return (V)(round_to_bfloat16(v) & 0xffff0000u);
   } else {
     T rounded[kLanes<V>];

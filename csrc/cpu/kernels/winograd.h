@@ -137,7 +137,8 @@ inline void multiply_squares(const ElementOf<V>* points, const ElementOf<V>* wei
                              ElementOf<V>* products) {
   const ElementOf<V>* squares[kCount];
   for (int r = 0; r < kCount; ++r) squares[r] = points + r * cin;
-  V sums[kCount][2] = {};
+  V sums[kCount][2];
+  clear(sums);
   multiply_panel(squares, 1, weights, cin, sums);
   for (int r = 0; r < kCount; ++r)
     for (int v = 0; v < 2; ++v) store(products + r * kPanel<V> + v * kLanes<V>, sums[r][v]);
