@@ -32,6 +32,7 @@ TEST_FILES = (
     "test_benchmarks_cuda.py",
     "test_dispatch.py",
     "test_frame_graphs.py",
+    "test_gram_losses.py",
     "test_gram_matrix.py",
     "test_instance_norm.py",
     "test_instance_norm_gradients.py",

@@ -24,6 +24,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from benchmarks.ops.problems import style_layers
 from stylekernels.triton import gram_matrix, instance_norm, norm_conv2d
 
 TARGETS = {
@@ -35,7 +36,7 @@ TARGETS = {
 #: Bytes of shared memory that a program may have, on the least of the GPUs a target stands for:
 #: sm_80 for GPUs for desktops, sm_86 and sm_89.
 SHARED = {"sm_80": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
-#: Where no default configuration may spill; elsewhere a few take 8 or 16 bytes a thread.
+#: Where no default configuration may spill; elsewhere a few take 8 to 24 bytes a thread.
 SPILL_FREE = ("sm_90",)
 HALF, FLOAT, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 
@@ -125,6 +126,21 @@ def _grams() -> Iterator[tuple[str, Callable[[], object]]]:
                             g, x, m, None
                         ),
                     )
+    for dtype in (HALF, FLOAT, torch.float16, DOUBLE):
+        wide = DOUBLE if dtype == DOUBLE else FLOAT
+        for channels_last in (False, True):
+            features = [image(*shape, dtype=dtype, channels_last=channels_last)
+                        for shape in style_layers((4, 64, 256, 256))]  # fmt: skip
+            squares = [_numbers(4, x.shape[1], x.shape[1], dtype=wide) for x in features]
+            slope = _numbers(len(features), dtype=wide)
+            name = f"{len(features)} layers {_label(dtype, channels_last)}"
+            yield name, lambda x=features, t=squares: gram_matrix.gram_losses(x, t, None)
+            yield (
+                name,
+                lambda x=features, g=squares, s=slope: gram_matrix.gram_losses_backward(
+                    x, g, s, None
+                ),
+            )
 
 
 #: Input and output channels, kernel, stride, padding, padding mode and upsampling of the layers of

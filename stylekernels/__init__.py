@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stylekernels.dispatch import explain, use_impl
     from stylekernels.ops import (
         gram_loss,
+        gram_losses,
         gram_matrix,
         instance_norm,
         instance_norm_stats,
@@ -28,6 +29,7 @@ __all__ = [
     "convert",
     "explain",
     "gram_loss",
+    "gram_losses",
     "gram_matrix",
     "instance_norm",
     "instance_norm_stats",
@@ -45,6 +47,7 @@ if not TYPE_CHECKING:
             "convert": "conversion",
             "explain": "dispatch",
             "gram_loss": "ops",
+            "gram_losses": "ops",
             "gram_matrix": "ops",
             "instance_norm": "ops",
             "instance_norm_stats": "ops",

@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ IMPLEMENTATIONS = ("native", "triton", "reference")
 OPS = (
     "gram_matrix",
     "gram_loss",
+    "gram_losses",
     "instance_norm",
     "instance_norm_stats",
     "norm_conv2d",
@@ -163,6 +164,15 @@ def use_reference(x: Tensor) -> bool:
     return _choose(x.device.type)[0] == "reference" or transformed()
 
 
+def _tensors(arguments: Iterable[object]) -> Iterator[Tensor]:
+    """Those among an op's arguments, and in lists there."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from _tensors(argument)
+
+
 def explain(op: str, *args: object, **kwargs: object) -> str:
     """Say which implementation ``op`` would use for these arguments, and why.
 
@@ -179,7 +189,7 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     """
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
-    tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+    tensor = next(_tensors((*args, *kwargs.values())), None)
     if tensor is None:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
     chosen, reason = _choose(tensor.device.type)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels.ops import gram_loss, gram_matrix
+from stylekernels.ops import gram_losses, gram_matrix
 from stylekernels.reference.dtypes import wide_dtype
 
 
@@ -50,7 +51,7 @@ class StyleTargets:
 
     def __init__(self, features: Mapping[str, Tensor]) -> None:
         self.grams = {name: gram_matrix(x.detach()) for name, x in features.items()}
-        self.scales = {name: 1.0 / g.square().mean() for name, g in self.grams.items()}
+        self.weights = torch.stack([1.0 / g.square().mean() for g in self.grams.values()])
 
     def losses(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Relative style loss of each layer.
@@ -68,10 +69,8 @@ class StyleTargets:
         missing = self.grams.keys() - features.keys()
         if missing:
             raise ValueError(f"features: expected the layers {sorted(missing)} as well")
-        return {
-            name: gram_loss(features[name], gram) * self.scales[name]
-            for name, gram in self.grams.items()
-        }
+        losses = gram_losses([features[name] for name in self.grams], [*self.grams.values()])
+        return dict(zip(self.grams, (losses * self.weights).unbind(), strict=True))
 
 
 def color_loss(x: Tensor, target: Tensor, cell: int = 16) -> Tensor:

@@ -15,6 +15,7 @@ from stylekernels import (
     dispatch,
     explain,
     gram_loss,
+    gram_losses,
     gram_matrix,
     instance_norm,
     instance_norm_stats,
@@ -36,6 +37,9 @@ TARGET = random(6, 6, seed=23)
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "gram_matrix": lambda x: gram_matrix(x, center=True),
     "gram_loss": lambda x: gram_loss(x, TARGET.to(x.device)),
+    "gram_losses": lambda x: gram_losses(
+        [x, x[:, :4, ::2]], [target := TARGET.to(x.device), target[:4, :4]], scales=(0.01, 0.02)
+    ),
     "instance_norm": lambda x: instance_norm(
         x, SCALE.to(x.device), residual=x.flip(2), residual_first=True, activation="tanh"
     ),
@@ -161,6 +165,7 @@ def test_explain() -> None:
     )
     cropped = x[..., 1:]
     assert "strided (copied to contiguous first)" in explain("gram_matrix", cropped)
+    assert explain("gram_losses", [cropped, x], []).startswith("gram_losses (2, 6, 9, 6) bfloat16")
     with pytest.raises(ValueError, match=r"^op: expected one of gram_matrix, .*, got 'softmax'$"):
         explain("softmax", x)
     with pytest.raises(TypeError, match=r"args: expected .* gram_loss, a tensor among them, got"):
@@ -221,6 +226,7 @@ def test_inductor_of_the_upsampling_block(padding_mode, device) -> None:
         lambda x: instance_norm(x, *[scale := x.amax((2, 3))] * 2, residual=x, stats=(scale,) * 2),
         lambda x: upsample_block(x, WEIGHT.to(x), *[x.mean((0, 2, 3))[:4]] * 2),
         lambda x: gram_loss(*[gram_matrix(x)] * 2),
+        lambda x: gram_losses([x] * 2, [gram_matrix(x).exp()] * 2),
     ],
 )
 def test_compile_with_one_tensor_in_several_places(step, device) -> None:
@@ -300,6 +306,7 @@ def test_export_with_dynamic_shapes(op, device) -> None:
         normalized_convolution,
         lambda x: gram_loss(x, gram_matrix(x.flip(2))),
         lambda x: gram_loss(x, TARGET[None].to(x)),
+        lambda x: gram_losses([x, x.flatten(2)], [gram_matrix(x.flip(2)), TARGET.to(x)]),
         Styled(lambda x: torch.zeros_like(x[:, 0, 0, 0]).long()),
         Styled(lambda x: x[:, :, 0, 0]),
         lambda x: AdaptiveInstanceNorm2d()(x, x[:1].exp()),

@@ -87,10 +87,16 @@ def gram_inputs(x):
     gram = random(x.shape[0], *target.shape, dtype=target.dtype, seed=2)
     mean = x.flatten(2).mean(2, dtype=target.dtype)
     mean = torch.stack((mean, 1e-3 * mean))
+    smaller, slopes = x[..., 1:, :], random(2, dtype=wide, seed=3)
     return {
         "gram_matrix": [(x, None, False), (x, 0.5, True)],
         "gram_matrix_backward": [(gram, x, None, None), (gram, x, mean, 0.5)],
         "gram_loss": [(x, target, None), (x, gram, 2.0), (x, gram[:1], 2.0)],
+        "gram_losses": [([x], [gram], None), ([x, smaller], [target, gram], [2.0, 0.5])],
+        "gram_losses_backward": [
+            ([x], [gram], slopes[:1], None),
+            ([x, smaller], [gram, 2 * gram], slopes, [2.0, 0.5]),
+        ],
     }
 
 

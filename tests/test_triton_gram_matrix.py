@@ -1,4 +1,4 @@
-"""gram_matrix, gram_loss and their gradients in Triton's kernels.
+"""gram_matrix, gram_loss, gram_losses and their gradients in Triton's kernels.
 
 The grid: pairs of shape, dtype, layout, scale and centering, for each costs Triton's interpreter a
 tenth of a second; shapes lie about the tiles of 16, 32 and 128 channels and the pieces of at least
@@ -9,9 +9,20 @@ imported from there.
 import pytest
 import torch
 
-from stylekernels import gram_loss, gram_matrix
+from stylekernels import gram_loss, gram_losses, gram_matrix
 from tests.conftest import DTYPES, LAYOUTS, TRITON, poisoned_memory, random
 from tests.pairwise import missing_pairs, name_of, pairwise
+from tests.test_gram_losses import LAYOUTS as LAYOUTS_OF_LAYERS
+from tests.test_gram_losses import (
+    SCALES,
+    check_losses,
+    layers_of,
+    targets_for,
+    test_a_layer_without_images,  # noqa: F401
+    test_each_is_that_of_its_layer,  # noqa: F401
+)
+from tests.test_gram_losses import SHAPES as LAYERS
+from tests.test_gram_losses import check_derivatives as check_derivatives_of_losses
 from tests.test_gram_matrix import (
     TARGET_LAYOUTS,
     TARGET_SHAPES,
@@ -141,3 +152,57 @@ def test_deterministic_and_equal_without_grad(dtype, device) -> None:
     runs[1] += runs[1][:2]
     for first, again in zip(*runs, strict=True):
         assert torch.equal(first, again)
+
+
+# Several layers in one launch.
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS_OF_LAYERS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers(dtype, layouts, device) -> None:
+    scales = SCALES if layouts == "mixed" else None
+    check_losses(layers_of(LAYERS, dtype, LAYOUTS_OF_LAYERS[layouts], device), scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_one_tile_and_of_several(dtype, device) -> None:
+    shapes = ((1, 16, 4, 5), (1, 130, 3, 3), (1, 33, 5, 14), (1, 6, 13, 23))
+    check_losses(layers_of(shapes, dtype, device=device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_with_a_large_mean(dtype, device) -> None:
+    check_losses(layers_of(LAYERS[:2], dtype, device=device, shift=1000.0))
+
+
+def test_gradcheck_of_losses(device) -> None:
+    check_derivatives_of_losses((0, 1, 2, 3), device, fast_mode=True)
+
+
+class Launches:
+    """A kernel that notes how many programs it was launched with."""
+
+    def __init__(self, kernel) -> None:
+        self.kernel, self.programs = kernel, []
+
+    def __getitem__(self, grid):
+        self.programs += grid
+        return self.kernel[grid]
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+def test_all_layers_share_the_launches_of_one(layers, device, monkeypatch) -> None:
+    """And the programs of one: those that a single layer would have are shared out."""
+    from stylekernels.triton import gram_matrix as launchers
+
+    kernels = {}
+    for name in ("product_kernel", "sum_kernel", "loss_kernel", "gradient_kernel"):
+        kernels[name] = Launches(getattr(launchers, name))
+        monkeypatch.setattr(launchers, name, kernels[name])
+    monkeypatch.setattr(launchers, "processors", lambda device: 12)
+    features = [random(1, 16, 64, 64, device=device).requires_grad_() for _ in range(layers)]
+    losses = gram_losses(features, targets_for(features))
+    torch.autograd.grad(losses.sum(), features)
+    assert [len(kernel.programs) for kernel in kernels.values()] == [1, 1, 1, 1]
+    (programs,) = kernels["product_kernel"].programs
+    assert 20 <= programs <= 2 * 12 + layers

@@ -25,6 +25,6 @@ def test_kernels_compile_and_fit(target, tmp_path) -> None:
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-2000:]
     kernels = {line.split()[0] for line in found.stdout.splitlines() if "_kernel" in line}
     assert kernels == {
-        "convolution_kernel", "gradient_kernel", "merge_kernel", "moments_kernel",
+        "convolution_kernel", "gradient_kernel", "loss_kernel", "merge_kernel", "moments_kernel",
         "normalize_kernel", "prepare_kernel", "product_kernel", "statistics_kernel", "sum_kernel",
     }  # fmt: skip

@@ -99,7 +99,7 @@ def gram_matrix(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
     return _grams(dtype, scale)
 
 
-def sum_of_losses(losses: Sequence[Expression]) -> Expression:
+def _sum_of_losses(losses: Sequence[Expression]) -> Expression:
     """Of (x of each loss, target of each loss)."""
 
     def total(*tensors: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def gram_loss(dtype: torch.dtype, scales: Sequence[float]) -> dict[str, Expressi
 
     of_layers = [_grams(dtype, scale) for scale in scales]
     return {
-        name: sum_of_losses([with_loss(grams[name]) for grams in of_layers])
+        name: _sum_of_losses([with_loss(grams[name]) for grams in of_layers])
         for name in of_layers[0]
     }
 

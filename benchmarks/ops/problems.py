@@ -158,10 +158,15 @@ def _gram_loss(case: Case, normal: Maker, image: Maker) -> Problem:
     scales = [1 / (c * h * w) for _, c, h, w in shapes]
     return Problem(
         (*features, *targets), tuple(range(len(shapes))), targets[0].new_ones(()),
-        peers.sum_of_losses([stylekernels.gram_loss] * len(shapes)),
+        stylekernels.gram_loss if len(shapes) == 1 else _sum_of_gram_losses,
         peers.gram_loss(features[0].dtype, scales),
         case.dtype, bytes=3 * sum(x.nbytes for x in features), flops=flops,
     )  # fmt: skip
+
+
+def _sum_of_gram_losses(*tensors: Tensor) -> Tensor:
+    layers = len(tensors) // 2
+    return stylekernels.gram_losses(tensors[:layers], tensors[layers:]).sum()
 
 
 def style_layers(first: Shape) -> tuple[Shape, ...]:

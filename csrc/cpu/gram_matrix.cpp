@@ -101,18 +101,17 @@ std::tuple<Tensor, Tensor> gram_matrix(Tensor x, std::optional<double> scale, bo
   return {gram_of(f, mean, scale), mean};
 }
 
-Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
-                            std::optional<double> scale) {
-  const Features f(x);
-  const DType dtype = dtype_of(x);
-  STD_TORCH_CHECK(!mean.has_value() || mean->dim() == 3, "mean: expected shape (2, N, C)");
+// scale (grad + grad^T) (x - mean)
+Tensor product_with(Tensor grad, const Features& f, const std::optional<Tensor>& mean,
+                    double scale) {
+  const DType dtype = dtype_of(f.x);
   grad = torch::stable::contiguous(grad);
   const int64_t width = kernels().padded_channels(dtype, f.c);
   Tensor grad_x = empty_like(f.x, f.layout);
-  Tensor product = empty({f.n * width * width}, x, wide_dtype(x));
+  Tensor product = empty({f.n * width * width}, f.x, wide_dtype(f.x));
   Tensor panels = empty({parallel_workers(f.n * f.c * f.pixels, 1 << 20) *
                          kernels().backward_panel_elements(dtype, f.c)},
-                        x, wide_dtype(x));
+                        f.x, wide_dtype(f.x));
   kernels().backward({
       .dtype = dtype,
       .layout = f.layout,
@@ -122,12 +121,19 @@ Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
       .grad = grad.const_data_ptr(),
       .x = f.x.const_data_ptr(),
       .mean = data(mean),
-      .scale = f.scale(scale),
+      .scale = scale,
       .grad_x = grad_x.mutable_data_ptr(),
       .product = product.mutable_data_ptr(),
       .panels = panels.mutable_data_ptr(),
   });
   return grad_x;
+}
+
+Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
+                            std::optional<double> scale) {
+  const Features f(x);
+  STD_TORCH_CHECK(!mean.has_value() || mean->dim() == 3, "mean: expected shape (2, N, C)");
+  return product_with(grad, f, mean, f.scale(scale));
 }
 
 // Turns a Gram matrix into the gradient of its mean squared error; returns that error.
@@ -152,22 +158,62 @@ double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int6
   return total / count;
 }
 
-std::tuple<Tensor, Tensor> gram_loss(Tensor x, Tensor target, std::optional<double> scale) {
+// The gradient with respect to the Gram matrix; the loss goes to loss[place].
+Tensor loss_of(const Tensor& x, Tensor target, std::optional<double> scale, Tensor& loss,
+               int64_t place) {
   const Features f(x);
   Tensor gram = gram_of(f, std::nullopt, scale);
   STD_TORCH_CHECK(target.scalar_type() == wide_dtype(x), "target: expected float32, or float64");
   target = torch::stable::contiguous(target);
   const int64_t target_n = target.dim() == 3 ? target.size(0) : 1;
-  Tensor loss = empty({}, x, wide_dtype(x));
   if (wide_dtype(x) == ScalarType::Double)
-    *static_cast<double*>(loss.mutable_data_ptr()) =
+    static_cast<double*>(loss.mutable_data_ptr())[place] =
         squared_error(static_cast<double*>(gram.mutable_data_ptr()),
                       static_cast<const double*>(target.const_data_ptr()), f.n, target_n, f.c);
   else
-    *static_cast<float*>(loss.mutable_data_ptr()) = float(
+    static_cast<float*>(loss.mutable_data_ptr())[place] = float(
         squared_error(static_cast<float*>(gram.mutable_data_ptr()),
                       static_cast<const float*>(target.const_data_ptr()), f.n, target_n, f.c));
-  return {loss, gram};
+  return gram;
+}
+
+std::tuple<Tensor, Tensor> gram_loss(Tensor x, Tensor target, std::optional<double> scale) {
+  Tensor loss = empty({}, x, wide_dtype(x));
+  Tensor grad_gram = loss_of(x, target, scale, loss, 0);
+  return {loss, grad_gram};
+}
+
+using Scales = std::optional<std::vector<double>>;
+
+std::optional<double> scale_of(const Scales& scales, size_t layer) {
+  return scales.has_value() ? std::optional(scales->at(layer)) : std::nullopt;
+}
+
+// Layer by layer: one fills the machine.
+std::tuple<Tensor, std::vector<Tensor>> gram_losses(std::vector<Tensor> features,
+                                                    std::vector<Tensor> targets, Scales scales) {
+  const Tensor& first = features.at(0);
+  Tensor losses = empty({int64_t(features.size())}, first, wide_dtype(first));
+  std::vector<Tensor> grad_grams;
+  for (size_t i = 0; i < features.size(); ++i)
+    grad_grams.push_back(loss_of(features[i], targets.at(i), scale_of(scales, i), losses, i));
+  return {losses, grad_grams};
+}
+
+std::vector<Tensor> gram_losses_backward(std::vector<Tensor> features,
+                                         std::vector<Tensor> grad_grams, Tensor grad,
+                                         Scales scales) {
+  grad = torch::stable::contiguous(grad);
+  std::vector<Tensor> grad_features;
+  for (size_t i = 0; i < features.size(); ++i) {
+    const Features f(features[i]);
+    const double factor = wide_dtype(f.x) == ScalarType::Double
+                              ? static_cast<const double*>(grad.const_data_ptr())[i]
+                              : static_cast<const float*>(grad.const_data_ptr())[i];
+    grad_features.push_back(
+        product_with(grad_grams.at(i), f, std::nullopt, factor * f.scale(scale_of(scales, i))));
+  }
+  return grad_features;
 }
 
 }  // namespace
@@ -178,12 +224,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
       "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) "
       "-> Tensor grad_x");
   m.def("gram_loss(Tensor x, Tensor target, float? scale) -> (Tensor loss, Tensor grad_gram)");
+  m.def(
+      "gram_losses(Tensor[] features, Tensor[] targets, float[]? scales) "
+      "-> (Tensor losses, Tensor[] grad_grams)");
+  m.def(
+      "gram_losses_backward(Tensor[] features, Tensor[] grad_grams, Tensor grad, float[]? scales) "
+      "-> Tensor[] grad_features");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {
   m.impl("gram_matrix", TORCH_BOX(&gram_matrix));
   m.impl("gram_matrix_backward", TORCH_BOX(&gram_matrix_backward));
   m.impl("gram_loss", TORCH_BOX(&gram_loss));
+  m.impl("gram_losses", TORCH_BOX(&gram_losses));
+  m.impl("gram_losses_backward", TORCH_BOX(&gram_losses_backward));
 }
 
 }  // namespace stylekernels

@@ -38,13 +38,16 @@ def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
     check_device(tensor, name, x)
 
 
-def check_dtype(tensor: Tensor, name: str, x: Tensor, *, or_float32: bool = False) -> None:
-    """``tensor`` must have x's dtype, or float32 where that is allowed."""
+def check_dtype(
+    tensor: Tensor, name: str, x: Tensor, of: str = "x", *, or_float32: bool = False
+) -> None:
+    """``tensor`` must have the dtype of ``x``, whose name is ``of``, or float32 where that is
+    allowed."""
     if tensor.dtype != x.dtype and not (or_float32 and tensor.dtype == torch.float32):
         other = " or torch.float32" if or_float32 and x.dtype != torch.float32 else ""
         raise TypeError(
-            f"{name}: expected x's dtype {x.dtype}{other}, got {tensor.dtype}; "
-            f"convert with {name}.to(x.dtype)"
+            f"{name}: expected {of}'s dtype {x.dtype}{other}, got {tensor.dtype}; "
+            f"convert with {name}.to({of}.dtype)"
         )
 
 
@@ -78,12 +81,12 @@ def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | N
     check_device(tensor, name, x)
 
 
-def check_device(tensor: Tensor, name: str, x: Tensor) -> None:
-    """``tensor`` must be on x's device."""
+def check_device(tensor: Tensor, name: str, x: Tensor, of: str = "x") -> None:
+    """``tensor`` must be on the device of ``x``, whose name is ``of``."""
     if tensor.device != x.device:
         raise ValueError(
-            f"{name}: expected x's device {x.device}, got {tensor.device}; "
-            f"move it with {name}.to(x.device)"
+            f"{name}: expected {of}'s device {x.device}, got {tensor.device}; "
+            f"move it with {name}.to({of}.device)"
         )
 
 

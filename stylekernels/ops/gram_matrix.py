@@ -1,4 +1,6 @@
-"""Gram matrix and Gram loss: schemas, shapes for tracing, gradients and the public functions."""
+"""Gram matrix and Gram losses: schemas, shapes for tracing, gradients and the public functions."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from stylekernels.ops.arguments import (
     DTYPES,
     autocast_dtype,
     check_device,
+    check_dtype,
     check_image_batch,
     check_tensor,
     fits,
@@ -24,6 +27,10 @@ SCHEMAS = (
     "gram_matrix(Tensor x, float? scale, bool center) -> (Tensor gram, Tensor mean)",
     "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) -> Tensor grad_x",
     "gram_loss(Tensor x, Tensor target, float? scale) -> (Tensor loss, Tensor grad_gram)",
+    "gram_losses(Tensor[] features, Tensor[] targets, float[]? scales) "
+    "-> (Tensor losses, Tensor[] grad_grams)",
+    "gram_losses_backward(Tensor[] features, Tensor[] grad_grams, Tensor grad, float[]? scales) "
+    "-> Tensor[] grad_features",
 )
 
 
@@ -64,7 +71,7 @@ def _gram_matrix_backward_fake(
 
 def _gram_loss_formula(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
     difference = reference.gram_matrix(x, scale, center=False) - target
-    return difference.square().mean(), difference * (2.0 / difference.numel())
+    return difference.square().mean(), difference / (difference.numel() / 2)
 
 
 def _gram_loss_fake(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
@@ -72,13 +79,58 @@ def _gram_loss_fake(x: Tensor, target: Tensor, scale: float | None) -> tuple[Ten
     return x.new_empty((), dtype=wide_dtype(x)), x.new_empty((n, c, c), dtype=wide_dtype(x))
 
 
+def _gram_losses_formula(
+    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
+) -> tuple[Tensor, list[Tensor]]:
+    each = [None] * len(features) if scales is None else scales
+    layers = zip(features, targets, each, strict=True)
+    losses, grad_grams = zip(*(_gram_loss_formula(*layer) for layer in layers), strict=True)
+    return torch.stack(losses), list(grad_grams)
+
+
+def _gram_losses_fake(
+    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
+) -> tuple[Tensor, list[Tensor]]:
+    wide = wide_dtype(features[0])
+    return (
+        features[0].new_empty((len(features),), dtype=wide),
+        [x.new_empty((x.shape[0], x.shape[1], x.shape[1]), dtype=wide) for x in features],
+    )
+
+
+def _gram_losses_backward_formula(
+    features: Sequence[Tensor],
+    grad_grams: Sequence[Tensor],
+    grad: Tensor,
+    scales: Sequence[float] | None,
+) -> list[Tensor]:
+    each = [None] * len(features) if scales is None else scales
+    return [
+        _gram_matrix_backward_formula(grad_gram * slope, x, None, scale)
+        for x, grad_gram, slope, scale in zip(features, grad_grams, grad, each, strict=True)
+    ]
+
+
+def _gram_losses_backward_fake(
+    features: Sequence[Tensor],
+    grad_grams: Sequence[Tensor],
+    grad: Tensor,
+    scales: Sequence[float] | None,
+) -> list[Tensor]:
+    return [dense_like(x) for x in features]
+
+
 define(SCHEMAS[0], _gram_matrix_formula, _gram_matrix_fake, triton="gram_matrix")
 define(SCHEMAS[1], _gram_matrix_backward_formula, _gram_matrix_backward_fake, triton="gram_matrix")
 define(SCHEMAS[2], _gram_loss_formula, _gram_loss_fake, triton="gram_matrix")
+define(SCHEMAS[3], _gram_losses_formula, _gram_losses_fake, triton="gram_matrix")
+define(SCHEMAS[4], _gram_losses_backward_formula, _gram_losses_backward_fake, triton="gram_matrix")
 _ops = torch.ops.stylekernels
 _gram_matrix_op = _ops.gram_matrix.default
 _gram_matrix_backward_op = _ops.gram_matrix_backward.default
 _gram_loss_op = _ops.gram_loss.default
+_gram_losses_op = _ops.gram_losses.default
+_gram_losses_backward_op = _ops.gram_losses_backward.default
 
 
 class _GramMatrix(torch.autograd.Function):
@@ -174,10 +226,75 @@ class _GramLoss(torch.autograd.Function):
         return grad_x, grad_target, None
 
 
-def _check_features(x: Tensor) -> None:
-    check_image_batch(x, ranks=(3, 4))
+class _GramLosses(torch.autograd.Function):
+    """`_GramLoss` of several layers: of the scales, all features and all targets."""
+
+    @staticmethod
+    def forward(scales: Sequence[float] | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        layers = len(tensors) // 2
+        losses, grad_grams = _gram_losses_op(tensors[:layers], tensors[layers:], scales)
+        return losses, *grad_grams
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.scales, *tensors = inputs
+        _losses, *grad_grams = output
+        ctx.mark_non_differentiable(*grad_grams)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *grad_grams)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, *_grads_of_grad_grams: None):
+        layers = len(ctx.saved_tensors) // 3
+        if grad is None:
+            return None, *[None] * 2 * layers
+        tensors, grad_grams = ctx.saved_tensors[: 2 * layers], ctx.saved_tensors[2 * layers :]
+        features, targets = tensors[:layers], tensors[layers:]
+        wanted = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled() or transformed():
+
+            def formula(*tensors: Tensor) -> Tensor:
+                return reference.gram_losses(tensors[:layers], tensors[layers:], ctx.scales)
+
+            return None, *vjp(formula, tensors, grad, wanted)
+        grad_features = [None] * layers
+        if any(wanted[:layers]):  # then mostly all of them: they are layers of one network
+            grad_features = _gram_losses_backward_op(features, grad_grams, grad, ctx.scales)
+        grad_targets = [
+            (-grad_gram * slope).sum_to_size(target.shape).to(target.dtype) if want else None
+            for target, grad_gram, slope, want in zip(
+                targets, grad_grams, grad, wanted[layers:], strict=True
+            )
+        ]
+        return None, *grad_features, *grad_targets
+
+
+def _check_features(x: Tensor, name: str = "x") -> None:
+    check_image_batch(x, name, ranks=(3, 4))
     if 0 in x.shape[1:]:
-        raise ValueError(f"x: expected at least one channel and one pixel, got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name}: expected at least one channel and one pixel, got {tuple(x.shape)}"
+        )
+
+
+def _checked_target(target: Tensor, x: Tensor, name: str = "target", of: str = "x") -> Tensor:
+    """A target for the Gram matrices of ``x``, whose name is ``of``; in the dtype of these."""
+    check_tensor(target, name)
+    n, c = x.shape[0], x.shape[1]
+    if not fits(target, (1, c, c), (n, c, c), (c, c)):
+        raise ValueError(
+            f"{name}: expected shape (N, C, C) = ({n}, {c}, {c}), (1, C, C) or (C, C), "
+            f"got {tuple(target.shape)}"
+        )
+    if autocast_dtype(x) is not None and target.dtype in DTYPES:
+        target = target.to(wide_dtype(x))  # a product made under autocast has its dtype
+    if target.dtype != wide_dtype(x):
+        raise TypeError(
+            f"{name}: expected dtype {wide_dtype(x)} for {of} of {x.dtype}, got {target.dtype}; "
+            "targets are what gram_matrix returns"
+        )
+    check_device(target, name, x, of)
+    return target
 
 
 def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) -> Tensor:
@@ -234,23 +351,64 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
     equations 4 to 6.
     """
     _check_features(x)
-    check_tensor(target, "target")
-    n, c = x.shape[0], x.shape[1]
-    if not fits(target, (1, c, c), (n, c, c), (c, c)):
-        raise ValueError(
-            f"target: expected shape (N, C, C) = ({n}, {c}, {c}), (1, C, C) or (C, C), "
-            f"got {tuple(target.shape)}"
-        )
-    if autocast_dtype(x) is not None and target.dtype in DTYPES:
-        target = target.to(wide_dtype(x))  # a product made under autocast has its dtype
-    if target.dtype != wide_dtype(x):
-        raise TypeError(
-            f"target: expected dtype {wide_dtype(x)} for x of {x.dtype}, got {target.dtype}; "
-            "targets are what gram_matrix returns"
-        )
-    check_device(target, "target", x)
+    target = _checked_target(target, x)
     if use_reference(x):
         return reference.gram_loss(x, target, scale)
     if needs_grad(x, target):
         return _GramLoss.apply(*distinct(x, target), scale)[0]
     return _gram_loss_op(x, target, scale)[0]
+
+
+def gram_losses(
+    features: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    *,
+    scales: Sequence[float] | None = None,
+) -> Tensor:
+    """Style losses of several layers: `gram_loss` of each, to be weighed and added up.
+
+    On a GPU all layers share the launches of one: deep layers are too small to fill it alone.
+
+    Args:
+        features: of each layer (N, C, H, W), contiguous or channels_last, or (N, C, L); float32,
+            bfloat16, float16 or float64, the same for all layers. Sizes and memory layouts may
+            differ from layer to layer.
+        targets: Gram matrices to reach, one for each layer: (N, C, C), or (1, C, C) or (C, C) for
+            the same target for every image; float32 (float64 for float64 features), any floating
+            dtype under autocast. They may require gradients.
+        scales: factors of the layers' Gram matrices; ``1 / (C * H * W)`` by default.
+
+    Returns:
+        The loss of each layer, (layers,), float32 (float64 for float64 features).
+
+    Raises:
+        TypeError: if features or targets are not lists of tensors of these dtypes.
+        ValueError: if there is no layer, not a target or a scale for each, or a shape or device
+            does not fit.
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
+    equations 4 to 6.
+    """
+    for layers, name in ((features, "features"), (targets, "targets")):
+        if not isinstance(layers, list | tuple):
+            raise TypeError(f"{name}: expected a list of tensors, got {type(layers).__name__}")
+    if not features:
+        raise ValueError("features: expected at least one layer, got none")
+    for values, name in ((targets, "targets"), (scales, "scales")):
+        if values is not None and len(values) != len(features):
+            raise ValueError(
+                f"{name}: expected one for each of {len(features)} layers, got {len(values)}"
+            )
+    for i, x in enumerate(features):
+        _check_features(x, f"features[{i}]")
+        check_dtype(x, f"features[{i}]", features[0], "features[0]")
+        check_device(x, f"features[{i}]", features[0], "features[0]")
+    targets = [
+        _checked_target(target, x, f"targets[{i}]", f"features[{i}]")
+        for i, (target, x) in enumerate(zip(targets, features, strict=True))
+    ]
+    if use_reference(features[0]):
+        return reference.gram_losses(features, targets, scales)
+    if needs_grad(*features, *targets):
+        return _GramLosses.apply(scales, *distinct(*features, *targets))[0]
+    return _gram_losses_op(features, targets, scales)[0]

@@ -1,7 +1,7 @@
 """Makes ops known to PyTorch: schema, formula, tracing rule, and Triton's launcher for GPUs."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import torch
@@ -44,13 +44,14 @@ def define(
 def _launcher(module: str, name: str, formula: Callable) -> Callable:
     """Imports Triton when it is first called."""
 
-    def launch(x: Tensor, *arguments):
-        if x.numel() == 0:
+    def launch(x: Tensor | Sequence[Tensor], *arguments):
+        tensors = (x,) if isinstance(x, Tensor) else x
+        if any(tensor.numel() == 0 for tensor in tensors):
             return formula(x, *arguments)
         launcher = getattr(import_module(f"stylekernels.triton.{module}"), name)
-        if x.device.type != "cuda":
+        if tensors[0].device.type != "cuda":
             return launcher(x, *arguments)
-        with torch.cuda.device(x.device):  # Triton launches on the current one
+        with torch.cuda.device(tensors[0].device):  # Triton launches on the current one
             return launcher(x, *arguments)
 
     return launch

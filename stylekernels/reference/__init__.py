@@ -1,6 +1,6 @@
 """Plain PyTorch formulas of every op: the contract that each kernel is checked against."""
 
-from stylekernels.reference.gram_matrix import gram_loss, gram_matrix, product
+from stylekernels.reference.gram_matrix import gram_loss, gram_losses, gram_matrix, product
 from stylekernels.reference.instance_norm import (
     activate,
     activation_gradient,
@@ -20,6 +20,7 @@ __all__ = [
     "activation_gradient",
     "convolved_image",
     "gram_loss",
+    "gram_losses",
     "gram_matrix",
     "instance_norm",
     "instance_norm_stats",

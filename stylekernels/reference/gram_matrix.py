@@ -1,5 +1,7 @@
 """Gram matrix and Gram loss in plain PyTorch."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,3 +31,11 @@ def gram_loss(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
     """Mean squared error between the Gram matrix of ``x`` and ``target``."""
     gram = gram_matrix(x, scale, center=False)
     return F.mse_loss(gram, target.to(gram.dtype).expand_as(gram))
+
+
+def gram_losses(
+    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
+) -> Tensor:
+    """`gram_loss` of each layer, (layers,)."""
+    each = [None] * len(features) if scales is None else scales
+    return torch.stack([gram_loss(*layer) for layer in zip(features, targets, each, strict=True)])
