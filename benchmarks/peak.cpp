@@ -115,7 +115,7 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }
 
 // Gives this thread a CPU of its own: new threads may share one for longer than they live, and
-// inherit from their parent what it is bound to.
+// inherit from their parent what it is bound to. (Of all that there are: a taskset is not heard.)
 void take_cpu([[maybe_unused]] int index) {
 #if defined(__linux__)
   cpu_set_t allowed, own;

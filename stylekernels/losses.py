@@ -42,7 +42,8 @@ class StyleTargets:
     """Gram matrices of a style image, layer by layer, and the style loss towards them.
 
     Args:
-        features: activations of the style image by layer name, (1, C, H, W) each.
+        features: activations of the style image by layer name, (1, C, H, W) each, at least one;
+            of one dtype and on one device.
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     section 2.2; each layer's loss is divided by the mean square of its target, so that 1 is
@@ -61,7 +62,8 @@ class StyleTargets:
                 and widths of the style image.
 
         Returns:
-            A scalar per layer, float32 (float64 for float64 features), averaged over N.
+            A scalar per layer, float32 (float64 for float64 features), averaged over N. They come
+            from one node of the graph: to differentiate them one by one, retain it.
 
         Raises:
             ValueError: if a layer is missing or has another width.

@@ -181,6 +181,7 @@ TARGETS = [random(3, 3), random(4, 4)]
     [
         ({"features": X}, TypeError, "features: expected a list of tensors, got Tensor"),
         ({"targets": TARGETS[0]}, TypeError, "targets: expected a list of tensors, got Tensor"),
+        ({"scales": 1.0}, TypeError, "scales: expected a list of numbers, got float"),
         ({"features": []}, ValueError, "features: expected at least one layer, got none"),
         ({"targets": TARGETS[:1]}, ValueError, "targets: .* each of 2 layers, got 1"),
         ({"scales": (1.0,)}, ValueError, "scales: .* each of 2 layers, got 1"),

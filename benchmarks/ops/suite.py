@@ -56,7 +56,8 @@ class OpsSuite(suite.Suite[Case, report.Row]):
         self.complete = not narrowed and set(self.rivals) == set(RIVALS[self.device.name])
 
     def environment(self) -> dict[str, str]:
-        # Not for a GPU: a thread that is bound to a core keeps the compilers it starts there.
+        # Not for a GPU: a thread that is bound to a core keeps the compilers it starts there, which
+        # makes torch.compile slow on many cores.
         return MALLOC | OPENMP if self.device.name == "cpu" else MALLOC
 
     def measure(self, case: Case, ceilings: Ceilings) -> report.Row:

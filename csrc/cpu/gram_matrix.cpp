@@ -164,6 +164,7 @@ Tensor loss_of(const Tensor& x, Tensor target, std::optional<double> scale, Tens
   const Features f(x);
   Tensor gram = gram_of(f, std::nullopt, scale);
   STD_TORCH_CHECK(target.scalar_type() == wide_dtype(x), "target: expected float32, or float64");
+  STD_TORCH_CHECK(loss.scalar_type() == wide_dtype(x), "features: expected the same dtype for all");
   target = torch::stable::contiguous(target);
   const int64_t target_n = target.dim() == 3 ? target.size(0) : 1;
   if (wide_dtype(x) == ScalarType::Double)
@@ -204,9 +205,11 @@ std::vector<Tensor> gram_losses_backward(std::vector<Tensor> features,
                                          std::vector<Tensor> grad_grams, Tensor grad,
                                          Scales scales) {
   grad = torch::stable::contiguous(grad);
+  STD_TORCH_CHECK(grad.numel() == int64_t(features.size()), "grad: expected one for each layer");
   std::vector<Tensor> grad_features;
   for (size_t i = 0; i < features.size(); ++i) {
     const Features f(features[i]);
+    STD_TORCH_CHECK(grad.scalar_type() == wide_dtype(f.x), "grad: expected float32, or float64");
     const double factor = wide_dtype(f.x) == ScalarType::Double
                               ? static_cast<const double*>(grad.const_data_ptr())[i]
                               : static_cast<const float*>(grad.const_data_ptr())[i];

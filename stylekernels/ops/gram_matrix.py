@@ -382,7 +382,8 @@ def gram_losses(
         The loss of each layer, (layers,), float32 (float64 for float64 features).
 
     Raises:
-        TypeError: if features or targets are not lists of tensors of these dtypes.
+        TypeError: if features or targets are not lists of tensors of these dtypes, or scales not
+            a list.
         ValueError: if there is no layer, not a target or a scale for each, or a shape or device
             does not fit.
 
@@ -394,6 +395,8 @@ def gram_losses(
             raise TypeError(f"{name}: expected a list of tensors, got {type(layers).__name__}")
     if not features:
         raise ValueError("features: expected at least one layer, got none")
+    if scales is not None and not isinstance(scales, list | tuple):
+        raise TypeError(f"scales: expected a list of numbers, got {type(scales).__name__}")
     for values, name in ((targets, "targets"), (scales, "scales")):
         if values is not None and len(values) != len(features):
             raise ValueError(

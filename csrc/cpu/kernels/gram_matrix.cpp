@@ -4,11 +4,13 @@
 // Reads x once, N C P elements, and does N C^2 P / 2 multiply-adds (a library's product does twice
 // that): from C = 32 on it is bound by arithmetic. A task owns a slice of an image's pixels and a
 // full set of sums: see gram_rows.h (AVX-512), gram_panels.h (narrower vectors) and gram_tiles.h
-// (bfloat16 on AMX). The slices' sums are added in order: results do not depend on timing.
+// (bfloat16 on AMX, unless features are centred). The slices' sums are added in order: results do
+// not depend on timing.
 //
 // The gradient is x times S = scale (grad + grad^T), N C^2 P multiply-adds. A task owns a block
 // of pixels. channels_last: pixels are the rows and S the panels; contiguous: channels are the
-// rows, S's, and pixels the panels. Either way nothing is transposed.
+// rows, S's, and pixels the panels. Either way nothing is transposed. With AVX512-BF16 S is rounded
+// to bfloat16 for bfloat16 features, as PyTorch's is (gram_pairs.h); elsewhere it stays in float32.
 
 #include "../gram_matrix.h"
 
@@ -67,8 +69,11 @@ int64_t padded_channels(DType dtype, int64_t c) {
   return for_dtype(dtype, [&](auto element) { return padded<decltype(element)>(c); });
 }
 
+// Of bfloat16 with AMX: tiles, or rows of float32 where features are centred.
 int64_t panel_elements(DType dtype, int64_t c) {
-#if HAS_TILES
+#if HAS_TILES && VECTOR_BYTES == 64
+  static_assert(kRowPitch<float> >= kTileDepth, "rows take no less scratch than tiles");
+#elif HAS_TILES
   if (dtype == DType::bfloat16) return tile_panel_elements(c);
 #endif
   return for_dtype(dtype, [&](auto element) {

@@ -98,7 +98,7 @@ inline void pack_rows_of_pixels(const BFloat16* x, int64_t channels, int64_t pix
                                 const Centering<BFloat16>&, BFloat16* rows) {
   for (int64_t p = 0; p < pixels; p += 32) {
     for (int64_t c = 0; c < channels; c += 16) {
-      const __mmask16 mask = first_lanes(channels - c);
+      const __mmask16 mask = __mmask16(first_lanes(channels - c));
       const auto pixel = [&](int64_t i) {
         return i < pixels ? _mm256_maskz_loadu_epi16(mask, x + i * channels + c)
                           : _mm256_setzero_si256();
@@ -124,8 +124,10 @@ inline void add_lanes(const VecF (&part)[kSide][kSide], float scale, int64_t wid
       return (VecF)_mm512_shuffle_f32x4(a, b, 0x44) + (VecF)_mm512_shuffle_f32x4(a, b, 0xee);
     };
     const VecF low = halves(part[0][c], part[1][c]), high = halves(part[2][c], part[3][c]);
-    columns[c] =
-        (VecF)_mm512_shuffle_f32x4(low, high, 0x88) + (VecF)_mm512_shuffle_f32x4(low, high, 0xdd);
+    // Scaled while they are sums of a quarter of the products: before those can overflow.
+    columns[c] = ((VecF)_mm512_shuffle_f32x4(low, high, 0x88) +
+                  (VecF)_mm512_shuffle_f32x4(low, high, 0xdd)) *
+                 splat<VecF>(scale);
   }
   const auto neighbours = [](const VecF& a, const VecF& b) {
     return (VecF)_mm512_unpacklo_ps(a, b) + (VecF)_mm512_unpackhi_ps(a, b);
@@ -138,7 +140,7 @@ inline void add_lanes(const VecF (&part)[kSide][kSide], float scale, int64_t wid
   for (int r = 0; r < kSide; ++r) {
     Four sum;
     std::memcpy(&sum, sums + r * width, sizeof(sum));
-    sum += added[r] * scale;
+    sum += added[r];
     std::memcpy(sums + r * width, &sum, sizeof(sum));
   }
 }
@@ -184,7 +186,7 @@ inline void add_block(const R* a, const R* b, int64_t pixels, Wide<R> scale, int
 }
 
 // The sums of one slice of image n, down to the diagonal, into rows of `width`, by rows of values
-// R: a multiple of kSide of them, C or more.
+// R. Both have room for a multiple of kPanel channels, C or more.
 template <class T, class R>
 void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, int64_t width, Wide<T>* sums,
                R* rows) {
