@@ -23,5 +23,5 @@ def restart_with(settings: Mapping[str, str]) -> None:
     missing = {name: value for name, value in settings.items() if name not in os.environ}
     if missing:
         given = " ".join(f"{name}={value}" for name, value in missing.items())
-        print(f"Starting again with {given}", flush=True)
+        print(f"Starting again with {given}, as steady numbers need.", flush=True)
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})
