@@ -205,16 +205,51 @@ def test_inductor(device) -> None:
         assert_all_close(value_and_gradient(compiled, x), value_and_gradient(step, x))
 
 
-@pytest.mark.parametrize("padding_mode", ["zeros", "replicate"])
-def test_inductor_of_the_upsampling_block(padding_mode, device) -> None:
+@pytest.mark.parametrize(
+    ("padding_mode", "layout"), [("zeros", "channels_last"), ("replicate", "contiguous")]
+)
+def test_inductor_of_the_upsampling_block(padding_mode, layout, device) -> None:
     torch._dynamo.reset()
 
     def step(x: Tensor) -> Tensor:
         return upsample_block(x, WEIGHT.to(device), padding_mode=padding_mode, activation="tanh")
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    x = random(2, 6, 9, 7, device=device)
+    x = random(2, 6, 9, 7, layout=layout, device=device)
     assert_all_close(value_and_gradient(compiled, x), value_and_gradient(step, x))
+
+
+@every_op
+def test_compiled_ops_ask_for_autocast_as_pytorch_2_11_can_trace(op, monkeypatch) -> None:
+    """There a compiler knows no `torch.amp.is_autocast_available`."""
+    torch._dynamo.reset()
+
+    def untraceable(_device_type: str) -> bool:
+        torch._dynamo.graph_break()
+        return True
+
+    monkeypatch.setattr(torch.amp, "is_autocast_available", untraceable)
+    compiled = torch.compile(CALLS[op], fullgraph=True, backend="eager")
+    x = random(2, 6, 9, 7)
+    with torch.no_grad():
+        assert_all_close([compiled(x)], [CALLS[op](x)])
+
+
+def test_a_compiled_function_follows_autocast(device) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS["upsample_block"], fullgraph=True, backend="aot_eager")
+    x = random(2, 6, 9, 7, device=device)
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            assert compiled(x).dtype == CALLS["upsample_block"](x).dtype == dtype
+
+
+@every_op
+def test_devices_without_autocast(op) -> None:
+    torch._dynamo.reset()
+    x = torch.empty(2, 6, 9, 7, device="meta")
+    compiled = torch.compile(CALLS[op], fullgraph=True, backend="eager")
+    assert compiled(x).shape == CALLS[op](x).shape == CALLS[op](torch.empty(x.shape)).shape
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stylekernels.reference.dtypes import knows_autocast
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -54,7 +56,7 @@ def check_dtype(
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast gives to convolutions of ``x``; None where it is off."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not knows_autocast(device) or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

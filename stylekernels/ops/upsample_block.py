@@ -48,6 +48,9 @@ def upsample_block(
     The convolution's input, its raw output and that output's statistics are kept for the backward
     pass: nothing that instance norm or the activation make.
 
+    On a GPU the convolution is PyTorch's, and may differ in the last digits run to run, forward and
+    backward, unless ``torch.backends.cudnn.deterministic = True`` asks for one that doesn't.
+
     Args:
         x: (N, Cin, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
         weight: (Cin, Cout, k, k), k 3 or 4, for ``transpose``; (Cout, Cin, k, k), k odd, for

@@ -6,8 +6,25 @@ from torch.nn import functional as F
 
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import activate, instance_norm
+from stylekernels.reference.layouts import channels_last, laid_out_like, to_channels_last
 
 PADDING_MODES = ("zeros", "reflect", "replicate")
+
+
+def pad_channels_last(x: Tensor, border: int, mode: str) -> Tensor:
+    """``F.pad`` for reflect and replicate, channels_last: the image is copied, and then its border
+    line by line."""
+    n, c, *size = x.shape
+    height, width = (side + 2 * border for side in size)
+    image = x.new_empty((n, height, width, c)).permute(0, 3, 1, 2)
+    image[:, :, border : height - border, border : width - border].copy_(x)
+    for dim in (3, 2):  # the corners come with the rows
+        first, last = border, border + x.shape[dim] - 1
+        for step in range(1, border + 1):
+            inward = step if mode == "reflect" else 0
+            image.select(dim, first - step).copy_(image.select(dim, first + inward))
+            image.select(dim, last + step).copy_(image.select(dim, last - inward))
+    return image
 
 
 class _Pad(torch.autograd.Function):
@@ -18,20 +35,39 @@ class _Pad(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, border: int, mode: str) -> Tensor:
+        # PyTorch's is channels_last on the CPU alone, and a compiler chooses layouts itself.
+        if channels_last(x) and x.device.type != "cpu" and not torch.compiler.is_compiling():
+            return pad_channels_last(x, border, mode)
         return F.pad(x, [border] * 4, mode)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         x, ctx.border, ctx.mode = inputs
-        channels_last = (
-            x.stride(1) == 1 and x.shape[1] > 1 and x.stride(3) != 1
-        )  # is_contiguous fails under vmap
-        ctx.layout = torch.channels_last if channels_last else torch.contiguous_format
+        ctx.channels_last = channels_last(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         grad_x = _fold(grad, (2, 3), ctx.border, ctx.mode).to(grad.dtype)  # rounded once
-        return grad_x.contiguous(memory_format=ctx.layout), None, None
+        return to_channels_last(grad_x) if ctx.channels_last else grad_x.contiguous(), None, None
+
+
+class _KeepLayout(torch.autograd.Function):
+    """An image as it is, whose gradient is channels_last as well: some of PyTorch's convolutions
+    (cuDNN's in float64, MIOpen's) know contiguous images alone."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return to_channels_last(grad)
 
 
 def _fold(grad: Tensor, dims: tuple[int, ...], border: int, mode: str) -> Tensor:
@@ -56,14 +92,18 @@ def _fold(grad: Tensor, dims: tuple[int, ...], border: int, mode: str) -> Tensor
 
 
 def pad(x: Tensor, border: int, padding_mode: str) -> Tensor:
-    """Continue ``x`` by ``border`` pixels on every side."""
-    if border == 0:
-        return x
-    if padding_mode == "zeros":
-        return F.pad(x, [border] * 4)
-    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
-        return F.pad(x, [border] * 4, padding_mode)
-    return _Pad.apply(x, border, padding_mode)
+    """Continue ``x`` by ``border`` pixels on every side. The gradient of a channels_last image is
+    channels_last."""
+    forward_mode = (
+        not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+    )
+    if border > 0 and padding_mode != "zeros":
+        if forward_mode:
+            return F.pad(x, [border] * 4, padding_mode)
+        return _Pad.apply(x, border, padding_mode)
+    if x.requires_grad and channels_last(x) and not forward_mode:
+        x = _KeepLayout.apply(x)
+    return F.pad(x, [border] * 4) if border > 0 else x
 
 
 def convolved_image(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> Tensor:
@@ -88,16 +128,18 @@ def upsample_conv2d(
     ``transpose`` is torch's transposed convolution of stride 2 and padding 1 (kernel 4, or
     kernel 3 with output padding 1); the padding modes other than zeros continue the input past
     its border first, so that no frame of zeros shows. ``nearest`` repeats each pixel twice, pads
-    by half the (odd) kernel and convolves.
+    by half the (odd) kernel and convolves. The result has x's layout.
     """
     kernel = weight.shape[-1]
     image = convolved_image(x, kernel, upsample, padding_mode)
     if upsample == "nearest":
-        return F.conv2d(image, weight, bias)
-    return F.conv_transpose2d(
-        image, weight, bias, stride=2, padding=transposed_padding(padding_mode),
-        output_padding=4 - kernel,
-    )  # fmt: skip
+        y = F.conv2d(image, weight, bias)
+    else:
+        y = F.conv_transpose2d(
+            image, weight, bias, stride=2, padding=transposed_padding(padding_mode),
+            output_padding=4 - kernel,
+        )  # fmt: skip
+    return laid_out_like(y, x)
 
 
 def upsample_block(
