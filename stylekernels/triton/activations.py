@@ -21,7 +21,7 @@ def _tanh(z):
 def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     """``relu(NaN)`` is NaN, as in PyTorch."""
     if ACTIVATION == "relu":
-        z = tl.where(z < 0, 0.0, z)
+        z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "leaky_relu":
         z = tl.where(z > 0, z, z * SLOPE)
     elif ACTIVATION == "tanh":

@@ -1,119 +1,202 @@
-"""A convolution's mode as what its kernel loops over, and its weights in that order.
+"""A convolution's mode as what its kernel multiplies, and its weights in that order.
 
-Where the output is twice the size of the input, its even and odd rows and columns are four
-convolutions of the small image: a parity. Each has some taps a direction, from a first one on. With
-nearest upsampling several kernel elements meet the same small pixel, and are added up.
+Every mode is the same matrix product. Output pixels are computed in groups; a group sees a window
+of input pixels, of which a row lies in one piece in channels_last memory. The rows of the product
+are groups, its inner dimension the window's pixels times the input channels, its columns the
+pixels of a group times the output channels. The weights hold zeros where a pixel of a group does
+not see one of the window.
+
+Most convolutions have groups of one pixel. Where the output is twice the size of the input, the
+four pixels that come from one are a group: each sees 2x2 of the window's 3x3 pixels, say, which
+costs multiplications and saves half of the loads. With nearest upsampling several kernel elements
+meet the same small pixel, and are added up. The large kernels at the ends of a network have three
+channels on one side, which would leave matrix instructions idle: there groups are larger. Of 9x9
+kernels and groups of 4x4, for example, a pixel is loaded 9 times instead of 81.
 """
 
 import functools
 from dataclasses import dataclass
+from math import ceil
 
 import torch
-import triton
 from torch import Tensor
 
-#: Up to here the channels of a kernel row are multiplied together, since alone they would fill
-#: only a part of what a matrix instruction multiplies at least, 16.
+#: Up to here a pixel's channels are filled up to a power of two, from there on to a multiple.
 _FEW_INPUTS = 8
+#: Up to here 16 pixels of a group make no more than 128 columns.
+_FEW_OUTPUTS = 8
+#: Rows and columns of a group at most. A value that is not finite spoils the pixels of a group
+#: beyond those that see it.
+_GROUP = 4
+#: The kernels that pixels are grouped for.
+_LARGE_KERNEL = 5
+#: Elements of a window's row that are multiplied in one step.
+_STEPS = (64, 32, 16)
+
+#: The kernel elements between each pixel of a group and each pixel of its window, in one direction.
+Elements = tuple[tuple[tuple[int, ...], ...], ...]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What of a convolution is known without its images.
+    """What of a convolution is known without its images. Pairs are of rows and columns.
 
     Attributes:
-        stride: of output pixels over input pixels.
-        parities: 1, or 4 where the output has twice the input's size.
-        taps, starts: for even and for odd outputs: how many input pixels a direction, and the first
-            relative to ``stride`` times the output pixel's place.
-        elements: the kernel elements of each tap, which follow each other, for even and for odd
-            outputs.
-        repeats: 2 where the padded image is the input with each pixel twice, else 1.
-        border: pixels that are read beyond the input.
-        padding_mode: how it goes on there.
-        run: elements of a kernel row that are multiplied together, its pixels' channels one after
-            the other, in groups of ``run_channels``; 0 where each pixel is taken for itself.
+        group: output pixels that are computed together.
+        window: input pixels that they see.
+        advance: input pixels from a group to the next.
+        elements: by pixel of the group and pixel of the window the kernel elements between them,
+            for rows and for columns.
+        border: pixels before the input that the first window begins with.
+        padding_mode: how the input goes on there and behind.
+        repeats: 2 where the input is each pixel twice, else 1.
+        channels: of a pixel, with those that are filled up with zeros.
+        step: elements of a window's row that are multiplied in one step.
     """
 
-    stride: int
-    parities: int
-    taps: tuple[int, int]
-    starts: tuple[int, int]
-    elements: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
-    repeats: int
+    group: tuple[int, int]
+    window: tuple[int, int]
+    advance: tuple[int, int]
+    elements: tuple[Elements, Elements]
     border: int
     padding_mode: str
-    run: int = 0
-    run_channels: int = 0
+    repeats: int
+    channels: int
+    step: int
 
     @classmethod
     @functools.lru_cache(maxsize=256)
     def of(
-        cls, kernel: int, channels: int, stride: int, padding: int, padding_mode: str, upsample: str
-    ) -> "Geometry":
+        cls, kernel: int, channels: int, outputs: int, stride: int, padding: int,
+        padding_mode: str, upsample: str,
+    ) -> "Geometry":  # fmt: skip
+        filled = 8 * ceil(channels / 8)
+        if channels <= _FEW_INPUTS:
+            filled = 1 << (channels - 1).bit_length()
+        group, repeats = (1, 1), 1
         if upsample == "transpose":
             # Output o gets input i times element o + 1 - 2 i.
-            elements = (((3,), (1,)) if kernel == 4 else ((1,),), ((2,), (0,)))
-            starts = (-1 if kernel == 4 else 0, 0)
-            return cls._of(1, 4, starts, elements, 1, 1, padding_mode)
-        if upsample == "nearest" and (padding_mode != "reflect" or kernel == 3):
-            starts = tuple((parity - padding) // 2 for parity in (0, 1))
-            places = [[(parity - padding + t) // 2 for t in range(kernel)] for parity in (0, 1)]
-            elements = tuple(
-                tuple(
-                    tuple(t for t in range(kernel) if places[parity][t] == place)
-                    for place in sorted(set(places[parity]))
-                )
-                for parity in (0, 1)
+            places = [{o + 1 - 2 * i: i for i in (-1, 0, 1) if 0 <= o + 1 - 2 * i < kernel}
+                      for o in (0, 1)]  # fmt: skip
+        elif upsample == "nearest" and (padding_mode != "reflect" or kernel == 3):
+            places = [{t: (o - padding + t) // 2 for t in range(kernel)} for o in (0, 1)]
+            if padding_mode == "reflect":  # one row of the large image, the last of the small one
+                padding_mode = "replicate"
+        else:
+            repeats = 2 if upsample == "nearest" else 1
+            if kernel >= _LARGE_KERNEL and stride == 1:
+                group = _large_group(kernel, filled, outputs)
+            by_direction = [
+                [{t: o * stride + t - padding for t in range(kernel)} for o in range(size)]
+                for size in group
+            ]
+            advance = (stride * group[0], stride * group[1])
+        if upsample != "none" and repeats == 1:
+            group, advance, by_direction = (2, 2), (1, 1), [places, places]
+        windows = [_window(places) for places in by_direction]
+        (first, rows, _), (_, columns, _) = windows
+        return cls(
+            group, (rows, columns), advance, (windows[0][2], windows[1][2]), -first, padding_mode,
+            repeats, filled, _step(columns * filled),
+        )  # fmt: skip
+
+    @property
+    def pixels(self) -> int:
+        """Of a group."""
+        return self.group[0] * self.group[1]
+
+    @property
+    def run(self) -> int:
+        """Elements of a window's row, with those that fill up its last step."""
+        return self.step * ceil(self.window[1] * self.channels / self.step)
+
+    @property
+    def rows_of_one(self) -> tuple[int, int]:
+        """Of the window's rows those that one of two rows of a group sees: how many rows further on
+        for the second, and how many."""
+        if self.group[0] != 2:
+            return 0, self.window[0]
+        seen = [[w for w, found in enumerate(row) if found] for row in self.elements[0]]
+        return seen[1][0], max(seen[0][-1], seen[1][-1] - seen[1][0]) + 1
+
+    def groups(self, rows: int, columns: int) -> tuple[int, int]:
+        """Of an output of this size."""
+        return ceil(rows / self.group[0]), ceil(columns / self.group[1])
+
+    def seen(self, rows: int, columns: int) -> tuple[int, int]:
+        """Rows and columns that all windows of an output of this size see."""
+        first, second = (
+            (groups - 1) * advance + window
+            for groups, advance, window in zip(
+                self.groups(rows, columns), self.advance, self.window, strict=True
             )
-            # What a reflected row of the large image shows is the last row of the small one.
-            mode = "zeros" if padding_mode == "zeros" else "replicate"
-            return cls._of(1, 4, starts, elements, 1, padding, mode)
-        single = tuple((t,) for t in range(kernel))
-        repeats = 2 if upsample == "nearest" else 1
-        few = {}
-        if channels <= _FEW_INPUTS and kernel > 1 and repeats == 1:
-            run_channels = triton.next_power_of_2(channels)
-            few = {
-                "run": max(16, triton.next_power_of_2(kernel * run_channels)),
-                "run_channels": run_channels,
-            }
-        return cls._of(
-            stride, 1, (-padding, -padding), (single, single), repeats, padding, padding_mode, **few
         )
-
-    @classmethod
-    def _of(cls, stride, parities, starts, elements, *rest, **few) -> "Geometry":
-        taps = (len(elements[0]), len(elements[1]))
-        return cls(stride, parities, taps, starts, elements, *rest, **few)
-
-    def output_size(self, size: int) -> int:
-        """Height or width of one parity's output."""
-        if self.parities == 4:
-            return size
-        return (size * self.repeats + 2 * self.border - self.taps[0]) // self.stride + 1
+        return first, second
 
     def pack(self, weight: Tensor, upsample: str) -> Tensor:
-        """The weights as the kernel reads them: (taps of all parities, Cin, Cout), or
-        (kernel rows, run, Cout)."""
+        """The weights as the kernel reads them: (columns of the product, its inner dimension)."""
         order = (2, 3, 0, 1) if upsample == "transpose" else (2, 3, 1, 0)
         matrices = weight.permute(order)  # (k, k, Cin, Cout)
-        if self.run:
-            k, _, channels, outputs = matrices.shape
-            packed = weight.new_zeros((k, self.run, outputs))
-            rows = packed[:, : k * self.run_channels].unflatten(1, (k, self.run_channels))
-            rows[:, :, :channels] = matrices
-            return packed
-        if self.parities == 1:
-            return matrices.flatten(0, 1).contiguous()
-        # Slices, for an index made of a list is copied to a GPU, which waits for it.
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        matrices = matrices.to(wide)
-        taps = [
-            matrices[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].sum((0, 1))
-            for parity_y in (0, 1)
-            for parity_x in (0, 1)
-            for rows in self.elements[parity_y]
-            for columns in self.elements[parity_x]
-        ]
-        return torch.stack(taps).to(weight.dtype)
+        kernel, _, channels, outputs = matrices.shape
+        # One more element, which is zero, is between pixels that don't see each other.
+        matrices = torch.nn.functional.pad(
+            matrices, (0, 0, 0, self.channels - channels, 0, 1, 0, 1)
+        ).to(torch.promote_types(weight.dtype, torch.float32))
+        for direction, elements in enumerate(self.elements):
+            parts = [
+                matrices.index_select(2 * direction, index)
+                for index in _indices(elements, kernel, weight.device)
+            ]
+            matrices = functools.reduce(torch.add, parts)
+            shape = (len(elements), len(elements[0]))
+            matrices = matrices.unflatten(2 * direction, shape)
+        # (rows of the group, of the window, columns of the group, of the window, Cin, Cout)
+        packed = weight.new_zeros((*self.group, outputs, self.window[0], self.run))
+        used = packed[..., : self.window[1] * self.channels].unflatten(-1, (self.window[1], -1))
+        used.copy_(matrices.permute(0, 2, 5, 1, 3, 4))
+        return packed.view(self.pixels * outputs, -1)
+
+
+def _large_group(kernel: int, channels: int, outputs: int) -> tuple[int, int]:
+    """Of a large kernel with few channels on one side."""
+    if channels <= _FEW_INPUTS:
+        # As many as there is room for in the steps that one pixel takes.
+        step = _step(kernel * channels)
+        room = step * ceil(kernel * channels / step)
+        columns = 1
+        while columns < _GROUP and (kernel + 2 * columns - 1) * channels <= room:
+            columns *= 2
+        return 1, columns
+    return (_GROUP, _GROUP) if outputs <= _FEW_OUTPUTS else (1, 1)
+
+
+def _step(run: int) -> int:
+    """The step by which a row of this length takes the least time, if a step has a cost of its own
+    besides what it multiplies."""
+    return min(_STEPS, key=lambda step: ceil(run / step) * (step + 24))
+
+
+def _window(places: list[dict[int, int]]) -> tuple[int, int, Elements]:
+    """First pixel and size of the window of pixels, given for each by kernel element the place
+    that it meets, and the elements between them."""
+    met = [place for of_pixel in places for place in of_pixel.values()]
+    first, size = min(met), max(met) - min(met) + 1
+    elements = tuple(
+        tuple(
+            tuple(element for element, place in of_pixel.items() if place == first + w)
+            for w in range(size)
+        )
+        for of_pixel in places
+    )
+    return first, size, elements
+
+
+@functools.lru_cache
+def _indices(elements: Elements, kernel: int, device: torch.device) -> list[Tensor]:
+    """The first elements, the second ones and so on of all places; ``kernel`` where there is none.
+    Kept, for an index made of a list is copied to a GPU, which waits for it."""
+    places = [found for of_pixel in elements for found in of_pixel]
+    return [
+        torch.tensor([(*found, *[kernel] * (depth + 1))[depth] for found in places], device=device)
+        for depth in range(max(map(len, places)))
+    ]

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from stylekernels.triton.activations import activate
-from stylekernels.triton.launch import INTERPRETED, column_sums, rounded
+from stylekernels.triton.launch import INTERPRETED, rounded, row_sums
 from stylekernels.triton.planes import store_moments
 
 
@@ -21,8 +21,9 @@ def _continued(at, size, PADDING_MODE: tl.constexpr):
 def _scale_and_shift(scale_shift, n, channels, C):
     inside = channels < C
     at = scale_shift + 2 * (n * C + channels)
-    scale = tl.load(at, mask=inside, other=0.0)[None, :]
-    return scale, tl.load(at + 1, mask=inside, other=0.0)[None, :]
+    pairs = tl.load(at[:, None] + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0)
+    scale, shift = tl.split(pairs)
+    return scale[None, :], shift[None, :]
 
 
 @triton.jit
@@ -44,20 +45,20 @@ def prepare_kernel(
     C,
     H,
     W,
+    padded_height,
+    padded_width,
     x_stride_n: tl.int64,
     x_stride_c,
     x_stride_p,
     residual_stride_n: tl.int64,
     residual_stride_c,
     residual_stride_p,
-    padded_stride_n: tl.int64,
-    padded_stride_c,
-    padded_stride_p,
     kept_stride_n: tl.int64,
     kept_stride_c,
     kept_stride_p,
-    CHANNELS,
+    CHANNELS: tl.constexpr,
     BORDER: tl.constexpr,
+    REPEATS: tl.constexpr,
     PADDING_MODE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
@@ -66,25 +67,22 @@ def prepare_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """activation(x * scale + shift) + residual, to ``padded`` with a border and CHANNELS >= C
-    channels, those beyond C zero, and to ``kept`` (where there is one) without."""
+    """activation(x * scale + shift) + residual, each pixel REPEATS times a direction, to ``padded``
+    with a border before it and more behind, in CHANNELS >= C channels, those beyond C zero; and as
+    it is to ``kept``, where there is one."""
     program = tl.program_id(0)
-    width = W + 2 * BORDER
-    size = (H + 2 * BORDER) * width
-    blocks = tl.cdiv(CHANNELS, BLOCK_C)
+    size = padded_height * padded_width
+    blocks: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     spans = tl.cdiv(size, BLOCK_P)
     channels = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     places = program // blocks % spans * BLOCK_P + tl.arange(0, BLOCK_P)
     n = (program // blocks // spans).to(tl.int64)
     in_image = places < size
-    known = in_image
-    pixels = places
-    if BORDER > 0:
-        row, column = places // width - BORDER, places % width - BORDER
-        own = in_image & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-        if PADDING_MODE == "zeros":
-            known = own
-        pixels = _continued(row, H, PADDING_MODE) * W + _continued(column, W, PADDING_MODE)
+    row, column = places // padded_width - BORDER, places % padded_width - BORDER
+    own = in_image & (row >= 0) & (row < H * REPEATS) & (column >= 0) & (column < W * REPEATS)
+    known = own if PADDING_MODE == "zeros" else in_image
+    pixels = _continued(row, H * REPEATS, PADDING_MODE) // REPEATS * W
+    pixels += _continued(column, W * REPEATS, PADDING_MODE) // REPEATS
     inside = known[:, None] & (channels < C)[None, :]
     columns, lines = channels.to(INDEX)[None, :], pixels.to(INDEX)[:, None]
     z = tl.load(x + n * x_stride_n + columns * x_stride_c + lines * x_stride_p,
@@ -99,14 +97,13 @@ def prepare_kernel(
             + lines * residual_stride_p, mask=inside, other=0.0,
         ).to(WIDE)  # fmt: skip
     z = rounded(tl.where(inside, z, 0.0), padded.dtype.element_ty)
-    to = padded + n * padded_stride_n + columns * padded_stride_c
-    to += (places.to(INDEX) * padded_stride_p)[:, None]
+    to = padded + n * size * CHANNELS + columns + (places.to(INDEX) * CHANNELS)[:, None]
     tl.store(to, z, mask=in_image[:, None] & (channels < CHANNELS)[None, :])
     if kept is not None:
-        if BORDER > 0:
-            inside = inside & own[:, None]
+        if REPEATS > 1:
+            own = own & (row % REPEATS == 0) & (column % REPEATS == 0)
         to = kept + n * kept_stride_n + columns * kept_stride_c + lines * kept_stride_p
-        tl.store(to, z, mask=inside)
+        tl.store(to, z, mask=own[:, None] & (channels < C)[None, :])
 
 
 @triton.jit
@@ -114,11 +111,9 @@ def convolution_kernel(
     x,
     weight,
     bias,
-    scale_shift,
     y,
     moments,
     N,
-    C,
     H,
     W,
     outputs,
@@ -126,26 +121,23 @@ def convolution_kernel(
     columns_out,
     y_rows,
     y_columns,
-    x_stride_n: tl.int64,
-    x_stride_h,
-    x_stride_w,
     y_stride_n: tl.int64,
     y_stride_c,
     y_stride_h,
     y_stride_w,
     tiles,
-    STRIDE: tl.constexpr,
-    PARITIES: tl.constexpr,
-    TAPS_EVEN: tl.constexpr,
-    TAPS_ODD: tl.constexpr,
-    START_EVEN: tl.constexpr,
-    START_ODD: tl.constexpr,
-    REPEATS: tl.constexpr,
-    PADDING_MODE: tl.constexpr,
-    RUN_CHANNELS: tl.constexpr,
-    BORDER: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
+    ADVANCE_Y: tl.constexpr,
+    ADVANCE_X: tl.constexpr,
+    WINDOW_Y: tl.constexpr,
+    WINDOW_X: tl.constexpr,
+    GROUP_Y: tl.constexpr,
+    GROUP_X: tl.constexpr,
+    FURTHER: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    RUN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    CROPPED: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
     WIDE: tl.constexpr,
@@ -153,105 +145,91 @@ def convolution_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """BLOCK_M pixels of one parity of one image, in BLOCK_N channels. x is channels_last.
+    """BLOCK_M groups of pixels of one image, in BLOCK_N columns: channels, of one pixel of a group
+    after the other. x has all that the windows see, CHANNELS to a pixel.
 
-    With RUN_CHANNELS, that many channels to a pixel, x has its border already, and a step takes all
-    that a kernel row meets. Else a step takes BLOCK_K channels of one tap, normalised here where
-    there is a ``scale_shift``.
+    A step takes BLOCK_K of the RUN elements of a row of a group's window, those beyond it zero.
+    Of a window's rows ROWS are taken, FURTHER on for each row of the groups that columns before
+    this block have filled. RAGGED: some groups have pixels beyond the output. CROPPED: y has fewer
+    rows or columns than the output.
+
+    The product is computed with channels as its rows: so a thread holds many pixels of few
+    channels, and statistics are sums within threads.
     """
+    PIXELS: tl.constexpr = GROUP_Y * GROUP_X
+    STEPS: tl.constexpr = RUN // BLOCK_K
     program = tl.program_id(0)
-    column_blocks = tl.cdiv(outputs, BLOCK_N)
+    column_blocks = tl.cdiv(outputs * PIXELS, BLOCK_N)
     block = program % column_blocks
-    parity = program // column_blocks % PARITIES
-    tile = program // column_blocks // PARITIES % tiles
-    n = (program // column_blocks // PARITIES // tiles).to(tl.int64)
-    parity_y, parity_x = parity // 2, parity % 2
-    if PARITIES == 1:
-        taps_y, taps_x, start_y, start_x = TAPS_EVEN, TAPS_EVEN, START_EVEN, START_EVEN
-        taps_before = 0
-    else:
-        taps_y = tl.where(parity_y == 0, TAPS_EVEN, TAPS_ODD)
-        taps_x = tl.where(parity_x == 0, TAPS_EVEN, TAPS_ODD)
-        start_y = tl.where(parity_y == 0, START_EVEN, START_ODD)
-        start_x = tl.where(parity_x == 0, START_EVEN, START_ODD)
-        taps_before = parity_y * TAPS_EVEN * (TAPS_EVEN + TAPS_ODD) + parity_x * taps_y * TAPS_EVEN
+    tile = program // column_blocks % tiles
+    n = (program // column_blocks // tiles).to(tl.int64)
+    group_rows, group_columns = tl.cdiv(rows_out, GROUP_Y), tl.cdiv(columns_out, GROUP_X)
+    groups = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_row = block * BLOCK_N // (outputs * GROUP_X) * FURTHER
 
-    pixels = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    here = pixels < rows_out * columns_out
-    row, column = pixels // columns_out, pixels % columns_out
-    channels = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_outputs = channels < outputs
+    # What is beyond the last group or column is loaded from there, and left out at the end.
+    near_groups = tl.minimum(groups, group_rows * group_columns - 1)
+    near_row, near_column = near_groups // group_columns, near_groups % group_columns
     k = tl.arange(0, BLOCK_K)
-    sums = tl.zeros([BLOCK_M, BLOCK_N], WIDE)
-    if RUN_CHANNELS:
-        # In multiples of RUN_CHANNELS, so that the compiler knows how many values may be loaded
-        # at once.
-        width = W + 2 * BORDER
-        at = (row * STRIDE).to(INDEX) * width + column * STRIDE
-        at = x + n * (H + 2 * BORDER) * width * RUN_CHANNELS + (at * RUN_CHANNELS)[:, None]
-        at += k[None, :]
-        from_weight = weight + k[:, None] * outputs + channels[None, :]
-        inside = here[:, None] & (k < TAPS_EVEN * RUN_CHANNELS)[None, :]
-        for _ in range(TAPS_EVEN):
-            values = tl.load(at, mask=inside, other=0.0)
-            factors = tl.load(from_weight, mask=in_outputs[None, :], other=0.0)
-            if INTERPRETED:
-                values, factors = values.to(WIDE), factors.to(WIDE)
-            sums = tl.dot(values, factors, sums, input_precision=PRECISION, out_dtype=WIDE)
-            at += width * RUN_CHANNELS
-            from_weight += BLOCK_K * outputs
-    else:
-        steps = tl.cdiv(C, BLOCK_K)
-        for step in range(taps_y * taps_x * steps):
-            tap = step // steps
-            c = step % steps * BLOCK_K + k
-            in_channels = (c < C)[None, :]
-            i = row * STRIDE + start_y + tap // taps_x
-            j = column * STRIDE + start_x + tap % taps_x
-            met = here
-            if PADDING_MODE == "zeros":
-                met = met & (i >= 0) & (i < H * REPEATS) & (j >= 0) & (j < W * REPEATS)
-            i = _continued(i, H * REPEATS, PADDING_MODE) // REPEATS
-            j = _continued(j, W * REPEATS, PADDING_MODE) // REPEATS
-            at = x + n * x_stride_n + (i.to(INDEX) * x_stride_h + j.to(INDEX) * x_stride_w)[:, None]
-            at += c[None, :]
-            inside = met[:, None] & in_channels
-            values = tl.load(at, mask=inside, other=0.0)
-            if scale_shift is not None:
-                scale, shift = _scale_and_shift(scale_shift, n, c, C)
-                z = activate(_scaled(values.to(WIDE), scale, shift), ACTIVATION, SLOPE)
-                values = rounded(tl.where(inside, z, 0.0), x.dtype.element_ty)
-            factors = tl.load(
-                weight + ((taps_before + tap) * C + c[:, None]) * outputs + channels[None, :],
-                mask=(c < C)[:, None] & in_outputs[None, :], other=0.0,
-            )  # fmt: skip
-            if INTERPRETED:
-                values, factors = values.to(WIDE), factors.to(WIDE)
-            sums = tl.dot(values, factors, sums, input_precision=PRECISION, out_dtype=WIDE)
+    at = (near_row * ADVANCE_Y + first_row).to(INDEX) * W + near_column * ADVANCE_X
+    from_x = x + n * H * W * CHANNELS + (at * CHANNELS)[:, None] + k[None, :]
+    near_columns = tl.minimum(columns, outputs * PIXELS - 1)
+    from_weight = weight + (near_columns * (WINDOW_Y * RUN) + first_row * RUN)[:, None] + k[None, :]
+    sums = tl.zeros([BLOCK_N, BLOCK_M], WIDE)
+    for step in range(ROWS * STEPS):
+        along = tl.cast(step // STEPS, INDEX) * W * CHANNELS + step % STEPS * BLOCK_K
+        if WINDOW_X * CHANNELS == RUN:
+            values = tl.load(from_x + along)
+        else:
+            inside = step % STEPS * BLOCK_K + k < WINDOW_X * CHANNELS
+            values = tl.load(from_x + along, mask=inside[None, :], other=0.0)
+        factors = tl.load(from_weight + step * BLOCK_K)
+        if INTERPRETED:
+            values, factors = values.to(WIDE), factors.to(WIDE)
+        sums = tl.dot(factors, tl.trans(values), sums, input_precision=PRECISION, out_dtype=WIDE)
 
+    row, column = groups // group_columns * GROUP_Y, groups % group_columns * GROUP_X
+    real = (columns < outputs * PIXELS)[:, None] & (groups < group_rows * group_columns)[None, :]
+    count = tl.minimum(group_rows * group_columns - tile * BLOCK_M, BLOCK_M).to(WIDE)
+    from_group = row.to(INDEX) * y_stride_h + column.to(INDEX) * y_stride_w
+    from_column = tl.zeros([BLOCK_N], INDEX)
+    channels, place = columns, 0
+    if PIXELS > 1:
+        channels, place = columns % outputs, columns // outputs
+        own_row, own_column = place // GROUP_X, place % GROUP_X
+        from_column = own_row.to(INDEX) * y_stride_h + own_column.to(INDEX) * y_stride_w
+        if RAGGED:
+            real = real & (row[None, :] < (rows_out - own_row)[:, None])
+            real = real & (column[None, :] < (columns_out - own_column)[:, None])
+            count = row_sums(real.to(WIDE))
+    from_column += channels.to(INDEX) * y_stride_c
+    to = y + n * y_stride_n + (from_group[None, :] + from_column[:, None])
+    wanted = real
+    if CROPPED:
+        if PIXELS > 1:
+            wanted = real & (row[None, :] < (y_rows - own_row)[:, None])
+            wanted = wanted & (column[None, :] < (y_columns - own_column)[:, None])
+        else:
+            wanted = real & ((row < y_rows) & (column < y_columns))[None, :]
     if bias is not None:
-        sums += tl.load(bias + channels, mask=in_outputs, other=0.0).to(WIDE)[None, :]
-    doubled: tl.constexpr = 2 if PARITIES == 4 else 1
-    to_row, to_column = row * doubled + parity_y, column * doubled + parity_x
-    to = y + n * y_stride_n + (channels.to(INDEX) * y_stride_c)[None, :]
-    to += (to_row.to(INDEX) * y_stride_h + to_column.to(INDEX) * y_stride_w)[:, None]
-    wanted = here & (to_row < y_rows) & (to_column < y_columns)
+        of_channel = tl.load(bias + channels, mask=columns < outputs * PIXELS, other=0.0)
+        sums += of_channel.to(WIDE)[:, None]
     if y.dtype.element_ty == tl.uint8:
         # To the nearest, and halves to the even one: so does adding what leaves no fraction.
         whole: tl.constexpr = 6755399441055744.0 if tl.float64 == WIDE else 12582912.0
         level = (tl.minimum(tl.maximum(sums, 0.0), 255.0) + whole) - whole
-        tl.store(to, level.to(tl.uint8), mask=wanted[:, None] & in_outputs[None, :])
+        tl.store(to, level.to(tl.uint8), mask=wanted)
     else:
         stored = rounded(sums, y.dtype.element_ty)
-        tl.store(to, stored, mask=wanted[:, None] & in_outputs[None, :])
+        tl.store(to, stored, mask=wanted)
         if moments is not None:
-            value = tl.where(here[:, None], stored.to(WIDE), 0.0)
-            count = tl.minimum(rows_out * columns_out - tile * BLOCK_M, BLOCK_M).to(WIDE)
-            near = column_sums(value) / count
-            away = tl.where(here[:, None], value - near[None, :], 0.0)
-            distance = column_sums(away) / count
-            away = tl.where(here[:, None], away - distance[None, :], 0.0)
+            most = tl.maximum(count, 1.0)
+            near = row_sums(tl.where(real, stored.to(WIDE), 0.0)) / most
+            away = tl.where(real, stored.to(WIDE) - near[:, None], 0.0)
+            distance = row_sums(away) / most
+            squares = row_sums(away * away) - distance * distance * most
             store_moments(
-                moments, n, tile * PARITIES + parity, channels, N, tiles * PARITIES, outputs, count,
-                near, distance, column_sums(away * away),
+                moments, n, tile * PIXELS + place, channels, columns < outputs * PIXELS, N,
+                tiles * PIXELS, outputs, count, near, distance, squares,
             )  # fmt: skip

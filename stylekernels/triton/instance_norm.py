@@ -33,6 +33,27 @@ def _per_channel(parameter, n, stride_n, channels, C, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _statistics(mean, error, rstd, plane, in_channels):
+    """[1, BLOCK_C] each: mean, its rounding error and inverse deviation."""
+    at = plane[None, :]
+    center = tl.load(mean + at, mask=in_channels, other=0.0)
+    center_error = tl.load(error + at, mask=in_channels, other=0.0)
+    return center, center_error, tl.load(rstd + at, mask=in_channels, other=0.0)
+
+
+@triton.jit
+def _scale_and_shift(center_error, inverse, gain, offset):
+    """Of the input less its mean, whose rounding error the shift makes good."""
+    scale = inverse
+    if gain is not None:
+        scale = inverse * gain
+    shift = -center_error * scale
+    if offset is not None:
+        shift = offset + shift
+    return scale, shift
+
+
+@triton.jit
 def normalize_kernel(
     x,
     y,
@@ -80,46 +101,45 @@ def normalize_kernel(
     from_x = x + n * x_stride_n + (channels.to(INDEX) * x_stride_c)[None, :]
     to_y = y + n * y_stride_n + (channels.to(INDEX) * y_stride_c)[None, :]
     plane = n * C + channels
-    if not OWN_STATISTICS:
-        center = tl.load(mean + plane, mask=channels < C, other=0.0)[None, :]
-        center_error = tl.load(error + plane, mask=channels < C, other=0.0)[None, :]
-        inverse = tl.load(rstd + plane, mask=channels < C, other=0.0)[None, :]
+    gain = None
     if weight is not None:
         gain = _per_channel(weight, n, weight_stride_n, channels, C, WIDE)
+    offset = None
     if bias is not None:
         offset = _per_channel(bias, n, bias_stride_n, channels, C, WIDE)
-    for start in range(first, last, BLOCK_P):
-        pixels = start + rows
-        inside = (pixels < last)[:, None] & in_channels
-        value = tl.load(from_x + (pixels.to(INDEX) * x_stride_p)[:, None],
-                        mask=inside, other=0.0).to(WIDE)  # fmt: skip
-        if OWN_STATISTICS:
-            # About a pixel of the plane, so that no large mean takes digits from the sums.
-            count = (last - first).to(WIDE)
-            near = tl.load(from_x + first.to(INDEX) * x_stride_p, mask=in_channels, other=0.0)
-            near = near.to(WIDE)
-            near = tl.where(tl.abs(near) < float("inf"), near, 0.0)
-            distance = column_sums(tl.where(inside, value - near, 0.0))[None, :] / count
-            away = tl.where(inside, (value - near) - distance, 0.0)
-            var = column_sums(away * away)[None, :] / count
-            exact = near.to(tl.float64) + distance.to(tl.float64)
-            center = exact.to(WIDE)
-            center_error = (exact - center.to(tl.float64)).to(WIDE)
-            inverse = (1.0 / tl.sqrt(var.to(tl.float64) + EPS)).to(WIDE)
-            one = (channels < C)[None, :]
-            tl.store(mean + plane[None, :], center, mask=one)
-            tl.store(error + plane[None, :], center_error, mask=one)
-            tl.store(rstd + plane[None, :], inverse, mask=one)
-        z = ((value - center) - center_error) * inverse
-        if weight is not None:
-            z = z * gain
-        if bias is not None:
-            z = z + offset
+    if OWN_STATISTICS:
+        # About a pixel of the plane, so that no large mean takes digits from the sums.
+        near = tl.load(from_x, mask=in_channels, other=0.0).to(WIDE)
+        near = tl.where(tl.abs(near) < float("inf"), near, 0.0)
+        whole = (rows < P)[:, None] & in_channels
+        plane_values = tl.load(
+            from_x + (rows.to(INDEX) * x_stride_p)[:, None], mask=whole, other=0.0
+        ).to(WIDE)
+        away = tl.where(whole, plane_values - near, 0.0)
+        distance = column_sums(away)[None, :] / P
+        away = tl.where(whole, away - distance, 0.0)
+        var = column_sums(away * away)[None, :].to(tl.float64) / P
+        exact = near.to(tl.float64) + distance.to(tl.float64)
+        center = exact.to(WIDE)
+        center_error = (exact - center.to(tl.float64)).to(WIDE)
+        inverse = (1.0 / tl.sqrt(var + EPS)).to(WIDE)
+        tl.store(mean + plane[None, :], center, mask=in_channels)
+        tl.store(error + plane[None, :], center_error, mask=in_channels)
+        tl.store(rstd + plane[None, :], inverse, mask=in_channels)
+    else:
+        center, center_error, inverse = _statistics(mean, error, rstd, plane, in_channels)
+    scale, shift = _scale_and_shift(center_error, inverse, gain, offset)
+    # What was read last for the statistics is in the cache, so that comes first.
+    tiles = tl.cdiv(last - first, BLOCK_P)
+    for tile in range(tiles):
+        pixels = first + (tiles - 1 - tile) * BLOCK_P + rows
+        lines, inside = pixels.to(INDEX)[:, None], (pixels < last)[:, None] & in_channels
+        value = tl.load(from_x + lines * x_stride_p, mask=inside, other=0.0).to(WIDE)
+        z = (value - center) * scale + shift
         if residual is not None:
             addend = tl.load(
                 residual + n * residual_stride_n
-                + (channels.to(INDEX) * residual_stride_c)[None, :]
-                + (pixels.to(INDEX) * residual_stride_p)[:, None],
+                + (channels.to(INDEX) * residual_stride_c)[None, :] + lines * residual_stride_p,
                 mask=inside, other=0.0,
             ).to(WIDE)  # fmt: skip
             if RESIDUAL_FIRST:
@@ -127,46 +147,56 @@ def normalize_kernel(
         z = activate(z, ACTIVATION, SLOPE)
         if residual is not None and not RESIDUAL_FIRST:
             z = z + addend
-        tl.store(to_y + (pixels.to(INDEX) * y_stride_p)[:, None],
-                 rounded(z, y.dtype.element_ty), mask=inside)  # fmt: skip
+        tl.store(to_y + lines * y_stride_p, rounded(z, y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _gradient_tile(
     from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p, residual_stride_p,
-    center, center_error, inverse, gain, offset,
+    center, scale, shift,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient before the activation, 0 outside, and the normalised input, at the pixels
+    """The gradient before the activation, 0 outside, and the input less its mean, at the pixels
     ``lines``, [BLOCK_P, 1]."""
-    value = tl.load(from_x + lines * x_stride_p, mask=inside, other=0.0).to(WIDE)
-    normalized = ((value - center) - center_error) * inverse
+    away = tl.load(from_x + lines * x_stride_p, mask=inside, other=0.0).to(WIDE) - center
     after = tl.load(from_grad + lines * grad_stride_p, mask=inside, other=0.0).to(WIDE)
     if ACTIVATION != "none":
-        z = normalized
-        if gain is not None:
-            z = z * gain
-        if offset is not None:
-            z = z + offset
+        z = away * scale + shift
         if from_residual is not None:
             at = from_residual + lines * residual_stride_p
             z = z + tl.load(at, mask=inside, other=0.0).to(WIDE)
         after = activation_gradient(after, z, ACTIVATION, SLOPE)
-    return after, normalized
+    return after, away
+
+
+@triton.jit
+def _store_sums(to_sums, g, g_away, center_error, inverse, kinds, in_channels):
+    """Sums of the gradient, and of it times the normalised input, stored and [1, BLOCK_C]."""
+    total_g = column_sums(g)[None, :]
+    total_gz = (column_sums(g_away)[None, :] - center_error * total_g) * inverse
+    tl.store(to_sums, total_g, mask=in_channels)
+    tl.store(to_sums + kinds, total_gz, mask=in_channels)
+    return total_g, total_gz
+
+
+@triton.jit
+def _slope_and_level(total_g, total_gz, center_error, inverse, scale, P):
+    """Of what the plane's sums take from each gradient: a line over the input less its mean."""
+    slope = scale * inverse * (total_gz / P)
+    return slope, scale * (total_g / P) - center_error * slope
 
 
 @triton.jit
 def _write_gradients(
-    grad_x, grad_residual, at, inside, g, normalized, total_g, total_gz, P, factor,
-    OWN_STATISTICS: tl.constexpr,
-):  # fmt: skip
-    """grad_x = factor * (g - total / P - normalised * other total / P), or factor * g without
-    OWN_STATISTICS."""
+    grad_x, grad_residual, at, inside, g, away, factor, slope, level, OWN_STATISTICS: tl.constexpr
+):
+    """grad_x = factor * g - slope * away - level, or factor * g without OWN_STATISTICS."""
     if grad_residual is not None:
         tl.store(grad_residual + at, rounded(g, grad_residual.dtype.element_ty), mask=inside)
+    g = g * factor
     if OWN_STATISTICS:
-        g = g - (total_g / P)[None, :] - normalized * (total_gz / P)[None, :]
-    tl.store(grad_x + at, rounded(g * factor, grad_x.dtype.element_ty), mask=inside)
+        g = g - (away * slope + level)
+    tl.store(grad_x + at, rounded(g, grad_x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -224,17 +254,14 @@ def gradient_kernel(
     last = tl.minimum(first + piece_pixels, P)
     in_channels = (channels < C)[None, :]
     plane = n * C + channels
-    center = tl.load(mean + plane, mask=channels < C, other=0.0)[None, :]
-    center_error = tl.load(error + plane, mask=channels < C, other=0.0)[None, :]
-    inverse = tl.load(rstd + plane, mask=channels < C, other=0.0)[None, :]
-    factor = inverse
     gain = None
     if weight is not None:
         gain = _per_channel(weight, n, weight_stride_n, channels, C, WIDE)
-        factor = inverse * gain
     offset = None
     if bias is not None:
         offset = _per_channel(bias, n, bias_stride_n, channels, C, WIDE)
+    center, center_error, inverse = _statistics(mean, error, rstd, plane, in_channels)
+    scale, shift = _scale_and_shift(center_error, inverse, gain, offset)
     columns = channels.to(INDEX)[None, :]
     from_grad = grad + n * grad_stride_n + columns * grad_stride_c
     from_x = x + n * x_stride_n + columns * x_stride_c
@@ -242,44 +269,46 @@ def gradient_kernel(
     if residual is not None:
         from_residual = residual + n * residual_stride_n + columns * residual_stride_c
     to = n * to_stride_n + columns * to_stride_c
-    to_sums = sums + (n * pieces + piece) * C + channels
+    to_sums = sums + ((n * pieces + piece) * C + channels)[None, :]
     if SUM and WRITE:
         lines, inside = rows.to(INDEX)[:, None], (rows < P)[:, None] & in_channels
-        g, normalized = _gradient_tile(
+        g, away = _gradient_tile(
             from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p,
-            residual_stride_p, center, center_error, inverse, gain, offset, ACTIVATION, SLOPE, WIDE,
+            residual_stride_p, center, scale, shift, ACTIVATION, SLOPE, WIDE,
         )  # fmt: skip
-        total_g, total_gz = column_sums(g), column_sums(g * normalized)
-        tl.store(to_sums, total_g, mask=channels < C)
-        tl.store(to_sums + N * pieces * C, total_gz, mask=channels < C)
-        _write_gradients(grad_x, grad_residual, to + lines * to_stride_p, inside, g, normalized,
-                         total_g, total_gz, P, factor, OWN_STATISTICS)  # fmt: skip
+        total_g, total_gz = _store_sums(
+            to_sums, g, g * away, center_error, inverse, N * pieces * C, in_channels
+        )
+        slope, level = _slope_and_level(total_g, total_gz, center_error, inverse, scale, P)
+        _write_gradients(grad_x, grad_residual, to + lines * to_stride_p, inside, g, away, scale,
+                         slope, level, OWN_STATISTICS)  # fmt: skip
     else:
         if SUM:
             total_g = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
-            total_gz = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
+            total_away = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
         else:
-            total_g = tl.load(sums + plane, mask=channels < C, other=0.0)
-            total_gz = tl.load(sums + N * C + plane, mask=channels < C, other=0.0)
-        for start in range(first, last, BLOCK_P):
+            total_g = tl.load(sums + plane[None, :], mask=in_channels, other=0.0)
+            total_gz = tl.load(sums + N * C + plane[None, :], mask=in_channels, other=0.0)
+            slope, level = _slope_and_level(total_g, total_gz, center_error, inverse, scale, P)
+        tiles = tl.cdiv(last - first, BLOCK_P)
+        for tile in range(tiles):
+            # What was read last for the sums is in the cache, so that comes first.
+            start = first + (tile if SUM else tiles - 1 - tile) * BLOCK_P
             pixels = start + rows
             lines, inside = pixels.to(INDEX)[:, None], (pixels < last)[:, None] & in_channels
-            g, normalized = _gradient_tile(
+            g, away = _gradient_tile(
                 from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p,
-                residual_stride_p, center, center_error, inverse, gain, offset, ACTIVATION, SLOPE,
-                WIDE,
+                residual_stride_p, center, scale, shift, ACTIVATION, SLOPE, WIDE,
             )  # fmt: skip
             if SUM:
                 total_g += g
-                total_gz += g * normalized
+                total_away += g * away
             else:
-                _write_gradients(
-                    grad_x, grad_residual, to + lines * to_stride_p, inside, g, normalized, total_g,
-                    total_gz, P, factor, OWN_STATISTICS,
-                )  # fmt: skip
+                _write_gradients(grad_x, grad_residual, to + lines * to_stride_p, inside, g, away,
+                                 scale, slope, level, OWN_STATISTICS)  # fmt: skip
         if SUM:
-            tl.store(to_sums, column_sums(total_g), mask=channels < C)
-            tl.store(to_sums + N * pieces * C, column_sums(total_gz), mask=channels < C)
+            _store_sums(to_sums, total_g, total_away, center_error, inverse, N * pieces * C,
+                        in_channels)  # fmt: skip
 
 
 def _over_images(parameter: Tensor | None) -> tuple[Tensor | None, int]:

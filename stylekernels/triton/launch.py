@@ -25,13 +25,25 @@ def rounded(values, TYPE: tl.constexpr):
 
 
 @triton.jit
-def column_sums(values):
-    """Sums over the first axis. A GPU adds in a tree; the interpreter adds row after row, for which
-    float32 is too narrow."""
+def _sums(values, AXIS: tl.constexpr):
+    """A GPU adds in a tree; the interpreter adds one after the other, for which float32 is too
+    narrow."""
     if INTERPRETED:
-        return tl.sum(values.to(tl.float64), 0).to(values.dtype)
+        return tl.sum(values.to(tl.float64), AXIS).to(values.dtype)
     else:
-        return tl.sum(values, 0)
+        return tl.sum(values, AXIS)
+
+
+@triton.jit
+def column_sums(values):
+    """Sums over the first axis."""
+    return _sums(values, 0)
+
+
+@triton.jit
+def row_sums(values):
+    """Sums over the second axis."""
+    return _sums(values, 1)
 
 
 def wide_type(x: Tensor) -> tl.dtype:

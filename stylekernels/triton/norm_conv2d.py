@@ -1,15 +1,12 @@
 """The deferred-norm convolution.
 
 Two kernels a layer. The first writes what is convolved: the input, normalised, activated and with
-the residual added, rounded once. It reads and writes every value once, so that the second, which
-meets each input k x k / stride^2 times, loads it as it is. Where that is hardly more than once
-(1x1, 3x3 with stride 2) and nobody else wants the sum, the second kernel normalises as it loads and
-the first is left out.
+the residual added, rounded once, and padded. It reads and writes every value once, so that the
+second, which meets each input up to k x k times, loads it as it is, by addresses that are sums; and
+an image that nothing is to be done to is convolved where it is.
 
-The second is an implicit matrix product: rows are output pixels of one image, columns output
-channels, and the inner dimension kernel taps times input channels. Padding is a map of row and
-column numbers. The tile's statistics are taken from its values as they are rounded, a piece of
-`planes` for each tile, and merged afterwards.
+The second is the matrix product that `conv_geometry` describes. The tile's statistics are taken
+from its values as they are rounded, a piece of `planes` for each tile, and merged afterwards.
 """
 
 from dataclasses import replace
@@ -32,36 +29,38 @@ from stylekernels.triton.planes import Planes, write_statistics
 from stylekernels.triton.tuning import Config, tune, tuned
 
 
-def _config(geometry: Geometry, x: Tensor, channels: int, outputs: int, pixels: int) -> Config:
+def _config(
+    geometry: Geometry, weight: Tensor, outputs: int, groups: int, channels_last: bool
+) -> Config:
     """Defaults: as large as the layer fills. A step's values and weights are 16 KB each in half
     precision, and three steps are under way."""
-    if x.dtype == torch.float64:
-        return Config(32, 16, geometry.run or 16, num_warps=4, num_stages=1)
-    half = x.element_size() == 2
-    block_n = min(max(16, triton.next_power_of_2(outputs)), 128)
-    block_m = 64 if pixels <= 64 else 128
-    block_k = min(max(16, triton.next_power_of_2(channels)), 64 if half else 32)
-    return Config(
-        block_m, block_n, geometry.run or block_k,
-        num_warps=8 if block_n * x.element_size() >= 256 else 4, num_stages=stages(),
-    )  # fmt: skip
+    if weight.dtype == torch.float64:
+        return Config(32, 16, min(geometry.step, 16), num_warps=4, num_stages=1)
+    half = weight.element_size() == 2
+    # Of four pixels that are computed together two a block see fewer rows of their window; 64 rows
+    # of a product are what Hopper's matrix instructions take at least.
+    rows = 1 if geometry.group == (2, 2) else geometry.group[0]
+    block_n = triton.next_power_of_2(outputs * rows * geometry.group[1])
+    block_n = min(max(64 if half else 16, block_n), 128)
+    block_m = 64 if groups <= 64 else 128
+    block_k = min(geometry.step, 64 if half else 32)
+    # Results for NCHW are stored one by one, by addresses that take registers.
+    warps = 8 if block_n * weight.element_size() > 256 or not channels_last else 4
+    return Config(block_m, block_n, block_k, num_warps=warps, num_stages=stages())
 
 
 def _candidates(default: Config) -> list[Config]:
     """The default and its neighbours: half the pixels, for small layers leave processors idle;
-    other warps, where each has much to keep or little to do; and one step less under way, which
-    leaves memory for a second program beside the first."""
+    other warps, where each has much to keep or little to do; one step less under way, which leaves
+    memory for another program beside the first; and twice the pixels with one more, where there is
+    memory for it."""
     fewer_pixels = replace(default, block_m=default.block_m // 2)
     other_warps = replace(default, num_warps=12 - default.num_warps)
     fewer_stages = replace(default, num_stages=max(1, default.num_stages - 1))
-    found = [default, fewer_pixels, other_warps, replace(fewer_pixels, num_warps=4), fewer_stages]
-    return list(dict.fromkeys(found))
-
-
-def _normalizes_as_it_loads(geometry: Geometry, outputs: int, block_n: int) -> bool:
-    """Whether inputs are loaded so seldom that a pass of its own costs more than it saves."""
-    loads = geometry.taps[0] * geometry.taps[1] / geometry.stride**2 * triton.cdiv(outputs, block_n)
-    return not geometry.run and geometry.parities == 1 and loads <= 2.25
+    more = replace(
+        default, block_m=2 * default.block_m, num_warps=8, num_stages=default.num_stages + 1
+    )
+    return list(dict.fromkeys([default, fewer_pixels, other_warps, fewer_stages, more]))
 
 
 class _Layer:
@@ -71,11 +70,12 @@ class _Layer:
         dtype: of the arithmetic.
         n, channels, height, width: of the input.
         outputs, kernel: of the weights.
+        channels_last: whether the output is.
     """
 
     def __init__(
         self, weight: Tensor, n: int, height: int, width: int, stride: int, padding: int,
-        padding_mode: str, upsample: str,
+        padding_mode: str, upsample: str, channels_last: bool = True,
     ) -> None:  # fmt: skip
         transposed = upsample == "transpose"
         self.n, self.height, self.width = n, height, width
@@ -83,86 +83,99 @@ class _Layer:
         self.outputs = weight.shape[1 if transposed else 0]
         self.dtype, self.device = weight.dtype, weight.device
         self.geometry = Geometry.of(
-            weight.shape[2], self.channels, stride, padding, padding_mode, upsample
+            weight.shape[2], self.channels, self.outputs, stride, padding, padding_mode, upsample
         )
-        self.rows, self.columns = (self.geometry.output_size(size) for size in (height, width))
+        kernel = weight.shape[2]
+        self.rows, self.columns = (
+            2 * size if upsample != "none" else (size + 2 * padding - kernel) // stride + 1
+            for size in (height, width)
+        )
         self._problem = (
             "norm_conv2d", str(self.dtype).removeprefix("torch."), self.channels, self.outputs,
             *weight.shape[2:], self.rows, self.columns, n, stride, padding_mode, upsample,
+            "NHWC" if channels_last else "NCHW",
         )  # fmt: skip
         self._candidates = _candidates(
-            _config(self.geometry, weight, self.channels, self.outputs, self.rows * self.columns)
+            _config(self.geometry, weight, self.outputs, self.groups, channels_last)
         )
         self.config = tuned(self._problem, self.device, self._candidates)
 
     @property
-    def tiles(self) -> int:
-        """Of one parity of an image."""
-        return triton.cdiv(self.rows * self.columns, self.config.block_m)
+    def groups(self) -> int:
+        """Of pixels, in an image."""
+        rows, columns = self.geometry.groups(self.rows, self.columns)
+        return rows * columns
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some groups have pixels beyond the output."""
+        rows, columns = self.geometry.group
+        return self.rows % rows > 0 or self.columns % columns > 0
+
+    def _moments(self, block_m: int) -> tuple[int, int, int, int]:
+        """The shape of the moments of tiles of so many groups."""
+        pieces = triton.cdiv(self.groups, block_m) * self.geometry.pixels
+        return 4, self.n, pieces, self.outputs
 
     @property
     def y_shape(self) -> tuple[int, int, int, int]:
-        doubled = 2 if self.geometry.parities == 4 else 1
-        return self.n, self.outputs, doubled * self.rows, doubled * self.columns
+        return self.n, self.outputs, self.rows, self.columns
 
     @property
     def prepared_shape(self) -> tuple[int, int, int, int]:
-        """Of what the first kernel writes: rows of a few channels with their border, or the input's
-        own shape."""
-        if not self.geometry.run:
-            return self.n, self.channels, self.height, self.width
-        border = 2 * self.geometry.border
-        channels = self.geometry.run_channels
-        return self.n, channels, self.height + border, self.width + border
+        """Of what the first kernel writes. As many columns more as let Triton know that each row
+        begins at a whole line of memory."""
+        geometry = self.geometry
+        rows, columns = (
+            max(seen, geometry.border + size * geometry.repeats)
+            for seen, size in zip(
+                geometry.seen(self.rows, self.columns), (self.height, self.width), strict=True
+            )
+        )
+        return self.n, geometry.channels, rows, -(-columns // 16) * 16
 
     @property
     def most_moments(self) -> tuple[int, int, int, int]:
         """The shape of the moments in the smallest tiles of any configuration."""
-        smallest = min(config.block_m for config in self._candidates)
-        tiles = triton.cdiv(self.rows * self.columns, smallest)
-        return 4, self.n, tiles * self.geometry.parities, self.outputs
+        return self._moments(min(config.block_m for config in self._candidates))
 
     @property
     def moments_shape(self) -> tuple[int, int, int, int]:
-        return 4, self.n, self.tiles * self.geometry.parities, self.outputs
+        return self._moments(self.config.block_m)
 
     def prepare(self, x, scale_shift, activation, negative_slope, residual, prepared, kept) -> None:
         """Run the first kernel."""
-        planes = Planes.of(x)
+        geometry, planes, to = self.geometry, Planes.of(x), Planes.into(prepared)
         other = planes if residual is None else Planes.of(residual)
-        to = Planes.into(prepared)
-        to_kept = to if kept is None else Planes.into(kept)
+        to_kept = planes if kept is None else Planes.into(kept)
         block_c = min(triton.next_power_of_2(to.c), 64)
         block_p = max(16, 2048 // block_c)
         programs = self.n * triton.cdiv(to.c, block_c) * triton.cdiv(to.p, block_p)
-        border = self.geometry.border if self.geometry.run else 0
         prepare_kernel[(programs,)](
             planes.x, scale_shift, None if residual is None else other.x, prepared, kept,
-            self.channels, self.height, self.width, *planes.strides, *other.strides, *to.strides,
-            *to_kept.strides, to.c, BORDER=border, PADDING_MODE=self.geometry.padding_mode,
-            ACTIVATION=activation, SLOPE=negative_slope,
-            INDEX=_widest(planes.index_type, to.index_type),
+            self.channels, self.height, self.width, *prepared.shape[2:], *planes.strides,
+            *other.strides, *to_kept.strides, CHANNELS=geometry.channels, BORDER=geometry.border,
+            REPEATS=geometry.repeats, PADDING_MODE=geometry.padding_mode, ACTIVATION=activation,
+            SLOPE=negative_slope, INDEX=_widest(planes.index_type, to.index_type),
             WIDE=wide_type(prepared), BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
 
-    def convolve(
-        self, x, packed, bias, scale_shift, activation, negative_slope, y, moments
-    ) -> None:  # fmt: skip
-        """Run the second kernel, on what the first one wrote or on channels_last x."""
+    def convolve(self, x, packed, bias, y, moments) -> None:
+        """Run the second kernel, on channels_last x that has all that windows see."""
         planes, to = Planes.of(x), Planes.into(y)
         geometry, config = self.geometry, self.config
-        columns = triton.cdiv(self.outputs, config.block_n)
-        width = x.shape[3]
-        convolution_kernel[(self.n * self.tiles * geometry.parities * columns,)](
-            planes.x, packed, bias, scale_shift, y, moments, self.n, self.channels, self.height,
-            self.width, self.outputs, self.rows, self.columns, y.shape[2], y.shape[3],
-            planes.stride_n, planes.stride_p * width, planes.stride_p,
-            to.stride_n, to.stride_c, to.stride_p * y.shape[3], to.stride_p, self.tiles,
-            STRIDE=geometry.stride, PARITIES=geometry.parities, TAPS_EVEN=geometry.taps[0],
-            TAPS_ODD=geometry.taps[1], START_EVEN=geometry.starts[0],
-            START_ODD=geometry.starts[1], REPEATS=geometry.repeats,
-            PADDING_MODE=geometry.padding_mode, RUN_CHANNELS=geometry.run_channels,
-            BORDER=geometry.border, ACTIVATION=activation, SLOPE=negative_slope,
+        tiles = triton.cdiv(self.groups, config.block_m)
+        columns = triton.cdiv(self.outputs * geometry.pixels, config.block_n)
+        further, rows = 0, geometry.window[0]
+        if self.outputs * geometry.group[1] % config.block_n == 0:  # one row of the groups a block
+            further, rows = geometry.rows_of_one
+        convolution_kernel[(self.n * tiles * columns,)](
+            x, packed, bias, y, moments, self.n, *x.shape[2:], self.outputs, self.rows,
+            self.columns, *y.shape[2:], to.stride_n, to.stride_c, to.stride_p * y.shape[3],
+            to.stride_p, tiles, ADVANCE_Y=geometry.advance[0], ADVANCE_X=geometry.advance[1],
+            WINDOW_Y=geometry.window[0], WINDOW_X=geometry.window[1], GROUP_Y=geometry.group[0],
+            GROUP_X=geometry.group[1], FURTHER=further, ROWS=rows, CHANNELS=geometry.channels,
+            RUN=geometry.run, RAGGED=self.ragged, CROPPED=y.shape[2:] != self.y_shape[2:],
             PRECISION=product_precision(x, torch.backends.cudnn.conv),
             INDEX=_widest(planes.index_type, to.index_type), WIDE=wide_type(x),
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
@@ -170,9 +183,15 @@ class _Layer:
         )  # fmt: skip
 
     def _is_convolved_in(self, image: Tensor) -> bool:
-        """Whether the second kernel reads images of this layout."""
+        """Whether the second kernel reads images of this layout and size as they are."""
+        geometry = self.geometry
+        seen = geometry.seen(self.rows, self.columns)
         channels_last = self.channels == 1 or Planes.of(image).stride_c == 1
-        return channels_last and not self.geometry.run
+        complete = geometry.channels == self.channels and geometry.repeats == 1
+        return (
+            channels_last and complete and geometry.border == 0
+            and seen[0] <= self.height and seen[1] <= self.width
+        )  # fmt: skip
 
     def run(
         self, x, packed, bias, scale_shift, activation, negative_slope, residual, prepared, kept, y,
@@ -185,22 +204,18 @@ class _Layer:
         """
         changed = x.dtype != self.dtype or residual is not None or activation != "none"
         changed = changed or scale_shift is not None
-        alone = residual is None and x.dtype == self.dtype and scale_shift is not None
-        alone = alone and _normalizes_as_it_loads(self.geometry, self.outputs, self.config.block_n)
         x = Planes.of(x).x  # a view with gaps is copied once
-        given = (alone or not changed) and self._is_convolved_in(x)
-        if kept is not None or not given:
+        if kept is not None or changed or not self._is_convolved_in(x):
+            made, also = prepared(), kept
             if kept is not None and self._is_convolved_in(kept):
                 made, also = kept, None
-            else:
-                made, also = prepared(), kept
             self.prepare(x, scale_shift, activation, negative_slope, residual, made, also)
-            x, scale_shift, activation = made, None, "none"
+            x = made
 
         def convolve(config: Config) -> Tensor | None:
             self.config = config
             written = None if moments is None else moments(self.moments_shape)
-            self.convolve(x, packed, bias, scale_shift, activation, negative_slope, y, written)
+            self.convolve(x, packed, bias, y, written)
             return written
 
         best = tune(self._problem, self.device, self._candidates, convolve)
@@ -216,7 +231,10 @@ def norm_conv2d(
     padding, padding_mode, upsample, return_stats,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The op of this name."""
-    layer = _Layer(weight, *_image_sizes(x), stride, padding, padding_mode, upsample)
+    y_is_channels_last = Planes.of(x).stride_c == 1
+    layer = _Layer(
+        weight, *_image_sizes(x), stride, padding, padding_mode, upsample, y_is_channels_last
+    )
     y = dense_like(x, layer.y_shape)
     kept = dense_like(x) if return_input else None
     wide = wide_dtype(x)
@@ -247,9 +265,12 @@ def norm_conv2d_pack(
     weight: Tensor, stride: int, padding: int, padding_mode: str, upsample: str
 ) -> Tensor:
     """The op of this name."""
-    channels = weight.shape[0 if upsample == "transpose" else 1]
-    geometry = Geometry.of(weight.shape[2], channels, stride, padding, padding_mode, upsample)
-    return geometry.pack(weight, upsample)
+    outputs, channels = weight.shape[:2]
+    if upsample == "transpose":
+        outputs, channels = channels, outputs
+    return Geometry.of(
+        weight.shape[2], channels, outputs, stride, padding, padding_mode, upsample
+    ).pack(weight, upsample)
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -272,7 +293,10 @@ def norm_conv2d_out(
     padding_mode, upsample, norm_weight, norm_bias, eps, y, input, next_scale_shift, workspace,
 ) -> None:  # fmt: skip
     """The op of this name. Images are dense, contiguous or channels_last."""
-    layer = _Layer(weight, *_image_sizes(x), stride, padding, padding_mode, upsample)
+    layer = _Layer(
+        weight, *_image_sizes(x), stride, padding, padding_mode, upsample,
+        Planes.of(y).stride_c == 1,
+    )  # fmt: skip
     memory = workspace.view(torch.uint8)
     prepared_bytes = _bytes(layer.prepared_shape, layer.dtype)
 

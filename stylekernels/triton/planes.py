@@ -4,7 +4,7 @@ One kernel serves both memory layouts: an image is addressed as ``n * stride_n +
 pixel * stride_p``, one of the last two strides is 1, and Triton compiles a kernel for which.
 
 Moments are four numbers of a piece of a plane: how many pixels it has, their mean as the sum of two
-numbers, a value among them and the mean's distance from it, and the sum of their squared
+numbers, a value near them and the mean's distance from it, and the sum of their squared
 deviations. They are kept in one tensor (4, N, pieces, C) and merged in float64 in the order of the
 pieces (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983): what comes
 out is exact for large means too, and the same in every run.
@@ -21,13 +21,14 @@ from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.triton.launch import column_sums, processors, wide_type
 
 #: Pieces whose moments one program merges, and how many numbers it holds of each kind.
-MERGED = 512
-_HELD = 2048
+MERGED = 1024
+_HELD = 4096
 #: Elements of a tile, and of the largest one: 16 a thread of 4 warps, and 32 of 16 warps.
 _TILE = 2048
 _LARGEST_TILE = 16384
-#: Programs for each processor: enough for some to load while others compute.
-_PROGRAMS = 8
+#: Programs for each processor, as many as registers let run at once: of a tile of a plane, of one
+#: of pixels (twice as large: each thread keeps what it knows of 8 channels), and of two tiles.
+_PROGRAMS, _PROGRAMS_OF_PIXELS, _PROGRAMS_OF_TWO = 8, 4, 6
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,18 @@ def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
     if small or (fits and pixels * block_c <= largest and blocks >= processors(device)):
         warps = min(16, max(1, pixels * block_c * wide * tensors // 1024))
         return Tiling(pixels, block_c, 1, p, blocks, warps)
+    if tensors > 1:
+        programs = _PROGRAMS_OF_TWO
+    elif dense_channels:
+        tile, programs = 2 * tile, _PROGRAMS_OF_PIXELS
+    else:
+        programs = _PROGRAMS
     block_p = min(tile // block_c, pixels)
-    wanted = triton.cdiv(_PROGRAMS * processors(device), max(blocks, 1))
+    wanted = triton.cdiv(programs * processors(device), max(blocks, 1))
     pieces = max(1, min(wanted, MERGED, triton.cdiv(p, block_p)))
     piece = triton.cdiv(triton.cdiv(p, pieces), block_p) * block_p
     pieces = triton.cdiv(p, piece)
-    return Tiling(block_p, block_c, pieces, piece, blocks * pieces, 4 * tensors)
+    return Tiling(block_p, block_c, pieces, piece, blocks * pieces, 4)
 
 
 @triton.jit
@@ -151,11 +158,22 @@ def place(C, pieces, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def store_moments(moments, n, piece, channels, N, pieces, C, count, near, distance, squares):
-    """Moments of some channels of a piece: [BLOCK_C] each, but one count for all."""
+def load_columns(at, in_channels, EVEN: tl.constexpr):
+    """A tile of whole pixels; EVEN: all its channels are there."""
+    if EVEN:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=in_channels, other=0.0)
+
+
+@triton.jit
+def store_moments(
+    moments, n, piece, channels, inside, N, pieces, C, count, near, distance, squares
+):
+    """Moments of some channels of a piece, or of as many pieces: [BLOCK_C] each, but one count may
+    do for all."""
     plane = N * pieces * C
     to = moments + (n * pieces + piece) * C + channels
-    inside = channels < C
     tl.store(to, tl.where(inside, count, 0), mask=inside)
     tl.store(to + plane, near, mask=inside)
     tl.store(to + 2 * plane, distance, mask=inside)
@@ -174,11 +192,15 @@ def merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS: tl.cons
     near = tl.load(at + plane, mask=inside, other=0.0).to(tl.float64)
     distance = tl.load(at + 2 * plane, mask=inside, other=0.0).to(tl.float64)
     squares = tl.load(at + 3 * plane, mask=inside, other=0.0).to(tl.float64)
+    # Distances from the first piece's mean, so that one look at the pieces is enough.
+    at = moments + plane + (n * pieces + first) * C + channels
+    center = tl.load(at, mask=channels < C, other=0.0).to(tl.float64)
+    center = tl.where(tl.abs(center) < float("inf"), center, 0.0)
+    away = tl.where(inside, (near - center[None, :]) + distance, 0.0)
     total = tl.maximum(tl.sum(count, 0), 1.0)
-    means = near + distance
-    mean = tl.sum(count * means, 0) / total
-    away = means - mean[None, :]
-    return total, mean, tl.sum(squares + count * away * away, 0)
+    sum = tl.sum(count * away, 0)
+    squares = tl.sum(squares + count * away * away, 0) - sum * (sum / total)
+    return total, center + sum / total, tl.where(squares < 0, 0.0, squares)
 
 
 @triton.jit
@@ -193,6 +215,7 @@ def moments_kernel(
     stride_p,
     pieces,
     piece_pixels,
+    EVEN: tl.constexpr,
     INDEX: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -200,38 +223,45 @@ def moments_kernel(
 ):
     """Moments of every piece of every plane: each pixel is read once, by the program of its piece.
 
-    Each place of the tile follows the values it meets from tile to tile (Welford, "Note on a method
-    for calculating corrected sums of squares and products", 1962), counted from the piece's first
-    pixel; the places are merged at the end. No sum crosses threads within the loop.
+    Each place of the tile adds up distances from a value near the mean, and their squares: that of
+    the piece's first tile. It is among the values, so what its distance from the mean takes from
+    the digits of the squares is limited by the number of tiles. No sum crosses threads within the
+    loop.
     """
     n, piece, channels = place(C, pieces, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
     first = piece * piece_pixels
     last = tl.minimum(first + piece_pixels, P)
+    whole = first + (last - first) // BLOCK_P * BLOCK_P
     in_channels = (channels < C)[None, :]
     base = x + n * stride_n + (channels.to(INDEX) * stride_c)[None, :]
-    near = tl.load(base + first.to(INDEX) * stride_p, mask=in_channels, other=0.0).to(WIDE)
+    inside = (first + rows < last)[:, None] & in_channels
+    at = base + ((first + rows).to(INDEX) * stride_p)[:, None]
+    value = tl.load(at, mask=inside, other=0.0).to(WIDE)
+    near = column_sums(value)[None, :] / tl.minimum(last - first, BLOCK_P).to(WIDE)
     near = tl.where(tl.abs(near) < float("inf"), near, 0.0)
-    mean = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
+    sums = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
     squares = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
-    met = tl.zeros([1, 1], WIDE)
-    for start in range(first, last, BLOCK_P):
-        pixels = start + rows
-        inside = (pixels < last)[:, None] & in_channels
-        at = base + (pixels.to(INDEX) * stride_p)[:, None]
-        value = tl.load(at, mask=inside, other=0.0).to(WIDE) - near
-        met += 1.0
-        away = value - mean
-        mean = tl.where(inside, mean + away * (1.0 / met), mean)
-        squares = tl.where(inside, squares + away * (value - mean), squares)
-    total = (last - first).to(WIDE)
-    counts = tl.maximum((last - first - rows + BLOCK_P - 1) // BLOCK_P, 0).to(WIDE)[:, None]
-    distance = column_sums(counts * mean) / total
-    away = mean - distance[None, :]
-    squares = column_sums(squares + counts * away * away)
+    for start in range(first, whole, BLOCK_P):
+        at = base + ((start + rows).to(INDEX) * stride_p)[:, None]
+        away = load_columns(at, in_channels, EVEN).to(WIDE) - near
+        sums += away
+        squares += away * away
+    if whole < last:
+        inside = (whole + rows < last)[:, None] & in_channels
+        at = base + ((whole + rows).to(INDEX) * stride_p)[:, None]
+        away = tl.where(inside, tl.load(at, mask=inside, other=0.0).to(WIDE) - near, 0.0)
+        sums += away
+        squares += away * away
+    total = (last - first).to(tl.float64)
+    sum = column_sums(sums).to(tl.float64)
+    distance = sum / total
+    squares = column_sums(squares).to(tl.float64) - sum * distance
+    squares = tl.where(squares < 0, 0.0, squares)
     store_moments(
-        moments, n, piece, channels, N, pieces, C, total, tl.sum(near, 0), distance, squares
-    )
+        moments, n, piece, channels, channels < C, N, pieces, C, total, tl.sum(near, 0), distance,
+        squares,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -252,7 +282,7 @@ def merge_kernel(
     total, mean, squares = merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS)
     near = mean.to(moments.dtype.element_ty)
     store_moments(
-        merged, n, piece, channels, N, merged_pieces, C, total, near,
+        merged, n, piece, channels, channels < C, N, merged_pieces, C, total, near,
         mean - near.to(tl.float64), squares,
     )  # fmt: skip
 
@@ -309,8 +339,8 @@ def moments_of(planes: Planes, tiling: Tiling) -> Tensor:
     moments = x.new_empty((4, planes.n, tiling.pieces, planes.c), dtype=wide_dtype(x))
     moments_kernel[(tiling.programs,)](
         x, moments, planes.n, planes.c, planes.p, *planes.strides, tiling.pieces, tiling.piece,
-        INDEX=planes.index_type, WIDE=wide_type(x), BLOCK_P=tiling.block_p, BLOCK_C=tiling.block_c,
-        num_warps=tiling.num_warps,
+        EVEN=planes.c % tiling.block_c == 0, INDEX=planes.index_type, WIDE=wide_type(x),
+        BLOCK_P=tiling.block_p, BLOCK_C=tiling.block_c, num_warps=tiling.num_warps,
     )  # fmt: skip
     return moments
 
@@ -334,12 +364,12 @@ def write_statistics(
         few = moments.new_empty((4, n, fewer, c))
         block = min(triton.next_power_of_2(c), _HELD // MERGED)
         merge_kernel[(n * fewer * triton.cdiv(c, block),)](
-            moments, few, n, c, pieces, fewer, BLOCK_C=block, ROWS=MERGED, num_warps=8
+            moments, few, n, c, pieces, fewer, BLOCK_C=block, ROWS=MERGED, num_warps=16
         )
         moments, pieces = few, fewer
     rows = triton.next_power_of_2(pieces)
     block = min(triton.next_power_of_2(c), max(1, _HELD // rows), 64)
     statistics_kernel[(n * triton.cdiv(c, block),)](
         moments, mean, error, var, rstd, scale_shift, weight, bias, n, c, pieces,
-        EPS=eps, BLOCK_C=block, ROWS=rows, num_warps=8 if rows * block > 1024 else 4,
+        EPS=eps, BLOCK_C=block, ROWS=rows, num_warps=max(4, min(16, rows * block // 256)),
     )  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 import triton
 
 #: Of kernels whose speed has changed; what was measured with others is not used.
-_KERNELS = 1
+_KERNELS = 2
 _REFUSALS = (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError)
 _enabled = os.environ.get("STYLEKERNELS_AUTOTUNE") == "1"
 
