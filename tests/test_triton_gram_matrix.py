@@ -112,7 +112,7 @@ def test_magnitudes(dtype, scale, shift, center, device) -> None:
     ("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 2e18), (torch.float32, 2e18)]
 )
 def test_huge_values_do_not_overflow(dtype, size, device) -> None:
-    """Not in the sums of a piece either, which has 512 pixels."""
+    """Not in the sums of a piece either, which has 1024 pixels."""
     check_huge_values(dtype, size, "contiguous", device)
 
 
@@ -190,19 +190,48 @@ class Launches:
         return self.kernel[grid]
 
 
+@pytest.mark.parametrize("shape", [(1, 6, 33, 37), (1, 130, 23, 25)])
+def test_more_pieces_than_are_added_up_at_once(shape, device, monkeypatch) -> None:
+    """Of one tile and of several, with a step of the loop over pieces that is not full."""
+    from stylekernels.triton import gram_matrix as launchers
+
+    monkeypatch.setattr(launchers, "processors", lambda device: 5 if shape[1] == 6 else 44)
+    monkeypatch.setattr(launchers, "_SUM_PIECES", 2)
+    sizes = ((shape[0], shape[1], shape[2] * shape[3]),)
+    (share,) = launchers._share_out(sizes, 4, launchers.processors(device))
+    assert share.pieces % 2 == 1 < share.pieces
+    x = random(*shape, device=device, shift=0.5)
+    check_gram(x)
+    check_loss(x, target_for(x))
+
+
+def test_tiles_that_fill_the_device_need_no_sums(device, monkeypatch) -> None:
+    from stylekernels.triton import gram_matrix as launchers
+
+    monkeypatch.setattr(launchers, "processors", lambda device: 4)
+    monkeypatch.setattr(launchers, "sum_kernel", None)
+    check_gram(random(4, 17, 33, 17, dtype=torch.bfloat16, device=device, shift=0.5))
+
+
 @pytest.mark.parametrize("layers", [1, 5])
 def test_all_layers_share_the_launches_of_one(layers, device, monkeypatch) -> None:
     """And the programs of one: those that a single layer would have are shared out."""
     from stylekernels.triton import gram_matrix as launchers
 
     kernels = {}
-    for name in ("product_kernel", "sum_kernel", "loss_kernel", "gradient_kernel"):
+    for name in (
+        "product_kernel",
+        "sum_kernel",
+        "loss_kernel",
+        "symmetric_kernel",
+        "gradient_kernel",
+    ):
         kernels[name] = Launches(getattr(launchers, name))
         monkeypatch.setattr(launchers, name, kernels[name])
     monkeypatch.setattr(launchers, "processors", lambda device: 12)
     features = [random(1, 16, 64, 64, device=device).requires_grad_() for _ in range(layers)]
     losses = gram_losses(features, targets_for(features))
     torch.autograd.grad(losses.sum(), features)
-    assert [len(kernel.programs) for kernel in kernels.values()] == [1, 1, 1, 1]
+    assert [len(kernel.programs) for kernel in kernels.values()] == [1] * 5
     (programs,) = kernels["product_kernel"].programs
-    assert 20 <= programs <= 2 * 12 + layers
+    assert 10 <= programs <= 12 + layers

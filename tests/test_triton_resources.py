@@ -27,4 +27,5 @@ def test_kernels_compile_and_fit(target, tmp_path) -> None:
     assert kernels == {
         "convolution_kernel", "gradient_kernel", "loss_kernel", "merge_kernel", "moments_kernel",
         "normalize_kernel", "prepare_kernel", "product_kernel", "statistics_kernel", "sum_kernel",
+        "symmetric_kernel",
     }  # fmt: skip

@@ -1,20 +1,25 @@
 """Gram matrix, its gradient, and Gram loss, of one layer or of several in the same launches.
 
 Bytes: the features once for C <= 128, where one tile holds all products of a piece of pixels;
-above, each tile of one triangle reads the two blocks of channels that it multiplies. Operations:
-C (C + 1) P useful ones an image; whole tiles on the diagonal make it C (C + 128) P. With 128
-operations a byte at C = 128 in half precision, the features' bytes decide up to there on every GPU
-so far.
+above, each tile of one triangle reads the two blocks of channels that it multiplies, most often
+from the L2 cache. Operations: C (C + 1) P useful ones an image; whole tiles on the diagonal make it
+C (C + 128) P. With 128 operations a byte at C = 128 in half precision, the features' bytes decide
+up to there on every GPU so far.
 
 Programs share out tiles and pieces of pixels, since C x C is small and H W large; the pieces'
 products are added up in their order by a second kernel, which also mirrors the triangle and
-compares it with a target. The deep layers of a style loss are too small to fill a GPU alone: all
-layers share one launch of each kernel, in which each has programs in proportion to what it reads.
+compares it with a target. A Gram matrix alone whose tiles fill the GPU unsplit needs no second
+kernel. The deep layers of a style loss are too small for that: all layers share one launch of each
+kernel, in which each has programs in proportion to what it reads.
+
+The gradient is S x with S = scale (grad + grad^T), 2 C^2 P operations an image: a first kernel
+writes S, C^2 numbers of x's dtype, rounded as PyTorch rounds the gradient of a bmm, and a second
+multiplies. It reads x once for C <= 128 and C / 128 times above, and writes as much as x has.
 """
 
 import functools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,19 +29,23 @@ from torch import Tensor
 
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.layouts import dense_like
-from stylekernels.triton.gram_kernels import (
+from stylekernels.triton.gram_gradient_kernels import (
     GradientLayer,
+    SymmetricLayer,
+    gradient_kernel,
+    symmetric_kernel,
+)
+from stylekernels.triton.gram_kernels import (
     ProductLayer,
     SumLayer,
     Target,
-    gradient_kernel,
     loss_kernel,
     product_kernel,
     sum_kernel,
 )
 from stylekernels.triton.instance_norm import exact_mean
 from stylekernels.triton.launch import (
-    INTERPRETED,
+    on_amd,
     processors,
     product_precision,
     stages,
@@ -44,12 +53,30 @@ from stylekernels.triton.launch import (
 )
 from stylekernels.triton.planes import Planes
 
-#: Channels of a tile where C is larger, by bytes of the values that are multiplied (float32 takes
-#: three products, and registers for them), and the most pieces of an image.
+#: Channels of a tile where C is larger, or half as many, by bytes of the values that are multiplied
+#: (float32 takes three products, and registers for them), and pixels of a step over products.
 _BLOCKS = {2: 128, 4: 64, 8: 32}
+_PIXELS = {2: 64, 4: 32, 8: 16}
+#: Programs for each processor, bytes of shared memory for the steps that one has under way, how
+#: many these may be, and the most pieces of an image.
+_PROGRAMS = 1
+_STEPS_BYTES = 96 * 1024
+_STEPS = 8
 _PIECES = 256
-#: Rows of a tile that one program of the second kernel adds up.
-_ROWS = 8
+#: Of the kernel that adds up pieces: partial sums that a program has at once, but no less than one
+#: row of each piece; pieces at once, at most; warps.
+_SUMS = 1024
+_SUM_PIECES = 64
+_SUM_WARPS = 4
+#: Rows of S that a program of `symmetric_kernel` makes, and elements, at most.
+_SYMMETRIC = (8, 4096)
+#: Of the gradient's product, by bytes of the values that are multiplied: the most channels of a
+#: program, channels of a step, elements and most pixels of a tile, and warps.
+_GRADIENT = {
+    2: (128, 64, 16384, 256, 8),
+    4: (64, 32, 4096, 64, 4),
+    8: (32, 16, 512, 32, 4),
+}
 
 #: Makes a constant of the compiler; the same object each time, by which Triton finds its kernel
 #: without comparing values. Typed, for True is not 1 there.
@@ -65,6 +92,7 @@ class _Share:
         tiles: of one triangle.
         pieces: of an image.
         piece: pixels of a piece.
+        programs: of all images.
         read: elements that all programs read together.
     """
 
@@ -72,7 +100,15 @@ class _Share:
     tiles: int
     pieces: int
     piece: int
+    programs: int
     read: int
+
+    def cost(self, bytes_of_value: int, wanted: float) -> float:
+        """In bytes read, or as long as that takes with fewer programs than ``wanted``. Partial
+        sums, of float32 or more, are written and read again, at half the speed (measured)."""
+        sums = self.programs * self.block**2 if self.pieces > 1 else 0
+        reads = self.read * max(1.0, wanted / self.programs)
+        return bytes_of_value * reads + 4 * max(4, bytes_of_value) * sums
 
 
 @functools.lru_cache
@@ -81,26 +117,48 @@ def _share_out(
 ) -> tuple[_Share, ...]:
     """Shares of layers of so many images, channels and pixels: ``programs`` in all, or one for each
     tile where that is more."""
-    block_p = _pixels(bytes_of_value)
-    blocks = [max(16, min(triton.next_power_of_2(c), _BLOCKS[bytes_of_value])) for _, c, _ in sizes]
-    rows = [triton.cdiv(c, block) for (_, c, _), block in zip(sizes, blocks, strict=True)]
-    tiles = [row * (row + 1) // 2 for row in rows]
-    reads = [
-        n * t * p * block * min(t, 2)  # a single tile is multiplied with itself
-        for (n, _, p), t, block in zip(sizes, tiles, blocks, strict=True)
-    ]
+    reads = [_share(*size, _BLOCKS[bytes_of_value], 1, bytes_of_value).read for size in sizes]
     shares = []
-    for (n, _, p), block, t, read in zip(sizes, blocks, tiles, reads, strict=True):
-        wanted = triton.cdiv(programs * read, n * t * sum(reads))
-        pieces = max(1, min(wanted, _PIECES, triton.cdiv(p, 4 * block_p)))
-        piece = triton.cdiv(triton.cdiv(p, pieces), block_p) * block_p
-        shares.append(_Share(block, t, triton.cdiv(p, piece), piece, read))
+    for size, read in zip(sizes, reads, strict=True):
+        wanted = programs * read / sum(reads)
+        candidates = _candidates(*size, bytes_of_value, wanted)
+        costs = [(share.cost(bytes_of_value, wanted), share) for share in candidates]
+        shares.append(min(costs, key=lambda cost: cost[0])[1])
     return tuple(shares)
 
 
-def _pixels(bytes_of_value: int) -> int:
-    """Of a step over products."""
-    return {2: 64, 4: 32, 8: 16}[bytes_of_value]
+def _candidates(n: int, c: int, p: int, bytes_of_value: int, wanted: float) -> Iterator[_Share]:
+    """Shares of about as many programs as are wanted, the larger tiles first."""
+    for block in (_BLOCKS[bytes_of_value], _BLOCKS[bytes_of_value] // 2):
+        whole = _share(n, c, p, block, 1, bytes_of_value)
+        pieces = int(wanted / whole.programs)
+        for few in (pieces, pieces + 1):
+            yield _share(n, c, p, block, few, bytes_of_value)
+
+
+def _share(n: int, c: int, p: int, most: int, pieces: int, bytes_of_value: int) -> _Share:
+    """In tiles of at most so many channels and about so many pieces, each of several steps."""
+    block = max(16, min(triton.next_power_of_2(c), most))
+    rows = triton.cdiv(c, block)
+    tiles = rows * (rows + 1) // 2
+    step = _PIXELS[bytes_of_value]
+    pieces = max(1, min(pieces, _PIECES, triton.cdiv(p, 4 * step)))
+    piece = triton.cdiv(triton.cdiv(p, pieces), step) * step
+    pieces = triton.cdiv(p, piece)
+    # A tile on the diagonal is multiplied with itself.
+    return _Share(block, tiles, pieces, piece, n * tiles * pieces, n * p * block * rows * rows)
+
+
+def _steps(x: Tensor, share: _Share, bytes_of_value: int, centered: bool) -> int:
+    """Of the loop over pixels that are under way at once; centring makes a copy of one. Loads under
+    way take registers, and float64 spills what it takes beyond one step's."""
+    if x.dtype == torch.float64:
+        return 1
+    if on_amd():
+        return stages()
+    operands = 1 if share.tiles == 1 else 2
+    step = operands * share.block * _PIXELS[bytes_of_value] * bytes_of_value
+    return max(2, min(_STEPS, _STEPS_BYTES // step - centered))
 
 
 def _bits(scale: float) -> int:
@@ -110,11 +168,6 @@ def _bits(scale: float) -> int:
 
 def _scales(layers: Sequence[Planes], scales: Sequence[float] | None) -> Sequence[float]:
     return [1.0 / (f.c * f.p) for f in layers] if scales is None else scales
-
-
-def _stages(x: Tensor) -> int:
-    """Loads under way take registers, and float64 spills what it takes beyond one step's."""
-    return 1 if x.dtype == torch.float64 else stages()
 
 
 def _index_type(layers: Sequence[Planes]) -> tl.dtype:
@@ -131,7 +184,8 @@ def _grams(
     x = layers[0].x
     bytes_of_value = max(4 if mean is not None else 0, x.element_size())
     sizes = tuple([(f.n, f.c, f.p) for f in layers])
-    shares = _share_out(sizes, bytes_of_value, 2 * processors(x.device))
+    shares = _share_out(sizes, bytes_of_value, _PROGRAMS * processors(x.device))
+    steps = [_steps(x, share, bytes_of_value, mean is not None) for share in shares]
     scales = _scales(layers, scales)
     grams = [x.new_empty((f.n, f.c, f.c), dtype=wide_dtype(x)) for f in layers]
     # The last programs to start should not be long ones.
@@ -144,36 +198,43 @@ def _grams(
         products.append(
             ProductLayer(
                 f.x, f.n, f.c, f.p, *f.strides, _bits(scales[k]), s.tiles, s.pieces, s.piece,
-                block, _constant(s.tiles == 1),
+                block, _constant(s.tiles == 1), _constant(steps[k]),
             )
         )  # fmt: skip
-        sums.append(SumLayer(grams[k], f.n, f.c, s.tiles, s.pieces, block, _constant(k)))
+        pieces = min(triton.next_power_of_2(s.pieces), _SUM_PIECES)
+        rows = max(1, min(s.block, _SUMS // (pieces * s.block)))
+        sums.append(
+            SumLayer(
+                grams[k], f.n, f.c, s.tiles, s.pieces, block, _constant(rows), _constant(pieces),
+                _constant(k),
+            )
+        )  # fmt: skip
         if targets is not None:
             target = targets[k].expand(f.n, f.c, f.c)
             wanted.append(Target(targets[k], *target.stride()))
-        programs += f.n * s.tiles * s.pieces
-        elements += f.n * s.tiles * s.pieces * s.block**2
-        sum_programs += f.n * s.tiles * (s.block // _ROWS)
-    partial = x.new_empty((elements,), dtype=wide_dtype(x))
+        programs += s.programs
+        elements += s.programs * s.block**2
+        sum_programs += f.n * s.tiles * (s.block // rows)
+    whole = targets is None and shares[0].pieces == 1  # without targets there is a single layer
+    partial = None if whole else x.new_empty((elements,), dtype=wide_dtype(x))
     product_kernel[(programs,)](
-        tuple(products), mean, partial,
+        tuple(products), mean, partial, grams[0] if whole else None,
         PRECISION=product_precision(x, torch.backends.cuda.matmul),
-        INDEX=_index_type(layers), WIDE=wide_type(x), BLOCK_P=_pixels(bytes_of_value),
+        INDEX=_index_type(layers), WIDE=wide_type(x), BLOCK_P=_PIXELS[bytes_of_value],
         num_warps=8 if any(s.block == 128 for s in shares) else 4,
-        num_stages=_stages(x),
     )  # fmt: skip
+    if whole:
+        return grams, None
     squares = losses = None
     if targets is not None:
         squares = x.new_empty((sum_programs,), dtype=torch.float64)
         losses = x.new_empty((len(layers),), dtype=wide_dtype(x))
     sum_kernel[(sum_programs,)](
-        tuple(sums), tuple(wanted) or None, partial, squares, WIDE=wide_type(x), ROWS=_ROWS,
-        num_warps=4,
+        tuple(sums), tuple(wanted) or None, partial, squares, WIDE=wide_type(x),
+        num_warps=_SUM_WARPS,
     )  # fmt: skip
     if losses is not None:
-        loss_kernel[(len(layers),)](
-            tuple(sums), squares, losses, ROWS=_ROWS, BLOCK=256, num_warps=4
-        )
+        loss_kernel[(len(layers),)](tuple(sums), squares, losses, BLOCK=256, num_warps=4)
     return grams, losses
 
 
@@ -189,33 +250,66 @@ def _gradients(
     scales = _scales(layers, scales)
     grad_features = [dense_like(x) for x in features]
     x = layers[0].x
-    split = x.dtype == torch.bfloat16 and mean is None and not INTERPRETED.value
-    widest, block_k, block_p = (64, 64, 64) if split else (64, 32, 64)
-    if x.dtype == torch.float64:
-        widest, block_k, block_p = 32, 16, 16
-    arguments, programs = [], 0
+    dtype = x.dtype if mean is None else wide_dtype(x)
+    widest, block_k, elements, most_pixels, warps = _GRADIENT[dtype.itemsize]
+    symmetric, products = [], []
+    symmetric_programs = programs = rows = weights = 0
     for k in sorted(range(len(layers)), key=lambda k: features[k].numel(), reverse=True):
         f, to = layers[k], Planes.of(grad_features[k])
-        block_c = max(16, min(triton.next_power_of_2(f.c), widest))
-        arguments.append(
-            GradientLayer(
-                grads[k], *grads[k].stride(), f.x, *f.strides, to.x, *to.strides, f.n, f.c, f.p,
-                _bits(scales[k]), _constant(block_c), _constant(k),
+        columns = triton.next_power_of_2(f.c)
+        some = max(1, min(_SYMMETRIC[0], _SYMMETRIC[1] // columns))
+        symmetric.append(
+            SymmetricLayer(
+                grads[k], *grads[k].stride(), f.n, f.c, _bits(scales[k]), _constant(some),
+                _constant(columns), _constant(k),
             )
         )  # fmt: skip
+        block_c = max(16, min(columns, widest))
+        block_p = max(16, min(triton.next_power_of_2(f.p), elements // block_c, most_pixels))
+        steps = 1 if x.dtype == torch.float64 else min(stages(), triton.cdiv(f.c, block_k))
+        products.append(
+            GradientLayer(
+                f.x, *f.strides, to.x, *to.strides, f.n, f.c, f.p, _constant(block_c),
+                _constant(block_p), _constant(steps), _constant(to.stride_c == 1 and f.c > 1),
+            )
+        )  # fmt: skip
+        symmetric_programs += f.n * triton.cdiv(f.c, some)
         programs += f.n * triton.cdiv(f.c, block_c) * triton.cdiv(f.p, block_p)
+        rows += f.n * f.c
+        weights += f.n * f.c**2
+    weights = x.new_empty((weights,), dtype=dtype)
+    powers = x.new_empty((rows,), dtype=torch.float32) if dtype == torch.float16 else None
+    symmetric_kernel[(symmetric_programs,)](
+        tuple(symmetric), grad_losses, weights, powers, WIDE=wide_type(x), num_warps=4
+    )
     gradient_kernel[(programs,)](
-        tuple(arguments), mean, grad_losses,
-        PRECISION=product_precision(x, torch.backends.cuda.matmul), SPLIT=split,
-        INDEX=_index_type(layers), WIDE=wide_type(x), BLOCK_K=block_k, BLOCK_P=block_p,
-        num_warps=4, num_stages=_stages(x),
+        tuple(products), mean, weights, powers,
+        PRECISION=product_precision(x, torch.backends.cuda.matmul), INDEX=_index_type(layers),
+        WIDE=wide_type(x), BLOCK_K=block_k, num_warps=warps,
     )  # fmt: skip
     return grad_features
+
+
+def _is_for_the_library(planes: Planes) -> bool:
+    """Whether cuBLAS is faster: for many channels of few pixels, twice the products take it less
+    time than the first stage of ours on an H200 (256 channels of 64 x 64 pixels: 12 us against 15;
+    512 of 32 x 32: 7 against 11; 128 of 128 x 128: 27 against 17)."""
+    x = planes.x
+    deep = planes.c >= 256 and planes.p <= 4096
+    return deep and x.device.type == "cuda" and x.element_size() == 2 and not on_amd()
 
 
 def gram_matrix(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
     """The op of this name."""
     planes = Planes.of(x)
+    if _is_for_the_library(planes) and not center:
+        gram = x.new_empty((planes.n, planes.c, planes.c), dtype=torch.float32)
+        features = planes.x.flatten(2)
+        (alpha,) = _scales([planes], _of_one(scale))
+        torch.ops.aten.baddbmm.dtype_out(
+            gram, features, features.mT, torch.float32, beta=0, alpha=alpha, out=gram
+        )
+        return gram, gram.new_empty((0,))
     mean = exact_mean(planes.x) if center else None
     (gram,), _ = _grams([planes], _of_one(scale), mean)
     return gram, gram.new_empty((0,)) if mean is None else mean
