@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import native
+from stylekernels.reference.layouts import channels_last
 
 IMPLEMENTATIONS = ("native", "triton", "reference")
 OPS = (
@@ -142,9 +143,10 @@ def implementation(device_type: str) -> str:
     return _choose(device_type)[0]
 
 
-def convolves(x: Tensor, upsample: str) -> bool:
+def convolves(x: Tensor, upsample: str, padding_mode: str) -> bool:
     """Whether the convolution of `upsample_block` is ours: where it is known to be faster than
-    PyTorch's, on CPUs with AVX2 or more, or where it was asked for.
+    PyTorch's, or was asked for. That is on CPUs with AVX2 or more, and on GPUs for channels_last
+    images whose border is continued: cuDNN, which knows zeros only, gets an image that was padded.
 
     Not where sums of weights, which ``nearest`` makes, are rounded to half precision: that shows in
     single pixels after the norm.
@@ -155,8 +157,10 @@ def convolves(x: Tensor, upsample: str) -> bool:
         return native.cpu_capability not in (None, "baseline") and not (
             in_tiles and upsample == "nearest"
         )
-    rounds = upsample == "nearest" and x.dtype in (torch.bfloat16, torch.float16)
-    return chosen == _forced == "triton" and not rounds
+    if chosen != "triton" or (upsample == "nearest" and x.dtype in (torch.bfloat16, torch.float16)):
+        return False
+    faster = upsample == "transpose" and padding_mode != "zeros"
+    return _forced == "triton" or (faster and x.dim() == 4 and channels_last(x))
 
 
 def use_reference(x: Tensor) -> bool:
@@ -193,11 +197,13 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     if tensor is None:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
     chosen, reason = _choose(tensor.device.type)
-    if op == "upsample_block" and not convolves(tensor, kwargs.get("upsample", "transpose")):
-        reason += "; the convolution is PyTorch's"
+    if op == "upsample_block":
+        mode = kwargs.get("upsample", "transpose"), kwargs.get("padding_mode", "replicate")
+        if not convolves(tensor, *mode):
+            reason += "; the convolution is PyTorch's"
     layout = "contiguous"
     if tensor.dim() == 4 and not tensor.is_contiguous():
-        channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
-        layout = "channels_last" if channels_last else "strided (copied to contiguous first)"
+        dense = tensor.is_contiguous(memory_format=torch.channels_last)
+        layout = "channels_last" if dense else "strided (copied to contiguous first)"
     dtype = str(tensor.dtype).removeprefix("torch.")
     return f"{op} {tuple(tensor.shape)} {dtype} {layout} on {tensor.device}: {chosen} ({reason})"

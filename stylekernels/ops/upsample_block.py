@@ -127,7 +127,7 @@ def _upsample_conv2d(
     """The convolution, and if ``stats`` mean and variance of its planes, where our kernel runs and
     they come with it."""
     nothing = None, None
-    own = convolves(x, upsample) and takes_kernel(weight.shape[2], upsample)
+    own = convolves(x, upsample, padding_mode) and takes_kernel(weight.shape[2], upsample)
     if use_reference(x) or not own:
         return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
     mode = (upsample, padding_mode, stats)

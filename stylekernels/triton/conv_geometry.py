@@ -135,26 +135,16 @@ class Geometry:
 
     def pack(self, weight: Tensor, upsample: str) -> Tensor:
         """The weights as the kernel reads them: (columns of the product, its inner dimension)."""
-        order = (2, 3, 0, 1) if upsample == "transpose" else (2, 3, 1, 0)
-        matrices = weight.permute(order)  # (k, k, Cin, Cout)
-        kernel, _, channels, outputs = matrices.shape
         # One more element, which is zero, is between pixels that don't see each other.
-        matrices = torch.nn.functional.pad(
-            matrices, (0, 0, 0, self.channels - channels, 0, 1, 0, 1)
-        ).to(torch.promote_types(weight.dtype, torch.float32))
-        for direction, elements in enumerate(self.elements):
-            parts = [
-                matrices.index_select(2 * direction, index)
-                for index in _indices(elements, kernel, weight.device)
-            ]
-            matrices = functools.reduce(torch.add, parts)
-            shape = (len(elements), len(elements[0]))
-            matrices = matrices.unflatten(2 * direction, shape)
-        # (rows of the group, of the window, columns of the group, of the window, Cin, Cout)
-        packed = weight.new_zeros((*self.group, outputs, self.window[0], self.run))
-        used = packed[..., : self.window[1] * self.channels].unflatten(-1, (self.window[1], -1))
-        used.copy_(matrices.permute(0, 2, 5, 1, 3, 4))
-        return packed.view(self.pixels * outputs, -1)
+        elements = torch.nn.functional.pad(weight.reshape(-1), (0, 1))
+        parts = [
+            elements.index_select(0, index)
+            for index in _indices(self, tuple(weight.shape), upsample == "transpose", weight.device)
+        ]
+        if len(parts) > 1:
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            parts = [functools.reduce(torch.add, (part.to(wide) for part in parts))]
+        return parts[0].to(weight.dtype).view(-1, self.window[0] * self.run)
 
 
 def _large_group(kernel: int, channels: int, outputs: int) -> tuple[int, int]:
@@ -191,12 +181,39 @@ def _window(places: list[dict[int, int]]) -> tuple[int, int, Elements]:
     return first, size, elements
 
 
-@functools.lru_cache
-def _indices(elements: Elements, kernel: int, device: torch.device) -> list[Tensor]:
-    """The first elements, the second ones and so on of all places; ``kernel`` where there is none.
-    Kept, for an index made of a list is copied to a GPU, which waits for it."""
-    places = [found for of_pixel in elements for found in of_pixel]
+@functools.lru_cache(maxsize=64)
+def _indices(
+    geometry: Geometry, shape: tuple[int, ...], transposed: bool, device: torch.device
+) -> list[Tensor]:
+    """Which elements of a kernel of this shape `Geometry.pack` adds up for every place, and the one
+    after the last where there is none. Kept, for making them takes longer than a small layer."""
+    nothing = torch.Size(shape).numel()
+    numbers = (
+        torch.arange(nothing).view(shape).permute((2, 3, 0, 1) if transposed else (2, 3, 1, 0))
+    )
+    kernel, _, channels, _ = numbers.shape
+    # (rows and columns of the kernel, and one more, input and output channels)
+    numbers = torch.nn.functional.pad(
+        numbers, (0, 0, 0, geometry.channels - channels, 0, 1, 0, 1), value=nothing
+    )
+    rows, columns = (_by_depth(elements, kernel) for elements in geometry.elements)
+    found = []
+    for of_row in rows:
+        for of_column in columns:
+            # (rows of the group, of the window, columns of the group, of the window, Cin, Cout)
+            placed = numbers[of_row][:, :, of_column].permute(0, 2, 5, 1, 3, 4).flatten(-2)
+            filled = geometry.run - placed.shape[-1]
+            placed = torch.nn.functional.pad(placed, (0, filled), value=nothing)
+            found.append(placed.reshape(-1).to(device))
+    return found
+
+
+def _by_depth(elements: Elements, kernel: int) -> list[Tensor]:
+    """The first elements, the second ones and so on of all places; ``kernel`` for none."""
+    most = max(len(found) for of_pixel in elements for found in of_pixel)
     return [
-        torch.tensor([(*found, *[kernel] * (depth + 1))[depth] for found in places], device=device)
-        for depth in range(max(map(len, places)))
-    ]
+        torch.tensor([
+            [(*found, *[kernel] * most)[depth] for found in of_pixel] for of_pixel in elements
+        ])
+        for depth in range(most)
+    ]  # fmt: skip

@@ -72,6 +72,14 @@ def on_amd() -> bool:
     return triton.runtime.driver.active.get_current_target().backend == "hip"
 
 
+def on_hopper() -> bool:
+    """Whether kernels are compiled for an H100 or H200, or for the like of them of the generation
+    after: 227 KB of shared memory."""
+    if INTERPRETED.value or on_amd():
+        return False
+    return triton.runtime.driver.active.get_current_target().arch in (90, 100, 103)
+
+
 def stages() -> int:
     """Steps of a loop over products that are under way at once. Their tiles share one processor's
     memory: 99 KB on GPUs for desktops, 64 KB on AMD's."""

@@ -21,12 +21,17 @@ from stylekernels.reference.layouts import dense_like
 from stylekernels.triton.conv_geometry import Geometry
 from stylekernels.triton.conv_kernels import convolution_kernel, prepare_kernel
 from stylekernels.triton.launch import (
+    on_hopper,
     product_precision,
     stages,
     wide_type,
 )
 from stylekernels.triton.planes import Planes, write_statistics
 from stylekernels.triton.tuning import Config, tune, tuned
+
+#: Products of so many terms, and of so many groups of pixels, take twice the pixels at once where
+#: shared memory has room for them.
+_LONG, _MANY = 1024, 1 << 16
 
 
 def _config(
@@ -44,6 +49,9 @@ def _config(
     block_n = min(max(64 if half else 16, block_n), 128)
     block_m = 64 if groups <= 64 else 128
     block_k = min(geometry.step, 64 if half else 32)
+    inner = geometry.run * (1 if geometry.group == (2, 2) else geometry.window[0])
+    if half and channels_last and inner >= _LONG and groups >= _MANY and on_hopper():
+        return Config(256, block_n, block_k, num_warps=8, num_stages=3 if block_n == 128 else 4)
     # Results for NCHW are stored one by one, by addresses that take registers.
     warps = 8 if block_n * weight.element_size() > 256 or not channels_last else 4
     return Config(block_m, block_n, block_k, num_warps=warps, num_stages=stages())
@@ -235,7 +243,10 @@ def norm_conv2d(
     layer = _Layer(
         weight, *_image_sizes(x), stride, padding, padding_mode, upsample, y_is_channels_last
     )
-    y = dense_like(x, layer.y_shape)
+    y = written = dense_like(x, layer.y_shape)
+    if not y_is_channels_last and layer.geometry.pixels > 1:
+        # The pixels of a group would be written one by one, which takes far longer than a copy.
+        written = torch.empty_like(y, memory_format=torch.channels_last)
     kept = dense_like(x) if return_input else None
     wide = wide_dtype(x)
     mean, var = (x.new_empty(y.shape[:2] if return_stats else (0,), dtype=wide) for _ in range(2))
@@ -250,8 +261,10 @@ def norm_conv2d(
     found = layer.run(
         x, layer.geometry.pack(weight, upsample), None if bias is None else bias.contiguous(),
         None if scale_shift is None else scale_shift.contiguous(), activation, negative_slope,
-        residual, prepared, kept, y, moments if return_stats else None,
+        residual, prepared, kept, written, moments if return_stats else None,
     )  # fmt: skip
+    if written is not y:
+        y.copy_(written)
     if found is not None:
         write_statistics(found, mean=mean, var=var)
     return y, mean, var, x.new_empty((0,)) if kept is None else kept

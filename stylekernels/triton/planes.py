@@ -20,9 +20,11 @@ from torch import Tensor
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.triton.launch import column_sums, processors, wide_type
 
-#: Pieces whose moments one program merges, and how many numbers it holds of each kind.
+#: Pieces whose moments one program merges at most, and how many of several merge first where there
+#: are more; and channels of a program, which are few where pieces are many.
 MERGED = 1024
-_HELD = 4096
+_MERGED_FIRST = 256
+_CHANNELS = 4
 #: Elements of a tile, and of the largest one: 16 a thread of 4 warps, and 32 of 16 warps.
 _TILE = 2048
 _LARGEST_TILE = 16384
@@ -360,15 +362,15 @@ def write_statistics(
     """Merge moments and write what is given a tensor, (N, C) or for ``scale_shift`` (N, C, 2)."""
     _, n, pieces, c = moments.shape
     while pieces > MERGED:
-        fewer = triton.cdiv(pieces, MERGED)
+        fewer = triton.cdiv(pieces, _MERGED_FIRST)
         few = moments.new_empty((4, n, fewer, c))
-        block = min(triton.next_power_of_2(c), _HELD // MERGED)
+        block = min(triton.next_power_of_2(c), 4 * _CHANNELS)
         merge_kernel[(n * fewer * triton.cdiv(c, block),)](
-            moments, few, n, c, pieces, fewer, BLOCK_C=block, ROWS=MERGED, num_warps=16
+            moments, few, n, c, pieces, fewer, BLOCK_C=block, ROWS=_MERGED_FIRST, num_warps=8
         )
         moments, pieces = few, fewer
     rows = triton.next_power_of_2(pieces)
-    block = min(triton.next_power_of_2(c), max(1, _HELD // rows), 64)
+    block = min(triton.next_power_of_2(c), max(_CHANNELS, MERGED // rows), 64)
     statistics_kernel[(n * triton.cdiv(c, block),)](
         moments, mean, error, var, rstd, scale_shift, weight, bias, n, c, pieces,
         EPS=eps, BLOCK_C=block, ROWS=rows, num_warps=max(4, min(16, rows * block // 256)),
