@@ -86,12 +86,12 @@ class Cuda(Device):
     def notes(self) -> list[str]:
         tf32 = {True: "in TF32", False: "in float32"}
         return [
-            "timed: CUDA graphs, captured after a warm-up, by CUDA events; each replay goes "
-            f"through copies of the inputs that fill the L2 cache {_CACHES} times",
+            "timed: CUDA graphs, captured after a warm-up, by CUDA events; each replay of an op "
+            f"goes through copies of the inputs that fill the L2 cache {_CACHES} times",
             "rivals: cuDNN by its own benchmark (torch.backends.cudnn.benchmark); float32 "
             f"convolutions {tf32[torch.backends.cudnn.allow_tf32]}, matrix products "
             f"{tf32[torch.backends.cuda.matmul.allow_tf32]}, PyTorch's settings as they were; "
-            "torch.compile gets the case's layout",
+            "torch.compile gets the case's layout, and in the network channels_last",
         ]
 
     def ceilings(self) -> Ceilings:

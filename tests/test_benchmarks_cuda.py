@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from benchmarks import cli, cuda
+from benchmarks.model import cases, rivals
+from benchmarks.model.suite import ModelSuite
 from benchmarks.ops import contenders, cuda_cases, problems
 from benchmarks.ops.suite import OpsSuite
 from tests.test_benchmarks_cuda_cases import LIMITS, TINY, case_of
@@ -308,6 +310,72 @@ def test_a_complete_run_has_all_rivals_of_the_gpu(gpu):
     assert suite.budget_s == 1.0
     assert suite.rivals == ["eager", "eager-nhwc", "compile"]
     assert not OpsSuite(cli.parse(["ops", "--device", "cuda", "--rivals", "eager"])).complete
+
+
+def test_the_model_has_the_rivals_that_run_on_the_gpu(gpu, capsys):
+    arguments = ["model", "--device", "cuda"]
+    suite = ModelSuite.of(cli.parse(arguments))
+    assert suite.complete
+    assert suite.budget_s == 1.0
+    assert suite.rivals == ["eager", "eager-nhwc", "compile"]
+    assert suite.versions() == {}
+    assert "share" in suite.table.header()
+    assert cli.main([*arguments, "--quick", "--list"]) == 0
+    assert capsys.readouterr().out.split() == ["full/512x512/bfloat16", "lite/512x512/bfloat16"]
+    assert cli.main([*arguments, "--rivals", "openvino"]) == 2
+    assert "model has eager, eager-nhwc, compile, got openvino" in capsys.readouterr().err
+
+
+def test_networks_are_captured_once_and_the_stylizer_is_called_as_it_is(gpu, monkeypatch):
+    case = cases.Case("lite", (24, 16), "bfloat16", "cuda")
+    problem = cases.Problem(case, None, cuda.Cuda.place)
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    seen, plain = [], problem.plain
+    problem.plain = lambda x: seen.append([flag.allow_tf32 for flag in flags]) or plain(x)
+    before = [flag.allow_tf32 for flag in flags]
+    entries = rivals.enter(problem, ("eager", "eager-nhwc"), "default", cuda.Cuda())
+    assert [(entry.name, entry.error) for entry in entries] == [
+        ("ours", None), ("eager", None), ("eager-nhwc", None)
+    ]  # fmt: skip
+    assert seen == [[False, False]], "the truth is computed once, without TF32"
+    assert [flag.allow_tf32 for flag in flags] == before
+    assert torch.backends.cudnn.benchmark
+    assert gpu.log.count("capture") == 2
+    for entry, replays in zip(entries, (0, 1, 1), strict=True):
+        gpu.log.clear()
+        entry.call()
+        assert gpu.log.count("replay") == replays
+
+
+def test_the_model_writes_a_complete_record(gpu, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cuda.Cuda, "ceilings", lambda self: LIMITS)
+    monkeypatch.setattr(cuda.CudaClock, "seconds", lambda self, call, repeats=1: (call(), 0.01)[1])
+    gpu.capture_error = "no"
+    arguments = "model --device cuda --size 24x16 --only lite --rivals eager --seconds 0"
+    assert cli.main([*arguments.split(), "--dtype", "float32", "--json", str(tmp_path)]) == 0
+    assert "float32: eager: plain launches, for no graph: RuntimeError: no" in (
+        capsys.readouterr().out
+    )
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("model-cuda-nvidia-h200-20")
+    (row,) = json.loads(path.read_text())["rows"]
+    in_tf32 = torch.backends.cudnn.allow_tf32
+    assert row["precision"] == ("tf32" if in_tf32 else "float32")
+    assert row["seconds"]["ours"]["median"] == 0.01
+    assert row["share_of_floor"] == row["floor_seconds"] / 0.01
+    assert row["verdict"] == "even"
+
+
+@pytest.mark.gpu
+def test_the_model_runs_on_the_gpu(tmp_path):
+    arguments = "model --device cuda --quick --rivals eager-nhwc --seconds 0.05 --size 64x64"
+    assert cli.main([*arguments.split(), "--json", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    document = json.loads(path.read_text())
+    assert document["failed"] == {}
+    for row in document["rows"]:
+        assert row["refused"] == row["notes"] == {}
+        assert set(row["seconds"]) == {"ours", "eager-nhwc"}
 
 
 @pytest.mark.gpu

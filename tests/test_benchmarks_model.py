@@ -87,6 +87,16 @@ def test_rounding_to_bytes_is_no_error_but_a_shift_is():
     assert not rivals.picture_error(truth * float("nan"), truth) <= 1
 
 
+def test_a_frame_may_be_a_tensor_as_a_gpu_gives_it():
+    truth = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    frame = truth[0].permute(1, 2, 0).mul(255).round().to(torch.uint8)
+    for wrong_by in (0, 2):
+        answer = frame ^ wrong_by
+        error = rivals.picture_error(answer, truth)
+        assert error == rivals.picture_error(answer.numpy(), truth)
+        assert (error < rivals.TOLERANCE[torch.float32]) == (wrong_by == 0)
+
+
 @pytest.mark.parametrize("allowed", rivals.TOLERANCE.values())
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_bytes_and_floating_point_are_judged_alike(allowed, factor):
@@ -135,15 +145,15 @@ def test_engines_that_are_not_installed_are_skipped_with_a_line(monkeypatch):
     ]
 
 
-def row_of(case: cases.Case, **milliseconds: float) -> report.Row:
+def row_of(case: cases.Case, moved_bytes: int = 0, **milliseconds: float) -> report.Row:
     samples = {name.replace("_", "-"): [value * 1e-3] * 5 for name, value in milliseconds.items()}
     entries = [Entry(name, name, None) for name in samples]
     layers = operations.layers(cases.CONFIGS["full"], case.size[1], case.size[0])
-    return report.make_row(case, layers, entries, samples, LIMITS)
+    return report.make_row(case, layers, entries, samples, LIMITS, moved_bytes=moved_bytes)
 
 
 def cells_of(row: report.Row) -> dict[str, str]:
-    titles = [title for title, _ in report.TABLE.columns]
+    titles = [title for title, _ in report.TABLES[row.case.device].columns]
     return dict(zip(titles, report.line(row).split(), strict=True))
 
 
@@ -157,6 +167,35 @@ def test_the_table_says_what_was_measured():
         "wino.": "284", "rate": "140", "peak": "140%", "fps": "2.00", "/eager": "4.00",
         "/best": "2.00", "verdict": "win",
     }  # fmt: skip
+
+
+def test_the_table_of_a_gpu_has_its_floor_and_its_target():
+    case = cases.Case("full", (1920, 1080), "bfloat16", "cuda")
+    # 553 GFLOP at 400 GFLOP/s are 1.38 s, and so many bytes at 10 GB/s 2 s.
+    row = row_of(case, int(2e10), ours=4000, eager=9000, eager_nhwc=8000, compile=6000)
+    assert cells_of(row) == {
+        "network": "full", "size": "1920x1080", "type": "bf16", "ours": "4000", "±": "0%",
+        "eager": "9000", "NHWC": "8000", "comp.": "6000", "floor": "2000", "share": "50%",
+        "fps": "0.25", "/comp": "1.50", "/best": "1.50", "verdict": "short",
+    }  # fmt: skip
+    assert row.misses == ["1.50 times compile, target 2.0"]
+    assert row.share_of_peak == pytest.approx(1.38 / 4, rel=1e-2)
+    assert row.winograd_flops is row.winograd_floor is None
+    document = report.as_json(row)
+    assert (document["bytes"], document["precision"]) == (2e10, "bfloat16")
+    assert (document["share_of_floor"], document["min_over_compile"]) == (0.5, 2.0)
+    assert "share_of_floor" not in report.as_json(row_of(replace(case, device="cpu"), ours=1))
+    for verdict, theirs in (("win", 8000), ("loss", 3000)):
+        assert row_of(case, ours=4000, compile=theirs).verdict == verdict
+    elsewhere = replace(case, size=(512, 512))
+    assert row_of(elsewhere, ours=4000, compile=6000).verdict == "win"
+
+
+def test_bytes_between_layers_are_counted_from_the_config():
+    config = cases.CONFIGS["full"]  # 32, 64, 128 channels; a sum of 5 blocks
+    full, half, quarter = 32 * 64 * 48, 64 * 32 * 24, 128 * 16 * 12
+    values = 2 * (2 * full + 2 * half + 11 * quarter) + 5 * quarter
+    assert operations.image_bytes(config, 48, 64, 2) == 2 * values + 2 * 3 * 64 * 48
 
 
 @pytest.mark.parametrize("capability", ["avx2", "amx", None])
@@ -195,9 +234,11 @@ def test_without_a_rival_there_is_nothing_to_win():
 
 def test_the_table_fits_a_terminal():
     row = row_of(cases.Case("full", (256, 256), "float32"), ours=1234, eager=12345, openvino=9876)
-    for case in (*cases.grid(), cases.Case("starry_night", (3840, 2160), "bfloat16")):
-        line = report.line(replace(row, case=case))
-        assert len(line) == len(report.TABLE.header()) <= 120
+    for device, table in report.TABLES.items():
+        style = cases.Case("starry_night", (3840, 2160), "bfloat16", device)
+        for case in (*cases.grid(device=device), style):
+            line = report.line(replace(row, case=case))
+            assert len(line) == len(table.header()) <= 120
 
 
 def test_a_refused_stylizer_is_a_row_without_times():
@@ -230,6 +271,25 @@ def test_options_choose_the_cases(monkeypatch):
         "lite/512x512/float32",
         "lite/512x512/bfloat16",
     ]
+
+
+def test_a_gpu_has_cases_of_its_own():
+    def ids(*arguments: str) -> list[str]:
+        chosen = cli.parse(["model", "--device", "cuda", *arguments])
+        assert options.notes(chosen) == []
+        return [case.id for case in options.select(chosen)]
+
+    sizes = ("512x512", "1920x1080", "3840x2160")
+    assert ids() == [f"{net}/{size}/bfloat16" for net in ("full", "lite") for size in sizes]
+    assert ids("--quick", "--dtype", "float32") == ["full/512x512/float32", "lite/512x512/float32"]
+    assert ids("--only", "full/1920", "--dtype", "bfloat16") == ["full/1920x1080/bfloat16"]
+    assert ids("--style", "wave", "--size", "64x48") == ["wave/64x48/bfloat16"]
+
+
+@pytest.mark.parametrize("option", ["--memory", "--layers"])
+def test_memory_and_layers_are_not_measured_on_a_gpu(capsys, option):
+    assert cli.main(["model", "--device", "cuda", option]) == 2
+    assert f"error: {option}: measured on a CPU only, not on cuda" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,14 @@ class Layer:
     winograd: float = 1.0
 
     @property
+    def values(self) -> int:
+        """Numbers in its output."""
+        return self.out_channels * self.height * self.width
+
+    @property
     def flops(self) -> float:
         """Floating-point operations of a direct convolution, two per multiply-add."""
-        pixels = self.height * self.width
-        return 2 * self.in_channels * self.out_channels * pixels * self.taps
+        return 2 * self.in_channels * self.values * self.taps
 
     @property
     def winograd_flops(self) -> float:
@@ -83,3 +87,16 @@ def layers(config: GeneratorConfig, height: int, width: int) -> list[Layer]:
         # An odd side's surplus is in the statistics before this layer, but not in the picture.
         Layer("last", full, 3, *sizes[0], kernel),
     ]
+
+
+def image_bytes(config: GeneratorConfig, height: int, width: int, itemsize: int) -> int:
+    """Bytes that a generator moves where every layer is one kernel, for a frame of this size.
+
+    An instance norm needs all of its input before it gives its first value, so every output is
+    written, and read by the next layer, in a dtype of ``itemsize`` bytes; what each residual block
+    adds is read once more. The frame and the picture are bytes.
+    """
+    *inner, last = layers(config, height, width)
+    residuals = config.residual_blocks * inner[2].values  # of the size that `down 2` makes
+    values = 2 * sum(layer.values for layer in inner) + residuals
+    return values * itemsize + 2 * last.values

@@ -5,7 +5,8 @@ import argparse
 import torch
 
 from benchmarks import suite
-from benchmarks.model.cases import CONFIGS, SIZES, Case, Size, grid
+from benchmarks.dtypes import DTYPES
+from benchmarks.model.cases import CONFIGS, CUDA_SIZES, SIZES, Case, Size, grid
 from stylekernels.models import bundled_styles
 from stylekernels.models.generator import SMALLEST_SIDE
 
@@ -46,10 +47,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def select(options: argparse.Namespace) -> list[Case]:
     """The cases that the options ask for."""
     networks = (options.style,) if options.style else tuple(CONFIGS)
-    sizes = options.size or SIZES
+    sizes, dtypes = SIZES, tuple(DTYPES)
+    if options.device == "cuda":
+        sizes, dtypes = CUDA_SIZES, (options.dtype or "bfloat16",)
+    sizes = options.size or sizes
     return [
         case
-        for case in grid(networks, sizes[:1] if options.quick else sizes)
+        for case in grid(networks, sizes[:1] if options.quick else sizes, dtypes, options.device)
         if suite.fits(options, case.id, case.dtype)
         and not (case.dtype == "bfloat16" and leaves_bfloat16_out(options))
     ]
@@ -58,6 +62,8 @@ def select(options: argparse.Namespace) -> list[Case]:
 def leaves_bfloat16_out(options: argparse.Namespace) -> bool:
     """Whether bfloat16 has to be asked for: where a CPU has no instructions for it, eager PyTorch
     would take minutes for a frame."""
+    if options.device != "cpu":
+        return False
     cpu = torch.cpu.get_capabilities()
     has_instructions = cpu.get("amx_bf16") or cpu.get("avx512_bf16")
     return not (has_instructions or options.dtype or options.only)

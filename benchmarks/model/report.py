@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.ceilings import Ceilings
 from benchmarks.dtypes import SHORT
-from benchmarks.model.cases import Case
+from benchmarks.model.cases import MIN_OVER_COMPILE, Case
 from benchmarks.model.operations import Layer, winograd_dtype
 from benchmarks.model.rivals import RIVALS
 from benchmarks.race import Entry, Race
@@ -19,7 +19,18 @@ TABLE = Table(
     ),
     words=3,
 )  # fmt: skip
-LEGEND = """\
+CUDA_TABLE = Table(
+    (
+        ("network", 12), ("size", 9), ("type", 4), ("ours", 5), ("±", 4), ("eager", 5),
+        ("NHWC", 5), ("comp.", 5), ("floor", 5), ("share", 5), ("fps", 5), ("/comp", 5),
+        ("/best", 5), ("verdict", 7),
+    ),
+    words=3,
+)  # fmt: skip
+_RIVAL_TITLES = ("eager", "NHWC", "comp.", "ORT", "OV")  # of RIVALS
+TABLES = {"cpu": TABLE, "cuda": CUDA_TABLE}
+
+_LEGEND = """\
 ours: a Stylizer, 8-bit frame to 8-bit frame; median milliseconds, and ±, its inter-quartile range.
 Rivals run the same network in torch.nn, floating-point picture to the same, no conversions timed:
 eager, NHWC (eager in channels_last), comp. (torch.compile in channels_last), ORT (ONNX Runtime, in
@@ -30,6 +41,18 @@ rate: ours in GFLOP/s by the direct count; peak: as a share of the peak, above 1
 Winograd. fps: our frames per second. /eager and /best: our speed over eager and over the fastest
 rival, above 1 we are faster; medians of the ratios of each round. win: faster than all; even:
 within 5 %; loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
+_CUDA_LEGEND = """\
+ours: a Stylizer, 8-bit frame on the GPU to 8-bit picture there; median milliseconds, and ±, its
+inter-quartile range. Rivals run the same network in torch.nn, floating-point picture to the same,
+no conversions timed, as a CUDA graph: eager (contiguous), NHWC (eager in channels_last), comp.
+(torch.compile in channels_last). floor: the multiplications of direct convolutions at the rate of a
+matrix product, or the images between layers, each written and read once, at the speed of a copy,
+whichever takes longer; small images may stay in the L2 cache, which is faster. share: the floor
+over our time. fps: our frames per second. /comp and /best: our speed over compile and over the
+fastest rival, above 1 we are faster; medians of the ratios of each round. win: faster than all;
+even: within 5 %; short: not slower, but a target missed; loss: more than 5 % slower; alone: no
+rival ran; wrong: refused."""
+LEGENDS = {"cpu": _LEGEND, "cuda": _CUDA_LEGEND}
 
 
 @dataclass(frozen=True)
@@ -37,20 +60,27 @@ class Row:
     """A measured case.
 
     Attributes:
+        precision: of the products: the dtype, or tf32.
         flops: operations of direct convolutions.
+        bytes: of images between layers; 0 where they are not counted, on a CPU.
         winograd_flops: the same with Winograd's method where it applies; None where ours doesn't
             use it.
         race: who ran, and how fast.
-        floor, winograd_floor: seconds for so many operations at the measured peak; None where it
-            was not measured.
-        verdict: win, even, loss, alone or wrong.
+        peak: operations per second as measured; None where they were not.
+        floor: seconds for flops at the peak or for bytes at the speed of a copy, whichever takes
+            longer; None where the peak was not measured.
+        winograd_floor: seconds for winograd_flops at the peak of what they are computed in.
+        verdict: win, even, short, loss, alone or wrong.
         misses: what keeps it from a win, in words.
     """
 
     case: Case
+    precision: str
     flops: float
+    bytes: int
     winograd_flops: float | None
     race: Race
+    peak: float | None
     floor: float | None
     winograd_floor: float | None
     verdict: str
@@ -63,7 +93,14 @@ class Row:
 
     @property
     def share_of_peak(self) -> float | None:
-        """The direct convolutions' floor over our time."""
+        """Our operations per second, by the direct count, over the peak."""
+        if self.peak is None or self.seconds is None:
+            return None
+        return self.flops / self.seconds / self.peak
+
+    @property
+    def share_of_floor(self) -> float | None:
+        """The floor over our time."""
         return None if self.floor is None or self.seconds is None else self.floor / self.seconds
 
 
@@ -73,17 +110,38 @@ def make_row(
     entries: list[Entry],
     samples: dict[str, list[float]],
     ceilings: Ceilings,
+    precision: str | None = None,
+    moved_bytes: int = 0,
 ) -> Row:
-    """Reduce the samples of a case, one number per round and contender, to a row."""
+    """Reduce the samples of a case, one number per round and contender, to a row.
 
+    Args:
+        case, layers: the work.
+        entries, samples: who ran, and seconds per frame.
+        ceilings: of the machine.
+        precision: of the products; the case's dtype by default.
+        moved_bytes: of images between layers.
+    """
+    precision = precision or case.dtype
     flops = sum(layer.flops for layer in layers)
-    floor = ceilings.floor_seconds(case.dtype, 0, flops)
+    peak = None if ceilings.flops_per_s is None else ceilings.flops_per_s[precision]
+    floor = ceilings.floor_seconds(precision, moved_bytes, flops)
     winograd, winograd_floor = None, None
-    if (dtype := winograd_dtype(case.dtype)) is not None:
+    if case.device == "cpu" and (dtype := winograd_dtype(case.dtype)) is not None:
         winograd = sum(layer.winograd_flops for layer in layers)
         winograd_floor = ceilings.floor_seconds(dtype, 0, winograd)
     race = Race.of(entries, samples)
-    return Row(case, flops, winograd, race, floor, winograd_floor, *race.judge())
+    return Row(
+        case, precision, flops, moved_bytes, winograd, race, peak, floor, winograd_floor,
+        *race.judge(_missed_target(case, race)),
+    )  # fmt: skip
+
+
+def _missed_target(case: Case, race: Race) -> list[str]:
+    target, reached = MIN_OVER_COMPILE.get(case), race.speedups.get("compile")
+    if target is None or reached is None or reached.median >= target:
+        return []
+    return [f"{reached.median:.2f} times compile, target {target}"]
 
 
 def line(row: Row) -> str:
@@ -93,34 +151,41 @@ def line(row: Row) -> str:
     def milliseconds(value: float | None) -> str:
         return number(None if value is None else value * 1e3)
 
+    def of_rival(name: str) -> str:
+        return milliseconds(race.seconds[name].median if name in race.seconds else None)
+
     def speedup(name: str | None) -> str:
         return number(race.speedups[name].median if name in race.speedups else None)
 
-    times = [race.seconds[name].median if name in race.seconds else None for name in RIVALS]
-    return TABLE.line(
-        [
-            case.network,
-            f"{case.size[0]}x{case.size[1]}",
-            SHORT[case.dtype],
-            milliseconds(seconds),
-            "-" if seconds is None else f"{race.seconds['ours'].spread:.0%}",
-            *map(milliseconds, times),
-            milliseconds(row.floor),
-            milliseconds(row.winograd_floor),
-            number(None if seconds is None else row.flops / seconds / 1e9),
-            "-" if row.share_of_peak is None else f"{row.share_of_peak:.0%}",
-            number(None if seconds is None else 1 / seconds),
-            speedup("eager"),
-            speedup(race.best_rival),
-            row.verdict,
-        ]
-    )
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{share:.0%}"
+
+    table = TABLES[case.device]
+    cells = {
+        "network": case.network,
+        "size": f"{case.size[0]}x{case.size[1]}",
+        "type": SHORT[case.dtype],
+        "ours": milliseconds(seconds),
+        "±": percent(None if seconds is None else race.seconds["ours"].spread),
+        **{title: of_rival(name) for title, name in zip(_RIVAL_TITLES, RIVALS, strict=True)},
+        "floor": milliseconds(row.floor),
+        "wino.": milliseconds(row.winograd_floor),
+        "rate": number(None if seconds is None else row.flops / seconds / 1e9),
+        "peak": percent(row.share_of_peak),
+        "share": percent(row.share_of_floor),
+        "fps": number(None if seconds is None else 1 / seconds),
+        "/eager": speedup("eager"),
+        "/comp": speedup("compile"),
+        "/best": speedup(race.best_rival),
+        "verdict": row.verdict,
+    }
+    return table.line([cells[title] for title, _ in table.columns])
 
 
 def as_json(row: Row) -> dict[str, Any]:
     """For ``json.dump``."""
     case, seconds = row.case, row.seconds
-    return {
+    found = {
         "id": case.id,
         "network": case.network,
         "width": case.size[0],
@@ -137,3 +202,11 @@ def as_json(row: Row) -> dict[str, Any]:
         "verdict": row.verdict,
         "misses": row.misses,
     }
+    if case.device == "cuda":
+        found |= {
+            "precision": row.precision,
+            "bytes": row.bytes,
+            "share_of_floor": row.share_of_floor,
+            "min_over_compile": MIN_OVER_COMPILE.get(case),
+        }
+    return found

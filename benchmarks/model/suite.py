@@ -1,6 +1,7 @@
 """The model as a suite of ``python -m benchmarks``."""
 
 import argparse
+import gc
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,39 @@ from benchmarks.model import engines, report
 from benchmarks.model.cases import Case, Problem
 from benchmarks.model.layers import LayersSuite
 from benchmarks.model.memory import MemorySuite
-from benchmarks.model.operations import layers
+from benchmarks.model.operations import image_bytes, layers
 from benchmarks.model.options import add_options, notes, select
 from benchmarks.model.rivals import RIVALS, enter
 from benchmarks.timing import measure
 
 
 class ModelSuite(suite.Suite[Case, report.Row]):
-    """Both widths of the generator, or a bundled style, in both dtypes, frame by frame."""
+    """Both widths of the generator, or a bundled style, frame by frame."""
 
     name = "model"
     quick = "the smallest size"
+    devices = tuple(report.TABLES)
     all_rivals = RIVALS
-    legend = report.LEGEND
-    table = report.TABLE
 
     add_options = staticmethod(add_options)
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> suite.Suite:
+        for name in ("memory", "layers"):
+            if getattr(options, name) and options.device != "cpu":
+                raise ValueError(f"--{name}: measured on a CPU only, not on {options.device}")
         if options.memory:
             return MemorySuite(options)
         return LayersSuite(options) if options.layers else cls(options)
 
+    @classmethod
+    def rivals_on(cls, device: str) -> tuple[str, ...]:
+        """Other engines run on a CPU only."""
+        return tuple(name for name in RIVALS if device == "cpu" or name not in engines.PACKAGES)
+
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
+        self.legend, self.table = report.LEGENDS[self.device.name], report.TABLES[self.device.name]
         self.cases = select(options)
         self.left_out = notes(options)
         missing = {
@@ -46,7 +55,8 @@ class ModelSuite(suite.Suite[Case, report.Row]):
         self.missing = {rival: packages for rival, packages in missing.items() if packages}
         self.rivals = [rival for rival in self.rivals if rival not in self.missing]
         narrowed = options.quick or options.only or options.dtype or options.size or options.style
-        self.complete = not narrowed and set(self.rivals) == set(RIVALS)
+        known = self.rivals_on(self.device.name)
+        self.complete = not narrowed and set(self.rivals) == set(known)
 
     def versions(self) -> dict[str, str]:
         return {
@@ -65,13 +75,21 @@ class ModelSuite(suite.Suite[Case, report.Row]):
         ]
 
     def measure(self, case: Case, ceilings: Ceilings) -> report.Row:
+        device = self.device
+        gc.collect()  # what the case before held, graphs and their memory too
         with tempfile.TemporaryDirectory() as folder:
-            problem = Problem(case, Path(folder))
-            entries = enter(problem, self.rivals, self.compile_mode)
+            problem = Problem(case, Path(folder), device.place)
+            entries = enter(problem, self.rivals, self.compile_mode, device)
             calls = {entry.name: entry.call for entry in entries if entry.error is None}
-            samples = measure(calls, budget_s=self.budget_s) if calls else {}
-        counted = layers(problem.generator.config, case.size[1], case.size[0])
-        return report.make_row(case, counted, entries, samples, ceilings)
+            samples = {}
+            if calls:
+                samples = measure(calls, budget_s=self.budget_s, clock=device.clock)
+        config, (width, height) = problem.generator.config, case.size
+        moved = image_bytes(config, height, width, problem.dtype.itemsize)
+        return report.make_row(
+            case, layers(config, height, width), entries, samples, ceilings,
+            problem.precision, 0 if device.name == "cpu" else moved,
+        )  # fmt: skip
 
     def line(self, row: report.Row) -> str:
         return report.line(row)
@@ -84,7 +102,12 @@ class ModelSuite(suite.Suite[Case, report.Row]):
             row.case.dtype == "bfloat16" and "f32" in row.race.expressions.get("openvino", "")
             for row in rows
         )
-        text = super().summary(rows)
+        notes = [
+            f"  {row.case.id}: {name}: {note}"
+            for row in rows
+            for name, note in row.race.notes.items()
+        ]
+        text = "\n".join([super().summary(rows), *notes])
         if fallback:
             text += "\n  openvino ran the bfloat16 cases in float32, as it does on this CPU"
         return text
