@@ -201,8 +201,9 @@ def merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS: tl.cons
     away = tl.where(inside, (near - center[None, :]) + distance, 0.0)
     total = tl.maximum(tl.sum(count, 0), 1.0)
     sum = tl.sum(count * away, 0)
-    squares = tl.sum(squares + count * away * away, 0) - sum * (sum / total)
-    return total, center + sum / total, tl.where(squares < 0, 0.0, squares)
+    distance = sum / total
+    squares = tl.sum(squares + count * away * away, 0) - sum * distance
+    return total, center + distance, tl.where(squares < 0, 0.0, squares)
 
 
 @triton.jit
