@@ -346,6 +346,8 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
         )
         return f"gpu-check: FAIL: {listed}"
     skipped = [outcome.step for outcome in outcomes if outcome.status == SKIPPED]
+    if "tests" in skipped:
+        return "gpu-check: FAIL: tests (skipped)"
     passed = len(outcomes) - len(skipped)
     return f"gpu-check: PASS {passed} steps" + (f", skipped {', '.join(skipped)}" * bool(skipped))
 
@@ -361,10 +363,8 @@ def show(outcomes: Sequence[Outcome]) -> None:
 
 
 def _gpu() -> str | None:
-    try:
-        import torch
-    except ImportError:
-        return None
+    import torch
+
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
@@ -379,6 +379,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.most_cases < 0:
         parser.error(f"--most-cases: expected 0 or more, got {options.most_cases}")
+    if importlib.util.find_spec("torch") is None:
+        print(f"gpu-check: no PyTorch for {sys.executable}; PYTHON=... chooses another Python")
+        return 2
     gpu = _gpu()
     if gpu is None and not options.rehearse:
         print("gpu-check: PyTorch can use no NVIDIA GPU here; --rehearse runs the steps on the CPU")

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from stylekernels import native
-from stylekernels.reference.layouts import channels_last
 
 IMPLEMENTATIONS = ("native", "triton", "reference")
 OPS = (
@@ -157,10 +156,16 @@ def convolves(x: Tensor, upsample: str, padding_mode: str) -> bool:
         return native.cpu_capability not in (None, "baseline") and not (
             in_tiles and upsample == "nearest"
         )
-    if chosen != "triton" or (upsample == "nearest" and x.dtype in (torch.bfloat16, torch.float16)):
+    if chosen != "triton":
         return False
-    faster = upsample == "transpose" and padding_mode != "zeros"
-    return _forced == "triton" or (faster and x.dim() == 4 and channels_last(x))
+    if upsample == "nearest" and x.dtype in (torch.bfloat16, torch.float16):
+        return False
+    faster = upsample == "transpose" and padding_mode != "zeros" and x.dtype != torch.float64
+    layout = torch.channels_last
+    return _forced == "triton" or (
+        faster and x.dim() == 4 and x.is_contiguous(memory_format=layout)
+        and not x.is_contiguous()
+    )  # fmt: skip
 
 
 def use_reference(x: Tensor) -> bool:

@@ -62,6 +62,8 @@ def test_a_failing_step_hides_no_other(gpu_check, step, tmp_path, capsys):
     assert printed[-1] == "gpu-check: FAIL: first"
     assert "  to the log" in printed
     assert gpu_check.verdict(outcomes[1:]) == "gpu-check: PASS 1 steps, skipped third"
+    untested = gpu_check.Outcome("tests", "skipped", "no pytest")
+    assert gpu_check.verdict([*outcomes[1:], untested]) == "gpu-check: FAIL: tests (skipped)"
 
 
 def test_a_step_that_hangs_is_stopped_with_what_it_started(gpu_check, step, tmp_path, monkeypatch):

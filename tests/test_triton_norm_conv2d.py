@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stylekernels import norm_conv2d
+from stylekernels.triton.conv_geometry import Geometry
 from tests.conftest import DTYPES, LAYOUTS, TRITON
 from tests.pairwise import missing_pairs, pairwise
 from tests.test_norm_conv2d import (
@@ -72,13 +73,28 @@ def test_several_blocks_of_channels_and_of_pixels(mode, dtype, device) -> None:
     check(tensors, activation="relu", padding_mode="replicate", winograd=False, **half_padded(mode))
 
 
+@pytest.mark.parametrize(("dtype", "out_channels"), [(torch.float32, 8), (torch.bfloat16, 64)])
+@pytest.mark.parametrize(
+    "mode", [("nearest", 3, 1), ("transpose", 4, 1), ("transpose", 3, 1)], ids=str
+)
+def test_blocks_that_are_a_row_of_their_groups(mode, dtype, out_channels, device) -> None:
+    """Such a block takes the rows of the window that its pixels see, and no more."""
+    upsample, kernel, _ = mode
+    padding = kernel // 2 if upsample == "nearest" else 0
+    geometry = Geometry.of(kernel, 9, out_channels, 1, padding, "replicate", upsample)
+    further, rows = geometry.rows_of_one
+    assert (further, rows) == ((0, 2) if mode == ("transpose", 3, 1) else (1, 2))
+    assert further == 0 or rows < geometry.window[0]
+    tensors = inputs((1, 9, 5, 7), out_channels, kernel, dtype, layout="channels_last",
+                     device=device, upsample=upsample, scale_shift=True)  # fmt: skip
+    check(tensors, activation="relu", padding_mode="replicate", winograd=False, **half_padded(mode))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 2)], ids=str)
-def test_inputs_that_are_met_twice_at_most_and_not_returned(
-    mode, padding_mode, dtype, device
-) -> None:
-    """They are normalised where they are loaded. sigmoid makes no zero of the zeros around them."""
+def test_a_border_around_small_kernels(mode, padding_mode, dtype, device) -> None:
+    """sigmoid makes no zero of the zeros around an image, and the image itself is not returned."""
     _, kernel, stride = mode
     tensors = inputs((2, 17, 7, 9), 5, kernel, dtype, layout="channels_last", device=device,
                      scale_shift=True, bias="x's")  # fmt: skip

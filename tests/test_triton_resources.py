@@ -26,6 +26,6 @@ def test_kernels_compile_and_fit(target, tmp_path) -> None:
     kernels = {line.split()[0] for line in found.stdout.splitlines() if "_kernel" in line}
     assert kernels == {
         "convolution_kernel", "gradient_kernel", "loss_kernel", "merge_kernel", "moments_kernel",
-        "normalize_kernel", "prepare_kernel", "product_kernel", "statistics_kernel", "sum_kernel",
-        "symmetric_kernel",
+        "normalize_kernel", "pack_kernel", "prepare_kernel", "product_kernel", "statistics_kernel",
+        "sum_kernel", "symmetric_kernel",
     }  # fmt: skip

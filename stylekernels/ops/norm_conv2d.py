@@ -265,10 +265,11 @@ def norm_conv2d(
         layout. ``mean`` and ``var`` are (N, Cout), float32 (float64 for float64), of ``y`` as
         stored, that is after rounding: what its reader normalises. ``input`` has x's shape, dtype
         and layout, and is never x itself. What is computed in half precision is computed in
-        float32 and rounded twice: the input, and the output (on AMX, with ``nearest``, sums of
-        weights besides). On the CPU many kernels come by Winograd's method, which spreads Inf and
-        NaN, as NaN, a few pixels further than the kernel reaches. Under autocast x, weight and
-        residual are cast first, as a convolution's are.
+        float32 and rounded twice: the input, and the output (with ``nearest``, on AMX and in
+        Triton's kernels, sums of weights besides). Inf and NaN spread, as NaN, a few pixels further
+        than the kernel reaches where pixels are computed together: by Winograd's method on the CPU,
+        and on GPUs in large kernels and upsampling. Under autocast x, weight and residual are cast
+        first, as a convolution's are.
 
     Raises:
         TypeError: if a dtype does not fit.

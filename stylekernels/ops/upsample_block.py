@@ -48,8 +48,9 @@ def upsample_block(
     The convolution's input, its raw output and that output's statistics are kept for the backward
     pass: nothing that instance norm or the activation make.
 
-    On a GPU the convolution is PyTorch's, and may differ in the last digits run to run, forward and
-    backward, unless ``torch.backends.cudnn.deterministic = True`` asks for one that doesn't.
+    On a GPU the convolution is PyTorch's, but for transposed ones of channels_last images whose
+    border is continued. PyTorch's, and its backward pass always, may differ in the last digits run
+    to run unless ``torch.backends.cudnn.deterministic = True`` asks for one that doesn't.
 
     Args:
         x: (N, Cin, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
@@ -127,8 +128,8 @@ def _upsample_conv2d(
     """The convolution, and if ``stats`` mean and variance of its planes, where our kernel runs and
     they come with it."""
     nothing = None, None
-    own = convolves(x, upsample, padding_mode) and takes_kernel(weight.shape[2], upsample)
-    if use_reference(x) or not own:
+    own = takes_kernel(weight.shape[2], upsample) and not use_reference(x)
+    if not (own and convolves(x, upsample, padding_mode)):
         return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
     mode = (upsample, padding_mode, stats)
     if not needs_grad(x, weight, bias):

@@ -18,9 +18,6 @@ import functools
 from dataclasses import dataclass
 from math import ceil
 
-import torch
-from torch import Tensor
-
 #: Up to here a pixel's channels are filled up to a power of two, from there on to a multiple.
 _FEW_INPUTS = 8
 #: Up to here 16 pixels of a group make no more than 128 columns.
@@ -33,20 +30,18 @@ _LARGE_KERNEL = 5
 #: Elements of a window's row that are multiplied in one step.
 _STEPS = (64, 32, 16)
 
-#: The kernel elements between each pixel of a group and each pixel of its window, in one direction.
-Elements = tuple[tuple[tuple[int, ...], ...], ...]
-
 
 @dataclass(frozen=True)
 class Geometry:
     """What of a convolution is known without its images. Pairs are of rows and columns.
 
     Attributes:
+        kernel: its side.
         group: output pixels that are computed together.
         window: input pixels that they see.
         advance: input pixels from a group to the next.
-        elements: by pixel of the group and pixel of the window the kernel elements between them,
-            for rows and for columns.
+        elements: a, b, c and how many: between pixel w of the window and pixel p of the group lie
+            the kernel elements from a w + b p + c on, in one direction, as far as there are such.
         border: pixels before the input that the first window begins with.
         padding_mode: how the input goes on there and behind.
         repeats: 2 where the input is each pixel twice, else 1.
@@ -54,10 +49,11 @@ class Geometry:
         step: elements of a window's row that are multiplied in one step.
     """
 
+    kernel: int
     group: tuple[int, int]
     window: tuple[int, int]
     advance: tuple[int, int]
-    elements: tuple[Elements, Elements]
+    elements: tuple[int, int, int, int]
     border: int
     padding_mode: str
     repeats: int
@@ -73,32 +69,35 @@ class Geometry:
         filled = 8 * ceil(channels / 8)
         if channels <= _FEW_INPUTS:
             filled = 1 << (channels - 1).bit_length()
-        group, repeats = (1, 1), 1
+        group, advance, repeats = (2, 2), (1, 1), 1
         if upsample == "transpose":
             # Output o gets input i times element o + 1 - 2 i.
-            places = [{o + 1 - 2 * i: i for i in (-1, 0, 1) if 0 <= o + 1 - 2 * i < kernel}
-                      for o in (0, 1)]  # fmt: skip
+            window, border = (kernel - 1,) * 2, kernel - 3
+            elements = (-2, 1, 1 + 2 * border, 1)
         elif upsample == "nearest" and (padding_mode != "reflect" or kernel == 3):
-            places = [{t: (o - padding + t) // 2 for t in range(kernel)} for o in (0, 1)]
+            # Output o meets input (o - padding + t) // 2 with element t.
+            border = ceil(padding / 2)
+            window = ((kernel - padding) // 2 + border + 1,) * 2
+            elements = (2, -1, padding - 2 * border, 2)
             if padding_mode == "reflect":  # one row of the large image, the last of the small one
                 padding_mode = "replicate"
         else:
             repeats = 2 if upsample == "nearest" else 1
+            group, border = (1, 1), padding
             if kernel >= _LARGE_KERNEL and stride == 1:
                 group = _large_group(kernel, filled, outputs)
-            by_direction = [
-                [{t: o * stride + t - padding for t in range(kernel)} for o in range(size)]
-                for size in group
-            ]
+            window = (stride * (group[0] - 1) + kernel, stride * (group[1] - 1) + kernel)
             advance = (stride * group[0], stride * group[1])
-        if upsample != "none" and repeats == 1:
-            group, advance, by_direction = (2, 2), (1, 1), [places, places]
-        windows = [_window(places) for places in by_direction]
-        (first, rows, _), (_, columns, _) = windows
+            elements = (1, -stride, 0, 1)
         return cls(
-            group, (rows, columns), advance, (windows[0][2], windows[1][2]), -first, padding_mode,
-            repeats, filled, _step(columns * filled),
+            kernel, group, window, advance, elements, border, padding_mode, repeats, filled,
+            _step(window[1] * filled),
         )  # fmt: skip
+
+    @property
+    def doubles(self) -> bool:
+        """Whether a group is the four pixels that come from one."""
+        return self.group == (2, 2)
 
     @property
     def pixels(self) -> int:
@@ -112,12 +111,21 @@ class Geometry:
 
     @property
     def rows_of_one(self) -> tuple[int, int]:
-        """Of the window's rows those that one of two rows of a group sees: how many rows further on
-        for the second, and how many."""
-        if self.group[0] != 2:
+        """Of the window's rows those that one of the two rows of a group sees, where the image is
+        doubled: how many rows further on for the second, and how many. Else 0, and all."""
+        if not self.doubles:
             return 0, self.window[0]
-        seen = [[w for w, found in enumerate(row) if found] for row in self.elements[0]]
-        return seen[1][0], max(seen[0][-1], seen[1][-1] - seen[1][0]) + 1
+        of_window, of_pixel, first, count = self.elements
+        firsts, ends = [], []
+        for pixel in (0, 1):
+            seen = [
+                w
+                for w in range(self.window[0])
+                if -count < of_window * w + of_pixel * pixel + first < self.kernel
+            ]
+            firsts.append(seen[0])
+            ends.append(seen[-1] + 1)
+        return firsts[1], max(ends[0], ends[1] - firsts[1])
 
     def groups(self, rows: int, columns: int) -> tuple[int, int]:
         """Of an output of this size."""
@@ -132,19 +140,6 @@ class Geometry:
             )
         )
         return first, second
-
-    def pack(self, weight: Tensor, upsample: str) -> Tensor:
-        """The weights as the kernel reads them: (columns of the product, its inner dimension)."""
-        # One more element, which is zero, is between pixels that don't see each other.
-        elements = torch.nn.functional.pad(weight.reshape(-1), (0, 1))
-        parts = [
-            elements.index_select(0, index)
-            for index in _indices(self, tuple(weight.shape), upsample == "transpose", weight.device)
-        ]
-        if len(parts) > 1:
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            parts = [functools.reduce(torch.add, (part.to(wide) for part in parts))]
-        return parts[0].to(weight.dtype).view(-1, self.window[0] * self.run)
 
 
 def _large_group(kernel: int, channels: int, outputs: int) -> tuple[int, int]:
@@ -164,56 +159,3 @@ def _step(run: int) -> int:
     """The step by which a row of this length takes the least time, if a step has a cost of its own
     besides what it multiplies."""
     return min(_STEPS, key=lambda step: ceil(run / step) * (step + 24))
-
-
-def _window(places: list[dict[int, int]]) -> tuple[int, int, Elements]:
-    """First pixel and size of the window of pixels, given for each by kernel element the place
-    that it meets, and the elements between them."""
-    met = [place for of_pixel in places for place in of_pixel.values()]
-    first, size = min(met), max(met) - min(met) + 1
-    elements = tuple(
-        tuple(
-            tuple(element for element, place in of_pixel.items() if place == first + w)
-            for w in range(size)
-        )
-        for of_pixel in places
-    )
-    return first, size, elements
-
-
-@functools.lru_cache(maxsize=64)
-def _indices(
-    geometry: Geometry, shape: tuple[int, ...], transposed: bool, device: torch.device
-) -> list[Tensor]:
-    """Which elements of a kernel of this shape `Geometry.pack` adds up for every place, and the one
-    after the last where there is none. Kept, for making them takes longer than a small layer."""
-    nothing = torch.Size(shape).numel()
-    numbers = (
-        torch.arange(nothing).view(shape).permute((2, 3, 0, 1) if transposed else (2, 3, 1, 0))
-    )
-    kernel, _, channels, _ = numbers.shape
-    # (rows and columns of the kernel, and one more, input and output channels)
-    numbers = torch.nn.functional.pad(
-        numbers, (0, 0, 0, geometry.channels - channels, 0, 1, 0, 1), value=nothing
-    )
-    rows, columns = (_by_depth(elements, kernel) for elements in geometry.elements)
-    found = []
-    for of_row in rows:
-        for of_column in columns:
-            # (rows of the group, of the window, columns of the group, of the window, Cin, Cout)
-            placed = numbers[of_row][:, :, of_column].permute(0, 2, 5, 1, 3, 4).flatten(-2)
-            filled = geometry.run - placed.shape[-1]
-            placed = torch.nn.functional.pad(placed, (0, filled), value=nothing)
-            found.append(placed.reshape(-1).to(device))
-    return found
-
-
-def _by_depth(elements: Elements, kernel: int) -> list[Tensor]:
-    """The first elements, the second ones and so on of all places; ``kernel`` for none."""
-    most = max(len(found) for of_pixel in elements for found in of_pixel)
-    return [
-        torch.tensor([
-            [(*found, *[kernel] * most)[depth] for found in of_pixel] for of_pixel in elements
-        ])
-        for depth in range(most)
-    ]  # fmt: skip

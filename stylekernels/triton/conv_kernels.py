@@ -36,6 +36,55 @@ def _scaled(z, scale, shift):
 
 
 @triton.jit
+def pack_kernel(
+    weight,
+    packed,
+    size,
+    channels,
+    outputs,
+    stride_output,
+    stride_channel,
+    stride_row,
+    stride_column,
+    KERNEL: tl.constexpr,
+    OF_WINDOW: tl.constexpr,
+    OF_PIXEL: tl.constexpr,
+    FIRST: tl.constexpr,
+    COUNT: tl.constexpr,
+    GROUP_X: tl.constexpr,
+    WINDOW_Y: tl.constexpr,
+    WINDOW_X: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    RUN: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The weights as `convolution_kernel` reads them: (columns, rows of the window, RUN).
+
+    Between a pixel of the window and one of the group lie COUNT kernel elements a direction, which
+    are added up; see `Geometry.elements`.
+    """
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    element = at % RUN
+    window_y, window_x = at // RUN % WINDOW_Y, element // CHANNELS
+    channel = element % CHANNELS
+    column = at // (WINDOW_Y * RUN)
+    output, pixel = column % outputs, column // outputs
+    first_y = OF_WINDOW * window_y + OF_PIXEL * (pixel // GROUP_X) + FIRST
+    first_x = OF_WINDOW * window_x + OF_PIXEL * (pixel % GROUP_X) + FIRST
+    real = (at < size) & (window_x < WINDOW_X) & (channel < channels)
+    sums = tl.zeros([BLOCK], WIDE)
+    for further_y in tl.static_range(COUNT):
+        for further_x in tl.static_range(COUNT):
+            y, x = first_y + further_y, first_x + further_x
+            there = real & (y >= 0) & (y < KERNEL) & (x >= 0) & (x < KERNEL)
+            from_weight = weight + output * stride_output + channel * stride_channel
+            from_weight += y * stride_row + x * stride_column
+            sums += tl.load(from_weight, mask=there, other=0.0).to(WIDE)
+    tl.store(packed + at, rounded(sums, packed.dtype.element_ty), mask=at < size)
+
+
+@triton.jit
 def prepare_kernel(
     x,
     scale_shift,

@@ -290,26 +290,9 @@ def _gradients(
     return grad_features
 
 
-def _is_for_the_library(planes: Planes) -> bool:
-    """Whether cuBLAS is faster: for many channels of few pixels, twice the products take it less
-    time than the first stage of ours on an H200 (256 channels of 64 x 64 pixels: 12 us against 15;
-    512 of 32 x 32: 7 against 11; 128 of 128 x 128: 27 against 17)."""
-    x = planes.x
-    deep = planes.c >= 256 and planes.p <= 4096
-    return deep and x.device.type == "cuda" and x.element_size() == 2 and not on_amd()
-
-
 def gram_matrix(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
     """The op of this name."""
     planes = Planes.of(x)
-    if _is_for_the_library(planes) and not center:
-        gram = x.new_empty((planes.n, planes.c, planes.c), dtype=torch.float32)
-        features = planes.x.flatten(2)
-        (alpha,) = _scales([planes], _of_one(scale))
-        torch.ops.aten.baddbmm.dtype_out(
-            gram, features, features.mT, torch.float32, beta=0, alpha=alpha, out=gram
-        )
-        return gram, gram.new_empty((0,))
     mean = exact_mean(planes.x) if center else None
     (gram,), _ = _grams([planes], _of_one(scale), mean)
     return gram, gram.new_empty((0,)) if mean is None else mean

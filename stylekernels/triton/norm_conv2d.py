@@ -19,7 +19,7 @@ from torch import Tensor
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.layouts import dense_like
 from stylekernels.triton.conv_geometry import Geometry
-from stylekernels.triton.conv_kernels import convolution_kernel, prepare_kernel
+from stylekernels.triton.conv_kernels import convolution_kernel, pack_kernel, prepare_kernel
 from stylekernels.triton.launch import (
     on_hopper,
     product_precision,
@@ -44,12 +44,12 @@ def _config(
     half = weight.element_size() == 2
     # Of four pixels that are computed together two a block see fewer rows of their window; 64 rows
     # of a product are what Hopper's matrix instructions take at least.
-    rows = 1 if geometry.group == (2, 2) else geometry.group[0]
+    rows = 1 if geometry.doubles else geometry.group[0]
     block_n = triton.next_power_of_2(outputs * rows * geometry.group[1])
     block_n = min(max(64 if half else 16, block_n), 128)
     block_m = 64 if groups <= 64 else 128
     block_k = min(geometry.step, 64 if half else 32)
-    inner = geometry.run * (1 if geometry.group == (2, 2) else geometry.window[0])
+    inner = geometry.run * geometry.rows_of_one[1]
     if half and channels_last and inner >= _LONG and groups >= _MANY and on_hopper():
         return Config(256, block_n, block_k, num_warps=8, num_stages=3 if block_n == 128 else 4)
     # Results for NCHW are stored one by one, by addresses that take registers.
@@ -71,13 +71,31 @@ def _candidates(default: Config) -> list[Config]:
     return list(dict.fromkeys([default, fewer_pixels, other_warps, fewer_stages, more]))
 
 
+def _geometry(
+    weight: Tensor, stride: int, padding: int, padding_mode: str, upsample: str
+) -> Geometry:
+    outputs, channels = weight.shape[:2]
+    if upsample == "transpose":
+        outputs, channels = channels, outputs
+    return Geometry.of(weight.shape[2], channels, outputs, stride, padding, padding_mode, upsample)
+
+
+def _output_size(
+    weight: Tensor, height: int, width: int, stride: int, padding: int, upsample: str
+) -> tuple[int, int]:
+    if upsample != "none":
+        return 2 * height, 2 * width
+    reach = 2 * padding - weight.shape[2]
+    return (height + reach) // stride + 1, (width + reach) // stride + 1
+
+
 class _Layer:
     """A convolution of images of one size: how it runs, and the memory that takes.
 
     Args:
-        dtype: of the arithmetic.
-        n, channels, height, width: of the input.
-        outputs, kernel: of the weights.
+        weight: in the dtype of the arithmetic.
+        n, height, width: of the input.
+        stride, padding, padding_mode, upsample: as `norm_conv2d` takes them.
         channels_last: whether the output is.
     """
 
@@ -90,22 +108,19 @@ class _Layer:
         self.channels = weight.shape[0 if transposed else 1]
         self.outputs = weight.shape[1 if transposed else 0]
         self.dtype, self.device = weight.dtype, weight.device
-        self.geometry = Geometry.of(
-            weight.shape[2], self.channels, self.outputs, stride, padding, padding_mode, upsample
-        )
-        kernel = weight.shape[2]
-        self.rows, self.columns = (
-            2 * size if upsample != "none" else (size + 2 * padding - kernel) // stride + 1
-            for size in (height, width)
-        )
+        self.geometry = _geometry(weight, stride, padding, padding_mode, upsample)
+        self.rows, self.columns = _output_size(weight, height, width, stride, padding, upsample)
         self._problem = (
             "norm_conv2d", str(self.dtype).removeprefix("torch."), self.channels, self.outputs,
             *weight.shape[2:], self.rows, self.columns, n, stride, padding_mode, upsample,
             "NHWC" if channels_last else "NCHW",
+            product_precision(weight, torch.backends.cudnn.conv),
         )  # fmt: skip
-        self._candidates = _candidates(
-            _config(self.geometry, weight, self.outputs, self.groups, channels_last)
+        self._candidates, others = (
+            _candidates(_config(self.geometry, weight, self.outputs, self.groups, layout))
+            for layout in (channels_last, not channels_last)
         )
+        self._least_block_m = min(config.block_m for config in (*self._candidates, *others))
         self.config = tuned(self._problem, self.device, self._candidates)
 
     @property
@@ -144,8 +159,9 @@ class _Layer:
 
     @property
     def most_moments(self) -> tuple[int, int, int, int]:
-        """The shape of the moments in the smallest tiles of any configuration."""
-        return self._moments(min(config.block_m for config in self._candidates))
+        """The shape of the moments in the smallest tiles of any configuration, for outputs in
+        either layout."""
+        return self._moments(self._least_block_m)
 
     @property
     def moments_shape(self) -> tuple[int, int, int, int]:
@@ -239,14 +255,18 @@ def norm_conv2d(
     padding, padding_mode, upsample, return_stats,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The op of this name."""
-    y_is_channels_last = Planes.of(x).stride_c == 1
-    layer = _Layer(
-        weight, *_image_sizes(x), stride, padding, padding_mode, upsample, y_is_channels_last
-    )
-    y = written = dense_like(x, layer.y_shape)
-    if not y_is_channels_last and layer.geometry.pixels > 1:
+    geometry = _geometry(weight, stride, padding, padding_mode, upsample)
+    n, height, width = _image_sizes(x)
+    outputs = weight.shape[1 if upsample == "transpose" else 0]
+    size = _output_size(weight, height, width, stride, padding, upsample)
+    y = written = dense_like(x, (n, outputs, *size))
+    if Planes.of(y).stride_c != 1 and geometry.pixels > 1:
         # The pixels of a group would be written one by one, which takes far longer than a copy.
         written = torch.empty_like(y, memory_format=torch.channels_last)
+    layer = _Layer(
+        weight, n, height, width, stride, padding, padding_mode, upsample,
+        Planes.of(written).stride_c == 1,
+    )  # fmt: skip
     kept = dense_like(x) if return_input else None
     wide = wide_dtype(x)
     mean, var = (x.new_empty(y.shape[:2] if return_stats else (0,), dtype=wide) for _ in range(2))
@@ -259,7 +279,7 @@ def norm_conv2d(
         return x.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
     found = layer.run(
-        x, layer.geometry.pack(weight, upsample), None if bias is None else bias.contiguous(),
+        x, _pack(weight, geometry, upsample), None if bias is None else bias.contiguous(),
         None if scale_shift is None else scale_shift.contiguous(), activation, negative_slope,
         residual, prepared, kept, written, moments if return_stats else None,
     )  # fmt: skip
@@ -278,12 +298,25 @@ def norm_conv2d_pack(
     weight: Tensor, stride: int, padding: int, padding_mode: str, upsample: str
 ) -> Tensor:
     """The op of this name."""
-    outputs, channels = weight.shape[:2]
+    return _pack(weight, _geometry(weight, stride, padding, padding_mode, upsample), upsample)
+
+
+def _pack(weight: Tensor, geometry: Geometry, upsample: str) -> Tensor:
+    """The weights as the second kernel reads them: (columns of the product, inner dimension)."""
+    strides, (outputs, channels) = weight.stride(), weight.shape[:2]
+    of_output, of_channel = strides[:2]
     if upsample == "transpose":
-        outputs, channels = channels, outputs
-    return Geometry.of(
-        weight.shape[2], channels, outputs, stride, padding, padding_mode, upsample
-    ).pack(weight, upsample)
+        outputs, channels, of_output, of_channel = channels, outputs, of_channel, of_output
+    packed = weight.new_empty((geometry.pixels * outputs, geometry.window[0] * geometry.run))
+    of_window, of_pixel, first, count = geometry.elements
+    pack_kernel[(triton.cdiv(packed.numel(), 1024),)](
+        weight, packed, packed.numel(), channels, outputs, of_output, of_channel, *strides[2:],
+        KERNEL=geometry.kernel, OF_WINDOW=of_window, OF_PIXEL=of_pixel, FIRST=first, COUNT=count,
+        GROUP_X=geometry.group[1], WINDOW_Y=geometry.window[0], WINDOW_X=geometry.window[1],
+        CHANNELS=geometry.channels, RUN=geometry.run, WIDE=wide_type(weight), BLOCK=1024,
+        num_warps=4,
+    )  # fmt: skip
+    return packed
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

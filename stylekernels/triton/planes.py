@@ -174,7 +174,7 @@ def store_moments(
 ):
     """Moments of some channels of a piece, or of as many pieces: [BLOCK_C] each, but one count may
     do for all."""
-    plane = N * pieces * C
+    plane = tl.cast(N, tl.int64) * pieces * C
     to = moments + (n * pieces + piece) * C + channels
     tl.store(to, tl.where(inside, count, 0), mask=inside)
     tl.store(to + plane, near, mask=inside)
@@ -186,7 +186,7 @@ def store_moments(
 def merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS: tl.constexpr):
     """Count, mean and sum of squared deviations of the pieces ``first`` to ``last``, at most ROWS:
     [BLOCK_C] of float64 each."""
-    plane = N * pieces * C
+    plane = tl.cast(N, tl.int64) * pieces * C
     rows = first + tl.arange(0, ROWS)
     at = moments + (n * pieces + rows[:, None]) * C + channels[None, :]
     inside = (rows < last)[:, None] & (channels < C)[None, :]
