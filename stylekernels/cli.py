@@ -220,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _DONE
     try:
         command = _parse(argv)
+        _check_environment()
         code = _train(command) if isinstance(command, TrainConfig) else command.run()
         sys.stdout.flush()
         return code
@@ -235,6 +236,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except SystemExit as stop:  # tyro's, after help (0) or an error it has printed (2)
         return stop.code if isinstance(stop.code, int) else _REFUSED
+
+
+def _check_environment() -> None:
+    """Refuse an implementation that there is not, if one was asked for: else PyTorch, which takes
+    seconds, needn't be imported yet."""
+    if "STYLEKERNELS_IMPL" in os.environ:
+        try:
+            import stylekernels.dispatch  # noqa: F401
+        except ValueError as error:
+            raise Refused(str(error)) from None
 
 
 def _parse(argv: Sequence[str]) -> Any:

@@ -195,6 +195,14 @@ def test_a_process_writes_says_and_exits(folder, style):
     assert written(folder) == {"a.png", "note.jpg", "out/a.png"}
 
 
+def test_an_implementation_that_there_is_not_is_refused(folder, monkeypatch):
+    monkeypatch.setenv("STYLEKERNELS_IMPL", "tritn")
+    done = run("info")
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = "STYLEKERNELS_IMPL: expected one of native, triton, reference, got 'tritn'"
+    assert done.stderr == f"stylekernels: {expected}\n"
+
+
 def test_a_reader_that_leaves_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
