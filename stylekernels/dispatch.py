@@ -142,30 +142,39 @@ def implementation(device_type: str) -> str:
     return _choose(device_type)[0]
 
 
-def convolves(x: Tensor, upsample: str, padding_mode: str) -> bool:
+def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
     """Whether the convolution of `upsample_block` is ours: where it is known to be faster than
-    PyTorch's, or was asked for. That is on CPUs with AVX2 or more, and on GPUs for channels_last
-    images whose border is continued: cuDNN, which knows zeros only, gets an image that was padded.
+    PyTorch's, or was asked for.
+
+    That is on CPUs with AVX2 or more, but for transposed kernels of 3 with a border of zeros, which
+    Winograd's method does nothing for: with channels_last images, and in bfloat16 where there are
+    instructions for it. On GPUs it is for channels_last images whose border is continued: cuDNN,
+    which knows zeros only, gets an image that was padded.
 
     Not where sums of weights, which ``nearest`` makes, are rounded to half precision: that shows in
     single pixels after the norm.
     """
     chosen = implementation(x.device.type)
+    channels_last = (
+        x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )  # fmt: skip
     if chosen == "native":
-        in_tiles = x.dtype == torch.bfloat16 and (native.cpu_capability or "").startswith("amx")
-        return native.cpu_capability not in (None, "baseline") and not (
-            in_tiles and upsample == "nearest"
-        )
+        capability = native.cpu_capability
+        if capability in (None, "baseline"):
+            return False
+        in_tiles = x.dtype == torch.bfloat16 and capability.startswith("amx")
+        if in_tiles or _forced == "native":
+            return not (in_tiles and upsample == "nearest")
+        in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
+        plain = upsample == "transpose" and kernel == 3 and padding_mode == "zeros"
+        return not (plain and (channels_last or in_pairs))
     if chosen != "triton":
         return False
     if upsample == "nearest" and x.dtype in (torch.bfloat16, torch.float16):
         return False
     faster = upsample == "transpose" and padding_mode != "zeros" and x.dtype != torch.float64
-    layout = torch.channels_last
-    return _forced == "triton" or (
-        faster and x.dim() == 4 and x.is_contiguous(memory_format=layout)
-        and not x.is_contiguous()
-    )  # fmt: skip
+    return _forced == "triton" or (faster and channels_last)
 
 
 def use_reference(x: Tensor) -> bool:
@@ -203,8 +212,10 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
     chosen, reason = _choose(tensor.device.type)
     if op == "upsample_block":
+        weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+        kernel = weight.shape[-1] if isinstance(weight, Tensor) else 4
         mode = kwargs.get("upsample", "transpose"), kwargs.get("padding_mode", "replicate")
-        if not convolves(tensor, *mode):
+        if not convolves(tensor, kernel, *mode):
             reason += "; the convolution is PyTorch's"
     layout = "contiguous"
     if tensor.dim() == 4 and not tensor.is_contiguous():

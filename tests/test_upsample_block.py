@@ -4,12 +4,14 @@ The grid: every kind of upsampling meets every padding mode, dtype and layout at
 activations and parameters vary at one of them, because they act on the convolution's result alone.
 """
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels import explain, native, upsample_block
+from stylekernels import explain, native, upsample_block, use_impl
 from stylekernels.reference.upsample_block import convolved_image, pad, pad_channels_last
 from tests.conftest import (
     DTYPES,
@@ -210,6 +212,29 @@ def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monke
     if kernel > 1:
         said = explain("upsample_block", x, weight, upsample=upsample)
         assert ("the convolution is PyTorch's" not in said) == own
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "layout", "padding_mode", "own"),
+    [("avx512", torch.float32, "channels_last", "zeros", False),
+     ("avx512", torch.float32, "contiguous", "zeros", True),
+     ("avx512", torch.float32, "channels_last", "replicate", True),
+     ("avx512_bf16", torch.bfloat16, "contiguous", "zeros", False),
+     ("avx512", torch.bfloat16, "contiguous", "zeros", True),
+     ("amx", torch.bfloat16, "channels_last", "zeros", True)],
+)  # fmt: skip
+def test_whose_transposed_kernels_of_3_are(
+    capability, dtype, layout, padding_mode, own, monkeypatch
+) -> None:
+    """PyTorch's where it was measured to be faster, unless ours are asked for."""
+    monkeypatch.setattr(native, "cpu_capability", capability)
+    x, weight = inputs((1, 3, 5, 6), 4, "transpose", 3, dtype, layout).values()
+    for forced in (False, True):
+        with Recorder() as recorder, use_impl("native") if forced else contextlib.nullcontext():
+            upsample_block(x, weight, padding_mode=padding_mode)
+            said = explain("upsample_block", x, weight, padding_mode=padding_mode)
+        assert ("norm_conv2d" in recorder.ops) == (own or forced)
+        assert ("the convolution is PyTorch's" not in said) == (own or forced)
 
 
 @pytest.mark.core

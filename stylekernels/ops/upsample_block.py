@@ -128,8 +128,9 @@ def _upsample_conv2d(
     """The convolution, and if ``stats`` mean and variance of its planes, where our kernel runs and
     they come with it."""
     nothing = None, None
-    own = takes_kernel(weight.shape[2], upsample) and not use_reference(x)
-    if not (own and convolves(x, upsample, padding_mode)):
+    kernel = weight.shape[2]
+    own = takes_kernel(kernel, upsample) and not use_reference(x)
+    if not (own and convolves(x, kernel, upsample, padding_mode)):
         return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
     mode = (upsample, padding_mode, stats)
     if not needs_grad(x, weight, bias):
