@@ -35,13 +35,13 @@ _LONG, _MANY = 1024, 1 << 16
 
 
 def _config(
-    geometry: Geometry, weight: Tensor, outputs: int, groups: int, channels_last: bool
+    geometry: Geometry, dtype: torch.dtype, outputs: int, groups: int, channels_last: bool
 ) -> Config:
     """Defaults: as large as the layer fills. A step's values and weights are 16 KB each in half
     precision, and three steps are under way."""
-    if weight.dtype == torch.float64:
+    if dtype == torch.float64:
         return Config(32, 16, min(geometry.step, 16), num_warps=4, num_stages=1)
-    half = weight.element_size() == 2
+    half = dtype.itemsize == 2
     # Of four pixels that are computed together two a block see fewer rows of their window; 64 rows
     # of a product are what Hopper's matrix instructions take at least.
     rows = 1 if geometry.doubles else geometry.group[0]
@@ -53,7 +53,7 @@ def _config(
     if half and channels_last and inner >= _LONG and groups >= _MANY and on_hopper():
         return Config(256, block_n, block_k, num_warps=8, num_stages=3 if block_n == 128 else 4)
     # Results for NCHW are stored one by one, by addresses that take registers.
-    warps = 8 if block_n * weight.element_size() > 256 or not channels_last else 4
+    warps = 8 if block_n * dtype.itemsize > 256 or not channels_last else 4
     return Config(block_m, block_n, block_k, num_warps=warps, num_stages=stages())
 
 
@@ -116,12 +116,13 @@ class _Layer:
             "NHWC" if channels_last else "NCHW",
             product_precision(weight, torch.backends.cudnn.conv),
         )  # fmt: skip
-        self._candidates, others = (
-            _candidates(_config(self.geometry, weight, self.outputs, self.groups, layout))
-            for layout in (channels_last, not channels_last)
-        )
-        self._least_block_m = min(config.block_m for config in (*self._candidates, *others))
+        self._candidates = self._configurations(channels_last)
         self.config = tuned(self._problem, self.device, self._candidates)
+
+    def _configurations(self, channels_last: bool) -> list[Config]:
+        return _candidates(
+            _config(self.geometry, self.dtype, self.outputs, self.groups, channels_last)
+        )
 
     @property
     def groups(self) -> int:
@@ -161,7 +162,8 @@ class _Layer:
     def most_moments(self) -> tuple[int, int, int, int]:
         """The shape of the moments in the smallest tiles of any configuration, for outputs in
         either layout."""
-        return self._moments(self._least_block_m)
+        configs = (*self._configurations(True), *self._configurations(False))
+        return self._moments(min(config.block_m for config in configs))
 
     @property
     def moments_shape(self) -> tuple[int, int, int, int]:
