@@ -147,9 +147,8 @@ def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
     PyTorch's, or was asked for.
 
     That is on CPUs with AVX2 or more, but for transposed kernels of 3 with a border of zeros, which
-    Winograd's method does nothing for: with channels_last images, and in bfloat16 where there are
-    instructions for it. On GPUs it is for channels_last images whose border is continued: cuDNN,
-    which knows zeros only, gets an image that was padded.
+    Winograd's method does nothing for, and channels_last images. On GPUs it is for channels_last
+    images whose border is continued: cuDNN, which knows zeros only, gets an image that was padded.
 
     Not where sums of weights, which ``nearest`` makes, are rounded to half precision: that shows in
     single pixels after the norm.
@@ -166,9 +165,8 @@ def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
         in_tiles = x.dtype == torch.bfloat16 and capability.startswith("amx")
         if in_tiles or _forced == "native":
             return not (in_tiles and upsample == "nearest")
-        in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
         plain = upsample == "transpose" and kernel == 3 and padding_mode == "zeros"
-        return not (plain and (channels_last or in_pairs))
+        return not (plain and channels_last)
     if chosen != "triton":
         return False
     if upsample == "nearest" and x.dtype in (torch.bfloat16, torch.float16):

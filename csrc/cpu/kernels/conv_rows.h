@@ -43,6 +43,13 @@ struct Reach {
   }
 };
 
+// Whether kernel elements that meet the same input pixel are added up.
+inline bool adds_up(const ConvAxis& axis, int64_t kernel) {
+  int64_t used = 0;
+  for (int64_t k = 0; k < kernel; ++k) used += axis.tap_of[k] >= 0;
+  return used > axis.taps;
+}
+
 template <class T>
 struct Geometry {
   static constexpr int64_t kStep = kPanel<Vec<T>>;
@@ -55,6 +62,7 @@ struct Geometry {
   bool few_outputs;   // of those: vectors hold tiles
   int64_t advance;    // rows of the padded image from one output row to the next
   bool planar;        // the ring's rows are [channel][column], else [column][channel]
+  bool pairs;         // the ring and the weights stay in bfloat16, and pairs of them are multiplied
   int64_t pitch;      // elements from one column, or channel, to the next
   int64_t row_elements;
   int64_t panels;  // of the weights
@@ -83,7 +91,9 @@ struct Geometry {
     if (width < reflected) width = reflected;
     planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1 && !nested;
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
-    pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : a.cin;
+    pairs = HAS_PAIRS && std::is_same_v<T, BFloat16> && !winograd && !nested && !planar &&
+            !adds_up(a.axes[0], a.kernel) && (a.step == 1 || !adds_up(a.axes[1], a.kernel));
+    pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : pairs ? (a.cin + 1) / 2 * 2 : a.cin;
     row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
     panels = planar || few_outputs ? 1 : (a.cout + kStep - 1) / kStep;
   }
@@ -128,7 +138,8 @@ struct Geometry {
   int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
     if (winograd) return side * side * a.cin * kStep;
     if (blocks > 0) return kNestedPoints * blocks * blocks * a.cin * panel_channels(a);
-    return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * a.cin *
+    const int64_t depth = pairs ? pitch / 2 : a.cin;  // a pair takes the room of one float
+    return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * depth *
            panel_channels(a);
   }
   // The panel of a parity of the output.
@@ -241,12 +252,12 @@ void read_across(int64_t runs, int64_t length, const Read& read, int64_t pitch, 
 }
 
 // Pixels [0, columns) of a row of x, in the order of the ring. x lies in the same order or across.
-template <Activation A, class T>
+template <Activation A, class T, class R>
 void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
-              int64_t row, int64_t columns, Wide<T>* out) {
+              int64_t row, int64_t columns, R* out) {
   using V = Vec<T>;
   const bool planes = a.layout == Layout::contiguous;
-  if (!planes && !g.planar && input.scale == nullptr) {  // the row as it lies
+  if (!planes && g.pitch == a.cin && input.scale == nullptr) {  // the row as it lies
     read_run<A>(input, (n * a.h + row) * a.w * a.cin, columns * a.cin, 0, 0, out);
     return;
   }
@@ -254,7 +265,7 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   const int64_t runs = planes ? a.cin : columns, length = planes ? columns : a.cin;
   const int64_t run_step = planes ? a.h * a.w : a.cin;
   const int64_t first = planes ? (n * a.cin * a.h + row) * a.w : (n * a.h + row) * a.w * a.cin;
-  const auto read = [&](int64_t run, int64_t from, int64_t count, Wide<T>* to) {
+  const auto read = [&](int64_t run, int64_t from, int64_t count, auto* to) {
     const int64_t channel = n * a.cin + (planes ? run : from);
     read_run<A>(input, first + run * run_step + from, count, channel, planes ? 0 : 1, to);
   };
@@ -265,26 +276,25 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   read_across<V>(runs, length, read, g.pitch, out);
 }
 
-template <class T>
+template <class T, class R>
 void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
-              int64_t row, int64_t columns, Wide<T>* out) {
+              int64_t row, int64_t columns, R* out) {
   for_activation(input.activation, [&](auto activation) {
     read_row<decltype(activation)::value>(a, g, input, n, row, columns, out);
   });
 }
 
-// The rows of the padded image that a task is at.
-template <class T>
+// The rows of the padded image that a task is at, in numbers R.
+template <class T, class R = Wide<T>>
 struct Ring {
-  using W = Wide<T>;
   const NormConv2d& a;
   const Input<T>& input;
   const Geometry<T>& g;
   int64_t n;
-  W* memory;                           // span rows, and one for an image whose pixels repeat
+  R* memory;                           // span rows, and one for an image whose pixels repeat
   int64_t next = -(int64_t(1) << 40);  // the first row that was not read yet
 
-  W* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
+  R* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
 
   // Reads what output row o meets and is not there yet.
   void advance(int64_t o) { read(g.advance * o + g.low); }
@@ -297,15 +307,15 @@ struct Ring {
     next = end;
   }
 
-  void fill(int64_t from, W* out) const {
+  void fill(int64_t from, R* out) const {
     const int64_t channels = g.planar ? a.cin : 1, elements = g.planar ? 1 : a.cin;
     const int64_t column_step = g.planar ? 1 : g.pitch;
     // Column `to` of a row becomes column `column` of `pixels`, or zeros for a column of -1.
-    const auto set = [&](int64_t to, const W* pixels, int64_t column) {
+    const auto set = [&](int64_t to, const R* pixels, int64_t column) {
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t i = 0; i < elements; ++i)
           out[c * g.pitch + to * column_step + i] =
-              column < 0 ? W(0) : pixels[c * g.pitch + column * column_step + i];
+              column < 0 ? R{} : pixels[c * g.pitch + column * column_step + i];
     };
     if (from < 0) {
       for (int64_t i = 0; i < g.width; ++i) set(i, nullptr, -1);
@@ -314,7 +324,7 @@ struct Ring {
     const bool repeated = a.repeats > 1;
     const int64_t inside = repeated ? 0 : -g.low;  // where column 0 of x goes
     const int64_t count = repeated ? a.w : smaller(a.w, g.width - inside);
-    W* pixels = repeated ? memory + g.span * g.row_elements : out + inside * column_step;
+    R* pixels = repeated ? memory + g.span * g.row_elements : out + inside * column_step;
     read_row(a, g, input, n, from, count, pixels);
     for (int64_t i = 0; i < g.width; ++i)
       if (repeated || i < inside || i >= inside + count) set(i, pixels, source(a, i + g.low, a.w));

@@ -3,14 +3,15 @@
 //
 // Reads x once, N C P elements, and does N C^2 P / 2 multiply-adds (a library's product does twice
 // that): from C = 32 on it is bound by arithmetic. A task owns a slice of an image's pixels and a
-// full set of sums: see gram_rows.h (AVX-512), gram_panels.h (narrower vectors) and gram_tiles.h
-// (bfloat16 on AMX, unless features are centred). The slices' sums are added in order: results do
-// not depend on timing.
+// full set of sums: see gram_rows.h (AVX-512), gram_panels.h (narrower vectors, and bfloat16 with
+// AVX512-BF16) and gram_tiles.h (bfloat16 on AMX); centred features of bfloat16 are summed as
+// float32 is. The slices' sums are added in order: results do not depend on timing.
 //
 // The gradient is x times S = scale (grad + grad^T), N C^2 P multiply-adds. A task owns a block
 // of pixels. channels_last: pixels are the rows and S the panels; contiguous: channels are the
-// rows, S's, and pixels the panels. Either way nothing is transposed. With AVX512-BF16 S is rounded
-// to bfloat16 for bfloat16 features, as PyTorch's is (gram_pairs.h); elsewhere it stays in float32.
+// rows, S's, and pixels the panels. Either way nothing is transposed. With AVX512-BF16 or AMX S is
+// rounded to bfloat16 for bfloat16 features, as PyTorch's is (gram_pairs.h, gram_tiles.h), unless
+// they are centred; elsewhere it stays in float32.
 
 #include "../gram_matrix.h"
 
@@ -25,7 +26,15 @@
 namespace stylekernels::CPU_CAPABILITY {
 namespace {
 
-constexpr int64_t kBlockPixels = 96;  // pixels of one task of the backward pass
+// Pixels of one task of the backward pass; twice as many where they stay in bfloat16.
+constexpr int64_t kBlockPixels = 96;
+
+// Whether bfloat16 in pairs is summed in rows. Panels add up no lanes, but do half of each square
+// on the diagonal twice: at C = 64 a quarter of all products; and where planes are a power of two
+// in size, the same pixels of many channels compete for a few places in the caches.
+inline bool sums_in_rows(const GramMatrix& args) {
+  return args.c <= (args.layout == Layout::contiguous ? 128 : 64);
+}
 
 template <class T>
 constexpr int64_t padded(int64_t c) {
@@ -103,11 +112,18 @@ void forward_of(const GramMatrix& args) {
 #if HAS_TILES
           if (args.mean == nullptr) return sum_slice_in_tiles(args, n, slice, sums, panels);
 #elif HAS_PAIRS
+          BFloat16* values = reinterpret_cast<BFloat16*>(panels);
+          if (args.mean == nullptr && sums_in_rows(args))
+            return sum_slice_in_rows<T>(args, n, slice, width, sums, values);
           if (args.mean == nullptr)
-            return sum_slice<T>(args, n, slice, width, sums, reinterpret_cast<BFloat16*>(panels));
+            return sum_slice_in_panels<T>(args, n, slice, width, sums, values);
 #endif
         }
-        sum_slice<T>(args, n, slice, width, sums, panels);
+#if VECTOR_BYTES == 64
+        sum_slice_in_rows<T>(args, n, slice, width, sums, panels);
+#else
+        sum_slice_in_panels<T>(args, n, slice, width, sums, panels);
+#endif
       });
   constexpr int64_t kSquare = kLanes<Vec<T>>;
   const int64_t squares = (args.c + kSquare - 1) / kSquare;
@@ -118,32 +134,60 @@ void forward_of(const GramMatrix& args) {
   });
 }
 
-// Whether the gradient is multiplied in pairs of bfloat16.
+// Whether S is rounded to bfloat16.
 template <class T>
-bool in_pairs(const GramMatrixBackward& args) {
-  return HAS_PAIRS && std::is_same_v<T, BFloat16> && args.mean == nullptr;
+bool rounds_factor(const GramMatrixBackward& args) {
+  return (HAS_TILES || HAS_PAIRS) && std::is_same_v<T, BFloat16> && args.mean == nullptr;
 }
 
-// Row i of S of image n: in rows of `width`, or in panels for channels_last. S is symmetric, so a
-// panel's rows are S's own.
+// Where an element of S lies then.
+inline int64_t place_in_factor([[maybe_unused]] bool panels, int64_t width, int64_t i, int64_t j) {
+#if HAS_TILES
+  return place_in_tiles(panels, width, i, j);
+#elif HAS_PAIRS
+  return place_in_pairs(panels, width, i, j);
+#else
+  return i * width + j;
+#endif
+}
+
+// kLanes rows of S of image n, from `row` on: in rows of `width`, or in panels for channels_last. S
+// is symmetric, so a panel's rows are S's own.
 template <class T>
-void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t i) {
+void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t row) {
+  using V = Vec<T>;
   using W = Wide<T>;
-  const int64_t width = padded<T>(args.c), c = args.c, panel = kPanel<Vec<T>>;
+  constexpr int64_t kSide = kLanes<V>;
+  const int64_t width = padded<T>(args.c), c = args.c, panel = kPanel<V>;
   const W* grad = static_cast<const W*>(args.grad) + n * c * c;
   W* product = static_cast<W*>(args.product) + n * width * width;
   const bool panels = args.layout == Layout::channels_last;
-  for (int64_t j = 0; j < width; ++j) {
-    const W value = i < c && j < c ? W(args.scale) * (grad[i * c + j] + grad[j * c + i]) : W(0);
-#if HAS_PAIRS
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      if (in_pairs<T>(args)) {
-        store(reinterpret_cast<BFloat16*>(product) + place_in_pairs(panels, width, i, j), value);
+  for (int64_t column = 0; column < width; column += kSide) {
+    W square[kSide][kSide] = {};
+    if (smaller(c - row, c - column) >= kSide) {
+      V across[kSide];
+      for (int64_t j = 0; j < kSide; ++j) across[j] = load<V>(grad + (column + j) * c + row);
+      transpose(across);
+      for (int64_t i = 0; i < kSide; ++i)
+        store(square[i],
+              splat<V>(W(args.scale)) * (load<V>(grad + (row + i) * c + column) + across[i]));
+    } else {
+      for (int64_t i = row; i < smaller(row + kSide, c); ++i)
+        for (int64_t j = column; j < smaller(column + kSide, c); ++j)
+          square[i - row][j - column] = W(args.scale) * (grad[i * c + j] + grad[j * c + i]);
+    }
+    for (int64_t i = 0; i < kSide; ++i) {
+      if (rounds_factor<T>(args)) {
+        BFloat16* factor = reinterpret_cast<BFloat16*>(product);
+        for (int64_t j = 0; j < kSide; ++j)
+          store(factor + place_in_factor(panels, width, row + i, column + j), float(square[i][j]));
         continue;
       }
+      W* to =
+          product + (panels ? column / panel * width * panel + (row + i) * panel + column % panel
+                            : (row + i) * width + column);
+      store(to, load<V>(square[i]));
     }
-#endif
-    product[panels ? j / panel * width * panel + i * panel + j % panel : i * width + j] = value;
   }
 }
 
@@ -215,17 +259,28 @@ template <class T>
 void backward_of(const GramMatrixBackward& args) {
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c);
-  parallel_tasks(args.n * width, width,
-                 [&](int64_t task) { symmetric_product<T>(args, task / width, task % width); });
-  const int64_t blocks = (args.pixels + kBlockPixels - 1) / kBlockPixels;
-  parallel_tasks(args.n * blocks, kBlockPixels * args.c, [&](int64_t task, int64_t worker) {
-    const int64_t n = task / blocks, first = task % blocks * kBlockPixels;
-    const int64_t count = smaller(kBlockPixels, args.pixels - first);
+  constexpr int64_t kSide = kLanes<Vec<T>>;
+  const int64_t squares = width / kSide;
+  parallel_tasks(args.n * squares, kSide * width, [&](int64_t task) {
+    symmetric_product<T>(args, task / squares, task % squares * kSide);
+  });
+  // Two bfloat16 values take the scratch of a float.
+  const int64_t pixels = rounds_factor<T>(args) ? 2 * kBlockPixels : kBlockPixels;
+  const int64_t blocks = (args.pixels + pixels - 1) / pixels;
+  parallel_tasks(args.n * blocks, pixels * args.c, [&](int64_t task, int64_t worker) {
+    const int64_t n = task / blocks, first = task % blocks * pixels;
+    const int64_t count = smaller(pixels, args.pixels - first);
     W* block = static_cast<W*>(args.panels) + worker * width * kBlockPixels;
-#if HAS_PAIRS
-    if constexpr (std::is_same_v<T, BFloat16>)
-      if (in_pairs<T>(args)) return backward_block_of_pairs(args, n, first, count, width, block);
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      [[maybe_unused]] BFloat16* values = reinterpret_cast<BFloat16*>(block);
+#if HAS_TILES
+      if (rounds_factor<T>(args))
+        return backward_block_in_tiles(args, n, first, count, width, values);
+#elif HAS_PAIRS
+      if (rounds_factor<T>(args))
+        return backward_block_of_pairs(args, n, first, count, width, values);
 #endif
+    }
     backward_block<T>(args, n, first, count, block);
   });
 }

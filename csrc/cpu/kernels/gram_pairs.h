@@ -1,44 +1,15 @@
-// Products of pairs of bfloat16 values by AVX512-BF16, two at a time in each lane of a float32 sum;
-// and the gradient of a Gram matrix by them: see gram_matrix.cpp for the division of work. A pair
-// is two channels there.
+// The gradient of a Gram matrix of bfloat16 features, by products of pairs of channels: see
+// gram_matrix.cpp for the division of work.
 #pragma once
 
 #include "../gram_matrix.h"
 #include "matrix.h"
 
-#if defined(__AVX512BF16__)
-#define HAS_PAIRS 1
-#else
-#define HAS_PAIRS 0
-#endif
-
 #if HAS_PAIRS
 namespace stylekernels::CPU_CAPABILITY {
 
-inline VecF add_products_of_pairs(VecF a, VecF b, VecF sum) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-}
-
 inline __mmask32 first_lanes(int64_t count) {
   return count >= 32 ? 0xffffffffu : count <= 0 ? 0 : (1u << count) - 1;
-}
-
-// sums[r] += the products of pairs a[r][k] with b[k], kPanel columns of pairs.
-template <int kCount>
-inline void multiply_panel_of_pairs(const BFloat16* const (&a)[kCount], const BFloat16* b,
-                                    int64_t pairs, VecF (&sums)[kCount][2]) {
-  for (int64_t k = 0; k < pairs; ++k) {
-    VecF columns[2];
-    for (int v = 0; v < 2; ++v)
-      std::memcpy(&columns[v], b + (2 * k + v) * 2 * kLanes<VecF>, sizeof(VecF));
-#pragma GCC unroll 16
-    for (int r = 0; r < kCount; ++r) {
-      float bits;
-      std::memcpy(&bits, a[r] + 2 * k, sizeof(bits));
-      const VecF pair = _mm512_set1_ps(bits);  // moves bits, where splat subtracts zero
-      for (int v = 0; v < 2; ++v) sums[r][v] = add_products_of_pairs(pair, columns[v], sums[r][v]);
-    }
-  }
 }
 
 // Where element (i, j) of the symmetric factor lies: in rows, or for channels_last in panels whose
@@ -59,9 +30,9 @@ inline void pack_pairs_of_planes(const BFloat16* even, const BFloat16* odd, int6
   _mm512_storeu_si512(pairs + 32, interleaved(_mm512_shuffle_i64x2(a, b, 0xee)));
 }
 
-// grad_x of `count` pixels from `first` on. `block` has room for all channels of them.
+// grad_x of `count` pixels from `first` on. `packed` has room for all channels of them.
 inline void backward_block_of_pairs(const GramMatrixBackward& args, int64_t n, int64_t first,
-                                    int64_t count, int64_t width, float* block) {
+                                    int64_t count, int64_t width, BFloat16* packed) {
   constexpr int64_t kStep = kPanel<VecF>;
   const int64_t c = args.c, pairs = (c + 1) / 2;
   const bool contiguous = args.layout == Layout::contiguous;
@@ -70,14 +41,12 @@ inline void backward_block_of_pairs(const GramMatrixBackward& args, int64_t n, i
   BFloat16* grad_x = static_cast<BFloat16*>(args.grad_x) + offset;
   const BFloat16* product = reinterpret_cast<const BFloat16*>(
       static_cast<const float*>(args.product) + n * width * width);
-  BFloat16* packed = reinterpret_cast<BFloat16*>(block);
 
   if (contiguous) {  // S's rows, by panels of pixels
     for (int64_t p = 0; p < count; p += kStep) {
-      const int64_t columns = smaller(kStep, count - p);
       for (int64_t k = 0; k < c; k += 2) {
         const BFloat16* even = x + k * args.pixels + p;
-        pack_pairs_of_planes(even, k + 1 < c ? even + args.pixels : nullptr, columns,
+        pack_pairs_of_planes(even, k + 1 < c ? even + args.pixels : nullptr, count - p,
                              packed + k * kStep);
       }
       for (int64_t i = 0; i < c; i += kRows) {
@@ -85,9 +54,9 @@ inline void backward_block_of_pairs(const GramMatrixBackward& args, int64_t n, i
         for (int r = 0; r < kRows; ++r) rows[r] = product + smaller(i + r, c - 1) * width;
         VecF sums[kRows][2];
         clear(sums);
-        multiply_panel_of_pairs(rows, packed, pairs, sums);
+        multiply_panel(rows, 2, packed, pairs, sums);
         for (int64_t r = 0; r < smaller<int64_t>(kRows, c - i); ++r)
-          store_columns(grad_x + (i + r) * args.pixels + p, sums[r], columns);
+          store_columns(grad_x + (i + r) * args.pixels + p, sums[r], count - p);
       }
     }
     return;
@@ -103,7 +72,7 @@ inline void backward_block_of_pairs(const GramMatrixBackward& args, int64_t n, i
       for (int r = 0; r < kRows; ++r) rows[r] = packed + smaller(p + r, count - 1) * pitch;
       VecF sums[kRows][2];
       clear(sums);
-      multiply_panel_of_pairs(rows, product + column * width, pairs, sums);
+      multiply_panel(rows, 2, product + column * width, pairs, sums);
       for (int64_t r = 0; r < smaller<int64_t>(kRows, count - p); ++r)
         store_columns(grad_x + (p + r) * c + column, sums[r], c - column);
     }

@@ -115,8 +115,9 @@ inline void pack_rows_of_pixels(const BFloat16* x, int64_t channels, int64_t pix
 }
 #endif
 
-// Adds scale times the sums over the lanes of `part` to a block of sums.
-inline void add_lanes(const VecF (&part)[kSide][kSide], float scale, int64_t width, float* sums) {
+// Adds scale times the sums over the lanes of `part` to a block of sums, or begins it.
+inline void add_lanes(const VecF (&part)[kSide][kSide], float scale, bool begins, int64_t width,
+                      float* sums) {
   typedef float Four __attribute__((vector_size(16)));
   VecF columns[kSide];  // 128 bits for each row
   for (int c = 0; c < kSide; ++c) {
@@ -138,26 +139,28 @@ inline void add_lanes(const VecF (&part)[kSide][kSide], float scale, int64_t wid
   Four added[kSide];
   std::memcpy(added, &total, sizeof(added));
   for (int r = 0; r < kSide; ++r) {
-    Four sum;
-    std::memcpy(&sum, sums + r * width, sizeof(sum));
+    Four sum{};
+    if (!begins) std::memcpy(&sum, sums + r * width, sizeof(sum));
     sum += added[r];
     std::memcpy(sums + r * width, &sum, sizeof(sum));
   }
 }
 
-inline void add_lanes(const VecD (&part)[kSide][kSide], double scale, int64_t width, double* sums) {
+inline void add_lanes(const VecD (&part)[kSide][kSide], double scale, bool begins, int64_t width,
+                      double* sums) {
   for (int r = 0; r < kSide; ++r)
     for (int c = 0; c < kSide; ++c) {
       double total = 0;
       for (int lane = 0; lane < kLanes<VecD>; ++lane) total += part[r][c][lane];
-      sums[r * width + c] += scale * total;
+      sums[r * width + c] = (begins ? 0 : sums[r * width + c]) + scale * total;
     }
 }
 
-// Adds scale times the products of kSide rows with kSide others, of `pixels` > 0 pixels.
+// Adds scale times the products of kSide rows with kSide others, of `pixels` > 0 pixels, to a block
+// of sums, or begins it.
 template <class R>
-inline void add_block(const R* a, const R* b, int64_t pixels, Wide<R> scale, int64_t width,
-                      Wide<R>* sums) {
+inline void add_block(const R* a, const R* b, int64_t pixels, Wide<R> scale, bool begins,
+                      int64_t width, Wide<R>* sums) {
   using V = Vec<R>;
   V part[kSide][kSide];
   clear(part);
@@ -171,25 +174,18 @@ inline void add_block(const R* a, const R* b, int64_t pixels, Wide<R> scale, int
       V row;
       std::memcpy(&row, a + r * kRowPitch<R> + p, sizeof(V));
 #pragma GCC unroll 4
-      for (int c = 0; c < kSide; ++c) {
-#if HAS_PAIRS
-        if constexpr (std::is_same_v<R, BFloat16>)
-          part[r][c] = add_products_of_pairs(row, columns[c], part[r][c]);
-        else
-#endif
-          part[r][c] = multiply_add(row, columns[c], part[r][c]);
-      }
+      for (int c = 0; c < kSide; ++c) part[r][c] = add_products<R>(row, columns[c], part[r][c]);
     }
-    p += sizeof(V) / sizeof(R);
+    p += kLanes<V> * kTogether<R>;
   } while (p < pixels);
-  add_lanes(part, scale, width, sums);
+  add_lanes(part, scale, begins, width, sums);
 }
 
 // The sums of one slice of image n, down to the diagonal, into rows of `width`, by rows of values
 // R. Both have room for a multiple of kPanel channels, C or more.
 template <class T, class R>
-void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, int64_t width, Wide<T>* sums,
-               R* rows) {
+void sum_slice_in_rows(const GramMatrix& args, int64_t n, int64_t slice, int64_t width,
+                       Wide<T>* sums, R* rows) {
   using W = Wide<T>;
   constexpr int64_t kPitch = kRowPitch<R>;
   const bool contiguous = args.layout == Layout::contiguous;
@@ -200,7 +196,6 @@ void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, int64_t width, 
   const int64_t lines = Prefetch<T>::lines(args, kRowDepth, blocks * (blocks + 1) / 2);
   const W* mean = args.mean ? static_cast<const W*>(args.mean) + n * c : nullptr;
   const Centering<T> centered{mean, mean ? mean + args.n * c : nullptr};
-  for (int64_t i = 0; i < width * width; ++i) sums[i] = 0;
   for (int64_t channel = c; channel < blocks * kSide; ++channel)
     std::memset(rows + channel * kPitch, 0, kPitch * sizeof(R));
   for (int64_t first = begin; first < end; first += kRowDepth) {
@@ -214,8 +209,8 @@ void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, int64_t width, 
     for (int64_t column = 0; column < c; column += kSide) {
       for (int64_t row = 0; row <= column; row += kSide) {
         next.fetch(lines);
-        add_block(rows + row * kPitch, rows + column * kPitch, depth, W(args.scale), width,
-                  sums + row * width + column);
+        add_block(rows + row * kPitch, rows + column * kPitch, depth, W(args.scale), first == begin,
+                  width, sums + row * width + column);
       }
     }
   }

@@ -3,6 +3,12 @@
 
 #include "simd.h"
 
+#if defined(__AVX512BF16__)
+#define HAS_PAIRS 1  // products of pairs of bfloat16 values, added up in float32
+#else
+#define HAS_PAIRS 0
+#endif
+
 namespace stylekernels::CPU_CAPABILITY {
 
 // A panel holds, for each k, kPanel columns side by side: two vectors, loaded once and multiplied
@@ -11,6 +17,24 @@ namespace stylekernels::CPU_CAPABILITY {
 template <class V>
 constexpr int kPanel = 2 * kLanes<V>;
 constexpr int kRows = VECTOR_BYTES == 64 ? 8 : 6;
+
+// How many values of R a vector of sums takes into one of its lanes at a time.
+template <class R>
+constexpr int kTogether = sizeof(R) == 2 ? 2 : 1;
+
+// Rows of values R: pairs are multiplied twice as fast, and with 24 sums the panels are read less
+// often (a fifth of the time of a convolution). float32 loses a tenth by it.
+template <class R>
+constexpr int kRowsOf = kTogether<R> == 2 ? 12 : kRows;
+
+// a * b + sum, of vectors of values R.
+template <class R, class V>
+inline V add_products(V a, V b, V sum) {
+#if HAS_PAIRS
+  if constexpr (kTogether<R> == 2) return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#endif
+  return multiply_add(a, b, sum);
+}
 
 // Zeros, one by one: an initialiser {} fills memory first, which takes as long as ten steps of the
 // loop below, and more code finds the sums there.
@@ -37,6 +61,29 @@ inline void multiply_panel(const ElementOf<V>* const (&a)[kCount], int64_t a_k,
     }
   }
 }
+
+#if HAS_PAIRS
+// The same with pairs a[r][k * a_k] of values, of which a panel has one for each of its columns.
+template <int kCount, int kVectors>
+inline void multiply_panel(const BFloat16* const (&a)[kCount], int64_t a_k, const BFloat16* b,
+                           int64_t pairs, VecF (&sums)[kCount][kVectors]) {
+  const int64_t end = pairs * a_k;
+  for (int64_t k = 0; k < end; k += a_k) {
+    VecF columns[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      std::memcpy(&columns[v], b + v * 2 * kLanes<VecF>, sizeof(VecF));
+    b += 2 * kPanel<VecF>;
+#pragma GCC unroll 16
+    for (int r = 0; r < kCount; ++r) {
+      float bits;
+      std::memcpy(&bits, a[r] + k, sizeof(bits));
+      const VecF pair = _mm512_set1_ps(bits);  // moves bits, where splat subtracts zero
+      for (int v = 0; v < kVectors; ++v)
+        sums[r][v] = add_products<BFloat16>(pair, columns[v], sums[r][v]);
+    }
+  }
+}
+#endif
 
 // Stores a row of a panel's columns, or the first of them.
 template <class V, class T>

@@ -11,7 +11,10 @@
 // save multiplications, winograd.h or nested_winograd.h do it otherwise.
 //
 // Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
-// bfloat16 on a machine with AMX is multiplied as it is, in tiles: see conv_tiles.h.
+// bfloat16 on a machine with AMX is multiplied as it is, in tiles: see conv_tiles.h. With
+// AVX512-BF16, and without a transform, the ring's rows and the weights stay in bfloat16, and pairs
+// of channels are multiplied, unless elements of the kernel are added up: their sums would have to
+// be rounded.
 
 #include "../parallel.h"
 #include "conv_tiles.h"
@@ -24,22 +27,15 @@ namespace {
 
 // -- the weights -----------------------------------------------------------------------------
 
-// Panel: for every kernel row and column of a parity and every input channel kPanel output
-// channels, zero beyond the last. Planar: for every kernel row, input channel and kernel column.
-template <class T>
-void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity, int64_t first,
-                  Wide<T>* panel) {
-  const Geometry<T> g(a);
+// Panel: for every kernel row and column of a parity and every input channel, or pair of them,
+// kPanel output channels, zero beyond the last. Planar: for every kernel row, input channel and
+// kernel column.
+template <class T, class R>
+void pack_direct_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
+                         int64_t column_parity, int64_t first, R* panel) {
   const int64_t step = g.panel_channels(a);
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
-  if constexpr (sizeof(Wide<T>) == 4) {
-    if (g.side == 6)
-      return pack_weights_for_winograd<6, T>(a, row_parity, column_parity, first, panel);
-    if (g.side == 5)
-      return pack_weights_for_winograd<5, T>(a, row_parity, column_parity, first, panel);
-    if (g.blocks > 0) return pack_nested_weights<T>(a, g, first, panel);
-  }
-  for (int64_t i = 0; i < g.panel_elements(a, row_parity, column_parity); ++i) panel[i] = 0;
+  std::memset(panel, 0, g.panel_elements(a, row_parity, column_parity) * sizeof(Wide<T>));
   const T* weight = static_cast<const T*>(a.weight);
   for (int64_t c = 0; c < smaller(step, a.cout - first); ++c) {
     for (int64_t i = 0; i < a.cin; ++i) {
@@ -49,39 +45,59 @@ void pack_weights(const NormConv2d& a, int64_t row_parity, int64_t column_parity
           const int64_t row = rows.tap_of[ky], column = columns.tap_of[kx];
           if (row < 0 || column < 0) continue;
           const int64_t place = g.planar ? (row * a.cin + i) * columns.taps + column
-                                         : (row * columns.taps + column) * a.cin + i;
-          panel[place * step + c] +=
-              load<Wide<T>>(kernel + ky * a.weight_row + kx * a.weight_column);
+                                         : (row * columns.taps + column) * g.pitch + i;
+          R* to = panel + place / kTogether<R> * kTogether<R> * step + c * kTogether<R> +
+                  place % kTogether<R>;
+          store(to, load<Wide<T>>(to) +
+                        load<Wide<T>>(kernel + ky * a.weight_row + kx * a.weight_column));
         }
       }
     }
   }
 }
 
+template <class T>
+void pack_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
+                  int64_t column_parity, int64_t first, Wide<T>* panel) {
+  if constexpr (sizeof(Wide<T>) == 4) {
+    if (g.side == 6)
+      return pack_weights_for_winograd<6, T>(a, row_parity, column_parity, first, panel);
+    if (g.side == 5)
+      return pack_weights_for_winograd<5, T>(a, row_parity, column_parity, first, panel);
+    if (g.blocks > 0) return pack_nested_weights<T>(a, g, first, panel);
+  }
+  if constexpr (HAS_PAIRS && std::is_same_v<T, BFloat16>) {
+    if (g.pairs)
+      return pack_direct_weights(a, g, row_parity, column_parity, first,
+                                 reinterpret_cast<T*>(panel));
+  }
+  pack_direct_weights(a, g, row_parity, column_parity, first, panel);
+}
+
 // -- the output ------------------------------------------------------------------------------
 
 // One row of a parity of the output, kPanel channels of every pixel, rounded as it will be stored.
-template <int kVectors, class T>
-void multiply_row(const NormConv2d& a, const Ring<T>& ring, int64_t o, int64_t row_parity,
+template <int kVectors, class T, class R>
+void multiply_row(const NormConv2d& a, const Ring<T, R>& ring, int64_t o, int64_t row_parity,
                   int64_t column_parity, const Wide<T>* panel, const Wide<T>* bias, Wide<T>* out) {
   using V = Vec<T>;
-  using W = Wide<T>;
-  constexpr int kCount = kVectors == 1 ? 2 * kRows : kRows;
+  constexpr int kCount = kVectors == 1 ? 2 * kRows : kRowsOf<R>;
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
-  const int64_t depth = columns.taps * a.cin;
+  const int64_t depth = columns.taps * ring.g.pitch;
   for (int64_t p = 0; p < a.columns; p += kCount) {
     int64_t offset[kCount];
     for (int r = 0; r < kCount; ++r)
-      offset[r] = (a.stride * smaller(p + r, a.columns - 1) + columns.first - ring.g.low) * a.cin;
+      offset[r] =
+          (a.stride * smaller(p + r, a.columns - 1) + columns.first - ring.g.low) * ring.g.pitch;
     V sums[kCount][kVectors];
     for (int r = 0; r < kCount; ++r)
       for (int v = 0; v < kVectors; ++v) sums[r][v] = load<V>(bias + v * kLanes<V>);
-    const W* b = panel;
+    const R* b = reinterpret_cast<const R*>(panel);
     for (int64_t t = 0; t < rows.taps; ++t, b += depth * kPanel<V>) {
-      const W* row = ring.row(a.stride * o + rows.first + t);
-      const W* pixels[kCount];
+      const R* row = ring.row(a.stride * o + rows.first + t);
+      const R* pixels[kCount];
       for (int r = 0; r < kCount; ++r) pixels[r] = row + offset[r];
-      multiply_panel(pixels, 1, b, depth, sums);
+      multiply_panel(pixels, kTogether<R>, b, depth / kTogether<R>, sums);
     }
     for (int64_t r = 0; r < smaller<int64_t>(kCount, a.columns - p); ++r)
       for (int v = 0; v < 2; ++v)
@@ -129,20 +145,17 @@ template <int kOutputs, class T>
   }
 }
 
-template <class T>
-void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
-              int64_t band, Wide<T>* memory) {
+// A band without transforms, from a ring of numbers R.
+template <class T, class R>
+void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
+                       int64_t band, Wide<T>* memory) {
   using V = Vec<T>;
   using W = Wide<T>;
   constexpr int64_t kStep = kPanel<V>;
-  if constexpr (sizeof(W) == 4) {
-    if (g.side == 6) return run_band_by_winograd<6, T>(a, g, input, n, band, memory);
-    if (g.side == 5) return run_band_by_winograd<5, T>(a, g, input, n, band, memory);
-    if (g.few_outputs) return run_band_of_few_outputs<T>(a, g, input, n, band, memory);
-    if (g.blocks > 0) return run_band_of_few_inputs<T>(a, g, input, n, band, memory);
-  }
   W* values = memory + (g.span + 1) * g.row_elements;
-  Ring<T> ring{a, input, g, n, memory};
+  Ring<T, R> ring{a, input, g, n, reinterpret_cast<R*>(memory)};
+  if (!g.planar && g.pitch != a.cin)  // nothing else is written where a pair lacks a channel
+    std::memset(ring.memory, 0, (g.span + 1) * g.row_elements * sizeof(R));
   const W* weights = static_cast<const W*>(a.packed);
   BandStatistics statistics(a, n, band);
   const int64_t end = smaller((band + 1) * a.band, a.rows);
@@ -155,15 +168,17 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
         W bias[kStep];
         read_bias(a, first, bias);
         const W* panel = weights + g.panel_begin(a, row_parity, column_parity, first / kStep);
-        if (g.planar && channels == 1)
-          multiply_planar_row<1>(a, ring, o, panel, bias, values);
-        else if (g.planar && channels == 2)
-          multiply_planar_row<2>(a, ring, o, panel, bias, values);
-        else if (g.planar)
-          multiply_planar_row<3>(a, ring, o, panel, bias, values);
-        else if (channels <= kLanes<V>)
+        if constexpr (std::is_same_v<R, W>) {
+          if (g.planar && channels == 1)
+            multiply_planar_row<1>(a, ring, o, panel, bias, values);
+          else if (g.planar && channels == 2)
+            multiply_planar_row<2>(a, ring, o, panel, bias, values);
+          else if (g.planar)
+            multiply_planar_row<3>(a, ring, o, panel, bias, values);
+        }
+        if (!g.planar && channels <= kLanes<V>)
           multiply_row<1>(a, ring, o, row_parity, column_parity, panel, bias, values);
-        else
+        else if (!g.planar)
           multiply_row<2>(a, ring, o, row_parity, column_parity, panel, bias, values);
         write_row<T>(a, n, a.step * o + row_parity, column_parity, a.columns, first, values);
         if (a.wants_statistics()) statistics.add(values, a.columns, first);
@@ -171,6 +186,21 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
       statistics.counted += double(a.columns);
     }
   }
+}
+
+template <class T>
+void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
+              int64_t band, Wide<T>* memory) {
+  if constexpr (sizeof(Wide<T>) == 4) {
+    if (g.side == 6) return run_band_by_winograd<6, T>(a, g, input, n, band, memory);
+    if (g.side == 5) return run_band_by_winograd<5, T>(a, g, input, n, band, memory);
+    if (g.few_outputs) return run_band_of_few_outputs<T>(a, g, input, n, band, memory);
+    if (g.blocks > 0) return run_band_of_few_inputs<T>(a, g, input, n, band, memory);
+  }
+  if constexpr (HAS_PAIRS && std::is_same_v<T, BFloat16>) {
+    if (g.pairs) return run_band_directly<T, T>(a, g, input, n, band, memory);
+  }
+  run_band_directly<T, Wide<T>>(a, g, input, n, band, memory);
 }
 
 // -- the op ----------------------------------------------------------------------------------
@@ -243,7 +273,8 @@ void pack_panels(const NormConv2d& a, const Geometry<T>& g) {
   parallel_tasks(parities * g.panels, g.panel_elements(a, 0, 0), [&](int64_t task) {
     const int64_t parity = task / g.panels, panel = task % g.panels;
     const int64_t row = parity / a.step, column = parity % a.step;
-    pack_weights<T>(a, row, column, panel * g.kStep, packed + g.panel_begin(a, row, column, panel));
+    pack_weights<T>(a, g, row, column, panel * g.kStep,
+                    packed + g.panel_begin(a, row, column, panel));
   });
 }
 
