@@ -147,7 +147,8 @@ def test_bfloat16_differs_by_its_rounding_only(generator):
 def test_the_default_arithmetic_is_the_fastest_of_our_kernels(generator, monkeypatch):
     monkeypatch.setattr(native, "cpu_missing", None)
     for capability, dtype in (
-        ("avx2", torch.float32), ("avx512", torch.float32), ("amx", torch.bfloat16)
+        ("avx2", torch.float32), ("avx512", torch.float32), ("avx512_bf16", torch.bfloat16),
+        ("amx", torch.bfloat16),
     ):  # fmt: skip
         monkeypatch.setattr(native, "cpu_capability", capability)
         assert Stylizer(generator).dtype == dtype

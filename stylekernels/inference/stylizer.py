@@ -35,7 +35,7 @@ class Stylizer:
         generator: maps RGB in [0, 1], (N, 3, H, W), to the same, as ``StyleGenerator`` does. It is
             copied, so training it further changes nothing here.
         dtype: arithmetic of the network; by default bfloat16 where that is fastest (a GPU, a CPU
-            with AMX; without our kernels also one with AVX512-BF16), else float32.
+            with AMX or AVX512-BF16), else float32.
         device: where the network runs; by default where the generator is.
         tile: pixels a side; larger images are stylised in tiles of this size, in bounded memory.
             None: every image at once.
@@ -213,7 +213,8 @@ def _fast_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16
     if device.type == "cpu":
         if native.cpu_missing is None:
-            return torch.bfloat16 if native.cpu_capability == "amx" else torch.float32
+            fast = native.cpu_capability in ("avx512_bf16", "amx")
+            return torch.bfloat16 if fast else torch.float32
         cpu = torch.cpu.get_capabilities()
         if cpu.get("amx_bf16") or cpu.get("avx512_bf16"):
             return torch.bfloat16
