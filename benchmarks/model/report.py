@@ -36,8 +36,8 @@ Rivals run the same network in torch.nn, floating-point picture to the same, no 
 eager, NHWC (eager in channels_last), comp. (torch.compile in channels_last), ORT (ONNX Runtime, in
 float32 only) and OV (OpenVINO). floor: the multiplications of direct convolutions at the measured
 peak; wino.: with Winograd's F(4x4, 3x3) in the residual blocks and F(4x4, 2x2) in upsampling, at
-the peak of float32 (ours multiplies bfloat16 in tiles, without it, on AMX; elsewhere in float32, but
-for strided layers with AVX512-BF16).
+the peak of float32 (ours multiplies bfloat16 in tiles, without it, on AMX; elsewhere in float32,
+but for strided layers with AVX512-BF16).
 rate: ours in GFLOP/s by the direct count; peak: as a share of the peak, above 100 % only by
 Winograd. fps: our frames per second. /eager and /best: our speed over eager and over the fastest
 rival, above 1 we are faster; medians of the ratios of each round. win: faster than all; even:
