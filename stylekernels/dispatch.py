@@ -148,10 +148,11 @@ def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
 
     That is on CPUs with AVX2 or more, but for transposed kernels of 3 with a border of zeros, which
     Winograd's method does nothing for, and channels_last images. On GPUs it is for channels_last
-    images whose border is continued: cuDNN, which knows zeros only, gets an image that was padded.
+    images: transposed ones whose border is continued, for cuDNN, which knows zeros only, gets an
+    image that was padded; and nearest ones in half precision.
 
-    Not where sums of weights, which ``nearest`` makes, are rounded to half precision: that shows in
-    single pixels after the norm.
+    Not in tiles on AMX where sums of weights, which ``nearest`` makes, are rounded to half
+    precision: that shows in single pixels after the norm.
     """
     chosen = implementation(x.device.type)
     channels_last = (
@@ -169,9 +170,10 @@ def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
         return not (plain and channels_last)
     if chosen != "triton":
         return False
-    if upsample == "nearest" and x.dtype in (torch.bfloat16, torch.float16):
-        return False
-    faster = upsample == "transpose" and padding_mode != "zeros" and x.dtype != torch.float64
+    if upsample == "nearest":
+        faster = x.dtype in (torch.bfloat16, torch.float16)
+    else:
+        faster = padding_mode != "zeros" and x.dtype != torch.float64
     return _forced == "triton" or (faster and channels_last)
 
 

@@ -162,6 +162,7 @@ def conv_inputs(x):
             (x, even, bias, scale_shift, "leaky_relu", 0.1, None, False, 1, 0, "replicate",
              "transpose", True),
         ],
+        "upsampled_image": [(x, 0, "zeros"), (x, 1, "replicate"), (x, 2, "reflect")],
     }  # fmt: skip
 
 

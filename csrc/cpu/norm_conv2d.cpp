@@ -338,6 +338,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
       "str padding_mode, str upsample, Tensor? norm_weight, Tensor? norm_bias, float eps, "
       "Tensor(a!) y, Tensor(b!)? input, Tensor(c!)? next_scale_shift, Tensor(d!) workspace) "
       "-> ()");
+  m.def("upsampled_image(Tensor x, int border, str padding_mode) -> Tensor");  // none on the CPU
 }
 
 STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {

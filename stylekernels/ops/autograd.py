@@ -33,6 +33,15 @@ def vjp(
     return tuple(products)
 
 
+def apply(function: type[torch.autograd.Function], *inputs):
+    """``function.apply(*inputs)``, of all inputs. PyTorch's inspects the signature of ``forward``
+    each time, to fill in defaults, which takes longer than a small op."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*inputs)
+    inputs = torch._functorch.utils.unwrap_dead_wrappers(inputs)
+    return super(torch.autograd.Function, function).apply(*inputs)
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether autograd has to record an op on these tensors."""
     if not torch.is_grad_enabled():

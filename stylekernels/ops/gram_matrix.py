@@ -16,7 +16,7 @@ from stylekernels.ops.arguments import (
     check_tensor,
     fits,
 )
-from stylekernels.ops.autograd import distinct, needs_grad, vjp
+from stylekernels.ops.autograd import apply, distinct, needs_grad, vjp
 from stylekernels.ops.registration import define
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.layouts import dense_like
@@ -188,7 +188,7 @@ def _gram_matrix_backward(
     if transformed():
         return _plain_gram_matrix_backward(grad, x, scale, mean is not None)
     if torch.is_grad_enabled():
-        return _GramMatrixBackward.apply(grad, x, mean, scale)
+        return apply(_GramMatrixBackward, grad, x, mean, scale)
     return _gram_matrix_backward_op(grad, x, mean, scale)
 
 
@@ -323,7 +323,7 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
     if use_reference(x):
         return reference.gram_matrix(x, scale, center)
     if needs_grad(x):
-        return _GramMatrix.apply(x, scale, center)[0]
+        return apply(_GramMatrix, x, scale, center)[0]
     return _gram_matrix_op(x, scale, center)[0]
 
 
@@ -355,7 +355,7 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
     if use_reference(x):
         return reference.gram_loss(x, target, scale)
     if needs_grad(x, target):
-        return _GramLoss.apply(*distinct(x, target), scale)[0]
+        return apply(_GramLoss, *distinct(x, target), scale)[0]
     return _gram_loss_op(x, target, scale)[0]
 
 
@@ -413,5 +413,5 @@ def gram_losses(
     if use_reference(features[0]):
         return reference.gram_losses(features, targets, scales)
     if needs_grad(*features, *targets):
-        return _GramLosses.apply(scales, *distinct(*features, *targets))[0]
+        return apply(_GramLosses, scales, *distinct(*features, *targets))[0]
     return _gram_losses_op(features, targets, scales)[0]

@@ -13,7 +13,7 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
-from stylekernels.ops.autograd import distinct, needs_grad, vjp
+from stylekernels.ops.autograd import apply, distinct, needs_grad, vjp
 from stylekernels.ops.registration import define
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
@@ -186,7 +186,7 @@ class _InstanceNorm(torch.autograd.Function):
         elif transformed():
             grads = _plain_gradients(grad, ctx.saved_tensors[:6], *options)
         elif torch.is_grad_enabled():
-            grads = _InstanceNormBackward.apply(*inputs, *options)
+            grads = apply(_InstanceNormBackward, *inputs, *options)
         else:
             grads = _gradients(*inputs, *options)
         grads = list(grads)
@@ -294,7 +294,7 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     if use_reference(x):
         return reference.instance_norm_stats(x)
     if needs_grad(x):
-        return _Stats.apply(x)
+        return apply(_Stats, x)
     return _stats_op(x)
 
 
@@ -398,5 +398,5 @@ def normalize(
         own_stats_known: mean and var are x's own, and gradients go through them to x.
     """
     if needs_grad(*inputs):
-        return _InstanceNorm.apply(*distinct(*inputs), *options, own_stats_known)[0]
+        return apply(_InstanceNorm, *distinct(*inputs), *options, own_stats_known)[0]
     return _instance_norm_op(*inputs, *options)[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import convolves, transformed, use_reference
+from stylekernels.dispatch import convolves, implementation, transformed, use_reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_can_reflect,
@@ -17,11 +17,16 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
-from stylekernels.ops.autograd import needs_grad, vjp
+from stylekernels.ops.autograd import apply, needs_grad, vjp
 from stylekernels.ops.instance_norm import normalize
 from stylekernels.ops.norm_conv2d import takes_kernel
+from stylekernels.ops.registration import define
 from stylekernels.reference.instance_norm import ACTIVATIONS
+from stylekernels.reference.layouts import layout_of, to_channels_last
 from stylekernels.reference.upsample_block import PADDING_MODES
+
+# Each pixel repeated twice in both directions, with a border on all sides; channels_last.
+SCHEMAS = ("upsampled_image(Tensor x, int border, str padding_mode) -> Tensor",)
 
 _KERNELS = {
     "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
@@ -48,9 +53,10 @@ def upsample_block(
     The convolution's input, its raw output and that output's statistics are kept for the backward
     pass: nothing that instance norm or the activation make.
 
-    On a GPU the convolution is PyTorch's, but for transposed ones of channels_last images whose
-    border is continued. PyTorch's, and its backward pass always, may differ in the last digits run
-    to run unless ``torch.backends.cudnn.deterministic = True`` asks for one that doesn't.
+    On a GPU the convolution is PyTorch's, but for those of channels_last images that are transposed
+    and continue the border, or nearest and in half precision. PyTorch's, and its backward pass
+    always, may differ in the last digits run to run unless
+    ``torch.backends.cudnn.deterministic = True`` asks for one that doesn't.
 
     Args:
         x: (N, Cin, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
@@ -118,7 +124,7 @@ def upsample_block(
             own_stats_known=mean is not None,
         )
     if needs_grad(bias) and not transformed():
-        y = _KeepInGraph.apply(y, bias)
+        y = apply(_KeepInGraph, y, bias)
     return y
 
 
@@ -138,7 +144,7 @@ def _upsample_conv2d(
     elif torch.compiler.is_compiling():  # which traces PyTorch's gradient and not ours
         return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
     else:
-        y, mean, var = _UpsampleConv2d.apply(x, weight, bias, *mode)
+        y, mean, var = apply(_UpsampleConv2d, x, weight, bias, *mode)
     return (y, mean, var) if stats else (y, *nothing)
 
 
@@ -146,10 +152,17 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     padding = weight.shape[2] // 2 if upsample == "nearest" else 0
+    image = x
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    if upsample == "nearest" and half and implementation(x.device.type) == "triton":
+        # Where the op enlarges the image itself, it rounds sums of weights.
+        image = torch.ops.stylekernels.upsampled_image.default(x, padding, padding_mode)
+        padding, padding_mode, upsample = 0, "zeros", "none"
     y, mean, var, _ = torch.ops.stylekernels.norm_conv2d.default(
-        x, weight, bias, None, "none", 0.0, None, False, 1, padding, padding_mode, upsample, stats
-    )
-    return y, mean, var
+        image, weight, bias, None, "none", 0.0, None, False, 1, padding, padding_mode, upsample,
+        stats,
+    )  # fmt: skip
+    return y.contiguous(memory_format=layout_of(x)), mean, var
 
 
 class _UpsampleConv2d(torch.autograd.Function):
@@ -220,3 +233,17 @@ class _KeepInGraph(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         shape, dtype, device = ctx.like
         return grad, torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
+    image = reference.convolved_image(x, 2 * border + 1, "nearest", padding_mode)
+    return to_channels_last(image)
+
+
+def _fake_upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
+    n, c, height, width = x.shape
+    size = 2 * (height + border), 2 * (width + border)
+    return x.new_empty((n, *size, c)).permute(0, 3, 1, 2)
+
+
+define(SCHEMAS[0], _upsampled_image, _fake_upsampled_image, triton="upsample_block")

@@ -89,6 +89,29 @@ def _output_size(
     return (height + reach) // stride + 1, (width + reach) // stride + 1
 
 
+def prepare(
+    x: Tensor, prepared: Tensor, border: int, repeats: int, padding_mode: str,
+    scale_shift: Tensor | None = None, activation: str = "none", negative_slope: float = 0.0,
+    residual: Tensor | None = None, kept: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Run the first kernel: write what is convolved to ``prepared``, which is channels_last and
+    gives the size, and as it is to ``kept``."""
+    planes, to = Planes.of(x), Planes.into(prepared)
+    other = planes if residual is None else Planes.of(residual)
+    to_kept = planes if kept is None else Planes.into(kept)
+    block_c = min(triton.next_power_of_2(to.c), 64)
+    block_p = max(16, 2048 // block_c)
+    programs = to.n * triton.cdiv(to.c, block_c) * triton.cdiv(to.p, block_p)
+    prepare_kernel[(programs,)](
+        planes.x, scale_shift, None if residual is None else other.x, prepared, kept, planes.c,
+        *x.shape[2:], *prepared.shape[2:], *planes.strides, *other.strides, *to_kept.strides,
+        CHANNELS=to.c, BORDER=border, REPEATS=repeats, PADDING_MODE=padding_mode,
+        ACTIVATION=activation, SLOPE=negative_slope,
+        INDEX=_widest(planes.index_type, to.index_type), WIDE=wide_type(prepared),
+        BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
+    )  # fmt: skip
+
+
 class _Layer:
     """A convolution of images of one size: how it runs, and the memory that takes.
 
@@ -171,19 +194,10 @@ class _Layer:
 
     def prepare(self, x, scale_shift, activation, negative_slope, residual, prepared, kept) -> None:
         """Run the first kernel."""
-        geometry, planes, to = self.geometry, Planes.of(x), Planes.into(prepared)
-        other = planes if residual is None else Planes.of(residual)
-        to_kept = planes if kept is None else Planes.into(kept)
-        block_c = min(triton.next_power_of_2(to.c), 64)
-        block_p = max(16, 2048 // block_c)
-        programs = self.n * triton.cdiv(to.c, block_c) * triton.cdiv(to.p, block_p)
-        prepare_kernel[(programs,)](
-            planes.x, scale_shift, None if residual is None else other.x, prepared, kept,
-            self.channels, self.height, self.width, *prepared.shape[2:], *planes.strides,
-            *other.strides, *to_kept.strides, CHANNELS=geometry.channels, BORDER=geometry.border,
-            REPEATS=geometry.repeats, PADDING_MODE=geometry.padding_mode, ACTIVATION=activation,
-            SLOPE=negative_slope, INDEX=_widest(planes.index_type, to.index_type),
-            WIDE=wide_type(prepared), BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
+        geometry = self.geometry
+        prepare(
+            x, prepared, geometry.border, geometry.repeats, geometry.padding_mode, scale_shift,
+            activation, negative_slope, residual, kept,
         )  # fmt: skip
 
     def convolve(self, x, packed, bias, y, moments) -> None:
