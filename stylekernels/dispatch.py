@@ -146,8 +146,9 @@ def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
     """Whether the convolution of `upsample_block` is ours: where it is known to be faster than
     PyTorch's, or was asked for.
 
-    That is on CPUs with AVX2 or more, but for transposed kernels of 3 with a border of zeros, which
-    Winograd's method does nothing for, and channels_last images. On GPUs it is for channels_last
+    That is on CPUs with AVX2 or more, but for channels_last images and transposed kernels with a
+    border of zeros: those of 3, which Winograd's method does nothing for, and in bfloat16 where
+    PyTorch has instructions for it and we have no tiles. On GPUs it is for channels_last
     images: transposed ones whose border is continued, for cuDNN, which knows zeros only, gets an
     image that was padded; and nearest ones in half precision.
 
@@ -166,8 +167,9 @@ def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
         in_tiles = x.dtype == torch.bfloat16 and capability.startswith("amx")
         if in_tiles or _forced == "native":
             return not (in_tiles and upsample == "nearest")
-        plain = upsample == "transpose" and kernel == 3 and padding_mode == "zeros"
-        return not (plain and channels_last)
+        plain = channels_last and upsample == "transpose" and padding_mode == "zeros"
+        in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
+        return not (plain and (kernel == 3 or in_pairs))
     if chosen != "triton":
         return False
     if upsample == "nearest":

@@ -215,20 +215,22 @@ def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monke
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "layout", "padding_mode", "own"),
-    [("avx512", torch.float32, "channels_last", "zeros", False),
-     ("avx512", torch.float32, "contiguous", "zeros", True),
-     ("avx512", torch.float32, "channels_last", "replicate", True),
-     ("avx512_bf16", torch.bfloat16, "contiguous", "zeros", True),
-     ("avx512_bf16", torch.bfloat16, "channels_last", "zeros", False),
-     ("amx", torch.bfloat16, "channels_last", "zeros", True)],
+    ("capability", "kernel", "dtype", "layout", "padding_mode", "own"),
+    [("avx512", 3, torch.float32, "channels_last", "zeros", False),
+     ("avx512", 3, torch.float32, "contiguous", "zeros", True),
+     ("avx512", 3, torch.float32, "channels_last", "replicate", True),
+     ("avx512", 4, torch.bfloat16, "channels_last", "zeros", True),
+     ("avx512_bf16", 4, torch.bfloat16, "channels_last", "zeros", False),
+     ("avx512_bf16", 4, torch.bfloat16, "channels_last", "replicate", True),
+     ("avx512_bf16", 3, torch.bfloat16, "contiguous", "zeros", True),
+     ("amx", 3, torch.bfloat16, "channels_last", "zeros", True)],
 )  # fmt: skip
-def test_whose_transposed_kernels_of_3_are(
-    capability, dtype, layout, padding_mode, own, monkeypatch
+def test_whose_transposed_kernels_are(
+    capability, kernel, dtype, layout, padding_mode, own, monkeypatch
 ) -> None:
     """PyTorch's where it was measured to be faster, unless ours are asked for."""
     monkeypatch.setattr(native, "cpu_capability", capability)
-    x, weight = inputs((1, 3, 5, 6), 4, "transpose", 3, dtype, layout).values()
+    x, weight = inputs((1, 3, 5, 6), 4, "transpose", kernel, dtype, layout).values()
     for forced in (False, True):
         with Recorder() as recorder, use_impl("native") if forced else contextlib.nullcontext():
             upsample_block(x, weight, padding_mode=padding_mode)
