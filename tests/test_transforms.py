@@ -1,5 +1,7 @@
 """The ops under torch.func, inference mode and autocast, one case per op and promise."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -34,6 +36,16 @@ def test_func_grad(op, device) -> None:
     assert_all_close([actual], [expected])
     with use_impl("reference"):
         assert_all_close([actual], [torch.func.grad(lambda x: CALLS[op](x).sum())(x)])
+
+
+@pytest.mark.parametrize("op", ["gram_loss", "gram_losses", "gram_matrix", "instance_norm"])
+def test_a_recorded_call_inspects_no_signature(op, device, monkeypatch) -> None:
+    """As PyTorch's ``apply`` does each time, which takes longer than a small op."""
+    x = random(2, 6, 5, 4, device=device).requires_grad_()
+    CALLS[op](x)  # what is set up once
+    monkeypatch.setattr(inspect, "signature", lambda function: pytest.fail(f"{function}"))
+    (grad,) = torch.autograd.grad(CALLS[op](x).sum(), x)
+    assert grad.shape == x.shape
 
 
 @every_op

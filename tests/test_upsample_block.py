@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels import explain, native, upsample_block, use_impl
+from stylekernels import dispatch, explain, native, upsample_block, use_impl
 from stylekernels.reference.upsample_block import convolved_image, pad, pad_channels_last
 from tests.conftest import (
     DTYPES,
@@ -237,6 +237,26 @@ def test_whose_transposed_kernels_are(
             said = explain("upsample_block", x, weight, padding_mode=padding_mode)
         assert ("norm_conv2d" in recorder.ops) == (own or forced)
         assert ("the convolution is PyTorch's" not in said) == (own or forced)
+
+
+@pytest.mark.parametrize(
+    ("upsample", "dtype", "layout", "padding_mode", "own"),
+    [("transpose", torch.float32, "channels_last", "replicate", True),
+     ("transpose", torch.float64, "channels_last", "replicate", False),
+     ("transpose", torch.bfloat16, "channels_last", "zeros", False),
+     ("transpose", torch.bfloat16, "contiguous", "replicate", False),
+     ("nearest", torch.bfloat16, "channels_last", "zeros", True),
+     ("nearest", torch.float16, "contiguous", "replicate", False),
+     ("nearest", torch.float32, "channels_last", "replicate", False)],
+)  # fmt: skip
+def test_whose_convolution_it_is_on_a_gpu(
+    upsample, dtype, layout, padding_mode, own, monkeypatch
+) -> None:
+    x = random(1, 3, 5, 6, dtype=dtype, layout=layout)
+    monkeypatch.setattr(dispatch, "implementation", lambda device: "triton")
+    assert dispatch.convolves(x, 3, upsample, padding_mode) == own
+    with use_impl("triton"):
+        assert dispatch.convolves(x, 3, upsample, padding_mode)
 
 
 @pytest.mark.core
