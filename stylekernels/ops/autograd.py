@@ -34,8 +34,8 @@ def vjp(
 
 
 def apply(function: type[torch.autograd.Function], *inputs):
-    """``function.apply(*inputs)``, of all inputs. PyTorch's inspects the signature of ``forward``
-    each time, to fill in defaults, which takes longer than a small op."""
+    """``function.apply(*inputs)``, of all inputs. PyTorch's, before 2.14, inspects the signature of
+    ``forward`` each time, to fill in defaults, which takes longer than a small op."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*inputs)
     inputs = torch._functorch.utils.unwrap_dead_wrappers(inputs)
