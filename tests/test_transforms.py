@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from stylekernels import (
     gram_loss,
@@ -49,6 +50,17 @@ def test_a_recorded_call_inspects_no_signature(op, device, monkeypatch) -> None:
     monkeypatch.setattr(inspect, "signature", lambda function: pytest.fail(f"{function}"))
     (grad,) = torch.autograd.grad(CALLS[op](x).sum(), x)
     assert grad.shape == x.shape
+
+
+@every_op_with_a_gradient
+def test_checkpoint(op, device) -> None:
+    """Which hands out what was saved once, and makes it again."""
+    x = random(2, 6, 5, 4, device=device).requires_grad_()
+    gradients = [
+        torch.autograd.grad(y.sum(), x)[0]
+        for y in (CALLS[op](x), checkpoint(CALLS[op], x, use_reentrant=False))
+    ]
+    assert_all_close(gradients[:1], gradients[1:])
 
 
 @every_op

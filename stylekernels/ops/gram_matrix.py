@@ -245,10 +245,11 @@ class _GramLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor | None, *_grads_of_grad_grams: None):
-        layers = len(ctx.saved_tensors) // 3
+        saved = ctx.saved_tensors  # once: reading them unpacks them
+        layers = len(saved) // 3
         if grad is None:
             return None, *[None] * 2 * layers
-        tensors, grad_grams = ctx.saved_tensors[: 2 * layers], ctx.saved_tensors[2 * layers :]
+        tensors, grad_grams = saved[: 2 * layers], saved[2 * layers :]
         features, targets = tensors[:layers], tensors[layers:]
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or transformed():

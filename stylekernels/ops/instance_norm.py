@@ -184,7 +184,7 @@ class _InstanceNorm(torch.autograd.Function):
         if not any(wanted):
             grads = [None] * 6
         elif transformed():
-            grads = _plain_gradients(grad, ctx.saved_tensors[:6], *options)
+            grads = _plain_gradients(grad, (x, weight, bias, residual, mean, var), *options)
         elif torch.is_grad_enabled():
             grads = apply(_InstanceNormBackward, *inputs, *options)
         else:

@@ -22,8 +22,8 @@ from stylekernels.ops.instance_norm import normalize
 from stylekernels.ops.norm_conv2d import takes_kernel
 from stylekernels.ops.registration import define
 from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.layouts import layout_of, to_channels_last
-from stylekernels.reference.upsample_block import PADDING_MODES
+from stylekernels.reference.layouts import layout_of
+from stylekernels.reference.upsample_block import PADDING_MODES, empty_upsampled_image
 
 # Each pixel repeated twice in both directions, with a border on all sides; channels_last.
 SCHEMAS = ("upsampled_image(Tensor x, int border, str padding_mode) -> Tensor",)
@@ -237,13 +237,11 @@ class _KeepInGraph(torch.autograd.Function):
 
 def _upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
     image = reference.convolved_image(x, 2 * border + 1, "nearest", padding_mode)
-    return to_channels_last(image)
+    return empty_upsampled_image(x, border).copy_(image)
 
 
 def _fake_upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
-    n, c, height, width = x.shape
-    size = 2 * (height + border), 2 * (width + border)
-    return x.new_empty((n, *size, c)).permute(0, 3, 1, 2)
+    return empty_upsampled_image(x, border)
 
 
 define(SCHEMAS[0], _upsampled_image, _fake_upsampled_image, triton="upsample_block")

@@ -114,6 +114,13 @@ def convolved_image(x: Tensor, kernel: int, upsample: str, padding_mode: str) ->
     return pad(x, 0 if padding_mode == "zeros" else 1, padding_mode)
 
 
+def empty_upsampled_image(x: Tensor, border: int) -> Tensor:
+    """Room for `convolved_image` of ``nearest``, channels_last."""
+    n, c, height, width = x.shape
+    size = 2 * (height + border), 2 * (width + border)
+    return x.new_empty((n, *size, c)).permute(0, 3, 1, 2)
+
+
 def transposed_padding(padding_mode: str) -> int:
     """The padding argument of a transposed convolution of `convolved_image`: one pixel of border
     adds two output pixels on each side, which it crops."""

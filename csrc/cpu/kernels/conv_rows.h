@@ -15,7 +15,7 @@ constexpr int kPlanarVectors = 3;  // times kFewOutputs sums, and the weights, f
 // Winograd's method: squares of 4 x 4 outputs, so many at a time that their inputs, transformed,
 // stay in the L2 cache with 128 channels.
 constexpr int64_t kWinogradStep = 4;
-constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 16 : 18;
+constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 24 : 18;
 
 // Elements from one of a square's points to the next: a line more than the squares take, because
 // stores a multiple of the cache's size apart would compete for one place in it.
@@ -90,9 +90,9 @@ struct Geometry {
     const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
     if (width < reflected) width = reflected;
     planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1 && !nested;
-    // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pairs = HAS_PAIRS && std::is_same_v<T, BFloat16> && !winograd && !nested && !planar &&
             !adds_up(a.axes[0], a.kernel) && (a.step == 1 || !adds_up(a.axes[1], a.kernel));
+    // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : pairs ? (a.cin + 1) / 2 * 2 : a.cin;
     row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
     panels = planar || few_outputs ? 1 : (a.cout + kStep - 1) / kStep;

@@ -83,7 +83,7 @@ int64_t panel_elements(DType dtype, int64_t c) {
 #if HAS_TILES && VECTOR_BYTES == 64
   static_assert(kRowPitch<float> >= kTileDepth, "rows take no less scratch than tiles");
 #elif HAS_TILES
-  if (dtype == DType::bfloat16) return tile_panel_elements(c);
+  if (dtype == DType::bfloat16) return tile_panel_elements(padded<BFloat16>(c));
 #endif
   return for_dtype(dtype, [&](auto element) {
     using T = decltype(element);
@@ -110,13 +110,13 @@ void forward_of(const GramMatrix& args) {
         W* panels = static_cast<W*>(args.panels) + worker * panel_elements(args.dtype, args.c);
         if constexpr (std::is_same_v<T, BFloat16>) {
 #if HAS_TILES
-          if (args.mean == nullptr) return sum_slice_in_tiles(args, n, slice, sums, panels);
+          if (args.mean == nullptr) return sum_slice_in_tiles(args, n, slice, width, sums, panels);
 #elif HAS_PAIRS
           BFloat16* values = reinterpret_cast<BFloat16*>(panels);
-          if (args.mean == nullptr && sums_in_rows(args))
-            return sum_slice_in_rows<T>(args, n, slice, width, sums, values);
           if (args.mean == nullptr)
-            return sum_slice_in_panels<T>(args, n, slice, width, sums, values);
+            return sums_in_rows(args)
+                       ? sum_slice_in_rows<T>(args, n, slice, width, sums, values)
+                       : sum_slice_in_panels<T>(args, n, slice, width, sums, values);
 #endif
         }
 #if VECTOR_BYTES == 64

@@ -13,7 +13,7 @@
 #if VECTOR_BYTES < 64 || HAS_PAIRS
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int64_t kPanelDepth = VECTOR_BYTES == 64 ? 256 : 128;
+constexpr int64_t kPanelDepth = 128;  // so many products are added up before they are scaled
 
 // Adds scale times the product of `kCount` rows of channels from `row` on with kVectors vectors of
 // channels from `column` on, the last of column's panel, to the sums, or begins them.

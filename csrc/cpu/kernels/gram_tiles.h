@@ -5,6 +5,10 @@
 // a channel as one 32-bit word, the second is the transpose of the first: so each 16 x 32 block of
 // x is packed as it lies and transposed (contiguous), or interleaved and transposed
 // (channels_last). Four sums of 16 x 16 stay in tiles while kTileDepth pixels pass.
+//
+// The gradient's sums run over channels. contiguous: rows of S times pairs of channels of 16
+// pixels; channels_last: rows of pixels, where they lie if nothing is to be filled up, times pairs
+// of rows of S. What a block lacks of pixels is never stored, and may be anything.
 #pragma once
 
 #include "../gram_matrix.h"
@@ -19,10 +23,8 @@ constexpr int64_t kTileDepth = 512;  // pixels packed at a time
 constexpr int64_t kTilePanel = 32;   // channels of a pair of tiles
 constexpr int64_t kTileWords = kTileRows * kTileBytes / 4;
 
-inline int64_t tile_padded(int64_t c) { return (c + kTilePanel - 1) / kTilePanel * kTilePanel; }
-
-// Scratch of one worker, in floats: both forms of every block.
-inline int64_t tile_panel_elements(int64_t c) { return 2 * tile_padded(c) * kTileDepth / 2; }
+// Scratch of one worker, in floats: both forms of every block of `width` channels.
+inline int64_t tile_panel_elements(int64_t width) { return 2 * width * kTileDepth / 2; }
 
 inline void transpose_words(const uint32_t* from, uint32_t* to) {
   if constexpr (kLanes<VecF> == 16) {
@@ -87,10 +89,11 @@ inline void multiply_tiles(const BFloat16* first, const BFloat16* second, int64_
   tile_store<2>(part[2]), tile_store<3>(part[3]);
 }
 
-// The sums of one slice of image n, down to the diagonal, into rows of tile_padded(C).
-inline void sum_slice_in_tiles(const GramMatrix& args, int64_t n, int64_t slice, float* sums,
-                               float* panels) {
-  const int64_t width = tile_padded(args.c), blocks = width / kTileRows;
+// The sums of one slice of image n, down to the diagonal, into rows of `width`, C rounded up to
+// kTilePanel.
+inline void sum_slice_in_tiles(const GramMatrix& args, int64_t n, int64_t slice, int64_t width,
+                               float* sums, float* panels) {
+  const int64_t blocks = width / kTileRows;
   const bool contiguous = args.layout == Layout::contiguous;
   const int64_t channel_stride = contiguous ? args.pixels : 1;
   const int64_t pixel_stride = contiguous ? 1 : args.c;

@@ -1,14 +1,15 @@
 // Deferred-norm convolution on the CPU: an implicit matrix product over rows of pixels.
 //
 // Reads x once (twice where two tasks need the same rows) and writes y once; the multiply-adds are
-// Cout Cin per kernel element and output pixel, in float32 whatever x is. A task owns a band of
-// output rows. It keeps the input rows that its output row meets in a ring of rows of float32, each
-// normalised, activated, summed and padded once, as [column][channel]: all the values that meet one
-// row of the kernel then follow each other in memory, whatever the layout of x, and are multiplied
-// with panels of the weights, kRows pixels by kPanel channels in registers over the whole sum. With
-// few output channels the rows are [channel][column], and a vector holds pixels. The band's
-// statistics are taken from the rounded output row while it is in the L1 cache. Where transforms
-// save multiplications, winograd.h or nested_winograd.h do it otherwise.
+// Cout Cin per kernel element and output pixel, in float32 whatever x is, but for what is said of
+// bfloat16 below. A task owns a band of output rows. It keeps the input rows that its output row
+// meets in a ring of rows of float32, each normalised, activated, summed and padded once, as
+// [column][channel]: all the values that meet one row of the kernel then follow each other in
+// memory, whatever the layout of x, and are multiplied with panels of the weights, kRows pixels by
+// kPanel channels in registers over the whole sum. With few output channels the rows are
+// [channel][column], and a vector holds pixels. The band's statistics are taken from the rounded
+// output row while it is in the L1 cache. Where transforms save multiplications, winograd.h or
+// nested_winograd.h do it otherwise.
 //
 // Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
 // bfloat16 on a machine with AMX is multiplied as it is, in tiles: see conv_tiles.h. With
@@ -145,6 +146,16 @@ template <int kOutputs, class T>
   }
 }
 
+template <class T, class R>
+void multiply_planar_row(const NormConv2d& a, const Ring<T, R>& ring, int64_t o,
+                         const Wide<T>* weights, const Wide<T>* bias, Wide<T>* out) {
+  if constexpr (std::is_same_v<R, Wide<T>>) {
+    if (a.cout == 1) return multiply_planar_row<1>(a, ring, o, weights, bias, out);
+    if (a.cout == 2) return multiply_planar_row<2>(a, ring, o, weights, bias, out);
+    multiply_planar_row<3>(a, ring, o, weights, bias, out);
+  }
+}
+
 // A band without transforms, from a ring of numbers R.
 template <class T, class R>
 void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
@@ -168,17 +179,11 @@ void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>
         W bias[kStep];
         read_bias(a, first, bias);
         const W* panel = weights + g.panel_begin(a, row_parity, column_parity, first / kStep);
-        if constexpr (std::is_same_v<R, W>) {
-          if (g.planar && channels == 1)
-            multiply_planar_row<1>(a, ring, o, panel, bias, values);
-          else if (g.planar && channels == 2)
-            multiply_planar_row<2>(a, ring, o, panel, bias, values);
-          else if (g.planar)
-            multiply_planar_row<3>(a, ring, o, panel, bias, values);
-        }
-        if (!g.planar && channels <= kLanes<V>)
+        if (g.planar)
+          multiply_planar_row(a, ring, o, panel, bias, values);
+        else if (channels <= kLanes<V>)
           multiply_row<1>(a, ring, o, row_parity, column_parity, panel, bias, values);
-        else if (!g.planar)
+        else
           multiply_row<2>(a, ring, o, row_parity, column_parity, panel, bias, values);
         write_row<T>(a, n, a.step * o + row_parity, column_parity, a.columns, first, values);
         if (a.wants_statistics()) statistics.add(values, a.columns, first);

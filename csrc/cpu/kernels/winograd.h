@@ -201,7 +201,8 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
   BandStatistics statistics(a, n, band);
   const int64_t squares = (a.columns + kWinogradStep - 1) / kWinogradStep;
   const int64_t blocks = (squares + kWinogradTiles - 1) / kWinogradTiles;
-  const int64_t per_block = (squares + blocks - 1) / blocks;
+  // Blocks alike, but of whole steps of multiply_points.
+  const int64_t per_block = ((squares + blocks - 1) / blocks + kRows - 1) / kRows * kRows;
   const int64_t last_row = smaller((band + 1) * a.band, a.rows);
   for (int64_t row = band * a.band; row < last_row; row += kWinogradStep) {
     ring.advance(row / kWinogradStep);
