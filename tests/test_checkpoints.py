@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -196,6 +197,12 @@ def test_truncated_files_are_refused(tmp_path, kind, share):
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=r"cut\.bin: expected"):
         StyleGenerator.from_pretrained(path)
+
+
+def test_a_picture_is_refused_with_what_to_do(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "painting.jpg")
+    with pytest.raises(ValueError, match=r"got a picture; .* stylekernels train --style painting"):
+        StyleGenerator.from_pretrained(tmp_path / "painting.jpg")
 
 
 def test_other_architectures_are_refused(tmp_path):

@@ -188,6 +188,8 @@ def test_gradients_reach_the_image_and_nothing_else():
 def test_what_is_no_backbone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="name: expected one of vgg19, vgg16"):
         load_features("resnet", tmp_path)
+    with pytest.raises(OSError, match="got a folder; a folder is what the networks mixed and slim"):
+        load_features("vgg19", tmp_path)
     with pytest.raises(OSError, match="no such file"):
         load_features("vgg19", tmp_path / "missing.pth")
     path = tmp_path / "weights.pth"

@@ -80,7 +80,8 @@ def test_16_bit_colour(tmp_path, color_type, channels):
     rows = [row.tobytes() for row in levels]
     path = png(tmp_path / "deep.png", 30, 20, 16, color_type, rows)
     photo = read_photo(path)
-    np.testing.assert_array_equal(photo.rgb, ramp(channels=channels)[..., :3])
+    seen = ramp(channels=channels)[..., -1] > (0 if channels == 4 else -1)
+    np.testing.assert_array_equal(photo.rgb[seen], ramp(channels=channels)[seen][..., :3])
     if channels == 4:
         np.testing.assert_array_equal(photo.alpha, ramp(channels=4)[..., 3])
 
@@ -99,7 +100,7 @@ def test_alpha_is_kept_exactly(tmp_path, suffix):
     alpha = ramp(channels=1)[..., 0]
     Image.fromarray(np.dstack([ramp(), alpha])).save(tmp_path / "in.png")
     photo = read_photo(tmp_path / "in.png")
-    np.testing.assert_array_equal(photo.rgb, ramp())
+    np.testing.assert_array_equal(photo.rgb[alpha > 0], ramp()[alpha > 0])
     write_photo(tmp_path / f"out{suffix}", photo)
     with Image.open(tmp_path / f"out{suffix}") as out:
         assert out.mode == "RGBA"
@@ -110,7 +111,8 @@ def test_grey_with_alpha_and_transparent_palettes(tmp_path):
     grey = np.dstack([ramp()[..., 0], ramp()[..., 1]])
     Image.fromarray(grey, "LA").save(tmp_path / "grey.png")
     photo = read_photo(tmp_path / "grey.png")
-    np.testing.assert_array_equal(photo.rgb, np.repeat(grey[..., :1], 3, axis=2))
+    seen = grey[..., 1] > 0
+    np.testing.assert_array_equal(photo.rgb[seen], np.repeat(grey[..., :1], 3, axis=2)[seen])
     np.testing.assert_array_equal(photo.alpha, grey[..., 1])
 
     palette = Image.fromarray(smooth()).quantize(8)
@@ -129,6 +131,31 @@ def test_resizing_does_not_bleed_transparent_pixels_into_the_picture(tmp_path):
     photo = read_photo(tmp_path / "half.png", size=24)
     seen = photo.rgb[photo.alpha > 32].astype(int)
     assert np.abs(seen - (200, 100, 50)).max() <= 6
+
+
+@pytest.mark.parametrize("size", [None, 24])
+def test_what_transparent_pixels_hide_does_not_count(tmp_path, size):
+    pixels = np.dstack([smooth(64, 48), np.zeros((64, 48), np.uint8)])
+    pixels[16:40, 8:30, 3] = 255
+    pixels[2, 45, 3] = 1
+    visible = pixels[pixels[..., 3] > 0, :3].astype(int)
+    photos = []
+    for name, color in (("black", (0, 0, 0)), ("red", (255, 0, 0))):
+        pixels[pixels[..., 3] == 0, :3] = color
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        photos.append(read_photo(tmp_path / f"{name}.png", size))
+    np.testing.assert_array_equal(photos[0].rgb, photos[1].rgb)
+    around = photos[0].rgb[photos[0].alpha == 0].astype(int)
+    assert (around.min(0) >= visible.min(0) - 9).all()  # its colours go on around it
+    assert (around.max(0) <= visible.max(0) + 9).all()
+
+
+def test_a_picture_that_is_nowhere_to_be_seen_is_read(tmp_path):
+    pixels = np.dstack([ramp(), np.zeros(ramp().shape[:2], np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / "none.png")
+    photo = read_photo(tmp_path / "none.png")
+    assert photo.alpha.max() == 0
+    assert photo.rgb.shape == ramp().shape
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

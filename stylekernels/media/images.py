@@ -143,21 +143,21 @@ def read_photo(
             )
         image.load()
         exif = _descriptive_exif(image)
-        picture, profile = _as_rgb(ImageOps.exif_transpose(image), path)
+        picture, alpha, profile = _as_rgb(ImageOps.exif_transpose(image), path)
 
     if size is not None and size < max(picture.size):
         factor = size / max(picture.size)
         shape = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
         picture = picture.resize(shape, Image.Resampling.LANCZOS)
+        alpha = None if alpha is None else alpha.resize(shape, Image.Resampling.LANCZOS)
     if min(picture.size) < SMALLEST_SIDE:
         raise PhotoError(
             f"{path}: expected at least {SMALLEST_SIDE} pixels on each side, got "
             f"{picture.width}x{picture.height}" + (f" at size {size}" if size else "")
         )
-    pixels = np.array(picture)
     return Photo(
-        rgb=np.ascontiguousarray(pixels[:, :, :3]),
-        alpha=pixels[:, :, 3].copy() if pixels.shape[2] == 4 else None,
+        rgb=np.array(picture),
+        alpha=None if alpha is None else np.array(alpha),
         profile=profile,
         exif=_exif_bytes(exif, picture.size),
     )
@@ -314,8 +314,8 @@ def _decoding(path: Path) -> Iterator[None]:
         raise PhotoError(f"{path}: damaged: {error}") from error
 
 
-def _as_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, bytes | None]:
-    """An RGB or RGBA image with the same look, and the profile its pixels are in."""
+def _as_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None, bytes | None]:
+    """An RGB image with the same look, its alpha, and the profile its pixels are in."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         levels = np.asarray(image).astype(np.uint32)
         profile = image.info.get("icc_profile")
@@ -336,9 +336,27 @@ def _as_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, bytes | None]:
     else:
         colors = image.convert("RGB")
     colors, profile = _in_rgb_profile(colors, image.info.get("icc_profile"))
-    if alpha is not None:
-        colors.putalpha(alpha)
-    return colors, profile
+    return colors if alpha is None else _covered(colors, alpha), alpha, profile
+
+
+def _covered(colors: Image.Image, alpha: Image.Image) -> Image.Image:
+    """The colours, with those of the nearest visible pixels where nothing is to be seen: what a
+    file has there, mostly black, would count in the statistics of the whole picture."""
+    levels = [colors.copy()]
+    while True:
+        # All or nothing: colours that are hardly visible have no precision.
+        seen = alpha.point(lambda value: 255 if value else 0)
+        levels[-1].putalpha(seen)
+        if seen.getextrema()[0] == 255 or max(seen.size) == 1:
+            break
+        half = tuple((side + 1) // 2 for side in seen.size)
+        levels.append(levels[-1].resize(half, Image.Resampling.BOX))  # the mean of what is visible
+        alpha = levels[-1].getchannel("A")
+    covered = levels.pop().convert("RGB")
+    for level in reversed(levels):
+        covered = covered.resize(level.size, Image.Resampling.BILINEAR)
+        covered.paste(level.convert("RGB"), mask=level.getchannel("A"))
+    return covered
 
 
 def _in_rgb_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:

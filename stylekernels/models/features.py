@@ -305,6 +305,11 @@ def data_folder() -> Path | None:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors or PyTorch file; no code in it ever runs."""
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path}: expected a file of weights, got a folder; a folder is what the networks "
+            "mixed and slim take"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected weights of a feature network")
     try:
@@ -335,7 +340,7 @@ def _published(name: str) -> dict[str, Tensor]:
     except (URLError, TimeoutError, ConnectionError) as error:
         raise OSError(
             f"could not download {url} ({error}); without internet access give the path of a "
-            "copy, or choose features='mixed' with a folder that holds its files"
+            "copy, or take the network mixed, with the folder that holds its files"
         ) from error
 
 
@@ -386,6 +391,9 @@ def load_features(name: str, path: str | os.PathLike[str] | None = None) -> Feat
             return deep
         return MixedVGG19(ReflectVGG19(_read(folder / _SHALLOW_FILE)[0]), deep)
     weights, header = (_published(name), {}) if path is None else _read(path)
-    if name == "squeezenet":
-        return SqueezeNet(weights, caffe_colours=header.get("input", "").startswith("BGR"))
-    return VGG(name, weights)
+    try:
+        if name == "squeezenet":
+            return SqueezeNet(weights, caffe_colours=header.get("input", "").startswith("BGR"))
+        return VGG(name, weights)
+    except ValueError as error:
+        raise ValueError(f"{path or name}: not torchvision's {name}: {error}") from error

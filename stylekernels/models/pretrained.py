@@ -98,11 +98,26 @@ def _open_safetensors(path: Path) -> StyleGenerator:
     return _fill(config, tensors, path)
 
 
+def _is_picture(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        Image.open(path).close()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+    return True
+
+
 def _open_torch(path: Path) -> Mapping[str, Tensor]:
     try:
         with path.open("rb") as file:  # given a path, torch.load goes by its extension
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files that are not checkpoints
+        if _is_picture(path):
+            raise ValueError(
+                f"{path}: expected a trained style, got a picture; train one from it first: "
+                f"stylekernels train --style {path.name} --photos FOLDER --output STYLE.safetensors"
+            ) from error
         raise ValueError(
             f"{path}: expected a safetensors file or a PyTorch state dict of tensors alone; "
             f"refused or unreadable ({type(error).__name__}): it is truncated, of another kind, "
