@@ -277,6 +277,7 @@ def run(step: Step, seconds: float, log: Path) -> Outcome:
         process = subprocess.Popen(
             [str(word) for word in step.command(working_s)], cwd=ROOT, env=environment,
             stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )  # fmt: skip
         try:
             status = process.wait(working_s)
@@ -296,6 +297,11 @@ def run(step: Step, seconds: float, log: Path) -> Outcome:
         return Outcome(step.name, CUT_SHORT, reason, took, seconds, lines)
     judged, reason, lines = step.judge(status, text)
     return Outcome(step.name, judged, reason, took, seconds, lines)
+
+
+def _hear_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would what it starts itself."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -98,7 +99,11 @@ def test_a_step_that_is_stopped_can_say_what_it_knows(gpu_check, step, tmp_path,
     )
     # Interrupted after 6 s: a Python that two others run beside may take some to start.
     todo = [step("tests", code, limit_s=9, judge=gpu_check.judge_tests)]
-    (outcome,) = gpu_check.check(todo, tmp_path)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    try:
+        (outcome,) = gpu_check.check(todo, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert outcome.status == "cut short"
     assert outcome.reason.endswith(": 2 failed, 3 passed")
 
