@@ -267,6 +267,15 @@ def test_ends_of_a_generator(end, dtype, device) -> None:
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("channels", "width"), [(64, 14), (32, 6), (32, 18)])
+def test_planes_in_scratch_as_far_apart_as_pixels(channels, width, dtype, device) -> None:
+    """With vectors of 16, 8 and 4 values; few outputs are computed from planes."""
+    tensors = inputs((1, channels, 3, width), 3, 3, dtype, layout="channels_last", device=device)
+    check(tensors, padding=1, padding_mode="zeros")
+
+
+@pytest.mark.core
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("channels", "out_channels"), [(3, 32), (4, 3), (32, 3), (32, 2), (9, 1)])

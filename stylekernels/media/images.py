@@ -336,10 +336,10 @@ def _as_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | 
     else:
         colors = image.convert("RGB")
     colors, profile = _in_rgb_profile(colors, image.info.get("icc_profile"))
-    return colors if alpha is None else _covered(colors, alpha), alpha, profile
+    return colors if alpha is None else _fill_hidden(colors, alpha), alpha, profile
 
 
-def _covered(colors: Image.Image, alpha: Image.Image) -> Image.Image:
+def _fill_hidden(colors: Image.Image, alpha: Image.Image) -> Image.Image:
     """The colours, with those of the nearest visible pixels where nothing is to be seen: what a
     file has there, mostly black, would count in the statistics of the whole picture."""
     levels = [colors.copy()]
@@ -352,11 +352,11 @@ def _covered(colors: Image.Image, alpha: Image.Image) -> Image.Image:
         half = tuple((side + 1) // 2 for side in seen.size)
         levels.append(levels[-1].resize(half, Image.Resampling.BOX))  # the mean of what is visible
         alpha = levels[-1].getchannel("A")
-    covered = levels.pop().convert("RGB")
+    filled = levels.pop().convert("RGB")
     for level in reversed(levels):
-        covered = covered.resize(level.size, Image.Resampling.BILINEAR)
-        covered.paste(level.convert("RGB"), mask=level.getchannel("A"))
-    return covered
+        filled = filled.resize(level.size, Image.Resampling.BILINEAR)
+        filled.paste(level.convert("RGB"), mask=level.getchannel("A"))
+    return filled
 
 
 def _in_rgb_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:

@@ -16,6 +16,7 @@ constexpr int kPlanarVectors = 3;  // times kFewOutputs sums, and the weights, f
 // stay in the L2 cache with 128 channels.
 constexpr int64_t kWinogradStep = 4;
 constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 24 : 18;
+static_assert(kWinogradTiles % kRows == 0, "blocks are of whole steps");
 
 // Elements from one of a square's points to the next: a line more than the squares take, because
 // stores a multiple of the cache's size apart would compete for one place in it.
@@ -257,7 +258,7 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
               int64_t row, int64_t columns, R* out) {
   using V = Vec<T>;
   const bool planes = a.layout == Layout::contiguous;
-  if (!planes && g.pitch == a.cin && input.scale == nullptr) {  // the row as it lies
+  if (!planes && !g.planar && g.pitch == a.cin && input.scale == nullptr) {  // the row as it lies
     read_run<A>(input, (n * a.h + row) * a.w * a.cin, columns * a.cin, 0, 0, out);
     return;
   }
