@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import model, ops
+from benchmarks import model, ops, train
 from benchmarks.dtypes import DTYPES
 from benchmarks.environment import restart_with
 from benchmarks.model.suite import ModelSuite
 from benchmarks.ops.suite import OpsSuite
 from benchmarks.suite import Suite, run
+from benchmarks.train.suite import TrainSuite
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -21,6 +22,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_verb(verbs, OpsSuite, ops.__doc__)
     _add_verb(verbs, ModelSuite, model.__doc__)
+    _add_verb(verbs, TrainSuite, train.__doc__)
     return parser.parse_args(arguments)
 
 

@@ -52,7 +52,8 @@ class PlainNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # An odd size comes out one to three pixels larger.
         y = self.body(x * self.value_range)[..., : x.shape[2], : x.shape[3]]
-        return (y / self.value_range).clamp(0, 1)
+        y = y / self.value_range
+        return y if self.training else y.clamp(0, 1)
 
 
 def plain_copy(generator: StyleGenerator) -> PlainNetwork:

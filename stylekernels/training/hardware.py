@@ -1,9 +1,29 @@
-"""Where a run computes: device, arithmetic, threads."""
+"""Where a run computes: device, arithmetic, threads, memory."""
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Iterator
 
 import torch
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """From here on this process keeps the memory of freed tensors for the next ones.
+
+    glibc's malloc gives large blocks back to the system, which hands out others, page by page and
+    filled with zeros: a tenth of a training step's time on a CPU. With other C libraries nothing
+    changes.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(AttributeError):  # musl has no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def find_device(name: str) -> torch.device:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -35,6 +36,7 @@ from stylekernels.training.data import (
 )
 from stylekernels.training.hardware import choose_precision, cpu_threads, find_device
 from stylekernels.training.perceptual import Means, PerceptualLoss
+from stylekernels.training.step import TrainingStep, autocast
 
 _WARMUP_LEARNING_RATE = 2e-3
 _LOWEST_RATE = 0.02
@@ -44,6 +46,9 @@ _FIXED = ("style", "style_size", "crop", "batch_size", "seed", "features", "cont
           "content_colors", "color_weight", "style_weight", "tv_weight")  # fmt: skip
 # What runs did before there was such an option.
 _BEFORE = {"content_colors": "photo", "color_weight": 0.0}
+
+
+Placed = TypeVar("Placed", Tensor, nn.Module)
 
 
 @dataclass
@@ -119,29 +124,28 @@ class _Run:
         photos, self.held_out = split_photos(find_photos(config.photos), config.held_out)
         self.preview = None if config.preview is None else read_image(config.preview)
         resume = None if config.resume is None else _matching_checkpoint(config)
-        self.generator = _start(config, resume).to(self.device).train()
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=config.learning_rate)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.precision == torch.float16
-        )
+        self.generator = self.place(_start(config, resume)).train()
+        features = self.place(load_features(config.features, config.backbones))
+        painting = to_tensor(resized(read_image(config.style), config.style_size))
+        painting = self.place(painting[None])
+        with self.autocast():
+            self.loss = PerceptualLoss(features, painting, config)
+        self.optimise = TrainingStep(self.generator, self.loss, self.precision)
         self.step, self.warm, self.minutes = 0, config.init != "bilinear", 0.0
         if resume is not None:
             self.step, self.minutes, self.warm = resume["step"], resume["minutes"], True
-            self.optimizer.load_state_dict(resume["optimizer"])
-            self.scaler.load_state_dict(resume["scaler"])
-        features = load_features(config.features, config.backbones).to(self.device)
-        painting = to_tensor(resized(read_image(config.style), config.style_size))
-        painting = painting.to(self.device)
-        with self.autocast():
-            self.loss = PerceptualLoss(features, painting[None], config)
-        self.transfer = ColorTransfer(painting) if config.content_colors == "painting" else None
+            self.optimise.optimizer.load_state_dict(resume["optimizer"])
+            self.optimise.scaler.load_state_dict(resume["scaler"])
+        self.transfer = ColorTransfer(painting[0]) if config.content_colors == "painting" else None
         self.crops = RandomCrops(photos, config.crop, config.seed)
         self.stopped = False
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, self.precision, enabled=self.precision != torch.float32
-        )
+        return autocast(self.device, self.precision)
+
+    def place(self, tensors: Placed) -> Placed:
+        """A network's weights, or images, as convolutions are fastest with them."""
+        return tensors.to(self.device, memory_format=torch.channels_last)
 
     def target(self, photo: Tensor) -> Tensor:
         """What the picture's content and colours should be; (N, 3, H, W) like the photo."""
@@ -156,21 +160,14 @@ class _Run:
         count = self.config.warmup_steps
         if self.warm or not count:
             return
-        optimizer = torch.optim.Adam(self.generator.parameters(), lr=_WARMUP_LEARNING_RATE)
+        optimise = TrainingStep(self.generator, _distance, self.precision)
         bar = tqdm(self.batches(0, count), "warm-up", count, disable=None)
         for step, photo in enumerate(bar):
             if self.stopped:
                 return
-            optimizer.param_groups[0]["lr"] = _WARMUP_LEARNING_RATE * min(
-                1.0, 2 * (count - step) / count
-            )
-            photo = photo.to(self.device)
-            with self.autocast():
-                picture = self.generator(photo)
-            loss = F.l1_loss(picture.float(), self.target(photo))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            rate = _WARMUP_LEARNING_RATE * min(1.0, 2 * (count - step) / count)
+            photo = self.place(photo)
+            loss = optimise(photo, self.target(photo), rate)["total"]
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
     def learn_style(self) -> dict[str, float]:
@@ -185,8 +182,9 @@ class _Run:
                 self.minutes = before + (time.perf_counter() - started) / 60
                 if self.stopped or self.minutes >= (config.minutes or math.inf):
                     break
-                losses = self.optimise(photo.to(self.device))
-                means.add(losses)
+                photo = self.place(photo)
+                rate = config.learning_rate * self.rate()
+                means.add(self.optimise(photo, self.target(photo), rate))
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     last = means.take()
@@ -203,17 +201,6 @@ class _Run:
         if config.checkpoint is not None:
             self.save_checkpoint(config.checkpoint)
         return last
-
-    def optimise(self, photo: Tensor) -> dict[str, Tensor]:
-        """One step of Adam."""
-        self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * self.rate()
-        with self.autocast():
-            losses = self.loss(self.target(photo), self.generator(photo))
-        self.optimizer.zero_grad()
-        self.scaler.scale(losses["total"]).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return losses
 
     def rate(self) -> float:
         """The learning rate now, relative to its highest: a short ramp, then a cosine."""
@@ -250,7 +237,7 @@ class _Run:
     def stylize(self, photo: Tensor) -> Tensor:
         """(3, H, W) to (3, H, W), both in [0, 1]; on the CPU."""
         with self.autocast():
-            picture = self.generator(photo[None].to(self.device))[0]
+            picture = self.generator(self.place(photo[None]))[0]
         return picture.float().clamp(0, 1).cpu()
 
     @torch.no_grad()
@@ -259,7 +246,7 @@ class _Run:
         means = Means()
         for path in self.held_out:
             photo = to_tensor(center_crop(read_image(path), self.config.crop))[None]
-            photo = photo.to(self.device)
+            photo = self.place(photo)
             with self.autocast():
                 means.add(self.loss(self.target(photo), self.generator(photo)))
         return means.take()
@@ -269,13 +256,18 @@ class _Run:
         state = {
             "network": self.generator.config.to_dict(),
             "generator": self.generator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "optimizer": self.optimise.optimizer.state_dict(),
+            "scaler": self.optimise.scaler.state_dict(),
             "step": self.step,
             "minutes": self.minutes,
             "config": json.dumps(self.config.to_dict()),
         }
         save_checkpoint(path, state)
+
+
+def _distance(target: Tensor, picture: Tensor) -> dict[str, Tensor]:
+    """What the warm-up minimises."""
+    return {"total": F.l1_loss(picture.float(), target)}
 
 
 def _start(config: TrainConfig, resume: dict | None) -> StyleGenerator:

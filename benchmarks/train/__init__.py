@@ -1,0 +1,1 @@
+"""``python -m benchmarks train``: a step of training a style against PyTorch."""

@@ -1,0 +1,105 @@
+"""The cases: which network, on how many crops of which size, in which dtype."""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks import suite
+from benchmarks.dtypes import DTYPES
+from benchmarks.model.options import leaves_bfloat16_out
+from stylekernels.models import GeneratorConfig, StyleGenerator
+from stylekernels.models.features import VGG
+from stylekernels.training import TrainConfig
+
+#: Photos a step: what ``stylekernels train`` takes by default, and more of them, for a GPU to be
+#: busy with.
+BATCHES = {"cpu": (1, 4), "cuda": (1, 4, 16)}
+#: The weights of the losses are the command's; its files are not opened.
+CONFIG = TrainConfig(style=Path("painting"), photos=Path("photos"))
+#: New networks, as the command makes them.
+NETWORKS = {
+    "full": GeneratorConfig(upsample=CONFIG.upsample),
+    "lite": GeneratorConfig.lite(upsample=CONFIG.upsample),
+}
+
+_PAINTING_SIDES = 384, CONFIG.style_size
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    network: str  # of NETWORKS
+    batch: int
+    dtype: str  # of the arithmetic; weights and losses are float32
+    device: str = "cpu"
+    crop: int = CONFIG.crop
+
+    @property
+    def id(self) -> str:
+        """Unique, and what ``--only`` searches."""
+        return f"{self.network}/{self.batch}x{self.crop}/{self.dtype}"
+
+
+def select(options: argparse.Namespace) -> list[Case]:
+    """The cases that the options ask for."""
+    dtypes = tuple(DTYPES)
+    if options.device == "cuda":
+        dtypes = (options.dtype or "bfloat16",)
+    elif leaves_bfloat16_out(options):
+        dtypes = ("float32",)
+    cases = [
+        Case(network, batch, dtype, options.device, options.crop)
+        for network in NETWORKS
+        for batch in BATCHES[options.device]
+        for dtype in dtypes
+    ]
+    cases = [case for case in cases if suite.fits(options, case.id, case.dtype)]
+    return cases[:1] if options.quick else cases
+
+
+class Problem:
+    """A case with what its contenders share. All of it is random, the same every time.
+
+    Args:
+        case: which network, and how many photos.
+        place: the torch device that everything is on.
+
+    Attributes:
+        dtype: of the arithmetic.
+        precision: of its products: the dtype, or tf32 where PyTorch multiplies float32 so.
+        generator: the network, in training mode.
+        features: the loss network, a VGG19.
+        painting: (1, 3, H, W) in [0, 1].
+        photo: (N, 3, crop, crop) in [0, 1].
+    """
+
+    def __init__(self, case: Case, place: str = "cpu") -> None:
+        random = torch.Generator().manual_seed(0)
+        self.dtype = DTYPES[case.dtype]
+        in_tf32 = case.device == "cuda" and torch.backends.cudnn.allow_tf32
+        self.precision = "tf32" if in_tf32 and case.dtype == "float32" else case.dtype
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.generator = StyleGenerator(NETWORKS[case.network]).to(place).train()
+        self.features = _vgg19(random).to(place)
+        self.painting = torch.rand(1, 3, *_PAINTING_SIDES, generator=random).to(place)
+        self.photo = torch.rand(case.batch, 3, case.crop, case.crop, generator=random).to(place)
+
+
+def _vgg19(random: torch.Generator) -> VGG:
+    """With random weights that keep the size of what passes through them."""
+    weights: dict[str, Tensor] = {}
+    channels, index = 3, 0
+    for width, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        for _ in range(count):
+            kernel = torch.randn(width, channels, 3, 3, generator=random)
+            weights[f"features.{index}.weight"] = kernel * math.sqrt(2 / (9 * channels))
+            weights[f"features.{index}.bias"] = torch.zeros(width)
+            channels, index = width, index + 2
+        index += 1  # the pooling
+    return VGG("vgg19", weights)

@@ -1,0 +1,141 @@
+"""Results of training: the table, the JSON."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.ceilings import Ceilings
+from benchmarks.dtypes import SHORT
+from benchmarks.race import Entry, Race
+from benchmarks.report import Table, number
+from benchmarks.train.cases import Case
+from benchmarks.train.rivals import RIVALS
+
+TABLE = Table(
+    (
+        ("network", 7), ("photos", 8), ("type", 4), ("ours", 5), ("±", 4), ("eager", 5),
+        ("NHWC", 5), ("comp.", 5), ("floor", 5), ("share", 5), ("img/s", 5), ("/eager", 6),
+        ("/comp", 5), ("/best", 5), ("verdict", 7),
+    ),
+    words=3,
+)  # fmt: skip
+LEGEND = """\
+ours: a step of `stylekernels train` with VGG19 as the loss network, without reading photos: forward
+pass, losses, backward pass and Adam; median milliseconds, and ±, its inter-quartile range. Rivals
+take the same step, the network in torch.nn and Gram matrices by torch's product: eager
+(contiguous), NHWC (eager in channels_last), comp. (torch.compile in channels_last; ours is in it
+too). On a GPU all are CUDA graphs. floor: the multiplications of direct convolutions and products,
+forward and backward, at the measured peak; share: the floor over our time. img/s: our photos a
+second. /eager, /comp and /best: our speed over eager, compile and the fastest rival, above 1 we are
+faster; medians of the ratios of each round. win: faster than all; even: within 5 %; loss: more than
+5 % slower; alone: no rival ran; wrong: refused."""
+
+_RIVAL_TITLES = ("eager", "NHWC", "comp.")  # of RIVALS
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured case.
+
+    Attributes:
+        race: who ran, and how fast.
+        flops: operations of direct convolutions and products in a step.
+        floor: seconds for them at the peak; None where that was not measured.
+        verdict: win, even, loss, alone or wrong.
+        misses: what keeps it from a win, in words.
+    """
+
+    case: Case
+    race: Race
+    flops: float
+    floor: float | None
+    verdict: str
+    misses: list[str]
+
+    @property
+    def seconds(self) -> float | None:
+        """Of ours, for a step; None where it was refused."""
+        return self.race.seconds["ours"].median if "ours" in self.race.seconds else None
+
+    @property
+    def images_per_s(self) -> float | None:
+        """Photos that ours trains on in a second."""
+        return None if self.seconds is None else self.case.batch / self.seconds
+
+    @property
+    def share_of_floor(self) -> float | None:
+        """The floor over our time."""
+        return None if self.floor is None or self.seconds is None else self.floor / self.seconds
+
+
+def make_row(
+    case: Case,
+    flops: float,
+    precision: str,
+    entries: list[Entry],
+    samples: dict[str, list[float]],
+    ceilings: Ceilings,
+) -> Row:
+    """Reduce the samples of a case, one number per round and contender, to a row.
+
+    Args:
+        case, flops: the work.
+        precision: of its products.
+        entries, samples: who ran, and seconds per step.
+        ceilings: of the machine.
+    """
+    race = Race.of(entries, samples)
+    return Row(case, race, flops, ceilings.floor_seconds(precision, 0, flops), *race.judge())
+
+
+def line(row: Row) -> str:
+    """One line of the table."""
+    case, race, seconds = row.case, row.race, row.seconds
+
+    def milliseconds(value: float | None) -> str:
+        return number(None if value is None else value * 1e3)
+
+    def speedup(name: str | None) -> str:
+        return number(race.speedups[name].median if name in race.speedups else None)
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{share:.0%}"
+
+    of_rivals = {
+        title: milliseconds(race.seconds[name].median if name in race.seconds else None)
+        for title, name in zip(_RIVAL_TITLES, RIVALS, strict=True)
+    }
+    cells = {
+        "network": case.network,
+        "photos": f"{case.batch}x{case.crop}",
+        "type": SHORT[case.dtype],
+        "ours": milliseconds(seconds),
+        "±": percent(None if seconds is None else race.seconds["ours"].spread),
+        **of_rivals,
+        "floor": milliseconds(row.floor),
+        "share": percent(row.share_of_floor),
+        "img/s": number(row.images_per_s),
+        "/eager": speedup("eager"),
+        "/comp": speedup("compile"),
+        "/best": speedup(race.best_rival),
+        "verdict": row.verdict,
+    }
+    return TABLE.line([cells[title] for title, _ in TABLE.columns])
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """For ``json.dump``."""
+    case = row.case
+    return {
+        "id": case.id,
+        "network": case.network,
+        "batch": case.batch,
+        "crop": case.crop,
+        "dtype": case.dtype,
+        **row.race.as_json(),
+        "flops": row.flops,
+        "floor_seconds": row.floor,
+        "share_of_floor": row.share_of_floor,
+        "images_per_s": row.images_per_s,
+        "verdict": row.verdict,
+        "misses": row.misses,
+    }

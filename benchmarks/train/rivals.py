@@ -1,0 +1,142 @@
+"""The contenders: a step of ``stylekernels train``, and the same step in plain PyTorch.
+
+All take the same step of the same optimiser, under autocast where it isn't float32. Rivals train
+the network in torch.nn and take Gram matrices by torch's product; their photos, weights and loss
+network have the layout that their name says, ours channels_last. On a GPU everything is a CUDA
+graph, so that what is timed is the GPU's work.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import race
+from benchmarks.devices import Cpu, Device
+from benchmarks.model.plain_network import plain_copy
+from benchmarks.race import Entry
+from benchmarks.train.cases import CONFIG, Problem
+from benchmarks.train.plain_loss import PlainLoss
+from stylekernels.training.perceptual import PerceptualLoss
+from stylekernels.training.step import TrainingStep, autocast
+
+RIVALS = ("eager", "eager-nhwc", "compile")
+
+#: Above this the loss is wrong, or the gradient: as a share of the right one.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+_LEARNING_RATE = 1e-5  # whoever runs more often shall not get anywhere else
+
+
+Step = Callable[[], dict[str, Tensor]]
+
+
+def plain_step(
+    problem: Problem,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    wrap: Callable[[Any], Any] = lambda module: module,
+) -> tuple[TrainingStep, Step]:
+    """The step in torch.nn: its parts, and a call that takes it.
+
+    Args:
+        problem: the network and the losses.
+        dtype: of the arithmetic.
+        memory_format: of weights and pictures.
+        wrap: what is made of the network and of the loss, ``torch.compile`` for example.
+    """
+    place = problem.photo.device
+    network = plain_copy(problem.generator).to(place, memory_format=memory_format)
+    network.train().requires_grad_(True)
+    step = _step(problem, dtype, memory_format, network, PlainLoss)
+    step.generator, step.loss = wrap(network), wrap(step.loss)
+    return step, _bind(step, problem.photo.contiguous(memory_format=memory_format))
+
+
+def _step(problem, dtype, memory_format, network, loss_type) -> TrainingStep:
+    """Of a network and a kind of loss."""
+    features = copy.deepcopy(problem.features).to(memory_format=memory_format)
+    with autocast(problem.photo.device, dtype):
+        loss = loss_type(features, problem.painting, CONFIG)
+    return TrainingStep(network, loss, dtype)
+
+
+def _bind(step: TrainingStep, photo: Tensor) -> Step:
+    return lambda: step(photo, photo, _LEARNING_RATE)
+
+
+def make(
+    name: str, problem: Problem, compile_mode: str = "default"
+) -> tuple[str, TrainingStep, Step]:
+    """What a contender runs, in words; its step's parts, and a call that takes it.
+
+    Args:
+        name: ``"ours"`` or one of ``RIVALS``.
+        problem: the network and the losses.
+        compile_mode: ``mode`` of torch.compile.
+    """
+    dtype, layout = problem.dtype, torch.channels_last
+    if name == "ours":
+        network = copy.deepcopy(problem.generator).to(memory_format=layout)
+        step = _step(problem, dtype, layout, network, PerceptualLoss)
+        return "TrainingStep", step, _bind(step, problem.photo.contiguous(memory_format=layout))
+    if name == "eager":
+        return "contiguous", *plain_step(problem, dtype)
+    if name == "eager-nhwc":
+        return "channels_last", *plain_step(problem, dtype, layout)
+
+    def wrap(module):
+        return torch.compile(module, fullgraph=True, dynamic=False, mode=compile_mode)
+
+    words = f"channels_last, mode={compile_mode}"
+    return words, *plain_step(problem, dtype, layout, wrap)
+
+
+def answer(step: TrainingStep, take: Step) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of a first step, float32: a scalar, and one value per weight."""
+    loss = take()["total"].detach().float()
+    (weights,) = (group["params"] for group in step.optimizer.param_groups)
+    return loss, torch.cat([weight.grad.flatten() for weight in weights])
+
+
+def step_error(found: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor]) -> float:
+    """Of the loss or of the gradient, as a share of the right one's norm, whichever is larger."""
+    errors = [(a - b).norm() / b.norm() for a, b in zip(found, truth, strict=True)]
+    return torch.stack(errors).max().item()  # NaN stays NaN
+
+
+def enter(
+    problem: Problem,
+    rivals: Sequence[str],
+    compile_mode: str = "default",
+    device: Device | None = None,
+) -> list[Entry]:
+    """The contenders of a problem, ours first, each with a right first step or refused.
+
+    Args:
+        problem: the network and the losses.
+        rivals: of ``RIVALS``.
+        compile_mode: ``mode`` of torch.compile.
+        device: where they are; the CPU by default.
+    """
+    device = device or Cpu()
+    if "compile" in rivals:
+        torch._dynamo.reset()  # else the ninth size of a network would run uncompiled
+    truth = cache(lambda: answer(*plain_step(problem, torch.float32)))
+    entries = []
+    for name in ("ours", *rivals):
+        try:
+            expression, step, take = make(name, problem, compile_mode)
+        except Exception as exception:  # as in race.refusal
+            entries.append(Entry(name, "", None, race.failure(exception)))
+            continue
+        error = race.refusal(
+            lambda step=step, take=take: step_error(answer(step, take), truth()),
+            TOLERANCE[problem.dtype],
+        )
+        call, note = (None, "") if error else device.ready([take])
+        entries.append(Entry(name, expression, call, error, note))
+    return entries
