@@ -239,13 +239,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_environment() -> None:
-    """Refuse an implementation that there is not, if one was asked for: else PyTorch, which takes
-    seconds, needn't be imported yet."""
-    if "STYLEKERNELS_IMPL" in os.environ:
+    """Refuse kernels that there are not, if some were asked for: else PyTorch, which takes seconds,
+    needn't be imported yet."""
+    if {"STYLEKERNELS_IMPL", "STYLEKERNELS_CPU_CAPABILITY"} & os.environ.keys():
         try:
             import stylekernels.dispatch  # noqa: F401
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise Refused(str(error)) from None
+
+
+def _check_kernels(device: str) -> None:
+    """Refuse a device for which the implementation that was asked for has no kernels."""
+    from stylekernels.dispatch import implementation
+
+    try:
+        implementation(device.partition(":")[0])
+    except RuntimeError as error:
+        raise Refused(str(error).replace("use_impl and ", "")) from None
 
 
 def _parse(argv: Sequence[str]) -> Any:
@@ -272,8 +282,11 @@ def _parse(argv: Sequence[str]) -> Any:
 def _train(config: TrainConfig) -> int:
     try:
         config.check()
+        _check_kernels(config.device)
         from stylekernels.training import train
+        from stylekernels.training.hardware import keep_freed_memory
 
+        keep_freed_memory()
         result = train(config)
     except (ValueError, OSError) as error:
         name, colon, rest = str(error).partition(": ")
@@ -314,6 +327,7 @@ def _open_style(weights: Path, device: str | None, **options: Any) -> "Stylizer"
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():
         raise Refused(f"--device: expected cpu, as PyTorch sees no GPU here, got {device}")
+    _check_kernels(device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, about files that are refused anyway

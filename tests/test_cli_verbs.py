@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import stylekernels
-from stylekernels import dispatch
+from stylekernels import dispatch, native
 from stylekernels.cli import main
 from stylekernels.inference import Stylizer
 from stylekernels.models import bundled_styles, styles
@@ -195,12 +195,40 @@ def test_a_process_writes_says_and_exits(folder, style):
     assert written(folder) == {"a.png", "note.jpg", "out/a.png"}
 
 
-def test_an_implementation_that_there_is_not_is_refused(folder, monkeypatch):
-    monkeypatch.setenv("STYLEKERNELS_IMPL", "tritn")
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("STYLEKERNELS_IMPL", "tritn", "expected one of native, triton, reference, got 'tritn'"),
+        pytest.param(
+            "STYLEKERNELS_CPU_CAPABILITY",
+            "mmx",
+            "expected one of baseline, ",
+            marks=pytest.mark.skipif(native.cpu_missing is not None, reason="not compiled"),
+        ),
+    ],
+)
+def test_kernels_that_there_are_not_are_refused(folder, monkeypatch, variable, value, expected):
+    monkeypatch.setenv(variable, value)
     done = run("info")
     assert (done.returncode, done.stdout) == (2, "")
-    expected = "STYLEKERNELS_IMPL: expected one of native, triton, reference, got 'tritn'"
-    assert done.stderr == f"stylekernels: {expected}\n"
+    assert done.stderr.startswith(f"stylekernels: {variable}: {expected}")
+    assert f"got '{value}'\n" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["stylize", "train"])
+def test_an_implementation_without_kernels_for_the_device_is_refused(folder, monkeypatch, verb):
+    monkeypatch.setenv("STYLEKERNELS_IMPL", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    Image.new("RGB", (40, 40), "teal").save("a.png")
+    if verb == "stylize":
+        done = run("stylize", "a.png", "-s", "wave", "-o", "b.png", "--device", "cpu")
+    else:
+        done = run("train", "--style", "a.png", "--photos", ".", "--output", "b.safetensors")
+    assert done.returncode == 2
+    assert done.stderr.startswith("stylekernels: the implementation 'triton' was forced, but ")
+    assert done.stderr.count("\n") == 1
+    assert written(folder) == {"a.png"}
 
 
 def test_a_reader_that_leaves_is_no_error():
