@@ -42,6 +42,7 @@ TEST_FILES = (
     "test_instance_norm_gradients.py",
     "test_norm_conv2d.py",
     "test_norm_conv2d_contract.py",
+    "test_training_step.py",
     "test_transforms.py",
     # Of Triton's own tests what the above don't run on a GPU.
     "test_triton_launch.py",
