@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stylekernels.media import colors
+from stylekernels.media.exif import descriptive_exif, exif_bytes
 
 SMALLEST_SIDE = 16
 
@@ -52,29 +55,6 @@ _KEEP_PROFILE = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "JPEG2000")
 # The second picture in these files is a preview, a depth map or a layer, not the next frame.
 _FIRST_FRAME_IS_THE_PHOTO = ("MPO", "PSD")
 
-# A whitelist: the rest of a TIFF directory describes how the old pixels were stored, its
-# orientation is applied on reading, and an embedded thumbnail would show the old picture.
-_EXIF_TAGS = (
-    ExifTags.Base.ImageDescription,
-    ExifTags.Base.Make,
-    ExifTags.Base.Model,
-    ExifTags.Base.XResolution,
-    ExifTags.Base.YResolution,
-    ExifTags.Base.ResolutionUnit,
-    ExifTags.Base.Software,
-    ExifTags.Base.DateTime,
-    ExifTags.Base.Artist,
-    ExifTags.Base.HostComputer,
-    ExifTags.Base.Rating,
-    ExifTags.Base.RatingPercent,
-    ExifTags.Base.Copyright,
-    ExifTags.Base.XPTitle,
-    ExifTags.Base.XPComment,
-    ExifTags.Base.XPAuthor,
-    ExifTags.Base.XPKeywords,
-    ExifTags.Base.XPSubject,
-)
-
 
 class PhotoError(ValueError):
     """A picture that can't be read or written; the message names the file and says why."""
@@ -98,17 +78,11 @@ class Photo:
 
     def to_srgb(self) -> np.ndarray:
         """The pixels converted to sRGB, (H, W, 3) uint8."""
-        if self.profile is None:
-            return self.rgb
-        transform = _transform(_open_profile(self.profile), _srgb())
-        return np.asarray(ImageCms.applyTransform(Image.fromarray(self.rgb), transform))
+        return self.rgb if self.profile is None else colors.to_srgb(self.rgb, self.profile)
 
     def from_srgb(self, rgb: np.ndarray) -> np.ndarray:
         """sRGB pixels converted to this photo's colour space, (H, W, 3) uint8."""
-        if self.profile is None:
-            return rgb
-        transform = _transform(_srgb(), _open_profile(self.profile))
-        return np.asarray(ImageCms.applyTransform(Image.fromarray(rgb), transform))
+        return rgb if self.profile is None else colors.from_srgb(rgb, self.profile)
 
 
 def read_photo(
@@ -142,7 +116,7 @@ def read_photo(
                 "save the one you want as a PNG file"
             )
         image.load()
-        exif = _descriptive_exif(image)
+        exif = descriptive_exif(image)
         picture, alpha, profile = _as_rgb(ImageOps.exif_transpose(image), path)
 
     if size is not None and size < max(picture.size):
@@ -159,7 +133,7 @@ def read_photo(
         rgb=np.array(picture),
         alpha=None if alpha is None else np.array(alpha),
         profile=profile,
-        exif=_exif_bytes(exif, picture.size),
+        exif=exif_bytes(exif, picture.size),
     )
 
 
@@ -330,103 +304,10 @@ def _as_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | 
     if image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
     if image.mode in ("1", "L", "LA", "La"):
-        colors = image.convert("L")
+        opaque = image.convert("L")
     elif image.mode in ("CMYK", "LAB"):
-        colors = image
+        opaque = image
     else:
-        colors = image.convert("RGB")
-    colors, profile = _in_rgb_profile(colors, image.info.get("icc_profile"))
-    return colors if alpha is None else _fill_hidden(colors, alpha), alpha, profile
-
-
-def _fill_hidden(colors: Image.Image, alpha: Image.Image) -> Image.Image:
-    """The colours, with those of the nearest visible pixels where nothing is to be seen: what a
-    file has there, mostly black, would count in the statistics of the whole picture."""
-    levels = [colors.copy()]
-    while True:
-        # All or nothing: colours that are hardly visible have no precision.
-        seen = alpha.point(lambda value: 255 if value else 0)
-        levels[-1].putalpha(seen)
-        if seen.getextrema()[0] == 255 or max(seen.size) == 1:
-            break
-        half = tuple((side + 1) // 2 for side in seen.size)
-        levels.append(levels[-1].resize(half, Image.Resampling.BOX))  # the mean of what is visible
-        alpha = levels[-1].getchannel("A")
-    filled = levels.pop().convert("RGB")
-    for level in reversed(levels):
-        filled = filled.resize(level.size, Image.Resampling.BILINEAR)
-        filled.paste(level.convert("RGB"), mask=level.getchannel("A"))
-    return filled
-
-
-def _in_rgb_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """An L, RGB, CMYK or LAB image as RGB. An RGB profile is kept, any other leads to sRGB."""
-    if profile:
-        try:
-            source = _open_profile(profile)
-            space = source.profile.xcolor_space.strip()
-            if space == "RGB" and image.mode in ("L", "RGB"):
-                _transform(source, _srgb())
-                _transform(_srgb(), source)
-                return image.convert("RGB"), profile
-            if {"GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(space) == image.mode:
-                transform = _transform(source, _srgb(), image.mode)
-                return ImageCms.applyTransform(image, transform), None
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            pass  # a broken profile, or one of no use here: viewers read such a file as sRGB too
-    if image.mode == "LAB":
-        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        return ImageCms.applyTransform(image, _transform(lab, _srgb(), "LAB")), None
-    return image.convert("RGB"), None
-
-
-def _open_profile(profile: bytes) -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(io.BytesIO(profile))
-
-
-def _srgb() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-def _transform(source, target, mode: str = "RGB") -> ImageCms.ImageCmsTransform:
-    return ImageCms.buildTransform(
-        source,
-        target,
-        mode,
-        "RGB",
-        ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.BLACKPOINTCOMPENSATION,
-    )
-
-
-def _descriptive_exif(image: Image.Image) -> Image.Exif:
-    """What the EXIF says about the photo, without what it says about the old file."""
-    kept = Image.Exif()
-    try:
-        exif = image.getexif()
-        for tag in _EXIF_TAGS:
-            if tag in exif:
-                kept[tag] = exif[tag]
-        for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            directory = dict(exif.get_ifd(tag))
-            directory.pop(ExifTags.IFD.Interop, None)
-            if directory:
-                kept[tag] = directory
-    except Exception:  # damaged EXIF is no reason to refuse the photo
-        return Image.Exif()
-    return kept
-
-
-def _exif_bytes(exif: Image.Exif, size: tuple[int, int]) -> bytes:
-    if not len(exif):
-        return b""
-    directory = exif.get(ExifTags.IFD.Exif, {})
-    for tag, length in zip(
-        (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight), size, strict=True
-    ):
-        if tag in directory:
-            directory[tag] = length
-    try:
-        return exif.tobytes()
-    except Exception:  # a tag that can be read need not be one that can be written
-        return b""
+        opaque = image.convert("RGB")
+    rgb, profile = colors.in_rgb_profile(opaque, image.info.get("icc_profile"))
+    return rgb if alpha is None else colors.fill_hidden(rgb, alpha), alpha, profile
