@@ -1,7 +1,29 @@
 """The dtypes that are measured."""
 
+import argparse
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: As they are called in tables.
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def leaves_bfloat16_out(options: argparse.Namespace) -> bool:
+    """Whether bfloat16 has to be asked for: where a CPU has no instructions for it, eager PyTorch
+    would take minutes for a network."""
+    if options.device != "cpu":
+        return False
+    cpu = torch.cpu.get_capabilities()
+    has_instructions = cpu.get("amx_bf16") or cpu.get("avx512_bf16")
+    return not (has_instructions or options.dtype or options.only)
+
+
+def notes(options: argparse.Namespace) -> list[str]:
+    """What the options left out."""
+    if not leaves_bfloat16_out(options):
+        return []
+    return [
+        "bfloat16: left out, this CPU has no instructions for it; --dtype bfloat16 measures it all "
+        "the same (eager PyTorch may take minutes for each)"
+    ]

@@ -255,7 +255,7 @@ def _check_kernels(device: str) -> None:
     try:
         implementation(device.partition(":")[0])
     except RuntimeError as error:
-        raise Refused(str(error).replace("use_impl and ", "")) from None
+        raise Refused(str(error)) from None
 
 
 def _parse(argv: Sequence[str]) -> Any:
@@ -282,10 +282,10 @@ def _parse(argv: Sequence[str]) -> Any:
 def _train(config: TrainConfig) -> int:
     try:
         config.check()
-        _check_kernels(config.device)
         from stylekernels.training import train
-        from stylekernels.training.hardware import keep_freed_memory
+        from stylekernels.training.hardware import find_device, keep_freed_memory
 
+        _check_kernels(find_device(config.device).type)
         keep_freed_memory()
         result = train(config)
     except (ValueError, OSError) as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ceilings, cli, devices
+from benchmarks import ceilings, cli, devices, dtypes
 from benchmarks.model import cases, engines, operations, options, report, rivals
 from benchmarks.model.suite import ModelSuite
 from benchmarks.race import Entry
@@ -276,7 +276,7 @@ def test_options_choose_the_cases(monkeypatch):
 def test_a_gpu_has_cases_of_its_own():
     def ids(*arguments: str) -> list[str]:
         chosen = cli.parse(["model", "--device", "cuda", *arguments])
-        assert options.notes(chosen) == []
+        assert dtypes.notes(chosen) == []
         return [case.id for case in options.select(chosen)]
 
     sizes = ("512x512", "1920x1080", "3840x2160")
@@ -307,14 +307,14 @@ def test_bfloat16_is_asked_for_where_the_cpu_has_none(monkeypatch, instructions)
     capabilities = {name: name == instructions for name in ("amx_bf16", "avx512_bf16")}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
 
-    def dtypes(*arguments: str) -> set[str]:
+    def chosen(*arguments: str) -> set[str]:
         return {case.dtype for case in options.select(cli.parse(["model", *arguments]))}
 
     both = {"float32", "bfloat16"}
-    assert dtypes() == (both if instructions else {"float32"})
-    assert dtypes("--only", "full/") == both
-    assert dtypes("--dtype", "bfloat16") == {"bfloat16"}
-    said = options.notes(cli.parse(["model"]))
+    assert chosen() == (both if instructions else {"float32"})
+    assert chosen("--only", "full/") == both
+    assert chosen("--dtype", "bfloat16") == {"bfloat16"}
+    said = dtypes.notes(cli.parse(["model"]))
     assert (said == []) == (instructions is not None)
 
 

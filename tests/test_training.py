@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from stylekernels.cli import _parse
 from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, load_features
 from stylekernels.models.generator import ConvBlock
 from stylekernels.models.styles import WEIGHTS
-from stylekernels.training import TrainConfig, train
+from stylekernels.training import TrainConfig, hardware, train
 from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
 from stylekernels.training.color_transfer import ColorTransfer
 from stylekernels.training.data import (
@@ -32,6 +33,7 @@ from stylekernels.training.data import (
     to_tensor,
 )
 from stylekernels.training.perceptual import PerceptualLoss
+from stylekernels.training.step import TrainingStep
 
 
 def blobs(seed, width, height):
@@ -343,6 +345,39 @@ print(min(faults() for _ in range(4)))
 
     keep, leave = fewest_faults("keep"), fewest_faults("leave")
     assert keep < 100 < leave
+
+
+@pytest.mark.parametrize("most", [1 << 30, 32 << 20, 0])
+def test_older_versions_of_malloc_are_asked_for_what_they_have(monkeypatch, most):
+    """Alone, the threshold for what is given back would end the adjustment of the other."""
+    taken = {}
+
+    def mallopt(option, value):
+        if option == hardware._M_MMAP_THRESHOLD and value > most:
+            return 0
+        taken[option] = value
+        return 1
+
+    monkeypatch.setattr(hardware.sys, "platform", "linux")
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    hardware.keep_freed_memory()
+    thresholds = (hardware._M_MMAP_THRESHOLD, hardware._M_TRIM_THRESHOLD)
+    assert taken == (dict(zip(thresholds, (most, (1 << 31) - 1), strict=True)) if most else {})
+
+
+def test_networks_photos_and_targets_are_channels_last(config, monkeypatch):
+    """As convolutions are fastest with them; the colour transfer's pictures as well."""
+    take, seen = TrainingStep.__call__, []
+
+    def watch(step, photo, target, rate):
+        weights = [w for w in step.generator.parameters() if w.dim() == 4]
+        seen.extend([photo, target, *weights])
+        return take(step, photo, target, rate)
+
+    monkeypatch.setattr(TrainingStep, "__call__", watch)
+    train(dataclasses.replace(config, content_colors="painting", steps=1))
+    assert len(seen) == 2 + 8  # photo, target, kernels
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
 # The bundled styles.

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from stylekernels.models import GeneratorConfig, StyleGenerator
@@ -38,7 +39,10 @@ def test_steps_lower_the_loss(start, precision):
 
 
 def test_a_step_is_adams_at_the_rate_it_is_given(start):
-    network, photo, target = start
+    """Of a network without norms, whose gradients are more than rounding."""
+    _, photo, target = start
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 3, 1))
+    network.to(photo.device)
     plain = copy.deepcopy(network)
     step = TrainingStep(network, distance, torch.float32)
     optimizer = torch.optim.Adam(plain.parameters())
@@ -51,7 +55,7 @@ def test_a_step_is_adams_at_the_rate_it_is_given(start):
         found = step(photo, target, rate)["total"]
         torch.testing.assert_close(found, loss)  # of before the step
         for name, weight in network.state_dict().items():
-            torch.testing.assert_close(weight, plain.state_dict()[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(weight, plain.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -59,7 +63,7 @@ def test_a_step_is_adams_at_the_rate_it_is_given(start):
 @pytest.mark.parametrize("device", ["cuda"])
 def test_a_step_can_be_captured(start, precision):
     network, photo, target = start
-    step = TrainingStep(network, distance, precision)
+    step = TrainingStep(network, distance, precision, capturable=True)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

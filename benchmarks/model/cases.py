@@ -65,7 +65,7 @@ def open_network(name: str) -> StyleGenerator:
 
 
 @contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
+def exact_float32() -> Iterator[None]:
     """cuDNN and cuBLAS without TF32; and without cuDNN's search, which a single call doesn't pay
     for."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -126,5 +126,5 @@ class Problem:
 
     @cached_property
     def truth(self) -> Tensor:
-        with torch.inference_mode(), _exact_float32():
+        with torch.inference_mode(), exact_float32():
             return self.plain(self.x)

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
 from benchmarks import report, suite
 from benchmarks.ceilings import Ceilings
-from benchmarks.dtypes import SHORT
+from benchmarks.dtypes import SHORT, notes
 from benchmarks.model.cases import Case, Problem
 from benchmarks.model.operations import Layer, layers, winograd_dtype
-from benchmarks.model.options import add_options, notes, select
+from benchmarks.model.options import add_options, select
 from benchmarks.model.rivals import make
 from benchmarks.report import Table, number
 from benchmarks.timing import Summary, summarize

@@ -13,9 +13,9 @@ import torch
 
 from benchmarks import suite
 from benchmarks.ceilings import Ceilings
-from benchmarks.dtypes import SHORT
+from benchmarks.dtypes import SHORT, notes
 from benchmarks.model.cases import Case
-from benchmarks.model.options import add_options, notes, select
+from benchmarks.model.options import add_options, select
 from benchmarks.race import NOISE
 from benchmarks.report import Table, number
 

@@ -2,10 +2,8 @@
 
 import argparse
 
-import torch
-
 from benchmarks import suite
-from benchmarks.dtypes import DTYPES
+from benchmarks.dtypes import DTYPES, leaves_bfloat16_out
 from benchmarks.model.cases import CONFIGS, CUDA_SIZES, SIZES, Case, Size, grid
 from stylekernels.models import bundled_styles
 from stylekernels.models.generator import SMALLEST_SIDE
@@ -56,24 +54,4 @@ def select(options: argparse.Namespace) -> list[Case]:
         for case in grid(networks, sizes[:1] if options.quick else sizes, dtypes, options.device)
         if suite.fits(options, case.id, case.dtype)
         and not (case.dtype == "bfloat16" and leaves_bfloat16_out(options))
-    ]
-
-
-def leaves_bfloat16_out(options: argparse.Namespace) -> bool:
-    """Whether bfloat16 has to be asked for: where a CPU has no instructions for it, eager PyTorch
-    would take minutes for a frame."""
-    if options.device != "cpu":
-        return False
-    cpu = torch.cpu.get_capabilities()
-    has_instructions = cpu.get("amx_bf16") or cpu.get("avx512_bf16")
-    return not (has_instructions or options.dtype or options.only)
-
-
-def notes(options: argparse.Namespace) -> list[str]:
-    """What the options left out."""
-    if not leaves_bfloat16_out(options):
-        return []
-    return [
-        "bfloat16: left out, this CPU has no instructions for it; --dtype bfloat16 measures it all "
-        "the same (eager PyTorch may take minutes a frame)"
     ]

@@ -31,7 +31,7 @@ class PlainNetwork(nn.Module):
         config: of the generator.
 
     Shape:
-        (N, 3, H, W) in [0, 1] to the same.
+        (N, 3, H, W) in [0, 1] to the same; in training mode not clamped, as the generator's.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -57,7 +57,8 @@ class PlainNetwork(nn.Module):
 
 
 def plain_copy(generator: StyleGenerator) -> PlainNetwork:
-    """The generator's network and weights in torch.nn, in evaluation mode, float32 on the CPU."""
+    """The generator's network and weights in torch.nn, float32 on the CPU; in evaluation mode, its
+    weights without gradients."""
     network = PlainNetwork(generator.config)
     # Both keep their layers in the order they run in, and weight before bias in each of them.
     values = generator.state_dict().values()

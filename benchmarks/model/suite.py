@@ -8,12 +8,13 @@ from typing import Any
 
 from benchmarks import suite
 from benchmarks.ceilings import Ceilings
+from benchmarks.dtypes import notes
 from benchmarks.model import engines, report
 from benchmarks.model.cases import Case, Problem
 from benchmarks.model.layers import LayersSuite
 from benchmarks.model.memory import MemorySuite
 from benchmarks.model.operations import image_bytes, layers
-from benchmarks.model.options import add_options, notes, select
+from benchmarks.model.options import add_options, select
 from benchmarks.model.rivals import RIVALS, enter
 from benchmarks.timing import measure
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import suite
-from benchmarks.dtypes import DTYPES
-from benchmarks.model.options import leaves_bfloat16_out
+from benchmarks.dtypes import DTYPES, leaves_bfloat16_out
 from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.models.features import VGG
 from stylekernels.training import TrainConfig

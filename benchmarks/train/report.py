@@ -19,15 +19,16 @@ TABLE = Table(
     words=3,
 )  # fmt: skip
 LEGEND = """\
-ours: a step of `stylekernels train` with VGG19 as the loss network, without reading photos: forward
-pass, losses, backward pass and Adam; median milliseconds, and ±, its inter-quartile range. Rivals
-take the same step, the network in torch.nn and Gram matrices by torch's product: eager
-(contiguous), NHWC (eager in channels_last), comp. (torch.compile in channels_last; ours is in it
-too). On a GPU all are CUDA graphs. floor: the multiplications of direct convolutions and products,
-forward and backward, at the measured peak; share: the floor over our time. img/s: our photos a
-second. /eager, /comp and /best: our speed over eager, compile and the fastest rival, above 1 we are
-faster; medians of the ratios of each round. win: faster than all; even: within 5 %; loss: more than
-5 % slower; alone: no rival ran; wrong: refused."""
+ours: a step of `stylekernels train` with VGG19 as the loss network, from a photo and what it shall
+look like (which are read and recoloured before): forward pass, losses, backward pass and Adam;
+median milliseconds, and ±, its inter-quartile range. Rivals take the same step, the network in
+torch.nn and Gram matrices by torch's product: eager (contiguous), NHWC (eager in channels_last),
+comp. (torch.compile in channels_last; ours is in it too). On a GPU all are CUDA graphs. floor: the
+multiplications of direct convolutions and products, forward and backward, at the measured peak;
+share: the floor over our time. img/s: photos a second in such steps. /eager, /comp and /best: our
+speed over eager, compile and the fastest rival, above 1 we are faster; medians of the ratios of
+each round. win: faster than all; even: within 5 %; loss: more than 5 % slower; alone: no rival ran;
+wrong: refused."""
 
 _RIVAL_TITLES = ("eager", "NHWC", "comp.")  # of RIVALS
 
@@ -58,7 +59,7 @@ class Row:
 
     @property
     def images_per_s(self) -> float | None:
-        """Photos that ours trains on in a second."""
+        """Photos a second in steps like ours."""
         return None if self.seconds is None else self.case.batch / self.seconds
 
     @property

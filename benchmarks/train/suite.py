@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import suite
 from benchmarks.ceilings import Ceilings
-from benchmarks.model.options import notes
+from benchmarks.dtypes import notes
 from benchmarks.timing import measure
 from benchmarks.train import report
 from benchmarks.train.cases import CONFIG, Case, Problem, select

@@ -22,8 +22,10 @@ def keep_freed_memory() -> None:
         return
     with contextlib.suppress(AttributeError):  # musl has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+        # Older versions take no more than 32 MiB. Without a threshold for blocks, the other one
+        # would make things worse: it ends the adjustment of both.
+        if any(mallopt(_M_MMAP_THRESHOLD, most) for most in (1 << 30, 32 << 20)):
+            mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def find_device(name: str) -> torch.device:

@@ -20,6 +20,7 @@ class TrainingStep:
             minimised.
         precision: arithmetic of the networks, float32, bfloat16 or float16; the gradients of the
             latter are scaled.
+        capturable: on a GPU, whether CUDA graphs may capture the step; not with float16.
 
     Attributes:
         optimizer: Adam, over all of the generator's weights.
@@ -31,11 +32,12 @@ class TrainingStep:
         generator: nn.Module,
         loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
         precision: torch.dtype,
+        *,
+        capturable: bool = False,
     ) -> None:
         self.generator, self.loss, self.precision = generator, loss, precision
         self.device = next(generator.parameters()).device
-        on_gpu = self.device.type == "cuda"  # where a step may be captured in a CUDA graph
-        self.optimizer = torch.optim.Adam(generator.parameters(), capturable=on_gpu)
+        self.optimizer = torch.optim.Adam(generator.parameters(), capturable=capturable)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
     def __call__(self, photo: Tensor, target: Tensor, learning_rate: float) -> dict[str, Tensor]:

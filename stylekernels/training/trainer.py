@@ -149,7 +149,7 @@ class _Run:
 
     def target(self, photo: Tensor) -> Tensor:
         """What the picture's content and colours should be; (N, 3, H, W) like the photo."""
-        return photo if self.transfer is None else self.transfer(photo)
+        return photo if self.transfer is None else self.place(self.transfer(photo))
 
     def batches(self, start: int, stop: int) -> Iterator[Tensor]:
         config = self.config
