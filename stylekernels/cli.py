@@ -304,7 +304,7 @@ def _train(config: TrainConfig) -> int:
         )
         return _INTERRUPTED
     print(
-        f"{result.output}: trained {result.steps} steps in {result.seconds / 60:.1f} minutes; "
+        f"{result.output}: trained {result.steps} steps, {result.seconds / 60:.1f} minutes in all; "
         f"try stylekernels stylize PHOTO --style {result.output}"
     )
     return _DONE

@@ -130,7 +130,7 @@ def test_train_hands_its_options_on_and_says_what_came_of_it(folder, capsys, mon
     assert (config.steps, config.lite) == (7, True)
     assert capsys.readouterr().out.splitlines() == [
         "photos held out: total 1.250 style 0.500",
-        "mine.safetensors: trained 7 steps in 1.5 minutes; "
+        "mine.safetensors: trained 7 steps, 1.5 minutes in all; "
         "try stylekernels stylize PHOTO --style mine.safetensors",
     ]
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from stylekernels.training import color_transfer
 from stylekernels.training.color_transfer import ColorTransfer
 
 
@@ -35,15 +34,6 @@ def test_photos_get_the_moments_of_the_painting(seed):
     (got,) = ColorTransfer(PAINTING)(photo[None])
     torch.testing.assert_close(moments(got)[0], mean, rtol=0, atol=0.01)
     torch.testing.assert_close(moments(got)[1], covariance, rtol=0, atol=0.2 * scale.item())
-
-
-@pytest.mark.parametrize("count", [1, 7, 8, 48])
-def test_the_search_is_that_of_torch(count):
-    """Also for values at knots, for equal knots, and beyond all of them."""
-    knots = (torch.randn(3, count) * 4).round().sort(dim=1).values
-    values = torch.cat([knots, torch.randn(3, 500) * 5, torch.full((3, 1), torch.inf)], 1)
-    found = color_transfer._search(knots, values)
-    assert torch.equal(found, torch.searchsorted(knots, values))
 
 
 def test_each_photo_has_a_map_of_its_own():

@@ -236,6 +236,24 @@ def test_interrupt_saves_what_there_is(config, monkeypatch):
     assert not torch.equal(weights_of(config.output)[name], weights_of(config.init)[name])
 
 
+def test_an_interrupt_before_there_is_a_style_writes_nothing(config, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    stop_after(monkeypatch, 2)
+    early = dataclasses.replace(config, init="bilinear", lite=True, warmup_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(early)
+    assert not config.output.exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_warm_up_says_how_far_it_is(config, capsys):
+    new = dataclasses.replace(config, init="bilinear", lite=True, precision="float32")
+    train(dataclasses.replace(new, warmup_steps=9, steps=1))
+    first, *said = [line for line in capsys.readouterr().err.splitlines() if "warm-up" in line]
+    assert first == "9 steps of warm-up on cpu, float32"
+    assert [line.partition(":")[0] for line in said] == ["warm-up 4", "warm-up 8"]
+
+
 def test_minutes_end_a_run(config):
     result = train(dataclasses.replace(config, steps=10**6, minutes=0.02))
     assert 0 < result.steps < 10**5

@@ -28,8 +28,9 @@ from stylekernels.training.step import TrainingStep, autocast
 RIVALS = ("eager", "eager-nhwc", "compile")
 
 #: Above this a step is wrong, see `step_error`, by the precision of its products. Rounded to
-#: bfloat16 even eager's gradients of the first layers are 0.3 off.
-TOLERANCE = {"float32": 1e-2, "tf32": 0.1, "bfloat16": 0.5}
+#: bfloat16 even eager's gradients of the first layers are 0.3 off, and in float32, with crops of 64
+#: pixels, 0.02; a layer that is missing is 1 off.
+TOLERANCE = {"float32": 0.05, "tf32": 0.2, "bfloat16": 0.5}
 
 _SMALLEST_SHARE = 1e-4
 _LOSS = 100.0

@@ -48,7 +48,10 @@ def read_image(path: Path) -> Image.Image:
         try:
             return Image.open(file).convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path}: expected an image, could not read it ({error})") from error
+            raise ValueError(
+                f"{path}: expected an image, got what can't be read as one: it is damaged, or of "
+                "another kind"
+            ) from error
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -78,7 +78,8 @@ def train(config: TrainConfig) -> TrainResult:
 
     New weights first learn to reproduce the photo, in the painting's colours where
     ``content_colors`` asks for them. Then content, style, colour and total variation are minimised
-    together. Ctrl-C ends the run early and saves what it has.
+    together. Ctrl-C ends the run early and saves what it has; before the first of these steps
+    there is no style to save.
 
     Args:
         config: see :class:`TrainConfig`.
@@ -90,6 +91,7 @@ def train(config: TrainConfig) -> TrainResult:
         ValueError: for a setting, image, checkpoint or style that does not fit.
         OSError: if a file cannot be read or written.
         RuntimeError: if the loss is no longer finite; nothing is written then.
+        KeyboardInterrupt: if Ctrl-C comes before there is a style; nothing is written then.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
     super-resolution", 2016; Ulyanov et al., "Improved texture networks", 2017.
@@ -101,6 +103,8 @@ def train(config: TrainConfig) -> TrainResult:
         with _interruptible(run):
             run.warm_up()
             losses = run.learn_style()
+        if run.stopped and not run.step:
+            raise KeyboardInterrupt
         generator = run.generator.eval()
         generator.save_pretrained(config.output)
         held_out = run.measure()
@@ -162,6 +166,10 @@ class _Run:
             return
         optimise = TrainingStep(self.generator, _distance, self.precision)
         bar = tqdm(self.batches(0, count), "warm-up", count, disable=None)
+        bar.write(
+            f"{count} steps of warm-up on {self.device}, {str(self.precision).partition('.')[2]}",
+            file=sys.stderr,
+        )
         for step, photo in enumerate(bar):
             if self.stopped:
                 return
@@ -169,6 +177,8 @@ class _Run:
             photo = self.place(photo)
             loss = optimise(photo, self.target(photo), rate)["total"]
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if (step + 1) % self.config.log_every == 0:
+                bar.write(f"warm-up {step + 1}: {loss.item():.3f}", file=sys.stderr)
 
     def learn_style(self) -> dict[str, float]:
         """Minimise the perceptual loss; returns the last means of all losses."""
