@@ -78,6 +78,14 @@ class Race:
             speedups,
         )
 
+    def median(self, name: str) -> float | None:
+        """Seconds per call of a contender; None if it did not run."""
+        return self.seconds[name].median if name in self.seconds else None
+
+    def speedup(self, name: str | None) -> float | None:
+        """Of ours over a rival; None if it did not run."""
+        return self.speedups[name].median if name in self.speedups else None
+
     @property
     def best_rival(self) -> str | None:
         """The fastest of those that ran."""

@@ -16,6 +16,16 @@ def number(value: float | None) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+def milliseconds(seconds: float | None) -> str:
+    """As `number` writes them."""
+    return number(None if seconds is None else seconds * 1e3)
+
+
+def percent(share: float | None) -> str:
+    """In whole percent; a dash for what is not known."""
+    return "-" if share is None else f"{share:.0%}"
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns of a table, one row per line.

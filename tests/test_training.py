@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -16,10 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from stylekernels.cli import _parse
-from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles, load_features
+from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.models.generator import ConvBlock
-from stylekernels.models.styles import WEIGHTS
 from stylekernels.training import TrainConfig, hardware, train
 from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
 from stylekernels.training.color_transfer import ColorTransfer
@@ -28,11 +25,9 @@ from stylekernels.training.data import (
     crop_batches,
     find_photos,
     read_image,
-    resized,
     split_photos,
     to_tensor,
 )
-from stylekernels.training.perceptual import PerceptualLoss
 from stylekernels.training.step import TrainingStep
 
 
@@ -396,58 +391,3 @@ def test_networks_photos_and_targets_are_channels_last(config, monkeypatch):
     train(dataclasses.replace(config, content_colors="painting", steps=1))
     assert len(seen) == 2 + 8  # photo, target, kernels
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
-
-
-# The bundled styles.
-
-
-# What each learnt from, as its card says: a part of the painting, None for all of it, and the size.
-LEARNT_FROM = {"starry_night": (None, 512), "wave": ((0, 44, 560, 508), 896)}
-
-
-@pytest.mark.parametrize("name", LEARNT_FROM)
-def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
-    """Closer to the painting's Gram matrices than the photo, at every layer, and still the photo:
-    its content is closer to this photo's than to another's."""
-    assert name in bundled_styles()
-    generator = StyleGenerator.from_pretrained(name)
-    photos = sorted((data_dir / "photos" / "eval").glob("*.png"))[2::10]
-    photos = [to_tensor(resized(read_image(p), 256))[None, :, :160, :160] for p in photos]
-    part, size = LEARNT_FROM[name]
-    painting = read_image(data_dir / "styles" / f"{name}.jpg").crop(part)
-    painting = to_tensor(painting.resize((size, size * painting.height // painting.width)))[None]
-    features = load_features("mixed", data_dir / "backbones")
-    loss = PerceptualLoss(features, painting, TrainConfig(style=data_dir, photos=data_dir))
-    with torch.no_grad():
-        pictures = [generator(photo) for photo in photos]
-        for i, photo in enumerate(photos):
-            as_is, painted = loss(photo, photo), loss(photo, pictures[i])
-            for layer in features.style_layers:
-                assert painted[f"style/{layer}"] < 0.7 * as_is[f"style/{layer}"], layer
-            other = loss(photo, pictures[i - 1])
-            assert painted["content/relu4_1"] < 0.9 * other["content/relu4_1"]
-
-
-@pytest.mark.parametrize("name", LEARNT_FROM)
-def test_bundled_style_has_a_card_and_is_small(name):
-    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 5e6
-    card = (WEIGHTS / f"{name}.md").read_text()
-    for word in ("stylekernels train", "steps", "EPYC", "Held-out"):
-        assert word in card
-
-
-@pytest.mark.parametrize("name", LEARNT_FROM)
-def test_commands_in_a_card_are_those_of_today(name):
-    """Every option still exists, and stage after stage leads to the bundled network."""
-    card = (WEIGHTS / f"{name}.md").read_text().replace("\\\n", " ")
-    lines = [
-        line.split(maxsplit=1)[1] for line in card.splitlines() if "stylekernels train" in line
-    ]
-    stages = [_parse(shlex.split(line)) for line in lines]
-    assert [stage.init for stage in stages] == ["bilinear", *(str(s.output) for s in stages[:-1])]
-    assert stages[0].upsample == StyleGenerator.from_pretrained(name).config.upsample
-    for stage in stages:
-        assert stage.style.stem == name
-        assert stage.content_colors == "painting"
-        assert stage.style_size == LEARNT_FROM[name][1]
-    assert stages[-1].color_weight > 0

@@ -9,7 +9,7 @@ from benchmarks.model.cases import MIN_OVER_COMPILE, Case
 from benchmarks.model.operations import Layer, winograd_dtype
 from benchmarks.model.rivals import RIVALS
 from benchmarks.race import Entry, Race
-from benchmarks.report import Table, number
+from benchmarks.report import Table, milliseconds, number, percent
 
 TABLE = Table(
     (
@@ -90,7 +90,7 @@ class Row:
     @property
     def seconds(self) -> float | None:
         """Of ours, for a frame; None where it was refused."""
-        return self.race.seconds["ours"].median if "ours" in self.race.seconds else None
+        return self.race.median("ours")
 
     @property
     def share_of_peak(self) -> float | None:
@@ -149,18 +149,6 @@ def line(row: Row) -> str:
     """One line of the table."""
     case, race, seconds = row.case, row.race, row.seconds
 
-    def milliseconds(value: float | None) -> str:
-        return number(None if value is None else value * 1e3)
-
-    def of_rival(name: str) -> str:
-        return milliseconds(race.seconds[name].median if name in race.seconds else None)
-
-    def speedup(name: str | None) -> str:
-        return number(race.speedups[name].median if name in race.speedups else None)
-
-    def percent(share: float | None) -> str:
-        return "-" if share is None else f"{share:.0%}"
-
     table = TABLES[case.device]
     cells = {
         "network": case.network,
@@ -168,16 +156,19 @@ def line(row: Row) -> str:
         "type": SHORT[case.dtype],
         "ours": milliseconds(seconds),
         "±": percent(None if seconds is None else race.seconds["ours"].spread),
-        **{title: of_rival(name) for title, name in zip(_RIVAL_TITLES, RIVALS, strict=True)},
+        **{
+            title: milliseconds(race.median(name))
+            for title, name in zip(_RIVAL_TITLES, RIVALS, strict=True)
+        },
         "floor": milliseconds(row.floor),
         "wino.": milliseconds(row.winograd_floor),
         "rate": number(None if seconds is None else row.flops / seconds / 1e9),
         "peak": percent(row.share_of_peak),
         "share": percent(row.share_of_floor),
         "fps": number(None if seconds is None else 1 / seconds),
-        "/eager": speedup("eager"),
-        "/comp": speedup("compile"),
-        "/best": speedup(race.best_rival),
+        "/eager": number(race.speedup("eager")),
+        "/comp": number(race.speedup("compile")),
+        "/best": number(race.speedup(race.best_rival)),
         "verdict": row.verdict,
     }
     return table.line([cells[title] for title, _ in table.columns])

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.ceilings import Ceilings
 from benchmarks.dtypes import SHORT
 from benchmarks.race import Entry, Race
-from benchmarks.report import Table, number
+from benchmarks.report import Table, milliseconds, number, percent
 from benchmarks.train.cases import Case
 from benchmarks.train.rivals import RIVALS
 
@@ -55,7 +55,7 @@ class Row:
     @property
     def seconds(self) -> float | None:
         """Of ours, for a step; None where it was refused."""
-        return self.race.seconds["ours"].median if "ours" in self.race.seconds else None
+        return self.race.median("ours")
 
     @property
     def images_per_s(self) -> float | None:
@@ -92,32 +92,22 @@ def line(row: Row) -> str:
     """One line of the table."""
     case, race, seconds = row.case, row.race, row.seconds
 
-    def milliseconds(value: float | None) -> str:
-        return number(None if value is None else value * 1e3)
-
-    def speedup(name: str | None) -> str:
-        return number(race.speedups[name].median if name in race.speedups else None)
-
-    def percent(share: float | None) -> str:
-        return "-" if share is None else f"{share:.0%}"
-
-    of_rivals = {
-        title: milliseconds(race.seconds[name].median if name in race.seconds else None)
-        for title, name in zip(_RIVAL_TITLES, RIVALS, strict=True)
-    }
     cells = {
         "network": case.network,
         "photos": f"{case.batch}x{case.crop}",
         "type": SHORT[case.dtype],
         "ours": milliseconds(seconds),
         "±": percent(None if seconds is None else race.seconds["ours"].spread),
-        **of_rivals,
+        **{
+            title: milliseconds(race.median(name))
+            for title, name in zip(_RIVAL_TITLES, RIVALS, strict=True)
+        },
         "floor": milliseconds(row.floor),
         "share": percent(row.share_of_floor),
         "img/s": number(row.images_per_s),
-        "/eager": speedup("eager"),
-        "/comp": speedup("compile"),
-        "/best": speedup(race.best_rival),
+        "/eager": number(race.speedup("eager")),
+        "/comp": number(race.speedup("compile")),
+        "/best": number(race.speedup(race.best_rival)),
         "verdict": row.verdict,
     }
     return TABLE.line([cells[title] for title, _ in TABLE.columns])

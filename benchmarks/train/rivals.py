@@ -36,7 +36,6 @@ _SMALLEST_SHARE = 1e-4
 _LOSS = 100.0
 _LEARNING_RATE = 1e-5  # whoever runs more often shall not get anywhere else
 
-
 Step = Callable[[], dict[str, Tensor]]
 
 
@@ -161,8 +160,9 @@ def enter(
             )
             if error is None:
                 call, note = device.ready([take])
-                if not call()["total"].isfinite():
-                    raise RuntimeError(f"the loss became {call()['total'].item()}")
+                loss = call()["total"]
+                if not loss.isfinite():
+                    raise RuntimeError(f"the loss became {loss.item()}")
         except Exception as exception:  # as in race.refusal
             call, error = None, race.failure(exception)
         entries.append(Entry(name, expression, call, error, note))

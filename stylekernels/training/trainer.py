@@ -47,8 +47,7 @@ _FIXED = ("style", "style_size", "crop", "batch_size", "seed", "features", "cont
 # What runs did before there was such an option.
 _BEFORE = {"content_colors": "photo", "color_weight": 0.0}
 
-
-Placed = TypeVar("Placed", Tensor, nn.Module)
+_Placed = TypeVar("_Placed", Tensor, nn.Module)
 
 
 @dataclass
@@ -147,7 +146,7 @@ class _Run:
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.precision)
 
-    def place(self, tensors: Placed) -> Placed:
+    def place(self, tensors: _Placed) -> _Placed:
         """A network's weights, or images, as convolutions are fastest with them."""
         return tensors.to(self.device, memory_format=torch.channels_last)
 
@@ -175,10 +174,10 @@ class _Run:
                 return
             rate = _WARMUP_LEARNING_RATE * min(1.0, 2 * (count - step) / count)
             photo = self.place(photo)
-            loss = optimise(photo, self.target(photo), rate)["total"]
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            loss = optimise(photo, self.target(photo), rate)["total"].item()
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if (step + 1) % self.config.log_every == 0:
-                bar.write(f"warm-up {step + 1}: {loss.item():.3f}", file=sys.stderr)
+                bar.write(f"warm-up {step + 1}: {loss:.3f}", file=sys.stderr)
 
     def learn_style(self) -> dict[str, float]:
         """Minimise the perceptual loss; returns the last means of all losses."""
