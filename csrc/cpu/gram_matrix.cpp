@@ -42,10 +42,10 @@ const GramMatrixKernels& kernels() {
   }
 }
 
-// Pixels of one task: at least enough to make the adding up of the tasks' sums negligible, and
-// some 16 tasks per large image to share out.
-constexpr int64_t kSlicePixels = 512;
-constexpr int64_t kSlices = 16;
+// Pixels of one task: some 16 tasks per large image to share out, but so many pixels that the
+// adding up of the tasks' sums is little beside them, or with few pixels in all, four tasks.
+constexpr int64_t kSlicePixels = 512, kEnoughPixels = 1024;
+constexpr int64_t kSlices = 16, kFewestTasks = 4;
 
 // The features as the kernels see them: C channels of P pixels, in one of the two layouts.
 struct Features {
@@ -67,8 +67,10 @@ struct Features {
 
 Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::optional<double> scale) {
   const DType dtype = dtype_of(f.x);
+  const int64_t wanted =
+      std::max(f.pixels / kSlices, std::min(kEnoughPixels, f.n * f.pixels / kFewestTasks));
   const int64_t per_slice =
-      std::max(kSlicePixels, (f.pixels / kSlices + kSlicePixels - 1) / kSlicePixels * kSlicePixels);
+      std::max(kSlicePixels, (wanted + kSlicePixels - 1) / kSlicePixels * kSlicePixels);
   const int64_t slices = std::max<int64_t>(1, (f.pixels + per_slice - 1) / per_slice);
   const int64_t width = kernels().padded_channels(dtype, f.c);
   const int64_t workers = parallel_workers(f.n * slices, per_slice * f.c);

@@ -44,6 +44,12 @@ constexpr int64_t padded(int64_t c) {
   return (c + kUnit - 1) / kUnit * kUnit;
 }
 
+// Whether sums lie in tiles: see sum_tile.
+template <class T>
+bool sums_in_tiles(const GramMatrix& args) {
+  return HAS_TILES && std::is_same_v<T, BFloat16> && args.mean == nullptr;
+}
+
 // Adds up the slices of image n in the square of channels that has its corner at (row, column),
 // row <= column, and mirrors it.
 template <class T>
@@ -53,45 +59,56 @@ void finish_square(const GramMatrix& args, int64_t n, int64_t row, int64_t colum
   const int64_t width = padded<T>(args.c), c = args.c;
   const W* sums = static_cast<const W*>(args.sums) + n * args.slices * width * width;
   W* gram = static_cast<W*>(args.gram) + n * c * c;
-  const int64_t rows = smaller<int64_t>(kLanes<V>, c - row);
-  const int64_t columns = smaller<int64_t>(kLanes<V>, c - column);
+  int64_t pitch = width, place = row * width + column;
+  bool below = false;
+#if HAS_TILES
+  if (sums_in_tiles<T>(args)) {
+    below = args.layout == Layout::channels_last;
+    const int64_t i = below ? column : row, j = below ? row : column;
+    pitch = kTileRows, place = sum_tile(width, i, j) + i % kTileRows * pitch + j % kTileRows;
+  }
+#endif
   V square[kLanes<V>] = {};
   for (int64_t slice = 0; slice < args.slices; ++slice)
     for (int i = 0; i < kLanes<V>; ++i)
-      square[i] += load<V>(sums + (slice * width + row + i) * width + column);
-  const auto write = [&](int64_t i, int64_t j, int64_t height, int64_t length) {
-    for (int64_t r = 0; r < height; ++r)
-      std::memcpy(gram + (i + r) * c + j, &square[r], length * sizeof(W));
-  };
+      square[i] += load<V>(sums + slice * width * width + place + i * pitch);
   if (row == column) {
     for (int i = 0; i < kLanes<V>; ++i)
       for (int j = 0; j < i; ++j) square[i][j] = square[j][i];
-    write(row, column, rows, columns);
-    return;
+  } else if (below) {
+    transpose(square);
   }
-  write(row, column, rows, columns);
+  const auto write = [&](int64_t i, int64_t j) {
+    const int64_t rows = smaller<int64_t>(kLanes<V>, c - i);
+    const int64_t columns = smaller<int64_t>(kLanes<V>, c - j);
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(gram + (i + r) * c + j, &square[r], columns * sizeof(W));
+  };
+  write(row, column);
+  if (row == column) return;
   transpose(square);
-  write(column, row, columns, rows);
+  write(column, row);
 }
 
 int64_t padded_channels(DType dtype, int64_t c) {
   return for_dtype(dtype, [&](auto element) { return padded<decltype(element)>(c); });
 }
 
-// Of bfloat16 with AMX: tiles, or rows of float32 where features are centred.
 int64_t panel_elements(DType dtype, int64_t c) {
-#if HAS_TILES && VECTOR_BYTES == 64
-  static_assert(kRowPitch<float> >= kTileDepth, "rows take no less scratch than tiles");
-#elif HAS_TILES
-  if (dtype == DType::bfloat16) return tile_panel_elements(padded<BFloat16>(c));
-#endif
   return for_dtype(dtype, [&](auto element) {
     using T = decltype(element);
 #if VECTOR_BYTES == 64
-    return padded<T>(c) * kRowPitch<Wide<T>>;
+    const int64_t elements = padded<T>(c) * kRowPitch<Wide<T>>;
 #else
-    return padded<T>(c) * kPanelDepth;
+    const int64_t elements = padded<T>(c) * kPanelDepth;
 #endif
+#if HAS_TILES
+    if (dtype == DType::bfloat16) {  // centred features are not summed in tiles
+      const int64_t tiles = tile_panel_elements(padded<T>(c));
+      return tiles < elements ? elements : tiles;
+    }
+#endif
+    return elements;
   });
 }
 
@@ -110,7 +127,8 @@ void forward_of(const GramMatrix& args) {
         W* panels = static_cast<W*>(args.panels) + worker * panel_elements(args.dtype, args.c);
         if constexpr (std::is_same_v<T, BFloat16>) {
 #if HAS_TILES
-          if (args.mean == nullptr) return sum_slice_in_tiles(args, n, slice, width, sums, panels);
+          if (sums_in_tiles<T>(args))
+            return sum_slice_in_tiles(args, n, slice, width, sums, panels);
 #elif HAS_PAIRS
           BFloat16* values = reinterpret_cast<BFloat16*>(panels);
           if (args.mean == nullptr)
