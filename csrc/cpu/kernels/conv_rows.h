@@ -116,6 +116,9 @@ struct Geometry {
     return (span + 1) * row_elements + a.columns * kStep;
   }
 
+  // Whether tasks write the input of the convolution as they read it.
+  bool writes_input(const NormConv2d&) const { return false; }
+
   int64_t tiles(const NormConv2d& a) const { return (a.columns + kNestedStep - 1) / kNestedStep; }
 
   // Elements from one point of a row of tiles, or of their sums for one output, to the next.

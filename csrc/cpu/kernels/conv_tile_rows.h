@@ -88,6 +88,15 @@ struct TileGeometry {
            2;
   }
 
+  // Whether tasks write the input of the convolution as they read it, each the rows at its own
+  // outputs: where these are the image's rows, and nothing else reads what is written.
+  bool writes_input(const NormConv2d& a) const {
+    return a.input != nullptr && a.input != a.x && a.input != a.residual && !a.bytes_in &&
+           a.layout == Layout::channels_last && form == KernelColumns::apart &&
+           a.cin % kTileDepth == 0 && a.stride == 1 && a.step == 1 && a.repeats == 1 &&
+           a.rows == a.h && a.columns == a.w && low <= 0 && low + span > 0;
+  }
+
   int64_t row_elements() const { return depth_blocks * plane; }
   // A row as it is read, where it isn't read into the ring; whole vectors are read of its end.
   int64_t read_elements() const { return read_blocks * read_plane + 2 * kTileDepth; }
@@ -118,20 +127,23 @@ struct TileRing {
   const Input<BFloat16>& input;
   const TileGeometry& g;
   int64_t n;
-  BFloat16* memory;   // ring_elements()
-  float* scale;       // coefficient_elements(): scale and shift in the order of a pair's lanes
-  int64_t next, end;  // the row that is read, and that up to which rows are wanted
+  BFloat16* memory;        // ring_elements()
+  float* scale;            // coefficient_elements(): scale and shift in the order of a pair's lanes
+  int64_t kept, kept_end;  // rows of x that are written to a.input as well
+  int64_t next, end;       // the row that is read, and that up to which rows are wanted
   int64_t block = 0, column = 0;  // how far it has come
 
-  // To begin with output row o.
+  // For output rows [o, last).
   TileRing(const NormConv2d& a, const Input<BFloat16>& input, const TileGeometry& g, int64_t n,
-           int64_t o, BFloat16* memory, float* scale)
+           int64_t o, int64_t last, BFloat16* memory, float* scale)
       : a(a),
         input(input),
         g(g),
         n(n),
         memory(memory),
         scale(scale),
+        kept(o),
+        kept_end(g.writes_input(a) ? last : o),
         next(a.stride * o + g.low),
         end(next) {
     // Channels beyond the last are multiplied with weights of zero: they must be numbers.
@@ -217,7 +229,9 @@ struct TileRing {
       };
       read_across<VecF>(count, size, run, g.channels, out);
     } else if (count == kTileDepth && input.bytes == nullptr) {
-      read_whole_blocks<A>(pixel * a.cin + first, size, first, out);
+      const bool keep = row >= kept && row < kept_end;
+      read_whole_blocks<A>(pixel * a.cin + first, size, first, out,
+                           keep ? static_cast<BFloat16*>(a.input) : nullptr);
     } else if (count == a.cin && g.channels == a.cin && input.scale == nullptr) {
       read_run<A>(input, pixel * a.cin, size * a.cin, 0, 0, out);  // the row as it lies
     } else {
@@ -229,7 +243,8 @@ struct TileRing {
   // 32 channels from `channel` on of `size` pixels. Pairs of vectors are joined as they were
   // separated, in any order.
   template <Activation A>
-  void read_whole_blocks(int64_t from, int64_t size, int64_t channel, BFloat16* out) const {
+  void read_whole_blocks(int64_t from, int64_t size, int64_t channel, BFloat16* out,
+                         BFloat16* copy) const {
     constexpr int64_t kStep = kPairLanes<VecF>;
     for (int64_t c = 0; c < kTileDepth; c += kStep) {
       Pair<VecF> factor{}, addend{};
@@ -244,7 +259,9 @@ struct TileRing {
         if (input.residual != nullptr) added = load_pair(input.residual + at);
         const VecF even = input.unrounded<A>(x.a, added.a, factor.a, addend.a);
         const VecF odd = input.unrounded<A>(x.b, added.b, factor.b, addend.b);
-        store_pair(out + i * kTileDepth + c, Pair<VecF>{even, odd}, false);
+        const Bits bits = bits_of_pair(even, odd);
+        std::memcpy(out + i * kTileDepth + c, &bits, sizeof(bits));
+        if (copy != nullptr) std::memcpy(copy + at, &bits, sizeof(bits));
       }
     }
   }

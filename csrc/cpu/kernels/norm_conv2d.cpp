@@ -256,7 +256,7 @@ void run_of(const NormConv2d& a) {
     }
     input.scale = scale, input.shift = shift;
   }
-  if (a.input != nullptr) {
+  if (a.input != nullptr && !g.writes_input(a)) {
     write_input(a, input);
     input = {};
     input.x = static_cast<const T*>(a.input);
