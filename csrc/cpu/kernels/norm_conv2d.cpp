@@ -78,9 +78,12 @@ void pack_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
 // -- the output ------------------------------------------------------------------------------
 
 // One row of a parity of the output, kPanel channels of every pixel, rounded as it will be stored.
+//
+// Not inlined: beside the caller's variables gcc finds no registers for the weights.
 template <int kVectors, class T, class R>
-void multiply_row(const NormConv2d& a, const Ring<T, R>& ring, int64_t o, int64_t row_parity,
-                  int64_t column_parity, const Wide<T>* panel, const Wide<T>* bias, Wide<T>* out) {
+[[gnu::noinline]] void multiply_row(const NormConv2d& a, const Ring<T, R>& ring, int64_t o,
+                                    int64_t row_parity, int64_t column_parity, const Wide<T>* panel,
+                                    const Wide<T>* bias, Wide<T>* out) {
   using V = Vec<T>;
   constexpr int kCount = kVectors == 1 ? 2 * kRows : kRowsOf<R>;
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
