@@ -44,7 +44,7 @@ const GramMatrixKernels& kernels() {
 
 // Pixels of one task: some 16 tasks per large image to share out, but so many pixels that the
 // adding up of the tasks' sums is little beside them, or with few pixels in all, four tasks.
-constexpr int64_t kSlicePixels = 512, kEnoughPixels = 1024;
+constexpr int64_t kSlicePixels = 512, kEnoughPixels = 4096;
 constexpr int64_t kSlices = 16, kFewestTasks = 4;
 
 // The features as the kernels see them: C channels of P pixels, in one of the two layouts.

@@ -116,40 +116,49 @@ int64_t backward_panel_elements(DType dtype, int64_t c) {
   return padded_channels(dtype, c) * kBlockPixels;
 }
 
+// The sums of one slice of image n.
 template <class T>
-void forward_of(const GramMatrix& args) {
+void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* panels) {
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c);
-  parallel_tasks(
-      args.n * args.slices, args.slice_pixels * args.c, [&](int64_t task, int64_t worker) {
-        const int64_t n = task / args.slices, slice = task % args.slices;
-        W* sums = static_cast<W*>(args.sums) + task * width * width;
-        W* panels = static_cast<W*>(args.panels) + worker * panel_elements(args.dtype, args.c);
-        if constexpr (std::is_same_v<T, BFloat16>) {
+  W* sums = static_cast<W*>(args.sums) + (n * args.slices + slice) * width * width;
+  if constexpr (std::is_same_v<T, BFloat16>) {
 #if HAS_TILES
-          if (sums_in_tiles<T>(args))
-            return sum_slice_in_tiles(args, n, slice, width, sums, panels);
+    if (sums_in_tiles<T>(args)) return sum_slice_in_tiles(args, n, slice, width, sums, panels);
 #elif HAS_PAIRS
-          BFloat16* values = reinterpret_cast<BFloat16*>(panels);
-          if (args.mean == nullptr)
-            return sums_in_rows(args)
-                       ? sum_slice_in_rows<T>(args, n, slice, width, sums, values)
-                       : sum_slice_in_panels<T>(args, n, slice, width, sums, values);
+    BFloat16* values = reinterpret_cast<BFloat16*>(panels);
+    if (args.mean == nullptr)
+      return sums_in_rows(args) ? sum_slice_in_rows<T>(args, n, slice, width, sums, values)
+                                : sum_slice_in_panels<T>(args, n, slice, width, sums, values);
 #endif
-        }
+  }
 #if VECTOR_BYTES == 64
-        sum_slice_in_rows<T>(args, n, slice, width, sums, panels);
+  sum_slice_in_rows<T>(args, n, slice, width, sums, panels);
 #else
-        sum_slice_in_panels<T>(args, n, slice, width, sums, panels);
+  sum_slice_in_panels<T>(args, n, slice, width, sums, panels);
 #endif
-      });
+}
+
+template <class T>
+void forward_of(const GramMatrix& args) {
   constexpr int64_t kSquare = kLanes<Vec<T>>;
   const int64_t squares = (args.c + kSquare - 1) / kSquare;
-  parallel_tasks(args.n * squares, kSquare * args.c * args.slices, [&](int64_t task) {
-    const int64_t n = task / squares, row = task % squares * kSquare;
-    for (int64_t column = row; column < args.c; column += kSquare)
-      finish_square<T>(args, n, row, column);
-  });
+  const auto finish_row = [&](int64_t n, int64_t row) {
+    for (int64_t column = row * kSquare; column < args.c; column += kSquare)
+      finish_square<T>(args, n, row * kSquare, column);
+  };
+  parallel_tasks(
+      args.n * args.slices, args.slice_pixels * args.c, [&](int64_t task, int64_t worker) {
+        const int64_t n = task / args.slices;
+        sum_slice<T>(
+            args, n, task % args.slices,
+            static_cast<Wide<T>*>(args.panels) + worker * panel_elements(args.dtype, args.c));
+        if (args.slices == 1)  // its sums are in the nearest caches
+          for (int64_t row = 0; row < squares; ++row) finish_row(n, row);
+      });
+  if (args.slices == 1) return;
+  parallel_tasks(args.n * squares, kSquare * args.c * args.slices,
+                 [&](int64_t task) { finish_row(task / squares, task % squares); });
 }
 
 // Whether S is rounded to bfloat16.

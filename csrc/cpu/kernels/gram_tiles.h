@@ -173,12 +173,6 @@ struct TilePacker {
            from + steps_of(from) * kTilePixels <= end;
   }
 
-  // Brings 16 lines of the next stretch into the L2 cache. The machine's own prefetching sees no
-  // pattern in rows that are so far apart (two thirds of the time at C = 64).
-  static void fetch(const BFloat16* corner, int64_t pitch) {
-    for (int64_t i = 0; i < kTileRows; ++i) __builtin_prefetch(corner + i * pitch, 0, 2);
-  }
-
   // The next piece. Not inlined: the loop over tiles is short without it.
   [[gnu::noinline]] void advance() {
     if (first >= end) return;
@@ -190,7 +184,6 @@ struct TilePacker {
     BFloat16* along = plain(number, block, step);
     if (contiguous) {
       const BFloat16* corner = x + channel * args.pixels + pixel;
-      fetch(corner + kTileDepth, args.pixels);
       if (as_it_lies(panel, first)) {
         transpose_words(corner, args.pixels, across);
       } else {
@@ -199,7 +192,6 @@ struct TilePacker {
       }
     } else {
       const BFloat16* corner = x + pixel * args.c + channel;
-      fetch(corner + (kTileDepth + block * kTileRows) * args.c, args.c);
       if (channels >= kTileRows && pixels >= kTilePixels) {
         pack_both(corner, args.c, along, across);
       } else {
