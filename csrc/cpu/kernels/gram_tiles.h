@@ -192,6 +192,11 @@ struct TilePacker {
       }
     } else {
       const BFloat16* corner = x + pixel * args.c + channel;
+      // As many lines of the next stretch as there are pieces: of its own pixels a panel reads one
+      // line in several, and the machine's prefetching follows late.
+      const int64_t piece = (panel * kTileSteps + step) * 2 + block;
+      const BFloat16* next = x + (first + kTileDepth) * args.c + piece * kTileRows * kTilePixels;
+      for (int64_t i = 0; i < kTileRows; ++i) __builtin_prefetch(next + i * kTilePixels, 0, 2);
       if (channels >= kTileRows && pixels >= kTilePixels) {
         pack_both(corner, args.c, along, across);
       } else {
