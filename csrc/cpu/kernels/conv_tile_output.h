@@ -1,0 +1,272 @@
+// The epilogue of a convolution in AMX tiles: from accumulators to y and its statistics. See
+// conv_tiles.h.
+//
+// A block is two output rows x 16 pixels x 32 channels in float32 scratch (2 x 2 KiB). Each piece
+// of it adds the bias, rounds to bfloat16, writes y and sums up what was written; pieces run
+// between the products of the next block. With AVX-512 and channels_last that is one pass over the
+// scratch: two vectors are rounded by one instruction and stored under a mask. Kernels whose
+// columns are among the outputs (KernelColumns::in_outputs) first add up their columns, which lie
+// one pixel apart.
+#pragma once
+
+#include "conv_output.h"
+#include "conv_tile_rows.h"
+
+#if HAS_TILES
+namespace stylekernels::CPU_CAPABILITY {
+
+// Statistics of 32 channels of a band: of at most kTileSummed pixels in float32 about a shift taken
+// from the first of them, then in double.
+constexpr int64_t kTileSummed = 1024;
+
+struct TileChannels {
+  float bias[kTileColumns], shift[kTileColumns], sum[kTileColumns], square[kTileColumns];
+  int64_t count, merged;
+
+  // With `in_pairs` the lanes are those of a pair of vectors.
+  void merge_into(BandStatistics& statistics, int64_t first, int64_t channels, bool in_pairs) {
+    for (int64_t lane = 0; lane < kTileColumns && count > 0; ++lane) {
+      const int64_t c = in_pairs ? element_of_lane<BFloat16>(int(lane)) : lane;
+      if (c >= channels) continue;
+      const double mean = double(sum[lane]) / double(count);
+      statistics.merge(double(merged), first + c, double(count), double(shift[lane]) + mean,
+                       double(square[lane]) - mean * double(sum[lane]));
+    }
+    merged += count, count = 0;
+  }
+};
+
+// Scratch of a block's sums. With the kernel's columns among the outputs, the first outputs of a
+// block also need products of the pixels before it: these are kept in front of `products`, or, with
+// AVX-512, as unfinished sums in `begun`.
+struct TileSums {
+  static constexpr int64_t kKept = ConvAxis::kMaxKernel - 1;
+  float products[2][kKept + kTileRows + 1][kTileColumns];  // the last one is read but not used
+  float values[2][kTileColumns * kTileRows];               // panels of kPanel channels x 16 pixels
+  float begun[2][kTileColumns];
+  float bias[kTileRows * kTileRows];  // of 16 pixels with few channels, which follow each other
+};
+
+// A block on its way from tiles to y, piece by piece.
+struct TileOutput {
+  static constexpr int64_t kStep = kPanel<VecF>;
+  const NormConv2d& a;
+  const TileGeometry& g;
+  int64_t n;
+  BandStatistics& statistics;
+  TileChannels* blocks;  // by kTileColumns channels
+  TileSums& sums;
+  // The block: rows from `row` on of a parity's output, pixels from `begin` on.
+  int64_t rows = 0, row = 0, row_parity = 0, column_parity = 0, begin = 0, pixels = 0;
+  int64_t first = 0, channels = 0;
+  int64_t at_row = 0, at_lane = 0;
+
+  bool shifted() const { return g.form == KernelColumns::in_outputs; }
+  // Whether sums go from scratch to y in one pass, all channels of a pixel at a time.
+  bool direct() const {
+    return VECTOR_BYTES == 64 && ROUNDS_BFLOAT16 && a.layout == Layout::channels_last &&
+           !a.bytes_out && !shifted();
+  }
+  int64_t kept() const { return a.axes[0].taps - 1; }
+  float* value(int64_t r, int64_t channel) const {
+    return sums.values[r] + channel / kStep * kStep * kTileRows + channel % kStep;
+  }
+
+  // Takes the sums of the products of pixels from `column` on out of the tiles.
+  template <int kRows, int kTiles>
+  void take(int64_t o, int64_t row_of_parity, int64_t column_of_parity, int64_t column,
+            int64_t channel) {
+    const int64_t pitch = (shifted() ? kTileColumns : kStep) * sizeof(float);
+    const auto target = [&](int64_t r, int64_t tile) {
+      return shifted() ? sums.products[r][kept()] + tile * kTileRows : value(r, tile * kTileRows);
+    };
+    tile_store<0>(target(0, 0), pitch);
+    if constexpr (kTiles == 2) tile_store<1>(target(0, 1), pitch);
+    if constexpr (kRows == 2) tile_store<2>(target(1, 0), pitch);
+    if constexpr (kRows == 2 && kTiles == 2) tile_store<3>(target(1, 1), pitch);
+    rows = kRows, row = o, row_parity = row_of_parity, column_parity = column_of_parity;
+    begin = shifted() ? column - kept() : column;
+    pixels = smaller<int64_t>(kTileRows, a.columns - begin);
+    if (begin < 0) pixels += begin, begin = 0;
+    first = channel, channels = smaller(kTileColumns, a.cout - channel);
+    at_row = at_lane = 0;
+    TileChannels& block = blocks[first / kTileColumns];
+    if (block.count + kRows * kTileRows > kTileSummed)
+      block.merge_into(statistics, first, channels, direct());
+  }
+
+  // Whether the few channels of pixels follow each other in `values` as they do in y.
+  bool joined() const {
+    return VECTOR_BYTES == 64 && shifted() && a.layout == Layout::channels_last &&
+           !a.wants_statistics();
+  }
+
+  int64_t pieces() const {
+    if (joined()) return rows;
+    return rows * (direct() ? kTileRows / kPixels : ceil_divide(channels, kLanes<VecF>) + 1);
+  }
+
+  // The next piece, if there is one. Not inlined: the loop over tiles is short without it.
+  [[gnu::noinline]] void advance() {
+    if (at_row == rows) return;
+    if (direct()) return advance_directly();
+    if (shifted() && at_lane == 0) add_shifted(at_row);
+    if (joined()) return write_joined(at_row++);
+    if (at_lane < channels) {
+      finish_vector(at_row, at_lane);
+      at_lane += kLanes<VecF>;
+      return;
+    }
+    write(at_row);
+    if (a.wants_statistics()) blocks[first / kTileColumns].count += pixels;
+    ++at_row, at_lane = 0;
+  }
+
+  void finish() {
+    while (at_row < rows) advance();
+  }
+
+  // Adds the bias to kPixels pixels of a row from at_lane on, rounds, writes and sums them up. A
+  // shift and a mask separate the even and the odd elements of a rounded vector.
+  static constexpr int64_t kPixels = 8;
+  void advance_directly() {
+#if VECTOR_BYTES == 64 && ROUNDS_BFLOAT16
+    TileChannels& block = blocks[first / kTileColumns];
+    const Pair<VecF> bias = load_lanes<VecF>(block.bias);
+    const int64_t end = smaller(at_lane + kPixels, pixels);
+    const int64_t height = a.step * a.rows, width = a.step * a.columns;
+    const int64_t y_row = n * height + a.step * (row + at_row) + row_parity;
+    const int64_t y_pixel = y_row * width + a.step * (begin + at_lane) + column_parity;
+    BFloat16* y = static_cast<BFloat16*>(a.y) + y_pixel * a.cout + first;
+    const int64_t y_pitch = a.step * a.cout;
+    const float* from = value(at_row, 0) + at_lane * kStep;
+    const __mmask32 written = channels == kTileColumns ? ~0u : (1u << channels) - 1;
+    const auto rounded = [&](const float* sums) {
+      const Pair<VecF> pair = load_lanes<VecF>(sums);
+      return (VecU)_mm512_cvtne2ps_pbh(pair.b + bias.b, pair.a + bias.a);
+    };
+    const auto even = [](VecU bits) { return (VecF)(bits << 16); };
+    const auto odd = [](VecU bits) { return (VecF)(bits & 0xffff0000u); };
+    if (!a.wants_statistics()) {
+      for (int64_t i = at_lane; i < end; ++i, from += kStep, y += y_pitch)
+        _mm512_mask_storeu_epi16(y, written, (__m512i)rounded(from));
+    } else {
+      if (block.count == 0 && at_lane == 0) {
+        const int64_t count = smaller<int64_t>(kShift, pixels);
+        Pair<VecF> total{};
+        for (int64_t i = 0; i < count; ++i) {
+          const VecU bits = rounded(from + i * kStep);
+          total.a += even(bits), total.b += odd(bits);
+        }
+        const VecF share = splat<VecF>(1.0f / float(count));
+        store(block.shift, total.a * share), store(block.shift + kLanes<VecF>, total.b * share);
+        for (int64_t c = 0; c < kTileColumns; ++c) block.sum[c] = block.square[c] = 0;
+      }
+      const Pair<VecF> shift = load_lanes<VecF>(block.shift);
+      Pair<VecF> sum{}, square{};  // summed apart first: a tenth of the rounding error
+      for (int64_t i = at_lane; i < end; ++i, from += kStep, y += y_pitch) {
+        const VecU bits = rounded(from);
+        _mm512_mask_storeu_epi16(y, written, (__m512i)bits);
+        const VecF d = even(bits) - shift.a, e = odd(bits) - shift.b;
+        sum.a += d, sum.b += e;
+        square.a = multiply_add(d, d, square.a), square.b = multiply_add(e, e, square.b);
+      }
+      add_to(block.sum, sum), add_to(block.square, square);
+    }
+    at_lane += kPixels;
+    if (at_lane < pixels) return;
+    if (a.wants_statistics()) block.count += pixels;
+    ++at_row, at_lane = 0;
+#endif
+  }
+
+  // Adds up the kernel's columns. With AVX-512 two vectors hold one unfinished sum per column of
+  // the kernel and channel. Each pixel adds its products, completes the sum of the last column, and
+  // moves the others on by one column.
+  void add_shifted(int64_t r) {
+#if VECTOR_BYTES == 64
+    const VecI lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int32_t step = int32_t(a.cout), last = int32_t(kept() * a.cout);
+    const __m512i before = (__m512i)(lane - step), before_high = (__m512i)(lane + 16 - step);
+    const __m512i complete = (__m512i)(lane + last);
+    const __mmask16 any = __mmask16(0xffff << step);
+    const float* from = sums.products[r][kept()];
+    const int64_t skipped = begin == 0 ? kept() : 0;  // pixels before the first
+    const int64_t pitch = joined() ? a.cout : kStep;
+    float* to = sums.values[r] - skipped * pitch;
+    VecF low = load<VecF>(sums.begun[r]), high = load<VecF>(sums.begun[r] + 16);
+    if (begin == 0) low = high = VecF{};
+    for (int64_t i = 0; i < kTileRows; ++i, from += kTileColumns, to += pitch) {
+      const VecF moved = _mm512_maskz_permutexvar_ps(any, before, low);
+      high = _mm512_permutex2var_ps(low, before_high, high) + load<VecF>(from + 16);
+      low = moved + load<VecF>(from);
+      if (i >= skipped) store(to, VecF(_mm512_permutex2var_ps(low, complete, high)));
+    }
+    store(sums.begun[r], low), store(sums.begun[r] + 16, high);
+#else
+    typedef float Four __attribute__((vector_size(16)));
+    float (*products)[kTileColumns] = sums.products[r];
+    const float* from = products[begin == 0 ? kept() : 0];
+    for (int64_t i = 0; i < pixels; ++i, from += kTileColumns) {
+      for (int64_t c = 0; c < a.cout; c += 4) {
+        Four sum{};
+        for (int64_t k = 0; k <= kept(); ++k) {
+          Four product;
+          std::memcpy(&product, from + k * (kTileColumns + a.cout) + c, sizeof(product));
+          sum += product;
+        }
+        std::memcpy(value(r, 0) + i * kStep + c, &sum, sizeof(sum));
+      }
+    }
+    std::memmove(products[0], products[kTileRows], kept() * sizeof(products[0]));
+#endif
+  }
+
+  // Adds the bias, rounds and writes a row of pixels.
+  void write_joined(int64_t r) {
+    const int64_t count = pixels * a.cout;
+    float* values = sums.values[r];
+    for (int64_t i = 0; i < count; i += kLanes<VecF>)
+      store(values + i, rounded_to<BFloat16>(load<VecF>(values + i) + load<VecF>(sums.bias + i)));
+    const int64_t y = ((n * a.rows + row + r) * a.columns + begin) * a.cout;
+    if (a.bytes_out)
+      write_run(values, count, static_cast<uint8_t*>(a.y) + y);
+    else
+      write_run(values, count, static_cast<BFloat16*>(a.y) + y);
+  }
+
+  // Adds the bias, rounds and sums a vector of channels.
+  void finish_vector(int64_t r, int64_t lane) {
+    TileChannels& block = blocks[first / kTileColumns];
+    float* from = value(r, lane);
+    const VecF bias = load<VecF>(block.bias + lane);
+    for (int64_t i = 0; i < pixels; ++i)
+      store(from + i * kStep, rounded_to<BFloat16>(load<VecF>(from + i * kStep) + bias));
+    if (!a.wants_statistics()) return;
+    if (block.count == 0) {
+      const int64_t count = smaller<int64_t>(kShift, pixels);
+      VecF total{};
+      for (int64_t i = 0; i < count; ++i) total += load<VecF>(from + i * kStep);
+      store(block.shift + lane, total * splat<VecF>(1.0f / float(count)));
+      store(block.sum + lane, VecF{}), store(block.square + lane, VecF{});
+    }
+    const VecF shift = load<VecF>(block.shift + lane);
+    VecF sum{}, square{};
+    for (int64_t i = 0; i < pixels; ++i) {
+      const VecF d = load<VecF>(from + i * kStep) - shift;
+      sum += d;
+      square = multiply_add(d, d, square);
+    }
+    store(block.sum + lane, load<VecF>(block.sum + lane) + sum);
+    store(block.square + lane, load<VecF>(block.square + lane) + square);
+  }
+
+  void write(int64_t r) const {
+    for (int64_t channel = 0; channel < channels; channel += kStep)
+      write_row<BFloat16>(a, n, a.step * (row + r) + row_parity, a.step * begin + column_parity,
+                          pixels, first + channel, value(r, channel));
+  }
+};
+
+}  // namespace stylekernels::CPU_CAPABILITY
+#endif
