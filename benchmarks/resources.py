@@ -92,7 +92,7 @@ def _instance_norms() -> Iterator[tuple[str, Callable[[], object]]]:
                     yield (
                         name + extra,
                         lambda x=x, r=residual, a=activation, g=gain: instance_norm.instance_norm(
-                            x, g, g, r, None, None, a, 0.01, True, 1e-5
+                            x, g, g, r, None, None, a, 0.01, True, 1e-5, False
                         ),
                     )
                     yield (

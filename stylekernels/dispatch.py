@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import native
+from stylekernels.reference.transforms import transformed
 
 IMPLEMENTATIONS = ("native", "triton", "reference")
 OPS = (
@@ -101,19 +102,6 @@ def _missing(implementation: str, device_type: str) -> str | None:
         return None
     hint = " (only in its interpreter: set TRITON_INTERPRET=1)" if device_type == "cpu" else ""
     return f"there are no Triton kernels for {device_type} tensors{hint}"
-
-
-def transformed() -> bool:
-    """Inside forward-mode differentiation, vmap or torch.jit.trace: PyTorch has rules for its own
-    ops there, and our autograd functions have none."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch.autograd.forward_ad._current_level >= 0 or torch.jit.is_tracing():
-        return True
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        return False
-    vmap = torch._C._functorch.TransformType.Vmap
-    return any(level.key() == vmap for level in torch._C._functorch.get_interpreter_stack())
 
 
 def _choose(device_type: str) -> tuple[str, str]:

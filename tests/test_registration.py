@@ -110,9 +110,9 @@ def norm_inputs(x):
     return {
         "instance_norm_stats": [(x,)],
         "instance_norm": [
-            (x, *none, "none", 0.01, False, 1e-5),
-            (x, channels, pairs, residual, None, None, "relu", 0.01, True, 1e-5),
-            (x, pairs, channels, residual, pairs, channels, "tanh", 0.01, False, 1e-3),
+            (x, *none, "none", 0.01, False, 1e-5, False),
+            (x, channels, pairs, residual, None, None, "relu", 0.01, True, 1e-5, False),
+            (x, pairs, channels, residual, pairs, channels, "tanh", 0.01, False, 1e-3, False),
         ],
         "instance_norm_backward": [
             (grad, x, None, None, None, mean, pairs, "none", 0.01, True, False),
@@ -163,6 +163,10 @@ def conv_inputs(x):
              "transpose", True),
         ],
         "upsampled_image": [(x, 0, "zeros"), (x, 1, "replicate"), (x, 2, "reflect")],
+        "upsample_conv2d": [
+            (x, even, None, "transpose", "replicate", True),
+            (x, square, bias.to(x.dtype), "nearest", "reflect", False),
+        ],
     }  # fmt: skip
 
 

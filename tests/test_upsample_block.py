@@ -207,7 +207,7 @@ def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monke
     x, weight = inputs((1, 3, 5, 6), 4, upsample, kernel, dtype).values()
     with Recorder() as recorder:
         upsample_block(x, weight, upsample=upsample)
-    assert ("norm_conv2d" in recorder.ops) == own
+    assert ("upsample_conv2d" in recorder.ops) == own
     assert ("convolution" in recorder.ops) != own
     if kernel > 1:
         said = explain("upsample_block", x, weight, upsample=upsample)
@@ -235,7 +235,7 @@ def test_whose_transposed_kernels_are(
         with Recorder() as recorder, use_impl("native") if forced else contextlib.nullcontext():
             upsample_block(x, weight, padding_mode=padding_mode)
             said = explain("upsample_block", x, weight, padding_mode=padding_mode)
-        assert ("norm_conv2d" in recorder.ops) == (own or forced)
+        assert ("upsample_conv2d" in recorder.ops) == (own or forced)
         assert ("the convolution is PyTorch's" not in said) == (own or forced)
 
 

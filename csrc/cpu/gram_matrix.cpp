@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "../registration.h"
+#include "../tensors.h"
 #include "capability.h"
 #include "parallel.h"
 
@@ -53,8 +53,8 @@ struct Features {
   Tensor x;
   int64_t n, c, pixels;
 
-  explicit Features(const Tensor& features)
-      : layout(layout_of(features)),
+  explicit Features(const Tensor& features, const char* name = "x")
+      : layout((check_rank(features, name, 3, 4), layout_of(features))),
         x(with_layout(features, layout)),
         n(x.size(0)),
         c(x.size(1)),
@@ -107,6 +107,8 @@ std::tuple<Tensor, Tensor> gram_matrix(Tensor x, std::optional<double> scale, bo
 Tensor product_with(Tensor grad, const Features& f, const std::optional<Tensor>& mean,
                     double scale) {
   const DType dtype = dtype_of(f.x);
+  check_shape(grad, "grad", {f.n, f.c, f.c});
+  check_dtype(grad, "grad", wide_dtype(f.x));
   grad = torch::stable::contiguous(grad);
   const int64_t width = kernels().padded_channels(dtype, f.c);
   Tensor grad_x = empty_like(f.x, f.layout);
@@ -134,7 +136,11 @@ Tensor product_with(Tensor grad, const Features& f, const std::optional<Tensor>&
 Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
                             std::optional<double> scale) {
   const Features f(x);
-  STD_TORCH_CHECK(!mean.has_value() || mean->dim() == 3, "mean: expected shape (2, N, C)");
+  if (mean.has_value()) {
+    check_shape(*mean, "mean", {2, f.n, f.c});
+    check_dtype(*mean, "mean", wide_dtype(x));
+    mean = torch::stable::contiguous(*mean);
+  }
   return product_with(grad, f, mean, f.scale(scale));
 }
 
@@ -164,9 +170,13 @@ double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int6
 Tensor loss_of(const Tensor& x, Tensor target, std::optional<double> scale, Tensor& loss,
                int64_t place) {
   const Features f(x);
+  check_dtype(target, "target", wide_dtype(x));
+  check_dtype(loss, "features", wide_dtype(x));
+  STD_TORCH_CHECK(has_shape(target, {f.n, f.c, f.c}) || has_shape(target, {1, f.c, f.c}) ||
+                      has_shape(target, {f.c, f.c}),
+                  "target: expected shape (N, C, C) = ", text_of({f.n, f.c, f.c}),
+                  ", (1, C, C) or (C, C), got ", text_of(shape_of(target)));
   Tensor gram = gram_of(f, std::nullopt, scale);
-  STD_TORCH_CHECK(target.scalar_type() == wide_dtype(x), "target: expected float32, or float64");
-  STD_TORCH_CHECK(loss.scalar_type() == wide_dtype(x), "features: expected the same dtype for all");
   target = torch::stable::contiguous(target);
   const int64_t target_n = target.dim() == 3 ? target.size(0) : 1;
   if (wide_dtype(x) == ScalarType::Double)
@@ -189,17 +199,20 @@ std::tuple<Tensor, Tensor> gram_loss(Tensor x, Tensor target, std::optional<doub
 using Scales = std::optional<std::vector<double>>;
 
 std::optional<double> scale_of(const Scales& scales, size_t layer) {
-  return scales.has_value() ? std::optional(scales->at(layer)) : std::nullopt;
+  return scales.has_value() ? std::optional((*scales)[layer]) : std::nullopt;
 }
 
 // Layer by layer: one fills the machine.
 std::tuple<Tensor, std::vector<Tensor>> gram_losses(std::vector<Tensor> features,
                                                     std::vector<Tensor> targets, Scales scales) {
-  const Tensor& first = features.at(0);
+  STD_TORCH_CHECK(!features.empty() && features.size() == targets.size() &&
+                      (!scales.has_value() || scales->size() == features.size()),
+                  "targets, scales: expected one for each layer, and at least one layer");
+  const Tensor& first = features[0];
   Tensor losses = empty({int64_t(features.size())}, first, wide_dtype(first));
   std::vector<Tensor> grad_grams;
   for (size_t i = 0; i < features.size(); ++i)
-    grad_grams.push_back(loss_of(features[i], targets.at(i), scale_of(scales, i), losses, i));
+    grad_grams.push_back(loss_of(features[i], targets[i], scale_of(scales, i), losses, i));
   return {losses, grad_grams};
 }
 
@@ -207,16 +220,19 @@ std::vector<Tensor> gram_losses_backward(std::vector<Tensor> features,
                                          std::vector<Tensor> grad_grams, Tensor grad,
                                          Scales scales) {
   grad = torch::stable::contiguous(grad);
-  STD_TORCH_CHECK(grad.numel() == int64_t(features.size()), "grad: expected one for each layer");
+  STD_TORCH_CHECK(features.size() == grad_grams.size() &&
+                      (!scales.has_value() || scales->size() == features.size()),
+                  "grad_grams, scales: expected one for each layer");
+  check_shape(grad, "grad", {int64_t(features.size())});
   std::vector<Tensor> grad_features;
   for (size_t i = 0; i < features.size(); ++i) {
     const Features f(features[i]);
-    STD_TORCH_CHECK(grad.scalar_type() == wide_dtype(f.x), "grad: expected float32, or float64");
+    check_dtype(grad, "grad", wide_dtype(f.x));
     const double factor = wide_dtype(f.x) == ScalarType::Double
                               ? static_cast<const double*>(grad.const_data_ptr())[i]
                               : static_cast<const float*>(grad.const_data_ptr())[i];
     grad_features.push_back(
-        product_with(grad_grams.at(i), f, std::nullopt, factor * f.scale(scale_of(scales, i))));
+        product_with(grad_grams[i], f, std::nullopt, factor * f.scale(scale_of(scales, i))));
   }
   return grad_features;
 }

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../registration.h"
+#include "../tensors.h"
 #include "capability.h"
 
 namespace stylekernels {
@@ -85,10 +85,20 @@ struct Parameter {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> instance_norm(
-    Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
-    std::optional<Tensor> residual, std::optional<Tensor> mean, std::optional<Tensor> var,
-    std::string activation, double negative_slope, bool residual_first, double eps) {
+std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor> weight,
+                                                 std::optional<Tensor> bias,
+                                                 std::optional<Tensor> residual,
+                                                 std::optional<Tensor> mean,
+                                                 std::optional<Tensor> var, std::string activation,
+                                                 double negative_slope, bool residual_first,
+                                                 double eps, bool /*own_stats: for the gradient*/) {
+  check_rank(x, "x", 4, 4);
+  check_per_channel(weight, "weight", x.size(0), x.size(1));
+  check_per_channel(bias, "bias", x.size(0), x.size(1));
+  check_per_channel(mean, "mean", x.size(0), x.size(1));
+  check_per_channel(var, "var", x.size(0), x.size(1));
+  check_like(residual, "residual", x);
+  STD_TORCH_CHECK(mean.has_value() == var.has_value(), "mean, var: expected both, or none");
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
   if (residual.has_value()) residual = with_layout(*residual, layout);
@@ -129,13 +139,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
     Tensor grad, Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
     std::optional<Tensor> residual, Tensor mean, Tensor rstd, std::string activation,
     double negative_slope, bool own_stats, bool want_residual) {
+  check_rank(x, "x", 4, 4);
+  check_like(grad, "grad", x);
+  check_like(residual, "residual", x);
+  check_per_channel(weight, "weight", x.size(0), x.size(1));
+  check_per_channel(bias, "bias", x.size(0), x.size(1));
+  check_shape(mean, "mean", {2, x.size(0), x.size(1)});
+  check_shape(rstd, "rstd", {x.size(0), x.size(1)});
+  check_dtype(mean, "mean", wide_dtype(x));
+  check_dtype(rstd, "rstd", wide_dtype(x));
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
   grad = with_layout(grad, layout);
   if (residual.has_value()) residual = with_layout(*residual, layout);
   const PlaneGrid grid = grid_of(x, layout);
   const Parameter weights(weight, x), biases(bias, x);
-  STD_TORCH_CHECK(mean.dim() == 3, "mean: expected shape (2, N, C)");
   mean = torch::stable::contiguous(mean);
   rstd = torch::stable::contiguous(rstd);
   Tensor grad_x = empty_like(x, layout);
@@ -187,6 +205,7 @@ void write_statistics(Tensor x, const Tensor& mean, int64_t rows, const Tensor& 
 }
 
 std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
+  check_rank(x, "x", 4, 4);
   Tensor mean = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
   Tensor var = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
   write_statistics(x, mean, 1, var);
@@ -214,8 +233,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
   m.def("instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)");
   m.def(
       "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
-      "Tensor? var, str activation, float negative_slope, bool residual_first, float eps) "
-      "-> (Tensor y, Tensor mean, Tensor rstd)");
+      "Tensor? var, str activation, float negative_slope, bool residual_first, float eps, "
+      "bool own_stats) -> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
       "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor mean, Tensor rstd, str activation, float negative_slope, "

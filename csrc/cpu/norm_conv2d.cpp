@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../registration.h"
+#include "../tensors.h"
 #include "capability.h"
 #include "parallel.h"
 
@@ -87,8 +87,29 @@ struct Mode {
   std::string padding_mode, upsample;
 };
 
+// Kernels that the mode takes, and strides and padding that it knows.
+void check_mode(const Tensor& weight, const Mode& mode) {
+  check_rank(weight, "weight", 4, 4);
+  const int64_t k = weight.size(2);
+  const bool transposed = mode.upsample == "transpose", nearest = mode.upsample == "nearest";
+  STD_TORCH_CHECK(transposed || nearest || mode.upsample == "none", "upsample: unknown name ",
+                  mode.upsample);
+  const bool known = transposed ? k == 3 || k == 4 : nearest ? k >= 3 && k % 2 == 1 : k >= 1;
+  STD_TORCH_CHECK(k == weight.size(3) && known && k <= ConvAxis::kMaxKernel,
+                  "weight: expected a square kernel that upsample takes, got ",
+                  text_of(shape_of(weight)));
+  STD_TORCH_CHECK(mode.stride == 1 || (mode.stride == 2 && mode.upsample == "none"),
+                  "stride: expected 1, or 2 without upsampling, got ", mode.stride);
+  STD_TORCH_CHECK(transposed ? mode.padding == 0
+                  : nearest  ? mode.padding == k / 2
+                             : mode.padding >= 0,
+                  "padding: expected 0 or more, k / 2 for nearest and 0 for transpose, got ",
+                  mode.padding);
+}
+
 // What the packed weights depend on.
 NormConv2d weights_of(const Tensor& weight, const Mode& mode) {
+  check_mode(weight, mode);
   const bool transposed = mode.upsample == "transpose";
   const int cout_dim = transposed ? 1 : 0;
   NormConv2d args{};
@@ -125,6 +146,12 @@ NormConv2d weights_of(const Tensor& weight, const Mode& mode) {
 
 // Adds the sizes of the image, and of the output.
 void set_image(NormConv2d& args, int64_t n, int64_t h, int64_t w, const Mode& mode) {
+  const bool nearest = mode.upsample == "nearest", transposed = mode.upsample == "transpose";
+  const int64_t smallest = nearest || transposed ? 1 : args.kernel - 2 * mode.padding;
+  const int64_t reflected = mode.padding_mode != "reflect" ? 0 : transposed ? 1 : mode.padding;
+  const int64_t side = std::min(h, w) * (nearest ? 2 : 1);
+  STD_TORCH_CHECK(n >= 0 && side >= std::max<int64_t>({1, smallest, reflected + 1}),
+                  "x: too small for this kernel and padding, got ", text_of({n, args.cin, h, w}));
   args.n = n, args.h = h, args.w = w;
   if (args.step == 2) {
     args.rows = args.h, args.columns = args.w;
@@ -208,6 +235,11 @@ struct Inputs {
   }
 
   void give(NormConv2d& args, const Mode& mode) const {
+    STD_TORCH_CHECK(x.size(1) == args.cin, "x: expected weight's Cin = ", args.cin,
+                    " channels, got ", text_of(shape_of(x)));
+    if (residual.has_value()) check_shape(*residual, "residual", shape_of(x));
+    if (bias.has_value()) check_shape(*bias, "bias", {args.cout});
+    if (scale_shift.has_value()) check_shape(*scale_shift, "scale_shift", {x.size(0), args.cin, 2});
     set_image(args, x.size(0), x.size(2), x.size(3), mode);
     args.layout = layout;
     args.x = x.const_data_ptr();
@@ -223,6 +255,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
     std::string activation, double negative_slope, std::optional<Tensor> residual,
     bool return_input, int64_t stride, int64_t padding, std::string padding_mode,
     std::string upsample, bool return_stats) {
+  check_rank(x, "x", 4, 4);
+  check_dtype(weight, "weight", x.scalar_type());
+  check_like(residual, "residual", x);
   const ScalarType wide = wide_dtype(x);
   const Inputs inputs(x, layout_of(x), residual, bias, scale_shift, wide);
   const Mode mode{stride, padding, padding_mode, upsample};
@@ -260,6 +295,8 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
                      std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps,
                      Tensor y, std::optional<Tensor> input, std::optional<Tensor> next_scale_shift,
                      Tensor memory) {
+  check_rank(x, "x", 4, 4);
+  check_rank(y, "y", 4, 4);
   const ScalarType wide = wide_dtype(weight);
   const bool both = y.is_contiguous() && is_channels_last(y);  // then x decides
   const Inputs inputs(x, layout_of(both ? x : y), residual, bias, scale_shift, wide);
@@ -280,14 +317,17 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   check("y", y, true, true);
   if (residual.has_value()) check("residual", *residual, false, false);
   if (input.has_value()) check("input", *input, false, true);
-  for (const auto& tensor : {residual, input})
-    STD_TORCH_CHECK(!tensor.has_value() || tensor->numel() == x.numel(),
-                    "residual, input: expected x's shape");
-  if (next_scale_shift.has_value())
-    STD_TORCH_CHECK(next_scale_shift->scalar_type() == wide && next_scale_shift->is_contiguous() &&
-                        next_scale_shift->numel() == 2 * args.n * args.cout,
-                    "next_scale_shift: expected (N, Cout, 2), contiguous, float32 or float64");
-  STD_TORCH_CHECK(packed.scalar_type() == wide && packed.numel() == kernels().packed_elements(args),
+  if (input.has_value()) check_shape(*input, "input", shape_of(x));
+  if (next_scale_shift.has_value()) {
+    check_shape(*next_scale_shift, "next_scale_shift", {args.n, args.cout, 2});
+    check_dtype(*next_scale_shift, "next_scale_shift", wide);
+    STD_TORCH_CHECK(next_scale_shift->is_contiguous(), "next_scale_shift: expected contiguous");
+  }
+  for (const auto& [parameter, name] :
+       {std::pair(norm_weight, "norm_weight"), std::pair(norm_bias, "norm_bias")})
+    if (parameter.has_value()) check_shape(*parameter, name, {args.cout});
+  STD_TORCH_CHECK(packed.scalar_type() == wide && packed.is_contiguous() &&
+                      packed.numel() == kernels().packed_elements(args),
                   "packed: expected what norm_conv2d_pack makes of this weight for this mode");
   STD_TORCH_CHECK(y.size(0) == args.n && y.size(1) == args.cout, "y: expected (N, Cout, ...)");
   set_bands(args);  // those of the whole output: shared out anew, fewer rows may be more tasks
@@ -311,6 +351,8 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   if (next_scale_shift.has_value()) args.next_scale_shift = next_scale_shift->mutable_data_ptr();
   args.packed = packed.mutable_data_ptr();
   const Workspace parts(args, args.wants_statistics());
+  STD_TORCH_CHECK(memory.scalar_type() == ScalarType::Double && memory.is_contiguous(),
+                  "workspace: expected float64, contiguous");
   STD_TORCH_CHECK(memory.numel() >= parts.size(),
                   "workspace: too small; torch has more threads "
                   "now than when norm_conv2d_workspace gave its size");
@@ -338,7 +380,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
       "str padding_mode, str upsample, Tensor? norm_weight, Tensor? norm_bias, float eps, "
       "Tensor(a!) y, Tensor(b!)? input, Tensor(c!)? next_scale_shift, Tensor(d!) workspace) "
       "-> ()");
-  m.def("upsampled_image(Tensor x, int border, str padding_mode) -> Tensor");  // none on the CPU
+  // Their kernels are Triton's, and Python's over norm_conv2d.
+  m.def("upsampled_image(Tensor x, int border, str padding_mode) -> Tensor");
+  m.def(
+      "upsample_conv2d(Tensor x, Tensor weight, Tensor? bias, str upsample, str padding_mode, "
+      "bool stats) -> (Tensor y, Tensor mean, Tensor var)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {

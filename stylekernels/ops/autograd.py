@@ -1,24 +1,137 @@
-"""What the ops' autograd functions share: the inputs they take, and derivatives of plain formulas
-for the second derivative of an op whose first is a kernel."""
+"""How the ops' gradients are recorded: by each op's kernel for PyTorch's autograd keys, or, in a
+public function that runs eagerly, without that dispatch."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
+from torch.utils import _pytree as pytree
+
+from stylekernels.reference.dtypes import without_autocast
+from stylekernels.reference.transforms import inside_transform, transformed
+
+
+def below_autograd(op: Callable, *arguments):
+    """``op(*arguments)`` by its kernel for the device; autograd records nothing."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+def forward_of(op: Callable, *arguments):
+    """``op(*arguments)`` in the forward pass of an autograd function. PyTorch switches gradients
+    off there, for outer levels of torch.func as well, which have to record the op themselves."""
+    if not inside_transform():
+        return below_autograd(op, *arguments)
+    with torch.enable_grad():
+        return below_autograd(op, *arguments)
+
+
+def needs_grad(*arguments: object) -> bool:
+    """Whether autograd has to record an op on these arguments, tensors and lists (no tuples) of
+    tensors among them."""
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+
+
+def apply(function: type[torch.autograd.Function], *inputs):
+    """``function.apply(*inputs)``, of all inputs, at the level of torch.func that autograd is at.
+
+    PyTorch's ``apply``, before 2.14, also inspects the signature of ``forward`` each time, to fill
+    in defaults, which takes longer than a small op.
+    """
+    record = super(torch.autograd.Function, function).apply
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return record(*unwrap_dead_wrappers(inputs))
+    with enable_single_level_autograd_function():
+        return record(*inputs)
+
+
+def call(op: Callable, record: Callable, *arguments):
+    """``op(*arguments)``, as a public function calls it.
+
+    Compilers and the transforms of torch.func see the op, and meet `autograd_kernel` below it.
+    Otherwise the result is the same without PyTorch's way to that kernel and back (5 us).
+
+    Args:
+        op: of ``torch.ops.stylekernels``.
+        record: runs the op in an autograd function.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return op(*arguments)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return record(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+def autograd_kernel(op: Callable, record: Callable, formula: Callable) -> Callable:
+    """The kernel of an op for PyTorch's autograd keys.
+
+    Args:
+        op, record: as `call` takes them.
+        formula: the op in plain PyTorch, for forward-mode differentiation and vmap, which have
+            rules for PyTorch's own ops.
+    """
+
+    def kernel(*arguments):
+        if transformed():
+            return formula(*arguments)
+        if needs_grad(*arguments):
+            return record(*arguments)
+        return below_autograd(op, *arguments)
+
+    return kernel
+
+
+def by_formula(op: Callable, formula: Callable) -> Callable:
+    """Records an op whose gradient is that of its plain formula: a first derivative, which has a
+    kernel, differentiated again."""
+
+    class Differentiated(torch.autograd.Function):
+        @staticmethod
+        def forward(structure: pytree.TreeSpec, *leaves) -> tuple[Tensor, ...]:
+            results = forward_of(op, *pytree.tree_unflatten(leaves, structure))
+            return (results,) if isinstance(results, Tensor) else tuple(results)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output) -> None:
+            ctx.structure, *leaves = inputs
+            ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in leaves))
+            ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+        @staticmethod
+        def backward(ctx, *grads: Tensor):
+            leaves = [
+                other if tensor is None else tensor
+                for tensor, other in zip(ctx.saved_tensors, ctx.others, strict=True)
+            ]
+
+            def results(*leaves) -> tuple[Tensor, ...]:
+                found = formula(*pytree.tree_unflatten(leaves, ctx.structure))
+                return (found,) if isinstance(found, Tensor) else tuple(found)
+
+            return None, *vjp(results, leaves, grads, ctx.needs_input_grad[1:])
+
+    def record(*arguments):
+        leaves, structure = pytree.tree_flatten(arguments)
+        results = apply(Differentiated, structure, *leaves)
+        returns = op._schema.returns
+        if len(returns) == 1:
+            return results[0] if str(returns[0].type) == "Tensor" else list(results)
+        return results
+
+    return record
 
 
 def vjp(
     formula: Callable[..., Tensor | tuple[Tensor, ...]],
-    inputs: Sequence[Tensor | None],
+    inputs: Sequence[object],
     cotangents: Tensor | tuple[Tensor, ...],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Vector-Jacobian product of ``formula`` at ``inputs``; None for an input that is None or not
-    ``wanted``.
-
-    The result is itself differentiable, because ``formula`` is plain PyTorch.
-    """
-    places = [index for index, want in enumerate(wanted) if want and inputs[index] is not None]
+    """Vector-Jacobian product of ``formula`` at ``inputs``; None for an input that is not
+    ``wanted``. Itself differentiable, because ``formula`` is plain PyTorch."""
+    places = [index for index, want in enumerate(wanted) if want]
 
     def of_wanted(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         full = list(inputs)
@@ -26,36 +139,15 @@ def vjp(
             full[index] = tensor
         return formula(*full)
 
-    _, pull_back = torch.func.vjp(of_wanted, *(inputs[index] for index in places))
     products: list[Tensor | None] = [None] * len(inputs)
-    for index, product in zip(places, pull_back(cotangents), strict=True):
-        products[index] = product
+    given = [inputs[index] for index in places]
+    with without_autocast(given[0].device.type):
+        _, pull_back = torch.func.vjp(of_wanted, *given)
+        for index, product in zip(places, pull_back(cotangents), strict=True):
+            products[index] = product
     return tuple(products)
 
 
-def apply(function: type[torch.autograd.Function], *inputs):
-    """``function.apply(*inputs)``, of all inputs. PyTorch's, before 2.14, inspects the signature of
-    ``forward`` each time, to fill in defaults, which takes longer than a small op."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return function.apply(*inputs)
-    inputs = torch._functorch.utils.unwrap_dead_wrappers(inputs)
-    return super(torch.autograd.Function, function).apply(*inputs)
-
-
-def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd has to record an op on these tensors."""
-    if not torch.is_grad_enabled():
-        return False
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors, with a view in place of one that has come before: torch.compile refuses an
-    autograd function that is given the same tensor twice."""
-    if not torch.compiler.is_compiling():
-        return tensors
-    seen: list[Tensor | None] = []
-    for tensor in tensors:
-        repeated = tensor is not None and any(tensor is other for other in seen)
-        seen.append(tensor.view_as(tensor) if repeated else tensor)
-    return tuple(seen)
+def with_gradient_of(value: Tensor, formula: Tensor) -> Tensor:
+    """``value``, differentiated as ``formula``, which is the same number less exactly."""
+    return value + (formula - formula.detach())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import transformed, use_reference
+from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
     DTYPES,
     autocast_dtype,
@@ -16,10 +16,10 @@ from stylekernels.ops.arguments import (
     check_tensor,
     fits,
 )
-from stylekernels.ops.autograd import apply, distinct, needs_grad, vjp
-from stylekernels.ops.registration import define
+from stylekernels.ops.autograd import apply, below_autograd, call, forward_of, with_gradient_of
+from stylekernels.ops.registration import define, differentiate
 from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.layouts import dense_like
+from stylekernels.reference.layouts import dense_like, new_like
 
 # The mean that comes back is (2, N, C): its value, and the rounding error of that value; empty if
 # it was not asked for.
@@ -60,7 +60,7 @@ def _gram_matrix_backward_formula(
     if mean is not None:
         features = features - mean[0, ..., None] - mean[1, ..., None]
     grad_x = reference.product((grad + grad.mT) * scale, features)
-    return dense_like(x).copy_(grad_x.view(x.shape))
+    return new_like(grad_x.view(x.shape).to(x.dtype), x)
 
 
 def _gram_matrix_backward_fake(
@@ -136,7 +136,7 @@ _gram_losses_backward_op = _ops.gram_losses_backward.default
 class _GramMatrix(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
-        return _gram_matrix_op(x, scale, center)
+        return forward_of(_gram_matrix_op, x, scale, center)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -151,51 +151,16 @@ class _GramMatrix(torch.autograd.Function):
         if grad is None:
             return None, None, None
         x, mean = ctx.saved_tensors
-        return _gram_matrix_backward(grad, x, mean, ctx.scale), None, None
-
-
-class _GramMatrixBackward(torch.autograd.Function):
-    """The first derivative as an op of its own, so that it can be differentiated again."""
-
-    @staticmethod
-    def forward(grad: Tensor, x: Tensor, mean: Tensor | None, scale: float | None) -> Tensor:
-        return _gram_matrix_backward_op(grad, x, mean, scale)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        grad, x, mean, ctx.scale = inputs
-        ctx.center = mean is not None
-        ctx.save_for_backward(grad, x)
-
-    @staticmethod
-    def backward(ctx, grad_grad_x: Tensor):
-        def first_derivative(grad: Tensor, x: Tensor) -> Tensor:
-            return _plain_gram_matrix_backward(grad, x, ctx.scale, ctx.center)
-
-        wanted = ctx.needs_input_grad[:2]
-        return *vjp(first_derivative, ctx.saved_tensors, grad_grad_x, wanted), None, None
-
-
-def _plain_gram_matrix_backward(
-    grad: Tensor, x: Tensor, scale: float | None, center: bool
-) -> Tensor:
-    return vjp(lambda x: reference.gram_matrix(x, scale, center), (x,), grad, (True,))[0]
-
-
-def _gram_matrix_backward(
-    grad: Tensor, x: Tensor, mean: Tensor | None, scale: float | None
-) -> Tensor:
-    if transformed():
-        return _plain_gram_matrix_backward(grad, x, scale, mean is not None)
-    if torch.is_grad_enabled():
-        return apply(_GramMatrixBackward, grad, x, mean, scale)
-    return _gram_matrix_backward_op(grad, x, mean, scale)
+        if mean is not None and torch.is_grad_enabled():
+            plain = x.to(mean.dtype).flatten(2).mean(2)
+            mean = with_gradient_of(mean, torch.stack((plain, torch.zeros_like(plain))))
+        return _backward(_gram_matrix_backward_op, grad, x, mean, ctx.scale), None, None
 
 
 class _GramLoss(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-        return _gram_loss_op(x, target, scale)
+        return forward_of(_gram_loss_op, x, target, scale)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -211,16 +176,12 @@ class _GramLoss(torch.autograd.Function):
         if grad is None:
             return None, None, None
         x, target, grad_gram = ctx.saved_tensors
-        if torch.is_grad_enabled() or transformed():
-
-            def formula(x: Tensor, target: Tensor) -> Tensor:
-                return reference.gram_loss(x, target, ctx.scale)
-
-            return *vjp(formula, (x, target), grad, ctx.needs_input_grad[:2]), None
+        if torch.is_grad_enabled():
+            grad_gram = _gram_gradient(x, target, ctx.scale)
         scaled = grad_gram * grad
         grad_x = grad_target = None
         if ctx.needs_input_grad[0]:
-            grad_x = _gram_matrix_backward_op(scaled, x, None, ctx.scale)
+            grad_x = _backward(_gram_matrix_backward_op, scaled, x, None, ctx.scale)
         if ctx.needs_input_grad[1]:
             grad_target = (-scaled).sum_to_size(target.shape).to(target.dtype)
         return grad_x, grad_target, None
@@ -232,7 +193,7 @@ class _GramLosses(torch.autograd.Function):
     @staticmethod
     def forward(scales: Sequence[float] | None, *tensors: Tensor) -> tuple[Tensor, ...]:
         layers = len(tensors) // 2
-        losses, grad_grams = _gram_losses_op(tensors[:layers], tensors[layers:], scales)
+        losses, grad_grams = forward_of(_gram_losses_op, tensors[:layers], tensors[layers:], scales)
         return losses, *grad_grams
 
     @staticmethod
@@ -249,25 +210,60 @@ class _GramLosses(torch.autograd.Function):
         layers = len(saved) // 3
         if grad is None:
             return None, *[None] * 2 * layers
-        tensors, grad_grams = saved[: 2 * layers], saved[2 * layers :]
-        features, targets = tensors[:layers], tensors[layers:]
+        features, targets, grad_grams = (
+            saved[begin : begin + layers] for begin in range(0, 3 * layers, layers)
+        )
         wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled() or transformed():
-
-            def formula(*tensors: Tensor) -> Tensor:
-                return reference.gram_losses(tensors[:layers], tensors[layers:], ctx.scales)
-
-            return None, *vjp(formula, tensors, grad, wanted)
+        if torch.is_grad_enabled():
+            scales = [None] * layers if ctx.scales is None else ctx.scales
+            grad_grams = [
+                _gram_gradient(*layer) for layer in zip(features, targets, scales, strict=True)
+            ]
         grad_features = [None] * layers
         if any(wanted[:layers]):  # then mostly all of them: they are layers of one network
-            grad_features = _gram_losses_backward_op(features, grad_grams, grad, ctx.scales)
+            grad_features = _backward(
+                _gram_losses_backward_op, features, grad_grams, grad, ctx.scales
+            )
         grad_targets = [
             (-grad_gram * slope).sum_to_size(target.shape).to(target.dtype) if want else None
             for target, grad_gram, slope, want in zip(
-                targets, grad_grams, grad, wanted[layers:], strict=True
+                targets, grad_grams, grad.unbind(), wanted[layers:], strict=True
             )
         ]
         return None, *grad_features, *grad_targets
+
+
+def _backward(op, *arguments):
+    """The first derivative, recorded where it may be differentiated again."""
+    return op(*arguments) if torch.is_grad_enabled() else below_autograd(op, *arguments)
+
+
+def _gram_gradient(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
+    """The gradient of a Gram loss at the Gram matrix, for a second derivative."""
+    difference = _gram_matrix_op(x, scale, False)[0] - target
+    return difference * (2 / difference.numel())
+
+
+def _record_gram_matrix(*arguments) -> tuple[Tensor, Tensor]:
+    return apply(_GramMatrix, *arguments)
+
+
+def _record_gram_loss(*arguments) -> tuple[Tensor, Tensor]:
+    return apply(_GramLoss, *arguments)
+
+
+def _record_gram_losses(
+    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
+) -> tuple[Tensor, list[Tensor]]:
+    losses, *grad_grams = apply(_GramLosses, scales, *features, *targets)
+    return losses, grad_grams
+
+
+differentiate(_gram_matrix_op, _gram_matrix_formula, _record_gram_matrix)
+differentiate(_gram_matrix_backward_op, _gram_matrix_backward_formula)
+differentiate(_gram_loss_op, _gram_loss_formula, _record_gram_loss)
+differentiate(_gram_losses_op, _gram_losses_formula, _record_gram_losses)
+differentiate(_gram_losses_backward_op, _gram_losses_backward_formula)
 
 
 def _check_features(x: Tensor, name: str = "x") -> None:
@@ -323,9 +319,7 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
     _check_features(x)
     if use_reference(x):
         return reference.gram_matrix(x, scale, center)
-    if needs_grad(x):
-        return apply(_GramMatrix, x, scale, center)[0]
-    return _gram_matrix_op(x, scale, center)[0]
+    return call(_gram_matrix_op, _record_gram_matrix, x, scale, center)[0]
 
 
 def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tensor:
@@ -355,9 +349,7 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
     target = _checked_target(target, x)
     if use_reference(x):
         return reference.gram_loss(x, target, scale)
-    if needs_grad(x, target):
-        return apply(_GramLoss, *distinct(x, target), scale)[0]
-    return _gram_loss_op(x, target, scale)[0]
+    return call(_gram_loss_op, _record_gram_loss, x, target, scale)[0]
 
 
 def gram_losses(
@@ -413,6 +405,4 @@ def gram_losses(
     ]
     if use_reference(features[0]):
         return reference.gram_losses(features, targets, scales)
-    if needs_grad(*features, *targets):
-        return apply(_GramLosses, scales, *distinct(*features, *targets))[0]
-    return _gram_losses_op(features, targets, scales)[0]
+    return call(_gram_losses_op, _record_gram_losses, list(features), targets, scales)[0]

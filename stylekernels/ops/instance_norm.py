@@ -1,10 +1,12 @@
 """Instance norm: schemas, shapes for tracing, gradients and the public functions."""
 
+import functools
+
 import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import transformed, use_reference
+from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_choice,
@@ -13,18 +15,19 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
-from stylekernels.ops.autograd import apply, distinct, needs_grad, vjp
-from stylekernels.ops.registration import define
+from stylekernels.ops.autograd import apply, below_autograd, call, forward_of, with_gradient_of
+from stylekernels.ops.registration import define, differentiate
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.layouts import dense_like
+from stylekernels.reference.layouts import dense_like, new_like
 
 SCHEMAS = (
     "instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)",
     "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
-    "Tensor? var, str activation, float negative_slope, bool residual_first, float eps) "
-    "-> (Tensor y, Tensor mean, Tensor rstd)",
-    # The mean that comes back is (2, N, C): its value, and the rounding error of that value.
+    "Tensor? var, str activation, float negative_slope, bool residual_first, float eps, "
+    "bool own_stats) -> (Tensor y, Tensor mean, Tensor rstd)",
+    # own_stats: the given mean and var are those of x, and gradients go through them to x, as where
+    # none are given. The returned mean is (2, N, C): its value and that value's rounding error.
     # sum_grad and sum_grad_normalized are (N, C): the sums over a plane of the gradient before
     # the activation, and of its product with the normalised input.
     "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
@@ -47,9 +50,9 @@ def _stats_fake(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _instance_norm_formula(
-    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
+    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps, own_stats
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if mean is None:
+    if mean is None or own_stats:
         mean, var = reference.instance_norm_stats(x)
     y = reference.instance_norm(
         x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
@@ -57,11 +60,11 @@ def _instance_norm_formula(
     rows = (x.shape[0], x.shape[1])
     mean, var = mean.to(wide_dtype(x)).expand(rows), var.to(wide_dtype(x)).expand(rows)
     exact = torch.stack((mean, torch.zeros_like(mean)))
-    return dense_like(x).copy_(y), exact, torch.rsqrt(var + eps)
+    return new_like(y, x), exact, torch.rsqrt(var + eps)
 
 
 def _instance_norm_fake(
-    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
+    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps, own_stats
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean = x.new_empty((2, x.shape[0], x.shape[1]), dtype=wide_dtype(x))
     return dense_like(x), mean, _per_plane_empty(x)
@@ -96,8 +99,8 @@ def _backward_formula(
         count = x.shape[2] * x.shape[3]
         projected = g - (sum_grad / count)[..., None, None]
         projected = projected - normalized * (sum_grad_normalized / count)[..., None, None]
-    grad_x = dense_like(x).copy_(projected * (gain * rstd)[..., None, None])
-    grad_residual = dense_like(x).copy_(g) if want_residual else x.new_empty((0,))
+    grad_x = new_like((projected * (gain * rstd)[..., None, None]).to(x.dtype), x)
+    grad_residual = new_like(g.to(x.dtype), x) if want_residual else x.new_empty((0,))
     return grad_x, grad_residual, sum_grad, sum_grad_normalized
 
 
@@ -129,7 +132,7 @@ _backward_op = torch.ops.stylekernels.instance_norm_backward.default
 class _Stats(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        return _stats_op(x)
+        return forward_of(_stats_op, x)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -148,17 +151,13 @@ class _Stats(torch.autograd.Function):
 
 class _InstanceNorm(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, bias, residual, mean, var, activation, negative_slope, residual_first,
-                eps, own):  # fmt: skip
-        """With ``own``, mean and var are x's own: known already, and no inputs."""
-        return _instance_norm_op(
-            x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
-        )
+    def forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+        return forward_of(_instance_norm_op, *arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, residual, mean, var, *ctx.options, own = inputs
-        if own:
+        x, weight, bias, residual, mean, var, *ctx.options, own_stats = inputs
+        if own_stats:
             mean = var = None
         _y, used_mean, rstd = output
         ctx.mark_non_differentiable(used_mean, rstd)
@@ -179,20 +178,33 @@ class _InstanceNorm(torch.autograd.Function):
         # What was added after the activation has the gradient of the output.
         grad_residual = grad if wanted[3] and not residual_first else None
         wanted[3] = wanted[3] and residual_first
-        options = (activation, negative_slope, eps, tuple(wanted))
-        inputs = (grad, x, weight, bias, residual, mean, var, used_mean, rstd)
-        if not any(wanted):
-            grads = [None] * 6
-        elif transformed():
-            grads = _plain_gradients(grad, (x, weight, bias, residual, mean, var), *options)
-        elif torch.is_grad_enabled():
-            grads = apply(_InstanceNormBackward, *inputs, *options)
-        else:
-            grads = _gradients(*inputs, *options)
-        grads = list(grads)
+        if mean is None:  # those of x, given or not
+            wanted[4] = wanted[5] = False
+        grads = [None] * 6
+        if any(wanted):
+            op = functools.partial(below_autograd, _backward_op)
+            if torch.is_grad_enabled():  # it may be differentiated again
+                op = _backward_op
+                used_mean, rstd = _with_gradients(used_mean, rstd, x, mean, var, eps)
+            inputs = (grad, x, weight, bias, residual, used_mean, rstd)
+            grads = _gradients(op, inputs, mean, var, activation, negative_slope, wanted)
         if grad_residual is not None:
             grads[3] = grad_residual
         return *grads, *[None] * 5
+
+
+def _with_gradients(
+    used_mean: Tensor, rstd: Tensor, x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The mean (2, N, C) and 1 / sqrt(var + eps) that were used, as differentiable results of what
+    they were taken from: given statistics, or x."""
+    if mean is None:
+        mean, var = reference.instance_norm_stats(x)
+    mean, var = mean.to(rstd.dtype).expand(rstd.shape), var.to(rstd.dtype).expand(rstd.shape)
+    return (
+        with_gradient_of(used_mean, torch.stack((mean, torch.zeros_like(mean)))),
+        with_gradient_of(rstd, torch.rsqrt(var + eps)),
+    )
 
 
 def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
@@ -200,16 +212,19 @@ def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
     return (grad.sum(0) if like.dim() == 1 else grad).to(like.dtype)
 
 
-def _gradients(
-    grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation, negative_slope, eps,
-    wanted,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+def _gradients(op, inputs, mean, var, activation, negative_slope, wanted) -> list[Tensor | None]:
     """Gradients of x, weight, bias, residual (where it came before the activation), mean, var;
-    None for those that are not wanted."""
-    grad_x, grad_residual, sum_grad, sum_grad_normalized = _backward_op(
-        grad, x, weight, bias, residual, used_mean, rstd, activation, negative_slope,
-        mean is None, wanted[3],
-    )  # fmt: skip
+    None for those that are not wanted.
+
+    Args:
+        op: `_backward_op`, recorded or not.
+        inputs: its tensors.
+        mean, var: the given statistics; None for those of x.
+    """
+    _grad, _x, weight, bias, _residual, _used_mean, rstd = inputs
+    grad_x, grad_residual, sum_grad, sum_grad_normalized = op(
+        *inputs, activation, negative_slope, mean is None, wanted[3]
+    )
     grad_weight = grad_bias = grad_mean = grad_var = None
     if wanted[1]:
         grad_weight = _sum_over_images(sum_grad_normalized, weight)
@@ -221,57 +236,27 @@ def _gradients(
             grad_mean = _sum_over_images(-gain * sum_grad, mean)
         if wanted[5]:
             grad_var = _sum_over_images(-0.5 * rstd * gain * sum_grad_normalized, var)
-    return (
+    return [
         grad_x if wanted[0] else None,
         grad_weight,
         grad_bias,
         grad_residual if wanted[3] else None,
         grad_mean,
         grad_var,
-    )
+    ]
 
 
-def _plain_gradients(
-    grad, inputs, activation, negative_slope, eps, wanted
-) -> tuple[Tensor | None, ...]:
-    """What `_gradients` gives, by differentiating the plain formula."""
-
-    def forward(x, weight, bias, residual, mean, var) -> Tensor:
-        return reference.instance_norm(
-            x, weight, bias, residual, mean, var, activation, negative_slope, True, eps
-        )
-
-    return vjp(forward, inputs, grad, wanted)
+def _record_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    return apply(_Stats, x)
 
 
-class _InstanceNormBackward(torch.autograd.Function):
-    """The first derivative as an op of its own, so that it can be differentiated again."""
+def _record_instance_norm(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    return apply(_InstanceNorm, *arguments)
 
-    @staticmethod
-    def forward(grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation,
-                negative_slope, eps, wanted):  # fmt: skip
-        return _gradients(
-            grad, x, weight, bias, residual, mean, var, used_mean, rstd, activation,
-            negative_slope, eps, wanted,
-        )  # fmt: skip
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[:7])
-        ctx.options = inputs[9:]
-
-    @staticmethod
-    def backward(ctx, *grads):
-        wanted = ctx.options[-1]
-        given = [index for index, want in enumerate(wanted) if want]
-
-        def first_derivative(grad, *inputs) -> tuple[Tensor, ...]:
-            products = _plain_gradients(grad, inputs, *ctx.options)
-            return tuple(products[index] for index in given)
-
-        cotangents = tuple(grads[index] for index in given)
-        second = vjp(first_derivative, ctx.saved_tensors, cotangents, ctx.needs_input_grad[:7])
-        return *second, *[None] * 6
+differentiate(_stats_op, _stats_formula, _record_stats)
+differentiate(_instance_norm_op, _instance_norm_formula, _record_instance_norm)
+differentiate(_backward_op, _backward_formula)
 
 
 def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,9 +278,7 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     check_image_batch(x)
     if use_reference(x):
         return reference.instance_norm_stats(x)
-    if needs_grad(x):
-        return apply(_Stats, x)
-    return _stats_op(x)
+    return call(_stats_op, _record_stats, x)
 
 
 def instance_norm(
@@ -370,7 +353,7 @@ def instance_norm(
                 "stats: expected mean and variance of one shape, got "
                 f"{tuple(mean.shape)} and {tuple(var.shape)}"
             )
-    elif x.shape[2] * x.shape[3] < 2:
+    elif x.shape[2] * x.shape[3] == 1:
         raise ValueError(
             f"x: expected more than one pixel per plane to take statistics of, got "
             f"{tuple(x.shape)}; pass stats to normalise by others"
@@ -397,6 +380,5 @@ def normalize(
         options: activation, negative_slope, residual_first, eps.
         own_stats_known: mean and var are x's own, and gradients go through them to x.
     """
-    if needs_grad(*inputs):
-        return apply(_InstanceNorm, *distinct(*inputs), *options, own_stats_known)[0]
-    return _instance_norm_op(*inputs, *options)[0]
+    arguments = (*inputs, *options, own_stats_known)
+    return call(_instance_norm_op, _record_instance_norm, *arguments)[0]

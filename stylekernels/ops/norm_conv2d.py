@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import transformed, use_reference
+from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
     DTYPES,
     autocast_dtype,
@@ -21,11 +21,11 @@ from stylekernels.ops.arguments import (
     check_tensor,
     fits,
 )
-from stylekernels.ops.autograd import needs_grad
 from stylekernels.ops.registration import define
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
 from stylekernels.reference.layouts import dense_like, layout_of
+from stylekernels.reference.transforms import transformed
 from stylekernels.reference.upsample_block import PADDING_MODES
 
 UPSAMPLINGS = ("none", "nearest", "transpose")
@@ -200,7 +200,7 @@ def _check_geometry(
 
 def _refuse_gradients(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if needs_grad(tensor):
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 f"norm_conv2d has no gradient, but {name} requires one: call it under "
                 "torch.no_grad() or torch.inference_mode(), or train with upsample_block and "

@@ -1,4 +1,5 @@
-"""Makes ops known to PyTorch: schema, formula, tracing rule, and Triton's launcher for GPUs."""
+"""Makes ops known to PyTorch: schema, formula, tracing rule, gradient, and Triton's launcher for
+GPUs."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import dispatch
+from stylekernels.ops.autograd import autograd_kernel, by_formula
 
 NAMESPACE = "stylekernels"
 
@@ -39,6 +41,21 @@ def define(
         _library.impl(name, launch, "CUDA")  # the key of AMD's GPUs too
         if dispatch.interprets_triton:
             _interpret_on_cpu(name, launch)
+
+
+def differentiate(op: Callable, formula: Callable, record: Callable | None = None) -> None:
+    """Give a defined op its kernel for autograd and its rule for vmap.
+
+    Args:
+        op: of ``torch.ops.stylekernels``.
+        formula: plain PyTorch, as `define` takes it.
+        record: runs the op in an autograd function, of the op's arguments; None for a first
+            derivative, whose own is that of its formula.
+    """
+    name = op._schema.name.removeprefix(f"{NAMESPACE}::")
+    record = by_formula(op, formula) if record is None else record
+    _library.impl(name, autograd_kernel(op, record, formula), "Autograd")
+    _library.impl(name, formula, "FuncTorchBatched")
 
 
 def _launcher(module: str, name: str, formula: Callable) -> Callable:

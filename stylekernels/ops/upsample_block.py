@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import convolves, implementation, transformed, use_reference
+from stylekernels.dispatch import convolves, implementation, use_reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_can_reflect,
@@ -17,16 +17,24 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
-from stylekernels.ops.autograd import apply, needs_grad, vjp
+from stylekernels.ops.autograd import apply, call, forward_of, vjp
 from stylekernels.ops.instance_norm import normalize
 from stylekernels.ops.norm_conv2d import takes_kernel
-from stylekernels.ops.registration import define
+from stylekernels.ops.registration import define, differentiate
+from stylekernels.reference.dtypes import wide_dtype, without_autocast
 from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.layouts import layout_of
+from stylekernels.reference.layouts import dense_like, layout_of
+from stylekernels.reference.transforms import inside_transform, transformed
 from stylekernels.reference.upsample_block import PADDING_MODES, empty_upsampled_image
 
-# Each pixel repeated twice in both directions, with a border on all sides; channels_last.
-SCHEMAS = ("upsampled_image(Tensor x, int border, str padding_mode) -> Tensor",)
+SCHEMAS = (
+    # Each pixel repeated twice in both directions, with a border on all sides; channels_last.
+    "upsampled_image(Tensor x, int border, str padding_mode) -> Tensor",
+    # The convolution by our kernel, and with `stats` mean and variance of its planes; else these
+    # are empty.
+    "upsample_conv2d(Tensor x, Tensor weight, Tensor? bias, str upsample, str padding_mode, "
+    "bool stats) -> (Tensor y, Tensor mean, Tensor var)",
+)
 
 _KERNELS = {
     "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
@@ -111,6 +119,11 @@ def upsample_block(
     if norm == "none":
         y, _, _ = _upsample_conv2d(x, weight, bias, upsample, padding_mode, False)
         return reference.activate(y, activation, negative_slope)
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        # Zeros for every value of the bias, infinite ones too, with a gradient of zeros:
+        # distributed training waits for the gradient of every parameter.
+        zeros = torch.where(torch.zeros((), dtype=torch.bool, device=bias.device), bias, 0)
+        norm_bias = zeros if norm_bias is None else norm_bias + zeros.to(norm_bias.dtype)
     if use_reference(x):
         y = reference.upsample_block(
             x, weight, norm_weight, norm_bias, None, upsample, norm, activation, negative_slope,
@@ -123,8 +136,6 @@ def upsample_block(
             (activation, negative_slope, False, eps),
             own_stats_known=mean is not None,
         )
-    if needs_grad(bias) and not transformed():
-        y = apply(_KeepInGraph, y, bias)
     return y
 
 
@@ -138,13 +149,14 @@ def _upsample_conv2d(
     own = takes_kernel(kernel, upsample) and not use_reference(x)
     if not (own and convolves(x, kernel, upsample, padding_mode)):
         return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
-    mode = (upsample, padding_mode, stats)
-    if not needs_grad(x, weight, bias):
-        y, mean, var = _forward(x, weight, bias, *mode)
-    elif torch.compiler.is_compiling():  # which traces PyTorch's gradient and not ours
-        return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
-    else:
-        y, mean, var = apply(_UpsampleConv2d, x, weight, bias, *mode)
+    if torch.compiler.is_compiling():
+        # Inductor fails on the gradient of a convolution whose input is made again, with dynamic
+        # shapes: it gets PyTorch's convolution where there may be a gradient.
+        given = (tensor for tensor in (x, weight, bias) if tensor is not None)
+        if inside_transform() or any(tensor.requires_grad for tensor in given):
+            return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
+    arguments = (x, weight, bias, upsample, padding_mode, stats)
+    y, mean, var = call(_upsample_conv2d_op, _record, *arguments)
     return (y, mean, var) if stats else (y, *nothing)
 
 
@@ -170,8 +182,8 @@ class _UpsampleConv2d(torch.autograd.Function):
     image is made again."""
 
     @staticmethod
-    def forward(x, weight, bias, upsample, padding_mode, stats):
-        return _forward(x, weight, bias, upsample, padding_mode, stats)
+    def forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+        return forward_of(_upsample_conv2d_op, *arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -184,17 +196,29 @@ class _UpsampleConv2d(torch.autograd.Function):
     def backward(ctx, grad, _grad_mean, _grad_var):
         if grad is None:
             return (None,) * 6
-        x, weight, bias = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or transformed():
+        inputs = ctx.saved_tensors
+        mode, wanted = (ctx.upsample, ctx.padding_mode), ctx.needs_input_grad[:3]
+        with without_autocast(grad.device.type):
+            if torch.is_grad_enabled() or transformed():  # it may be differentiated again
+                grads = _plain_gradients(grad, inputs, mode, wanted)
+            else:
+                grads = _conv_gradients(grad, *inputs, *mode, wanted)
+        return *grads, None, None, None
 
-            def formula(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-                return reference.upsample_conv2d(x, weight, bias, ctx.upsample, ctx.padding_mode)
 
-            return *vjp(formula, (x, weight, bias), grad, wanted), None, None, None
-        return *_conv_gradients(
-            grad, x, weight, bias, ctx.upsample, ctx.padding_mode, wanted
-        ), None, None, None  # fmt: skip
+def _plain_gradients(
+    grad: Tensor, inputs: Sequence[Tensor | None], mode: tuple[str, str], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients by PyTorch's own operations, so that they can be differentiated again."""
+
+    def formula(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return reference.upsample_conv2d(x, weight, bias, *mode)
+
+    return vjp(formula, inputs, grad, wanted)
+
+
+def _record(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    return apply(_UpsampleConv2d, *arguments)
 
 
 def _conv_gradients(
@@ -217,22 +241,28 @@ def _conv_gradients(
     return grad_x, grad_weight, grad_bias
 
 
-class _KeepInGraph(torch.autograd.Function):
-    """Gives a parameter that has no effect a gradient of zeros: distributed training waits for
-    the gradient of every parameter."""
+def _upsample_conv2d_formula(
+    x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = reference.upsample_conv2d(x, weight, bias, upsample, padding_mode)
+    mean, var = reference.instance_norm_stats(y.detach()) if stats else _no_stats(x)
+    return y, mean, var
 
-    @staticmethod
-    def forward(y: Tensor, bias: Tensor) -> Tensor:
-        return y.view_as(y)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.like = inputs[1].shape, inputs[1].dtype, inputs[1].device
+def _no_stats(x: Tensor) -> tuple[Tensor, Tensor]:
+    nothing = x.new_empty((0,), dtype=wide_dtype(x))
+    return nothing, nothing.clone()
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        shape, dtype, device = ctx.like
-        return grad, torch.zeros(shape, dtype=dtype, device=device)
+
+def _fake_upsample_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = weight.shape[1 if upsample == "transpose" else 0]
+    y = dense_like(x, (x.shape[0], channels, 2 * x.shape[2], 2 * x.shape[3]))
+    if not stats:
+        return y, *_no_stats(x)
+    mean, var = (x.new_empty((x.shape[0], channels), dtype=wide_dtype(x)) for _ in range(2))
+    return y, mean, var
 
 
 def _upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
@@ -245,3 +275,6 @@ def _fake_upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
 
 
 define(SCHEMAS[0], _upsampled_image, _fake_upsampled_image, triton="upsample_block")
+define(SCHEMAS[1], _forward, _fake_upsample_conv2d)
+_upsample_conv2d_op = torch.ops.stylekernels.upsample_conv2d.default
+differentiate(_upsample_conv2d_op, _upsample_conv2d_formula, _record)

@@ -1,4 +1,6 @@
-"""The dtype that results which are no images come in, and which devices have autocast's."""
+"""The dtype that results which are no images come in, and autocast on each type of device."""
+
+import contextlib
 
 import torch
 from torch import Tensor
@@ -15,3 +17,10 @@ def knows_autocast(device_type: str) -> bool:
     if torch.compiler.is_compiling():  # PyTorch 2.11 can't trace the question below
         return device_type != "meta"
     return torch.amp.is_autocast_available(device_type)
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """A context without autocast, for formulas whose dtypes are chosen."""
+    if not knows_autocast(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels.reference.dtypes import knows_autocast, wide_dtype
+from stylekernels.reference.dtypes import wide_dtype, without_autocast
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Batched matrix product in the dtype of its factors, under autocast too."""
-    if not knows_autocast(a.device.type):
-        return torch.bmm(a, b)
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a.device.type):
         return torch.bmm(a, b)
 
 

@@ -34,6 +34,14 @@ def laid_out_like(y: Tensor, x: Tensor) -> Tensor:
     return to_channels_last(y) if channels_last(x) and not channels_last(y) else y
 
 
+def new_like(y: Tensor, x: Tensor) -> Tensor:
+    """A copy of ``y``, dense in the layout of ``x``; inside a transform of torch.func, which knows
+    no layouts, in any."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return y.clone()
+    return y.clone(memory_format=layout_of(x))
+
+
 def dense_like(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     """An uninitialised tensor for a result in x's dtype and layout, of x's shape or another."""
     if shape is None:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import activate, instance_norm
 from stylekernels.reference.layouts import channels_last, laid_out_like, to_channels_last
+from stylekernels.reference.transforms import inside_transform
 
 PADDING_MODES = ("zeros", "reflect", "replicate")
 
@@ -31,8 +32,6 @@ class _Pad(torch.autograd.Function):
     """``F.pad`` for reflect and replicate without its memory: PyTorch keeps the whole input for the
     backward pass, which needs no more than its size."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor, border: int, mode: str) -> Tensor:
         # PyTorch's is channels_last on the CPU alone, and a compiler chooses layouts itself.
@@ -54,8 +53,6 @@ class _Pad(torch.autograd.Function):
 class _KeepLayout(torch.autograd.Function):
     """An image as it is, whose gradient is channels_last as well: some of PyTorch's convolutions
     (cuDNN's in float64, MIOpen's) know contiguous images alone."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -94,14 +91,12 @@ def _fold(grad: Tensor, dims: tuple[int, ...], border: int, mode: str) -> Tensor
 def pad(x: Tensor, border: int, padding_mode: str) -> Tensor:
     """Continue ``x`` by ``border`` pixels on every side. The gradient of a channels_last image is
     channels_last."""
-    forward_mode = (
-        not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
-    )
+    plain = inside_transform()
     if border > 0 and padding_mode != "zeros":
-        if forward_mode:
+        if plain:
             return F.pad(x, [border] * 4, padding_mode)
         return _Pad.apply(x, border, padding_mode)
-    if x.requires_grad and channels_last(x) and not forward_mode:
+    if x.requires_grad and channels_last(x) and not plain:
         x = _KeepLayout.apply(x)
     return F.pad(x, [border] * 4) if border > 0 else x
 

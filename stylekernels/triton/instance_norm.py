@@ -337,9 +337,9 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def instance_norm(
-    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
+    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps, own_stats
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op of this name."""
+    """The op of this name. ``own_stats`` is for the gradient."""
     planes = Planes.of(x)
     y = dense_like(x)
     tiling = tiling_of(planes)

@@ -1,10 +1,11 @@
-// How a kernel is put under an op, over LibTorch's stable ABI: one binary serves torch 2.11 and
-// later.
+// Tensors over LibTorch's stable ABI (one binary serves torch 2.11 and later): dtypes, layouts, and
+// checks of everything that kernels index by.
 //
 // Each op file ends with its registration: STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) defines
 // the schemas (the same text as SCHEMAS in stylekernels/ops/<op>.py; a test holds them equal),
-// STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) puts the functions under them. Arguments were
-// checked in Python: exceptions from here arrive as RuntimeError with a file name.
+// STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) puts the functions under them. Public functions
+// check their arguments in Python. The checks here are for direct calls of torch.ops.stylekernels,
+// exported models and C++ programs; their exceptions arrive as RuntimeError with a file name.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -86,6 +87,58 @@ inline Tensor empty_like(const Tensor& x, Layout layout) {
 // Scratch memory of a call.
 inline Tensor workspace(int64_t doubles, const Tensor& like) {
   return empty({doubles}, like, ScalarType::Double);
+}
+
+// -- checks ----------------------------------------------------------------------------------
+
+using Shape = std::vector<int64_t>;
+
+inline bool has_shape(const Tensor& x, const Shape& shape) {
+  if (x.dim() != int64_t(shape.size())) return false;
+  for (size_t i = 0; i < shape.size(); ++i)
+    if (x.size(int64_t(i)) != shape[i]) return false;
+  return true;
+}
+
+inline std::string text_of(const Shape& shape) {
+  std::string text = "(";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  return text + ")";
+}
+
+inline Shape shape_of(const Tensor& x) {
+  Shape shape(x.dim());
+  for (int64_t i = 0; i < x.dim(); ++i) shape[i] = x.size(i);
+  return shape;
+}
+
+inline void check_rank(const Tensor& x, const char* name, int64_t lowest, int64_t highest) {
+  STD_TORCH_CHECK(x.dim() >= lowest && x.dim() <= highest, name, ": expected rank ", lowest,
+                  lowest == highest ? "" : " or 4", ", got ", text_of(shape_of(x)));
+}
+
+inline void check_shape(const Tensor& x, const char* name, const Shape& shape) {
+  STD_TORCH_CHECK(has_shape(x, shape), name, ": expected shape ", text_of(shape), ", got ",
+                  text_of(shape_of(x)));
+}
+
+inline void check_dtype(const Tensor& x, const char* name, ScalarType dtype) {
+  STD_TORCH_CHECK(x.scalar_type() == dtype, name, ": expected another dtype");
+}
+
+// The shape and dtype of `other`.
+inline void check_like(const std::optional<Tensor>& x, const char* name, const Tensor& other) {
+  if (!x.has_value()) return;
+  check_shape(*x, name, shape_of(other));
+  check_dtype(*x, name, other.scalar_type());
+}
+
+// (C,) or (N, C), in any dtype.
+inline void check_per_channel(const std::optional<Tensor>& x, const char* name, int64_t n,
+                              int64_t c) {
+  STD_TORCH_CHECK(!x.has_value() || has_shape(*x, {c}) || has_shape(*x, {n, c}), name,
+                  ": expected shape (C,) = ", text_of({c}), " or (N, C) = ", text_of({n, c}),
+                  ", got ", text_of(x.has_value() ? shape_of(*x) : Shape{}));
 }
 
 inline const void* data(const std::optional<Tensor>& x) {

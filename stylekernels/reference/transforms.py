@@ -1,0 +1,26 @@
+"""Where PyTorch's transforms are at work, which have rules for PyTorch's own ops only."""
+
+import torch
+
+_MAPS = (torch._C._functorch.TransformType.Vmap, torch._C._functorch.TransformType.Jvp)
+
+
+def inside_transform() -> bool:
+    """Inside any transform of torch.func, or forward-mode differentiation."""
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def transformed() -> bool:
+    """Inside forward-mode differentiation, vmap or torch.jit.trace: autograd functions without a
+    rule for it can't be used."""
+    if torch.autograd.forward_ad._current_level >= 0 or torch.jit.is_tracing():
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return False
+    return any(level.key() in _MAPS for level in torch._C._functorch.get_interpreter_stack())
+
+
+# A compiler asks once, while it traces, and guards on the transforms itself. That is what
+# torch.compiler.assume_constant_result sets, which imports the compiler (a second).
+transformed._dynamo_marked_constant = inside_transform._dynamo_marked_constant = True
