@@ -66,6 +66,7 @@ def _launcher(module: str, name: str, formula: Callable) -> Callable:
         if any(tensor.numel() == 0 for tensor in tensors):
             return formula(x, *arguments)
         launcher = getattr(import_module(f"stylekernels.triton.{module}"), name)
+        getattr(import_module("stylekernels.triton.checks"), name)(x, *arguments)
         if tensors[0].device.type != "cuda":
             return launcher(x, *arguments)
         with torch.cuda.device(tensors[0].device):  # Triton launches on the current one

@@ -350,6 +350,28 @@ def norm_conv2d_workspace(
     return (prepared + _bytes(layer.most_moments, wide_dtype(weight))) // 8
 
 
+def _check_memory(
+    layer: _Layer, packed: Tensor, y: Tensor, workspace: Tensor, prepared: int, stats: bool
+) -> None:
+    """What the caller lends must be as large as the kernels take it to be."""
+    geometry = layer.geometry
+    weights = geometry.pixels * layer.outputs * geometry.window[0] * geometry.run
+    if packed.numel() != weights or packed.dtype != layer.dtype:
+        raise ValueError(
+            f"packed: expected the {weights} numbers that norm_conv2d_pack makes of this weight "
+            f"for this mode, got {packed.numel()}"
+        )
+    rows, columns = layer.y_shape[2:]
+    if y.shape[2] > rows or y.shape[3] > columns:
+        raise ValueError(f"y: expected at most {rows} x {columns} pixels, got {tuple(y.shape)}")
+    moments = _bytes(layer.most_moments, wide_dtype(packed)) if stats else 0
+    if workspace.numel() * 8 < prepared + moments:
+        raise ValueError(
+            f"workspace: expected {(prepared + moments) // 8} numbers, as norm_conv2d_workspace "
+            f"gives, got {workspace.numel()}; it is too small"
+        )
+
+
 def norm_conv2d_out(
     x, weight, packed, bias, scale_shift, activation, negative_slope, residual, stride, padding,
     padding_mode, upsample, norm_weight, norm_bias, eps, y, input, next_scale_shift, workspace,
@@ -359,8 +381,9 @@ def norm_conv2d_out(
         weight, *_image_sizes(x), stride, padding, padding_mode, upsample,
         Planes.of(y).stride_c == 1,
     )  # fmt: skip
-    memory = workspace.view(torch.uint8)
     prepared_bytes = _bytes(layer.prepared_shape, layer.dtype)
+    _check_memory(layer, packed, y, workspace, prepared_bytes, next_scale_shift is not None)
+    memory = workspace.view(torch.uint8)
 
     def moments(shape: tuple[int, ...]) -> Tensor:
         numbers = memory[prepared_bytes:].view(wide_dtype(weight))

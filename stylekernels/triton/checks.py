@@ -1,0 +1,182 @@
+"""What kernels index by, checked before each launch: a function per op, with the op's arguments.
+
+Public functions check first and name the remedy. These are for direct calls of
+``torch.ops.stylekernels`` and for exported programs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stylekernels.reference.dtypes import wide_dtype
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _expect(
+    tensor: Tensor | None,
+    name: str,
+    x: Tensor,
+    *shapes: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """``tensor`` is None or on the device of ``x``, of one of the shapes and of ``dtype`` (of any
+    that is a floating-point number, if None)."""
+    if tensor is None:
+        return
+    if tensor.device != x.device:
+        raise ValueError(f"{name}: expected x's device {x.device}, got {tensor.device}")
+    if tensor.shape not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+    if tensor.dtype != dtype and (dtype is not None or tensor.dtype not in _DTYPES):
+        wanted = "a floating-point dtype" if dtype is None else dtype
+        raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype}")
+
+
+def _images(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,)) -> None:
+    if x.dim() not in ranks:
+        expected = " or ".join(map(str, ranks))
+        raise ValueError(f"{name}: expected rank {expected}, got {tuple(x.shape)}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
+
+
+def instance_norm_stats(x: Tensor) -> None:
+    _images(x)
+
+
+def instance_norm(x, weight, bias, residual, mean, var, *_options) -> None:
+    _images(x)
+    n, c = x.shape[:2]
+    parameters = {"weight": weight, "bias": bias, "mean": mean, "var": var}
+    for name, parameter in parameters.items():
+        _expect(parameter, name, x, (c,), (n, c))
+    _expect(residual, "residual", x, x.shape, dtype=x.dtype)
+    if (mean is None) != (var is None):
+        raise ValueError("mean, var: expected both or neither, got one of them")
+
+
+def instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, *_options) -> None:
+    _images(x)
+    n, c = x.shape[:2]
+    _expect(grad, "grad", x, x.shape, dtype=x.dtype)
+    _expect(residual, "residual", x, x.shape, dtype=x.dtype)
+    _expect(weight, "weight", x, (c,), (n, c))
+    _expect(bias, "bias", x, (c,), (n, c))
+    _expect(mean, "mean", x, (2, n, c), dtype=wide_dtype(x))
+    _expect(rstd, "rstd", x, (n, c), dtype=wide_dtype(x))
+
+
+def gram_matrix(x: Tensor, *_options) -> None:
+    _images(x, ranks=(3, 4))
+
+
+def gram_matrix_backward(grad: Tensor, x: Tensor, mean: Tensor | None, *_options) -> None:
+    _images(x, ranks=(3, 4))
+    n, c = x.shape[:2]
+    _expect(grad, "grad", x, (n, c, c), dtype=wide_dtype(x))
+    _expect(mean, "mean", x, (2, n, c), dtype=wide_dtype(x))
+
+
+def gram_loss(x: Tensor, target: Tensor, *_options) -> None:
+    _images(x, ranks=(3, 4))
+    n, c = x.shape[:2]
+    _expect(target, "target", x, (n, c, c), (1, c, c), (c, c), dtype=wide_dtype(x))
+
+
+def gram_losses(
+    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
+) -> None:
+    _one_per_layer(features, targets=targets, scales=scales)
+    for x, target in zip(features, targets, strict=True):
+        _expect(x, "features", features[0], x.shape, dtype=features[0].dtype)
+        gram_loss(x, target)
+
+
+def gram_losses_backward(
+    features: Sequence[Tensor],
+    grad_grams: Sequence[Tensor],
+    grad: Tensor,
+    scales: Sequence[float] | None,
+) -> None:
+    _one_per_layer(features, grad_grams=grad_grams, scales=scales)
+    _expect(grad, "grad", features[0], (len(features),), dtype=wide_dtype(features[0]))
+    for x, grad_gram in zip(features, grad_grams, strict=True):
+        gram_matrix_backward(grad_gram, x, None)
+
+
+def _one_per_layer(features: Sequence[Tensor], **others: Sequence | None) -> None:
+    for name, values in others.items():
+        if values is not None and len(values) != len(features):
+            raise ValueError(f"{name}: expected one for each of {len(features)} layers")
+
+
+def norm_conv2d(
+    x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, stride,
+    padding, padding_mode, upsample, return_stats,
+) -> None:  # fmt: skip
+    _images(x)
+    _expect(weight, "weight", x, weight.shape, dtype=x.dtype)
+    outputs = _kernel(weight, stride, padding, upsample)
+    _convolved(x, weight, bias, scale_shift, residual, outputs, upsample)
+
+
+def norm_conv2d_pack(weight, stride, padding, padding_mode, upsample) -> None:
+    _kernel(weight, stride, padding, upsample)
+
+
+def norm_conv2d_workspace(weight, n, h, w, stride, padding, padding_mode, upsample) -> None:
+    _kernel(weight, stride, padding, upsample)
+
+
+def norm_conv2d_out(
+    x, weight, packed, bias, scale_shift, activation, negative_slope, residual, stride, padding,
+    padding_mode, upsample, norm_weight, norm_bias, eps, y, input, next_scale_shift, workspace,
+) -> None:  # fmt: skip
+    if x.dim() != 4 or y.dim() != 4:
+        raise ValueError(f"x, y: expected rank 4, got {tuple(x.shape)} and {tuple(y.shape)}")
+    outputs = _kernel(weight, stride, padding, upsample)
+    _convolved(x, weight, bias, scale_shift, residual, outputs, upsample)
+    _expect(input, "input", x, x.shape, dtype=weight.dtype)
+    _expect(norm_weight, "norm_weight", x, (outputs,))
+    _expect(norm_bias, "norm_bias", x, (outputs,))
+    wide = wide_dtype(weight)
+    _expect(next_scale_shift, "next_scale_shift", x, (x.shape[0], outputs, 2), dtype=wide)
+    if y.shape[:2] != (x.shape[0], outputs):
+        raise ValueError(
+            f"y: expected (N, Cout, ...) = ({x.shape[0]}, {outputs}, ...), got {tuple(y.shape)}"
+        )
+    _expect(workspace, "workspace", x, workspace.shape, dtype=torch.float64)
+
+
+def upsampled_image(x: Tensor, border: int, padding_mode: str) -> None:
+    _images(x)
+
+
+def _kernel(weight: Tensor, stride: int, padding: int, upsample: str) -> int:
+    """Checks the mode; returns the channels of the output."""
+    _images(weight, "weight")
+    kernel = weight.shape[2]
+    takes = {"transpose": kernel in (3, 4), "nearest": kernel in (3, 5, 7, 9)}
+    if kernel != weight.shape[3] or not takes.get(upsample, 1 <= kernel <= 9):
+        raise ValueError(
+            f"weight: expected a square kernel that upsample={upsample!r} takes, got "
+            f"{tuple(weight.shape)}"
+        )
+    if stride not in (1, 2) or padding < 0:
+        raise ValueError(
+            f"stride, padding: expected 1 or 2, and 0 or more, got {stride}, {padding}"
+        )
+    return weight.shape[1 if upsample == "transpose" else 0]
+
+
+def _convolved(x, weight, bias, scale_shift, residual, outputs: int, upsample: str) -> None:
+    channels = weight.shape[0 if upsample == "transpose" else 1]
+    if x.shape[1] != channels:
+        raise ValueError(f"x: expected weight's Cin = {channels}, got {tuple(x.shape)}")
+    wide = wide_dtype(weight)
+    _expect(bias, "bias", x, (outputs,))
+    _expect(scale_shift, "scale_shift", x, (x.shape[0], channels, 2), dtype=wide)
+    _expect(residual, "residual", x, x.shape, dtype=weight.dtype)

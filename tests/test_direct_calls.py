@@ -1,0 +1,153 @@
+"""Arguments that do not fit, in direct calls of ``torch.ops.stylekernels``: refused by name, for
+kernels would read or write past the end of a tensor."""
+
+import pytest
+import torch
+
+import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
+from stylekernels import native
+from tests.conftest import random
+
+pytestmark = [
+    pytest.mark.parametrize("implementation", ["native", "triton"], indirect=True),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
+]
+
+OPS = torch.ops.stylekernels
+N, C, H, W = 2, 64, 5, 4
+X = random(N, C, H, W)
+ONE, PLANES, GRAMS = random(1), random(N, C), random(N, C, C)
+HALF = X.bfloat16()
+NONE = (None,) * 5
+NORM = ("relu", 0.01, False, 1e-5, False)
+MEAN = torch.stack((PLANES, PLANES))
+KERNEL = random(8, C, 3, 3, scale=0.1)
+
+
+def norm(x=X, weight=None, bias=None, residual=None, mean=None, var=None):
+    return OPS.instance_norm(x, weight, bias, residual, mean, var, *NORM)
+
+
+def norm_backward(grad=X, x=X, weight=None, bias=None, residual=None, mean=MEAN, rstd=PLANES):
+    options = ("relu", 0.01, True, residual is not None)
+    return OPS.instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, *options)
+
+
+def convolve(x=X, weight=KERNEL, bias=None, scale_shift=None, residual=None, stride=1, padding=1,
+             padding_mode="zeros", upsample="none"):  # fmt: skip
+    return OPS.norm_conv2d(x, weight, bias, scale_shift, "none", 0.0, residual, False, stride,
+                           padding, padding_mode, upsample, True)  # fmt: skip
+
+
+def convolve_into(x=X, weight=KERNEL, packed=None, scale_shift=None, residual=None, norm_bias=None,
+                  y=None, input=None, next_scale_shift=None, workspace=None):  # fmt: skip
+    mode = (1, 1, "zeros", "none")
+    packed = OPS.norm_conv2d_pack(KERNEL, *mode) if packed is None else packed
+    y = torch.empty(N, 8, H, W) if y is None else y
+    if workspace is None:
+        size = OPS.norm_conv2d_workspace(KERNEL, N, H, W, *mode)
+        workspace = torch.empty(size, dtype=torch.float64)
+    OPS.norm_conv2d_out(x, weight, packed, None, scale_shift, "none", 0.0, residual, *mode, None,
+                        norm_bias, 1e-5, y, input, next_scale_shift, workspace)  # fmt: skip
+
+
+CALLS = {
+    "x": [
+        lambda: OPS.instance_norm_stats(X[0]),
+        lambda: norm(X[0]),
+        lambda: norm(X.long()),
+        lambda: OPS.gram_matrix(X[0, 0], None, False),
+        lambda: OPS.gram_matrix(X[None], None, True),
+        lambda: OPS.gram_loss(X[0, 0], GRAMS, None),
+        lambda: convolve(X[:, :8]),
+        lambda: convolve(X[0]),
+        lambda: convolve_into(X[:, :8]),
+    ],
+    "weight": [
+        lambda: norm(weight=ONE),
+        lambda: norm(weight=random(1, C)),
+        lambda: norm(weight=random(C, 1)),
+        lambda: norm_backward(weight=ONE),
+        lambda: convolve(weight=KERNEL.bfloat16()),
+        lambda: convolve(weight=random(8, C, 11, 11), padding=5),
+        lambda: convolve(weight=random(8, C, 3, 2)),
+        lambda: convolve(weight=random(C, 8, 5, 5), padding=0, upsample="transpose"),
+    ],
+    "bias": [
+        lambda: norm(bias=ONE),
+        lambda: norm_backward(bias=random(N, 1)),
+        lambda: convolve(bias=ONE),
+    ],
+    "residual": [
+        lambda: norm(residual=X[:1]),
+        lambda: norm(residual=HALF),
+        lambda: norm(residual=X[..., :1]),
+        lambda: norm_backward(residual=X[:1]),
+        lambda: convolve(residual=X[:, :1]),
+        lambda: convolve(residual=HALF),
+        lambda: convolve_into(residual=X[:1]),
+    ],
+    "mean": [
+        lambda: norm(mean=ONE, var=PLANES),
+        lambda: norm(mean=PLANES),
+        lambda: norm_backward(mean=PLANES),
+        lambda: norm_backward(mean=MEAN.double()),
+        lambda: OPS.gram_matrix_backward(GRAMS, X, PLANES, None),
+        lambda: OPS.gram_matrix_backward(GRAMS, X, MEAN.double(), None),
+    ],
+    "var": [lambda: norm(mean=PLANES, var=ONE)],
+    "rstd": [lambda: norm_backward(rstd=ONE), lambda: norm_backward(rstd=PLANES.bfloat16())],
+    "grad": [
+        lambda: norm_backward(grad=X[:1]),
+        lambda: norm_backward(grad=HALF),
+        lambda: OPS.gram_matrix_backward(GRAMS[:1], X, None, None),
+        lambda: OPS.gram_matrix_backward(GRAMS.double(), X, None, None),
+        lambda: OPS.gram_losses_backward([X], [GRAMS[:, :2]], ONE, None),
+        lambda: OPS.gram_losses_backward([X], [GRAMS], random(3), None),
+    ],
+    "target": [
+        lambda: OPS.gram_loss(X, GRAMS[0, :1], None),
+        lambda: OPS.gram_loss(X, GRAMS.double(), None),
+        lambda: OPS.gram_losses([X], [GRAMS[:, :1]], None),
+        lambda: OPS.gram_losses([X, X], [GRAMS], None),
+    ],
+    "features": [lambda: OPS.gram_losses([X, X.double()], [GRAMS, GRAMS.double()], None)],
+    "scales": [
+        lambda: OPS.gram_losses([X], [GRAMS], [1.0, 2.0]),
+        lambda: OPS.gram_losses_backward([X], [GRAMS], ONE, [1.0, 2.0]),
+    ],
+    "scale_shift": [
+        lambda: convolve(scale_shift=PLANES),
+        lambda: convolve(scale_shift=random(N, 1, 2)),
+        lambda: convolve_into(scale_shift=random(1, C, 2)),
+    ],
+    "next_scale_shift": [lambda: convolve_into(next_scale_shift=random(N, 1, 2))],
+    "stride": [lambda: convolve(stride=3), lambda: convolve(stride=0)],
+    "padding": [lambda: convolve(padding=-1)],
+    "norm_bias": [lambda: convolve_into(norm_bias=ONE)],
+    "input": [
+        lambda: convolve_into(input=torch.empty(N, C, H, 1)),
+        lambda: convolve_into(input=torch.empty_like(HALF)),
+    ],
+    "y": [
+        lambda: convolve_into(y=torch.empty(N, 4, H, W)),
+        lambda: convolve_into(y=torch.empty(1, 8, H, W)),
+        lambda: convolve_into(y=torch.empty(N, 8, H + 1, W)),
+    ],
+    "packed": [lambda: convolve_into(packed=ONE)],
+    "workspace": [
+        lambda: convolve_into(workspace=torch.empty(1, dtype=torch.float64)),
+        lambda: convolve_into(workspace=torch.empty(1 << 20)),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, i) for name, calls in CALLS.items() for i in range(len(calls))]
+)
+def test_an_argument_that_does_not_fit_is_refused_by_name(name, number, implementation) -> None:
+    if implementation == "native" and native.cpu_missing is not None:
+        pytest.skip("no compiled kernels")
+    message = rf"\b{name}s?\b.*(: expected|too small)|expected float32, bfloat16"
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+        CALLS[name][number]()
