@@ -328,3 +328,27 @@ def test_errors_of_stats() -> None:
         instance_norm_stats(X[0])
     with pytest.raises(TypeError, match=r"x: expected dtype float32, .*got torch.int32"):
         instance_norm_stats(X.int())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e10, 1e17, 1e19, 1e25, 1e30, 3e38])
+def test_values_whose_squares_exceed_float32(size, dtype, layout) -> None:
+    """Two values, in unequal parts; the largest are further apart than float32 reaches."""
+    x = laid_out(torch.where(random(2, 3, 33, 17) < -0.3, -size, size).to(dtype), layout)
+    wide = x.double().requires_grad_()
+    x.requires_grad_()
+    grad = random(*x.shape, seed=1).to(dtype)
+    y, exact = (instance_norm(t, activation="tanh") for t in (x, wide))
+    (grad_x,) = torch.autograd.grad(y, x, grad)
+    (grad_exact,) = torch.autograd.grad(exact, wide, grad.double())
+    limit = 1e-6 if dtype == torch.float32 else 4e-3
+    for actual, expected in ((y, exact), (grad_x, grad_exact)):
+        assert actual.dtype == dtype
+        error = (actual.double() - expected).norm() / expected.norm()
+        # Gradients below 1e-38 have fewer digits.
+        assert error < (limit if size < 1e30 or actual is y else 10 * limit)
+    mean, var = instance_norm_stats(x)
+    expected_mean, expected_var = instance_norm_stats(wide)
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(var, expected_var.float(), rtol=1e-5, atol=0)

@@ -3,6 +3,7 @@
 #include "instance_norm.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "../tensors.h"
 #include "capability.h"
@@ -85,13 +86,37 @@ struct Parameter {
   }
 };
 
+// Squares of deviations above 1e18 exceed float32. A call that meets them is made again in float64:
+// kernels of float32 are as fast as without a check of every value.
+
+Tensor in_float64(const Tensor& x) { return torch::stable::to(x, ScalarType::Double); }
+
+std::optional<Tensor> in_float64(const std::optional<Tensor>& x) {
+  return x.has_value() ? std::optional(in_float64(*x)) : std::nullopt;
+}
+
+// float32 and bfloat16 have that range.
+bool squares_overflow(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16;
+}
+
+// Whether f(value) of some element of a dense float32 tensor.
+template <class F>
+bool any_of(const Tensor& x, const F& f) {
+  const float* values = static_cast<const float*>(x.const_data_ptr());
+  return std::any_of(values, values + x.numel(), f);
+}
+
+// The backward kernels multiply with the square of 1 / deviation, which float32 must hold.
+constexpr float kSmallestRstd = 1e-12f;
+
 std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor> weight,
                                                  std::optional<Tensor> bias,
                                                  std::optional<Tensor> residual,
                                                  std::optional<Tensor> mean,
                                                  std::optional<Tensor> var, std::string activation,
                                                  double negative_slope, bool residual_first,
-                                                 double eps, bool /*own_stats: for the gradient*/) {
+                                                 double eps, bool own_stats) {
   check_rank(x, "x", 4, 4);
   check_per_channel(weight, "weight", x.size(0), x.size(1));
   check_per_channel(bias, "bias", x.size(0), x.size(1));
@@ -132,6 +157,15 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
       .partials = static_cast<double*>(partials.mutable_data_ptr()),
       .coefficients = coefficients.mutable_data_ptr(),
   });
+  if ((own_stats || !mean.has_value()) && grid.pixels > 0 && squares_overflow(x) &&
+      any_of(rstd, [](float value) { return !(value > 0); })) {
+    const auto [wide_y, wide_mean, wide_rstd] = instance_norm(
+        in_float64(x), in_float64(weight), in_float64(bias), in_float64(residual), std::nullopt,
+        std::nullopt, activation, negative_slope, residual_first, eps, true);
+    return {torch::stable::to(wide_y, x.scalar_type()),
+            torch::stable::to(wide_mean, ScalarType::Float),
+            torch::stable::to(wide_rstd, ScalarType::Float)};
+  }
   return {y, used_mean, rstd};
 }
 
@@ -148,6 +182,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   check_shape(rstd, "rstd", {x.size(0), x.size(1)});
   check_dtype(mean, "mean", wide_dtype(x));
   check_dtype(rstd, "rstd", wide_dtype(x));
+  rstd = torch::stable::contiguous(rstd);
+  if (squares_overflow(x) && any_of(rstd, [](float value) { return value < kSmallestRstd; })) {
+    auto [grad_x, grad_residual, sum_grad, sum_grad_normalized] = instance_norm_backward(
+        in_float64(grad), in_float64(x), in_float64(weight), in_float64(bias), in_float64(residual),
+        in_float64(mean), in_float64(rstd), activation, negative_slope, own_stats, want_residual);
+    for (Tensor* image : {&grad_x, &grad_residual})
+      *image = torch::stable::to(*image, x.scalar_type());
+    for (Tensor* sums : {&sum_grad, &sum_grad_normalized})
+      *sums = torch::stable::to(*sums, ScalarType::Float);
+    return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
+  }
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
   grad = with_layout(grad, layout);
@@ -155,7 +200,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   const PlaneGrid grid = grid_of(x, layout);
   const Parameter weights(weight, x), biases(bias, x);
   mean = torch::stable::contiguous(mean);
-  rstd = torch::stable::contiguous(rstd);
   Tensor grad_x = empty_like(x, layout);
   Tensor grad_residual = want_residual ? empty_like(x, layout) : empty({0}, x, x.scalar_type());
   Tensor sum_grad = empty({grid.n, grid.c}, x, wide_dtype(x));
@@ -209,6 +253,12 @@ std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
   Tensor mean = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
   Tensor var = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
   write_statistics(x, mean, 1, var);
+  if (x.size(2) * x.size(3) > 0 && squares_overflow(x) &&
+      any_of(var, [](float value) { return !(value <= std::numeric_limits<float>::max()); })) {
+    const auto [wide_mean, wide_var] = instance_norm_stats(in_float64(x));
+    return {torch::stable::to(wide_mean, ScalarType::Float),
+            torch::stable::to(wide_var, ScalarType::Float)};
+  }
   return {mean, var};
 }
 
