@@ -9,7 +9,10 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -55,14 +58,31 @@ def _check_name(name: str | None, source: str) -> str | None:
     return name
 
 
-# A module global and not a ContextVar: torch.compile guards on it, so that a compiled function
-# follows use_impl instead of keeping what was chosen when it was traced.
-_forced: str | None = _check_name(os.environ.get(_ENVIRONMENT) or None, _ENVIRONMENT)
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A ``with use_impl(...)`` that has been entered. Two are never equal."""
+
+    name: str
+
+
+_IN_ENVIRONMENT: str | None = _check_name(os.environ.get(_ENVIRONMENT) or None, _ENVIRONMENT)
+# The blocks of this thread or asyncio task, and those of all. A block is removed when it ends, so
+# that any order of entering and leaving, in any threads, ends with what was forced before.
+_own: ContextVar[tuple[_Block, ...]] = ContextVar("stylekernels.use_impl", default=())
+_all: list[_Block] = []
+_lock = threading.Lock()
+# The name of the last of `_all`, else the environment's. torch.compile guards on this variable, so
+# that a compiled function follows use_impl instead of keeping what was chosen when it was traced.
+_anywhere: str | None = _IN_ENVIRONMENT
 
 
 @contextlib.contextmanager
 def use_impl(name: str) -> Iterator[None]:
-    """Force one implementation of every op inside a ``with`` block, for all threads.
+    """Force one implementation of every op inside a ``with`` block.
+
+    A thread or asyncio task with blocks of its own follows the innermost of these. Others, such as
+    those of PyTorch's backward pass on a GPU, follow the block entered last by anyone, and so do
+    functions compiled with ``torch.compile``, which cannot tell threads apart.
 
     Args:
         name: ``"native"``, ``"triton"`` or ``"reference"``. The environment variable
@@ -72,18 +92,41 @@ def use_impl(name: str) -> Iterator[None]:
         ValueError: for any other name. An op called inside the block raises RuntimeError if it
             has no such implementation for the tensor's device.
     """
-    global _forced
-    before = _forced
-    _forced = _check_name(name, "use_impl")
+    block = _Block(_check_name(name, "use_impl"))
+    _enter(block)
+    _own.set((*_own.get(), block))
     try:
         yield
     finally:
-        _forced = before
+        _own.set(tuple(other for other in _own.get() if other is not block))
+        _leave(block)
+
+
+def _enter(block: _Block) -> None:
+    global _anywhere
+    with _lock:
+        _all.append(block)
+        _anywhere = block.name
+
+
+def _leave(block: _Block) -> None:
+    global _anywhere
+    with _lock:
+        _all.remove(block)
+        _anywhere = _all[-1].name if _all else _IN_ENVIRONMENT
+
+
+def _forced() -> str | None:
+    """The implementation that is forced here."""
+    if torch.compiler.is_compiling():
+        return _anywhere
+    blocks = _own.get()
+    return blocks[-1].name if blocks else _anywhere
 
 
 def is_forced(name: str) -> bool:
     """Whether this implementation was forced by `use_impl` or the environment."""
-    return _forced == name
+    return _forced() == name
 
 
 def _missing(implementation: str, device_type: str) -> str | None:
@@ -106,14 +149,15 @@ def _missing(implementation: str, device_type: str) -> str | None:
 
 def _choose(device_type: str) -> tuple[str, str]:
     """The implementation for tensors on this type of device, and why."""
-    if _forced is not None:
-        missing = _missing(_forced, device_type)
+    forced = _forced()
+    if forced is not None:
+        missing = _missing(forced, device_type)
         if missing is not None:
             raise RuntimeError(
-                f"the implementation {_forced!r} was forced, but {missing}; "
+                f"the implementation {forced!r} was forced, but {missing}; "
                 f"leave use_impl and {_ENVIRONMENT} unset to use what is there"
             )
-        return _forced, f"forced by use_impl or {_ENVIRONMENT}"
+        return forced, f"forced by use_impl or {_ENVIRONMENT}"
     reasons = []
     for implementation in ("native", "triton"):
         missing = _missing(implementation, device_type)
@@ -153,7 +197,7 @@ def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
         if capability in (None, "baseline"):
             return False
         in_tiles = x.dtype == torch.bfloat16 and capability.startswith("amx")
-        if in_tiles or _forced == "native":
+        if in_tiles or is_forced("native"):
             return not (in_tiles and upsample == "nearest")
         plain = channels_last and upsample == "transpose" and padding_mode == "zeros"
         in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
@@ -164,7 +208,7 @@ def convolves(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> bool:
         faster = x.dtype in (torch.bfloat16, torch.float16)
     else:
         faster = padding_mode != "zeros" and x.dtype != torch.float64
-    return _forced == "triton" or (faster and channels_last)
+    return is_forced("triton") or (faster and channels_last)
 
 
 def use_reference(x: Tensor) -> bool:
