@@ -1,6 +1,24 @@
-"""What a photo's EXIF says about it, for the picture that is painted from it."""
+"""EXIF of a photo: which way is up, and what is kept for the picture painted from it.
+
+Cameras and editors write damaged EXIF. Nothing in it may cost the picture: a tag that cannot be
+read or written is dropped, and the others are kept.
+"""
+
+import contextlib
+import struct
 
 from PIL import ExifTags, Image
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SHORT = 3  # the TIFF type of 16-bit numbers
 
 # A whitelist: the rest of a TIFF directory describes how the old pixels were stored, its
 # orientation is applied on reading, and an embedded thumbnail would show the old picture.
@@ -26,21 +44,53 @@ _TAGS = (
 )
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation asks for; unchanged where there is none."""
+    orientation = _first_orientation(image.info.get("exif"))
+    if orientation is None:  # in XMP, or stored in a way of the format's own
+        with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged EXIF
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _first_orientation(exif: object) -> int | None:
+    """The orientation in the first directory of EXIF bytes, read without the other tags: Pillow
+    gives up at the first damaged one."""
+    if not isinstance(exif, bytes):
+        return None
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return None
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+            if tag == ExifTags.Base.Orientation and kind == _SHORT:
+                return value
+    except struct.error:  # the directory ends before it should
+        pass
+    return None
+
+
 def descriptive_exif(image: Image.Image) -> Image.Exif:
     """What the EXIF says about the photo, without what it says about the old file."""
     kept = Image.Exif()
     try:
         exif = image.getexif()
-        for tag in _TAGS:
-            if tag in exif:
-                kept[tag] = exif[tag]
-        for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+    except Exception:
+        return kept
+    for tag in _TAGS:
+        with contextlib.suppress(Exception):  # KeyError where there is none
+            kept[tag] = exif[tag]
+    for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        with contextlib.suppress(Exception):
             directory = dict(exif.get_ifd(tag))
             directory.pop(ExifTags.IFD.Interop, None)
             if directory:
                 kept[tag] = directory
-    except Exception:  # damaged EXIF is no reason to refuse the photo
-        return Image.Exif()
     return kept
 
 
@@ -54,7 +104,28 @@ def exif_bytes(exif: Image.Exif, size: tuple[int, int]) -> bytes:
     ):
         if tag in directory:
             directory[tag] = length
+    written = _written(dict(exif))
+    return written if written is not None else _written(_writable(dict(exif))) or b""
+
+
+def _written(tags: dict) -> bytes | None:
+    """EXIF bytes of these tags, or None where one of them cannot be written."""
+    exif = Image.Exif()
     try:
+        exif.update(tags)
         return exif.tobytes()
     except Exception:  # a tag that can be read need not be one that can be written
-        return b""
+        return None
+
+
+def _writable(tags: dict) -> dict:
+    """The tags, and within directories the entries, that can be written."""
+    kept = {}
+    for tag, value in tags.items():
+        if isinstance(value, dict):
+            value = {k: v for k, v in value.items() if _written({tag: {k: v}}) is not None}
+            if value:
+                kept[tag] = value
+        elif _written({tag: value}) is not None:
+            kept[tag] = value
+    return kept

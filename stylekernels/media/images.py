@@ -10,17 +10,18 @@ import contextlib
 import io
 import os
 import secrets
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from stylekernels.media import colors
-from stylekernels.media.exif import descriptive_exif, exif_bytes
+from stylekernels.media.exif import descriptive_exif, exif_bytes, upright
+from stylekernels.media.levels import as_8_bits
+from stylekernels.media.process_state import SharedChange
 
 SMALLEST_SIDE = 16
 
@@ -104,7 +105,7 @@ def read_photo(
     path = Path(path)
     if path.is_dir():
         raise PhotoError(f"{path}: expected a picture, got a folder")
-    limit = _PIXEL_LIMIT.lifted() if any_size else contextlib.nullcontext()
+    limit = _PIXEL_LIMIT.lifted if any_size else contextlib.nullcontext()
     with limit, _decoding(path), Image.open(path) as image:
         # Pillow does not look while another thread has lifted the limit.
         if not any_size and image.width * image.height > _PIXEL_LIMIT.most():
@@ -117,7 +118,7 @@ def read_photo(
             )
         image.load()
         exif = descriptive_exif(image)
-        picture, alpha, profile = _as_rgb(ImageOps.exif_transpose(image), path)
+        picture, alpha, profile = _as_rgb(image, path)
 
     if size is not None and size < max(picture.size):
         factor = size / max(picture.size)
@@ -129,11 +130,13 @@ def read_photo(
             f"{path}: expected at least {SMALLEST_SIDE} pixels on each side, got "
             f"{picture.width}x{picture.height}" + (f" at size {size}" if size else "")
         )
+    with _QUIET:
+        written_exif = exif_bytes(exif, picture.size)
     return Photo(
         rgb=np.array(picture),
         alpha=None if alpha is None else np.array(alpha),
         profile=profile,
-        exif=exif_bytes(exif, picture.size),
+        exif=written_exif,
     )
 
 
@@ -222,32 +225,24 @@ def _write_whole(path: Path, data: bytes | memoryview) -> None:
 
 
 class _PixelLimit:
-    """Pillow's, one for the whole process: the first thread that lifts it keeps its value, and the
-    last one restores it."""
+    """Pillow's limit against decompression bombs, one for the whole process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
         self._kept: int | None = None
+        self.lifted = SharedChange(self._lift)
 
     @contextlib.contextmanager
-    def lifted(self) -> Iterator[None]:
-        with self._lock:
-            if self._users == 0:
-                self._kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self._users += 1
+    def _lift(self) -> Iterator[None]:
+        self._kept, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
         finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    Image.MAX_IMAGE_PIXELS = self._kept
+            Image.MAX_IMAGE_PIXELS = self._kept
 
     def most(self) -> float:
         """Pillow refuses what has more pixels: twice the limit, also while that is lifted."""
-        with self._lock:
-            limit = self._kept if self._users else Image.MAX_IMAGE_PIXELS
+        with self.lifted.lock:
+            limit = self._kept if self.lifted.users else Image.MAX_IMAGE_PIXELS
         return float("inf") if limit is None else 2 * limit
 
 
@@ -255,11 +250,20 @@ _PIXEL_LIMIT = _PixelLimit()
 
 
 @contextlib.contextmanager
+def _without_pillows_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+_QUIET = SharedChange(_without_pillows_warnings)
+
+
+@contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[None]:
     """Turns what a decoder raises, or warns of, on a bad file into one PhotoError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _QUIET:
             yield
     except PhotoError:
         raise
@@ -289,17 +293,11 @@ def _decoding(path: Path) -> Iterator[None]:
 
 
 def _as_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None, bytes | None]:
-    """An RGB image with the same look, its alpha, and the profile its pixels are in."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        levels = np.asarray(image).astype(np.uint32)
-        profile = image.info.get("icc_profile")
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-        image.info["icc_profile"] = profile
-    elif image.mode in ("I", "F"):
-        raise PhotoError(
-            f"{path}: expected 8 or 16 bits for each channel, got 32, where white has no fixed "
-            "value; save it with 8 or 16"
-        )
+    """An upright RGB image with the same look, its alpha, and the profile its pixels are in."""
+    try:
+        image = upright(as_8_bits(image))
+    except ValueError as error:
+        raise PhotoError(f"{path}: {error}") from error
     alpha = None
     if image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")

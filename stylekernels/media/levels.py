@@ -1,0 +1,56 @@
+"""Samples of more than 8 bits as 8 bits: what Pillow leaves as it is in the file."""
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+_WHITE_IS_ZERO = 0
+# Sample formats of TIFF.
+_OTHER_NUMBERS = {2: " with a sign", 3: " in floating point"}
+
+
+def as_8_bits(image: Image.Image) -> Image.Image:
+    """The image with at most 8 bits for each channel, rounded; grey of 12 or 16 bits becomes L, or
+    LA where one of its levels is transparent.
+
+    Raises:
+        ValueError: for 32-bit, floating-point and signed samples, where white has no fixed value.
+    """
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;")
+    kind = _OTHER_NUMBERS.get(_tiff_tag(image, TiffImagePlugin.SAMPLEFORMAT, None), "")
+    white = _white(image) if deep and not kind else None
+    if kind or (deep and white is None):
+        bits = _tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE, 32)
+        raise ValueError(
+            f"expected 8 or 16 bits for each channel, got {bits}{kind}, where white has no fixed "
+            "value; save it with 8 or 16"
+        )
+    if white is None:
+        return image
+    samples = np.asarray(image).astype(np.uint32)
+    levels = (samples * 255 + white // 2) // white
+    # Pillow inverts files of 8 bits and fewer itself, and leaves those with more as they are.
+    if _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, None) == _WHITE_IS_ZERO:
+        levels = 255 - levels
+    grey = Image.fromarray(levels.astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        alpha = np.where(samples == transparent, 0, 255).astype(np.uint8)
+        grey = Image.merge("LA", (grey, Image.fromarray(alpha)))
+    grey.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    return grey
+
+
+def _white(image: Image.Image) -> int | None:
+    """The value of white in an image of more than 8 bits, or None where the file has none."""
+    if image.mode.startswith("I;16"):
+        return (1 << _tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE, 16)) - 1
+    # Pillow scales PGM files to 16 bits, whatever their own white.
+    return 65535 if image.mode == "I" and image.format in ("PNG", "PPM") else None
+
+
+def _tiff_tag(image: Image.Image, tag: int, default):
+    """The first value of a tag of a TIFF file; the default elsewhere, and where it has no such."""
+    if image.format != "TIFF":
+        return default
+    value = image.tag_v2.get(tag, default)
+    return value[0] if isinstance(value, tuple) else value
