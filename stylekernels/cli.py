@@ -1,19 +1,20 @@
 """The command line: ``stylekernels demo | stylize | train | info``.
 
 Every verb is a dataclass that tyro turns into options; PyTorch is imported when a verb is about to
-work, so that help and refused arguments come at once. Exit codes: 0 done, 2 something was refused
-(one line on stderr says what), 130 interrupted, 141 nobody reads the output any more.
+work, so that help and refused arguments come at once. Exit codes: 0 done, 1 an error of the
+program's own, 2 something was refused (one line on stderr says what), 130 interrupted by Ctrl-C,
+SIGTERM or SIGHUP, 141 nobody reads the output any more.
 """
 
 import dataclasses
 import functools
 import operator
 import os
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,16 +22,18 @@ import tyro
 
 import stylekernels
 from stylekernels.models.styles import bundled_styles, style_file
+from stylekernels.signals import handled
+from stylekernels.terminal import Refused, advance, complain, plural, progress, refusing
 from stylekernels.training.config import TrainConfig
+from stylekernels.training.errors import DivergedError, SettingError
 
 if TYPE_CHECKING:
     import numpy as np
-    from tqdm import tqdm
 
     from stylekernels.inference import Stylizer
     from stylekernels.media import Photo
 
-_DONE, _REFUSED, _INTERRUPTED, _READER_LEFT = 0, 2, 130, 141
+_DONE, _FAILED, _REFUSED, _INTERRUPTED, _READER_LEFT = 0, 1, 2, 130, 141
 _DEMO_SHEET = "stylekernels-demo.png"
 
 
@@ -39,10 +42,6 @@ def _arg(metavar: str | None = None, alias: str | None = None, hint: str | None 
     return tyro.conf.arg(
         metavar=metavar, aliases=(alias,) if alias else None, help_behavior_hint=hint
     )
-
-
-class Refused(Exception):
-    """Something in the command can't be done; the message says what and what to do instead."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -93,37 +92,46 @@ class Stylize:
         if self.tile is None and self.tile_mode != "exact":
             raise Refused(f"--tile-mode {self.tile_mode}: expected --tile with it; try --tile 1024")
         weights = _find_style(self.style)
-        from stylekernels.media import PhotoError, check_format, read_photo, write_photo
+        from stylekernels.media import (
+            PhotoError,
+            TooManyPixels,
+            check_format,
+            read_photo,
+            write_photo,
+        )  # fmt: skip
+        from stylekernels.media.outputs import check_inputs_are_kept
         from stylekernels.media.paths import find_photos, plan_outputs
 
         photos, problems = find_photos(self.photos)
         for problem in problems:
-            _complain(problem)
+            complain(problem)
         if not photos:
             return _REFUSED
-        with _refusing("--output: "):
+        with refusing("--output: "):
             outputs = plan_outputs(photos, self.output)
+            check_inputs_are_kept(outputs, [weights])
         stylizer = _open_style(weights, self.device, tile=self.tile, tile_mode=self.tile_mode)
 
         started = time.perf_counter()
         written = []
-        with _progress(len(photos), shown=len(photos) > 1 or self.tile is not None) as bar:
+        with progress(len(photos), shown=len(photos) > 1 or self.tile is not None) as bar:
             for index, (path, output) in enumerate(zip(photos, outputs, strict=True)):
-                advance = functools.partial(_advance, bar, index)
+                done = functools.partial(advance, bar, index)
                 try:
                     photo = read_photo(path, self.size, any_size=self.tile is not None)
                     check_format(output, photo)  # what can't be written need not be painted
-                    rgb = self.paint(stylizer, photo, path, advance)
+                    rgb = self.paint(stylizer, photo, path, done)
                     write_photo(output, dataclasses.replace(photo, rgb=rgb))
                     written.append(output)
                 except PhotoError as error:
-                    problems.append(str(error))
-                    _complain(str(error))
-                advance()
+                    tiles = ", or paint it in tiles with --tile 1024"
+                    problems.append(f"{error}{tiles if isinstance(error, TooManyPixels) else ''}")
+                    complain(problems[-1])
+                done()
         if written:
             place = written[0] if len(photos) == 1 else os.path.join(written[0].parent, "")
             count = (
-                "" if len(photos) == 1 else f"{len(written)} {_plural('photo', len(written))} in "
+                "" if len(photos) == 1 else f"{len(written)} {plural('photo', len(written))} in "
             )
             refused = f", {len(problems)} refused" if problems else ""
             print(f"{count}{place}{refused}  {time.perf_counter() - started:.1f} s")
@@ -137,6 +145,7 @@ class Stylize:
         progress: Callable[[int, int], None],
     ) -> "np.ndarray":
         """The photo's pixels in the style, as strong as asked for, in the photo's own colours."""
+        from stylekernels import memory
         from stylekernels.inference import blend
         from stylekernels.media import PhotoError
 
@@ -149,7 +158,7 @@ class Stylize:
                 preserve_colors=self.preserve_colors,
             )
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+            if not memory.ran_out(error):
                 raise
             height, width = photo.rgb.shape[:2]
             tiles = "paint in tiles with --tile 1024, or " if self.tile is None else ""
@@ -178,19 +187,21 @@ class Demo:
             raise Refused("--style: no style is bundled here; give a file of weights")
         weights = [_find_style(style) for style in styles]
         from stylekernels.media import Photo, write_photo
+        from stylekernels.media.outputs import check_inputs_are_kept
         from stylekernels.media.paths import place
         from stylekernels.media.sheet import make_sheet
 
-        with _refusing("--output: "):
+        with refusing("--output: "):
             (output,) = place([_DEMO_SHEET], self.output)
+            check_inputs_are_kept([output], weights)
         photo = _demo_photo()
         pictures = [("photo", photo)]
         for path in weights:
             stylizer = _open_style(path, self.device)
             pictures.append((path.stem.replace("_", " "), stylizer(photo)))
-        with _refusing():
+        with refusing():
             write_photo(output, Photo(make_sheet(pictures)))
-        print(f"{output}: the photo and {len(styles)} {_plural('style', len(styles))}")
+        print(f"{output}: the photo and {len(styles)} {plural('style', len(styles))}")
         return _DONE
 
 
@@ -218,24 +229,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv == ["--version"]:
         print(f"stylekernels {stylekernels.__version__}")
         return _DONE
+    argv, debug = _take_debug(argv)
     try:
-        command = _parse(argv)
-        _check_environment()
-        code = _train(command) if isinstance(command, TrainConfig) else command.run()
-        sys.stdout.flush()
-        return code
+        # What would end the process as Ctrl-C does leaves no half-written files.
+        with handled(signal.default_int_handler):
+            command = _parse(argv)
+            _check_environment()
+            code = _train(command) if isinstance(command, TrainConfig) else command.run()
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:
         # Whoever read the output, `head` for one, has seen enough. Python flushes again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _READER_LEFT
     except Refused as error:
-        _complain(str(error))
+        complain(str(error))
         return _REFUSED
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return _INTERRUPTED
     except SystemExit as stop:  # tyro's, after help (0) or an error it has printed (2)
         return stop.code if isinstance(stop.code, int) else _REFUSED
+    except Exception as error:
+        if debug:
+            raise
+        complain(
+            f"an error of the program's own, {type(error).__name__}: {error}; "
+            "the option --debug shows where it happened"
+        )
+        return _FAILED
+
+
+def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
+    """The arguments without ``--debug``, which every verb takes, and whether it was there."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = [argument for argument in argv[:end] if argument != "--debug"]
+    return options + argv[end:], len(options) < end
 
 
 def _check_environment() -> None:
@@ -273,7 +302,8 @@ def _parse(argv: Sequence[str]) -> Any:
         functools.reduce(operator.or_, subcommands),
         prog="stylekernels",
         description="Fused kernels for neural style networks: paint photos, train new styles.\n"
-        "`stylekernels --version` prints the version.",
+        "`stylekernels --version` prints the version.\n"
+        "`--debug` after a verb shows the traceback of an error of the program's own.",
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
@@ -282,23 +312,34 @@ def _parse(argv: Sequence[str]) -> Any:
 def _train(config: TrainConfig) -> int:
     try:
         config.check()
+        from stylekernels import memory
         from stylekernels.training import train
         from stylekernels.training.hardware import find_device, keep_freed_memory
 
         _check_kernels(find_device(config.device).type)
         keep_freed_memory()
         result = train(config)
-    except (ValueError, OSError) as error:
+    except (SettingError, DivergedError, OSError) as error:
         name, colon, rest = str(error).partition(": ")
         if name in {field.name for field in dataclasses.fields(config)}:
             name = "--" + name.replace("_", "-")
         raise Refused(name + colon + rest) from error
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
+        raise Refused(
+            f"--batch-size {config.batch_size} and --crop {config.crop} need more memory than "
+            "there is; lower one of them, or --style-size"
+        ) from error
+    if result.skipped:
+        count = len(result.skipped)
+        print(f"{count} {plural('file', count)} among the photos could not be read")
     held_out = " ".join(
         f"{name} {value:.3f}" for name, value in result.held_out.items() if "/" not in name
     )
     print(f"photos held out: {held_out}")
     if result.interrupted:
-        _complain(
+        complain(
             f"interrupted after {result.steps} of {config.steps} steps; the style so far is in "
             f"{result.output}"
         )
@@ -351,36 +392,3 @@ def _demo_photo() -> "np.ndarray":
             "or stylize a photo of your own"
         ) from error
     return data.astronaut()
-
-
-@contextmanager
-def _refusing(prefix: str = "") -> Iterator[None]:
-    """A ValueError or OSError inside is something the user asked for and can't have."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise Refused(f"{prefix}{error}") from error
-
-
-def _progress(count: int, *, shown: bool) -> "tqdm":
-    """A bar over photos, and over the tiles of each."""
-    from tqdm import tqdm
-
-    form = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"
-    return tqdm(total=count, bar_format=form, disable=None if shown else True, leave=False)
-
-
-def _advance(bar: "tqdm", index: int, done: int = 1, total: int = 1) -> None:
-    """Of the photo with this index so much is done; all of it, if nothing else is said."""
-    bar.update(index + done / total - bar.n)
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else noun + "s"
-
-
-def _complain(message: str) -> None:
-    """One line on stderr, above a progress bar if there is one."""
-    from tqdm import tqdm
-
-    tqdm.write(f"stylekernels: {' '.join(message.split())}", file=sys.stderr)

@@ -22,6 +22,7 @@ if not torch.cuda.is_available():  # where there is a GPU Triton compiles, as it
 
 from stylekernels import dispatch, native, use_impl
 from stylekernels.models import GeneratorConfig, StyleGenerator
+from stylekernels.training import TrainConfig
 
 # torch.compile keeps graphs on disk, and would bring back one from before an op was changed.
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
@@ -309,3 +310,37 @@ class Recorder(TorchDispatchMode):
         if made:  # no view, and nothing in place
             self.ops.append(func.overloadpacket.__name__)
         return result
+
+
+@pytest.fixture(scope="session")
+def training_folder(tmp_path_factory) -> Path:
+    """Photos, a painting, and the files of a narrow ``mixed`` loss network."""
+    from tests.training_runs import fill  # which needs more than a machine to test ops on has
+
+    return fill(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture
+def training_config(training_folder, tmp_path) -> TrainConfig:
+    """Eight steps from a tiny network, without warm-up, aiming at the photo as it is."""
+    torch.manual_seed(5)
+    tiny = StyleGenerator(GeneratorConfig(channels=(6, 8, 12), residual_blocks=1))
+    tiny.save_pretrained(tmp_path / "tiny")
+    return TrainConfig(
+        style=training_folder / "style.png",
+        photos=training_folder / "photos",
+        output=tmp_path / "out.safetensors",
+        init=str(tmp_path / "tiny"),
+        steps=8,
+        batch_size=2,
+        crop=32,
+        style_size=64,
+        features="mixed",
+        backbones=training_folder,
+        content_colors="photo",
+        color_weight=0.0,
+        tv_weight=1.0,
+        held_out=2,
+        log_every=4,
+        threads=1,  # more only wait for each other at this size
+    )

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from stylekernels.cli import main
 from stylekernels.inference import Stylizer
-from stylekernels.media import Photo, images, paths
+from stylekernels.media import Photo, images, outputs
 from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles
 from tests.pictures import LUMA, complaints, load, picture, save, written
 
@@ -306,9 +306,9 @@ def test_a_path_is_no_name_of_a_bundled_style(folder, generator):
         (["a.png", "--strength", "nan"], "--strength: expected a number from 0 to 1, got nan"),
         (["a.png", "--device", "tpu"], "--device: cannot use 'tpu'"),
         ([], "PHOTO: expected at least one file, folder or pattern, got none"),
-        (["a.png", "-o", "a.png"], "--output: a.png: the result would replace this photo"),
-        (["a.png", "-o", "."], "--output: a.png: the result would replace this photo"),
-        (["a.png", "-o", "link.png"], "--output: link.png: the result would replace this photo"),
+        (["a.png", "-o", "a.png"], "--output: a.png: the result would replace this file"),
+        (["a.png", "-o", "."], "--output: a.png: the result would replace this file"),
+        (["a.png", "-o", "link.png"], "--output: link.png: the result would replace this file"),
         (["a.png", "b/a.png", "-o", "b"], "--output: b/a.png: the result would replace"),
         (
             ["a.png", "b/a.png", "-o", "out"],
@@ -345,7 +345,11 @@ def test_arguments(folder, style, capsys, arguments, text):
 def test_a_folder_without_permission(folder, style, capsys, monkeypatch):
     save("a.png")
     Path("locked").mkdir()
-    monkeypatch.setattr(paths.os, "access", lambda path, mode: path != Path("locked"))
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", refuse)
     assert main(["stylize", "a.png", "-s", style, "-o", "locked"]) == 2
     assert complaints(capsys) == ["--output: locked: no permission to write in locked"]
 

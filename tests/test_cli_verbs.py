@@ -110,7 +110,7 @@ def test_info_names_every_op_with_its_implementation(capsys):
 
 def result_of(steps: int, *, interrupted: bool) -> TrainResult:
     held_out = {"total": 1.25, "style": 0.5, "style/relu1_1": 0.125}
-    return TrainResult(Path("mine.safetensors"), steps, 90.0, {}, held_out, interrupted)
+    return TrainResult(Path("mine.safetensors"), steps, 90.0, {}, held_out, interrupted, [])
 
 
 def test_train_hands_its_options_on_and_says_what_came_of_it(folder, capsys, monkeypatch):
@@ -149,7 +149,7 @@ def test_interrupted_training_says_what_was_saved(folder, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--learning-rate", "-1"], "--learning-rate: expected above 0, got -1.0"),
+        (["--learning-rate", "-1"], "--learning-rate: expected a finite number above 0, got -1.0"),
         (["--style", "q.jpg"], "--style: expected an image file that exists, got q.jpg"),
         (["--photos", "p.jpg"], "--photos: expected a folder that exists, got p.jpg"),
         (["--preview", "q.jpg"], "--preview: expected an image file that exists, got q.jpg"),

@@ -1,5 +1,20 @@
 """Pictures from files and into files."""
 
-from stylekernels.media.images import Photo, PhotoError, check_format, read_photo, write_photo
+from typing import TYPE_CHECKING
 
-__all__ = ["Photo", "PhotoError", "check_format", "read_photo", "write_photo"]
+from stylekernels.lazy import lazy
+
+if TYPE_CHECKING:
+    from stylekernels.media.images import (
+        Photo,
+        PhotoError,
+        TooManyPixels,
+        check_format,
+        read_photo,
+        write_photo,
+    )
+
+__all__ = ["Photo", "PhotoError", "TooManyPixels", "check_format", "read_photo", "write_photo"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, dict.fromkeys(__all__, "images"))

@@ -61,6 +61,10 @@ class PhotoError(ValueError):
     """A picture that can't be read or written; the message names the file and says why."""
 
 
+class TooManyPixels(PhotoError):
+    """A picture beyond Pillow's limit, which is read with ``any_size`` only."""
+
+
 @dataclass(frozen=True)
 class Photo:
     """A picture and what its file carries around it.
@@ -99,12 +103,15 @@ def read_photo(
             files that unpack to pictures that fill the memory.
 
     Raises:
-        PhotoError: the file is missing, damaged, not a picture, animated, larger than that limit,
-            or under 16 pixels on a side.
+        TooManyPixels: a picture larger than that limit.
+        PhotoError: any other: the file is missing, damaged, not a picture, animated, or under 16
+            pixels on a side.
     """
     path = Path(path)
     if path.is_dir():
         raise PhotoError(f"{path}: expected a picture, got a folder")
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for good
+        raise PhotoError(f"{path}: expected a picture, got a device or a pipe")
     limit = _PIXEL_LIMIT.lifted if any_size else contextlib.nullcontext()
     with limit, _decoding(path), Image.open(path) as image:
         # Pillow does not look while another thread has lifted the limit.
@@ -276,9 +283,8 @@ def _decoding(path: Path) -> Iterator[None]:
         raise PhotoError(f"{path}: not a picture in a format that can be read{hint}") from error
     except Image.DecompressionBombError as error:
         limit = f"{_PIXEL_LIMIT.most() // 1_000_000:.0f} megapixels"
-        raise PhotoError(
-            f"{path}: more than {limit}, the limit against decompression bombs; "
-            "scale it down first, or paint it in tiles with --tile 1024"
+        raise TooManyPixels(
+            f"{path}: more than {limit}, the limit against decompression bombs; scale it down first"
         ) from error
     except MemoryError as error:
         raise PhotoError(f"{path}: does not fit into memory") from error

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stylekernels.media.images import FORMATS, PhotoError, output_format
+from stylekernels.media.outputs import (
+    check_folder,
+    check_inputs_are_kept,
+    check_replaceable,
+    looked_up,
+)
 
 # HEIC can't be read, but a phone's photo that is silently left out would be worse than a message.
-_PHOTO_SUFFIXES = {*FORMATS, ".gif", ".heic", ".heif", ".pgm", ".pnm", ".psd", ".tga"}
+_PHOTO_SUFFIXES = {
+    *FORMATS, ".gif", ".heic", ".heif", ".pbm", ".pgm", ".pnm", ".psd", ".tga",
+}  # fmt: skip
 
 
 def find_photos(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -55,6 +63,47 @@ def _expand(path: Path) -> tuple[list[Path], str | None]:
     return found, None if found else f"{path}: no file matches this pattern"
 
 
+def find_photos_below(folder: Path) -> tuple[list[Path], list[str]]:
+    """The photos in a folder and in the folders inside it.
+
+    Links are followed; a folder or photo that is reached twice counts once, so that loops end.
+    Folders whose names start with a dot are left out.
+
+    Returns:
+        The files in order, and a message for each that is named like a photo and is none: hidden
+        files, which other systems leave beside photos, links that lead nowhere, devices; and one
+        for each folder that cannot be read.
+    """
+    photos: dict[str, Path] = {}
+    problems, seen, waiting = [], set(), [folder]
+    while waiting:
+        here = waiting.pop()
+        real = os.path.realpath(here)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            problems.append(f"{here}: cannot be read: {error.strerror}")
+            continue
+        for entry in entries:
+            path = here / entry.name
+            hidden = entry.name.startswith(".")
+            if path.is_dir():
+                if not hidden:
+                    waiting.append(path)
+            elif path.suffix.lower() in _PHOTO_SUFFIXES:
+                if hidden:
+                    problems.append(f"{path}: a hidden file")
+                elif not path.is_file():
+                    problems.append(f"{path}: no file, and no link to one")
+                else:
+                    at = os.path.realpath(path) if entry.is_symlink() else f"{real}/{entry.name}"
+                    photos.setdefault(at, path)
+    return sorted(photos.values()), problems
+
+
 def plan_outputs(photos: Sequence[Path], output: str) -> list[Path]:
     """Where each photo's result goes, under the photo's own name in a folder.
 
@@ -69,15 +118,10 @@ def plan_outputs(photos: Sequence[Path], output: str) -> list[Path]:
             what it has to be.
     """
     outputs = place([_result_name(photo) for photo in photos], output)
-    read = {os.path.realpath(photo) for photo in photos}
+    check_inputs_are_kept(outputs, photos)
     written: dict[str, Path] = {}
     for photo, path in zip(photos, outputs, strict=True):
         key = os.path.normcase(os.path.realpath(path))
-        if key in read:
-            raise ValueError(
-                f"{path}: the result would replace this photo, which is one of those to read; "
-                "choose another --output"
-            )
         if key in written:
             raise ValueError(
                 f"{written[key]} and {photo} would both become {path}; "
@@ -99,7 +143,7 @@ def place(names: Sequence[str], output: str) -> list[Path]:
         ValueError: if ``output`` is a file and has to be a folder or the other way round, or
             can't be written to.
     """
-    path = Path(os.path.expanduser(output))
+    path = looked_up(Path(os.path.expanduser(output)))
     is_folder = path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix
     if not is_folder and len(names) == 1:
         output_format(path)
@@ -113,20 +157,9 @@ def place(names: Sequence[str], output: str) -> list[Path]:
     else:
         paths = [path / name for name in names]
     for file in paths:
-        if file.is_dir():
-            raise ValueError(f"{file}: expected to write a file here, found a folder")
-    _check_writable(paths[0].parent)
+        check_replaceable(file)
+    check_folder(paths[0].parent)
     return paths
-
-
-def _check_writable(folder: Path) -> None:
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise ValueError(f"{folder}: this cannot be a folder, because {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{folder}: no permission to write in {there}")
 
 
 def _result_name(photo: Path) -> str:

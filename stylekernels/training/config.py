@@ -1,11 +1,15 @@
 """What a training run is told."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from stylekernels.media.outputs import check_file, check_folder, check_inputs_are_kept
 from stylekernels.models.styles import style_file
+from stylekernels.training.errors import SettingError
 
 
 @dataclass
@@ -16,7 +20,8 @@ class TrainConfig:
     """The painting: an image file."""
 
     photos: Path
-    """Folder of photos to learn on (JPEG or PNG, searched in subfolders too); at least two."""
+    """Folder of photos to learn on, searched in subfolders too; at least two. Those that cannot
+    be read are skipped."""
 
     output: Path = Path("style.safetensors")
     """Where the trained style is written."""
@@ -119,10 +124,10 @@ class TrainConfig:
     """A checkpoint to go on from; what shapes the losses and the crops must be as it was."""
 
     def check(self) -> None:
-        """Refuse what cannot be trained.
+        """Refuse what cannot be trained, and paths that cannot be read or written.
 
         Raises:
-            ValueError: naming the field, what was expected and what came.
+            SettingError: naming the field, what was expected and what came.
         """
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "held_out"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -133,7 +138,8 @@ class TrainConfig:
         for name in ("content_weight", "color_weight", "style_weight", "tv_weight"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, name, "0 or more", value)
-        _require(self.learning_rate > 0, "learning_rate", "above 0", self.learning_rate)
+        rate = self.learning_rate
+        _require(0 < rate < math.inf, "learning_rate", "a finite number above 0", rate)
         _require(
             self.content_colors in ("painting", "photo"),
             "content_colors",
@@ -145,7 +151,7 @@ class TrainConfig:
             _require(value is None or value > 0, name, "above 0", value)
         for name in ("lite", "upsample"):
             if self.init != "bilinear" and getattr(self, name) != getattr(TrainConfig, name):
-                raise ValueError(
+                raise SettingError(
                     f"{name}: the network's shape comes from init={self.init!r}; leave {name} out"
                 )
         for name, kind in (
@@ -154,11 +160,49 @@ class TrainConfig:
             path = getattr(self, name)
             _require(path is None or path.is_file(), name, f"{kind} that exists", path)
         _require(self.photos.is_dir(), "photos", "a folder that exists", self.photos)
+        inputs = [self.style, self.preview, self.backbones, self.resume]
         if self.init != "bilinear":
             try:
-                style_file(self.init)
+                inputs.append(style_file(self.init))
             except ValueError as error:
-                raise ValueError(str(error).replace("name_or_path", "init", 1)) from error
+                raise SettingError(str(error).replace("name_or_path", "init", 1)) from error
+        self._check_outputs([path for path in inputs if path is not None])
+
+    def outputs(self) -> dict[str, Path]:
+        """The files that a run writes, by the names of the settings that ask for them."""
+        files = {"output": self.output, "preview": self.preview_file, "checkpoint": self.checkpoint}
+        return {name: path for name, path in files.items() if path is not None}
+
+    @property
+    def preview_file(self) -> Path | None:
+        """Where the stylised preview is written, if there is one."""
+        return None if self.preview is None else self.output.with_suffix(".preview.png")
+
+    def _check_outputs(self, inputs: list[Path]) -> None:
+        with naming("output"):
+            check_file(self.output)  # the preview's name comes from it
+        outputs = self.outputs()
+        for name, path in outputs.items():
+            with naming(name):
+                check_file(path)
+                # A run may keep its state where it found it.
+                kept = inputs if name != "checkpoint" else [i for i in inputs if i != self.resume]
+                check_inputs_are_kept([path], kept)
+        names = {path.resolve(): name for name, path in outputs.items()}
+        for name, path in outputs.items():
+            other = names[path.resolve()]
+            _require(other == name, name, f"another file than {other} writes", path)
+        if self.log_dir is None:
+            return
+        with naming("log_dir"):
+            check_folder(self.log_dir)
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError as error:
+            raise SettingError(
+                "log_dir: expected TensorBoard, which is not installed; pip install tensorboard, "
+                "or leave log_dir out"
+            ) from error
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
         """Plain values, ready for JSON; paths as text."""
@@ -166,6 +210,15 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Inside, a setting or what it names is used: a ValueError or OSError is about that."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SettingError(f"{name}: {error}") from error
+
+
 def _require(condition: bool, name: str, expected: str, value: object) -> None:
     if not condition:
-        raise ValueError(f"{name}: expected {expected}, got {value}")
+        raise SettingError(f"{name}: expected {expected}, got {value}")

@@ -1,9 +1,9 @@
-"""Photos: finding them, random crops for training, fixed ones for measuring."""
+"""Photos: choosing them, random crops for training, fixed ones for measuring."""
 
 import math
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +12,44 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+from stylekernels.media import PhotoError, read_photo
+from stylekernels.media.paths import find_photos_below
+from stylekernels.signals import ENDING
+from stylekernels.training.errors import SettingError
 
 
-def find_photos(folder: Path) -> list[Path]:
-    """All photos in a folder and its subfolders, sorted.
+def choose_photos(
+    folder: Path, held_out: int, skip: Callable[[str], None]
+) -> tuple[list[Path], list[Path]]:
+    """The photos below a folder to train on, and those to measure on.
+
+    A photo is held out only if it can be read. Of the others the first that can be is looked for,
+    and the rest is left to its turn: to read a large collection takes long.
+
+    Args:
+        folder: see :func:`~stylekernels.media.paths.find_photos_below`.
+        held_out: number of photos to measure on; at most half of them.
+        skip: called with a message about each file that cannot be read.
 
     Raises:
-        ValueError: if it is no folder or holds fewer than two.
+        SettingError: if fewer than two photos can be read.
     """
-    if not folder.is_dir():
-        raise ValueError(f"photos: expected a folder, got {folder}")
-    photos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    if len(photos) < 2:
-        raise ValueError(f"photos: expected at least two photos in {folder}, got {len(photos)}")
-    return photos
+    photos, problems = find_photos_below(folder)
+    for problem in problems:
+        skip(problem)
+    train, held = split_photos(photos, held_out) if len(photos) > 1 else (photos, [])
+    held = [path for path, _ in readable(held, skip)]
+    rest = readable(train, skip)
+    first = next(rest, None)
+    if first is not None and not held:
+        held = [first[0]]
+        train.remove(first[0])
+        first = next(rest, None)
+    if first is None:
+        raise SettingError(
+            f"photos: expected at least two photos in {folder} that can be read, got {len(held)}"
+        )
+    return train, held
 
 
 def split_photos(photos: Sequence[Path], held_out: int) -> tuple[list[Path], list[Path]]:
@@ -38,20 +61,25 @@ def split_photos(photos: Sequence[Path], held_out: int) -> tuple[list[Path], lis
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file in RGB.
+    """A picture file as a network sees it: RGB, upright, converted to sRGB.
 
     Raises:
-        ValueError: if it is no image that Pillow can read, or is damaged.
-        OSError: if it cannot be opened.
+        PhotoError: if it cannot be read, or is too small; see :func:`read_photo`.
     """
-    with path.open("rb") as file:
+    return Image.fromarray(read_photo(path).to_srgb())
+
+
+def readable(
+    paths: Iterable[Path], skip: Callable[[str], None]
+) -> Iterator[tuple[Path, Image.Image]]:
+    """The pictures among files, with their paths; ``skip`` is told of the others."""
+    for path in paths:
         try:
-            return Image.open(file).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(
-                f"{path}: expected an image, got what can't be read as one: it is damaged, or of "
-                "another kind"
-            ) from error
+            image = read_image(path)
+        except PhotoError as error:
+            skip(str(error))
+        else:
+            yield path, image
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -82,11 +110,15 @@ def center_crop(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC, box)
 
 
-class RandomCrops(Dataset[Tensor]):
+class RandomCrops(Dataset[tuple[Tensor, list[str]]]):
     """Random square crops, mirrored half the time, scaled between full size and the whole photo.
 
-    Crop ``i`` depends on the seed and ``i`` alone, so that a resumed run sees what an
-    uninterrupted one would have seen, with any number of workers.
+    Crop ``i`` depends on the photos, the seed and ``i`` alone, so that a resumed run sees what an
+    uninterrupted one would have seen, with any number of workers. Where its photo cannot be read,
+    the next one of the round that can be takes its place.
+
+    Each item is a crop, (3, side, side) in [0, 1], and a message about each photo that was found
+    to be unreadable for it; every process finds them once.
 
     Args:
         photos: image files.
@@ -96,14 +128,13 @@ class RandomCrops(Dataset[Tensor]):
 
     def __init__(self, photos: Sequence[Path], side: int, seed: int) -> None:
         self.photos, self.side, self.seed = list(photos), side, seed
+        self._round, self._order = -1, list(range(len(self.photos)))
+        self._unreadable: set[int] = set()
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
         choose = random.Random(f"{self.seed} {index}")
-        # Every photo once in each round, in an order of that round's own.
-        round_, place = divmod(index, len(self.photos))
-        order = list(range(len(self.photos)))
-        random.Random(f"{self.seed} round {round_}").shuffle(order)
-        image = read_image(self.photos[order[place]])
+        problems: list[str] = []
+        image = self._photo(index, problems.append)
         shorter = min(image.size)
         smallest = min(self.side, shorter)
         # Even over the logarithm: as many crops between 1x and 1.4x as between 1.4x and 2x.
@@ -113,23 +144,64 @@ class RandomCrops(Dataset[Tensor]):
         image = image.resize((self.side, self.side), Image.Resampling.BICUBIC, box)
         if choose.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(image)
+        return to_tensor(image), problems
+
+    def _photo(self, index: int, skip: Callable[[str], None]) -> Image.Image:
+        round_, place = divmod(index, len(self.photos))
+        order = self._order_of(round_)
+        for step in range(len(order)):
+            photo = order[(place + step) % len(order)]
+            if photo in self._unreadable:
+                continue
+            for _, image in readable([self.photos[photo]], skip):
+                return image
+            self._unreadable.add(photo)
+        raise SettingError("photos: none of them can be read any more")
+
+    def _order_of(self, round_: int) -> list[int]:
+        """Every photo once in each round, in an order of that round's own; kept for its length,
+        because to shuffle a large collection takes longer than to read a photo."""
+        if round_ != self._round:
+            order = list(range(len(self.photos)))
+            random.Random(f"{self.seed} round {round_}").shuffle(order)
+            self._round, self._order = round_, order
+        return self._order
 
 
 def crop_batches(
-    crops: RandomCrops, batch_size: int, start: int, stop: int, workers: int
+    crops: RandomCrops,
+    batch_size: int,
+    start: int,
+    stop: int,
+    workers: int,
+    skip: Callable[[str], None],
 ) -> Iterator[Tensor]:
-    """Batches number ``start`` to ``stop - 1``, (batch_size, 3, side, side) each."""
+    """Batches number ``start`` to ``stop - 1``, (batch_size, 3, side, side) each; ``skip`` is
+    called with each message about a photo that cannot be read."""
     loader = DataLoader(
         crops,
         batch_size,
         sampler=range(start * batch_size, stop * batch_size),
         num_workers=workers,
-        worker_init_fn=_leave_interrupts_to_the_trainer,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
-    return iter(loader)
+    for batch, problems in loader:
+        for problem in problems:
+            skip(problem)
+        yield batch
 
 
-def _leave_interrupts_to_the_trainer(_worker: int) -> None:
-    """Ctrl-C reaches every process; the trainer still needs its workers for the last step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _collate(items: list[tuple[Tensor, list[str]]]) -> tuple[Tensor, list[str]]:
+    problems = [problem for _, found in items for problem in found]
+    return torch.stack([crop for crop, _ in items]), problems
+
+
+def _leave_signals_to_the_trainer(_worker: int) -> None:
+    """Ctrl-C and a closed terminal reach every process, and so may SIGTERM; the trainer still needs
+    its workers for the last step. A second SIGTERM is PyTorch's, for a worker that does not end."""
+    for number in ENDING:
+        if number == signal.SIGTERM:
+            signal.signal(number, lambda number, _: signal.signal(number, signal.SIG_DFL))
+        else:
+            signal.signal(number, signal.SIG_IGN)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from stylekernels.training.errors import SettingError
+
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -32,14 +34,14 @@ def find_device(name: str) -> torch.device:
     """The device of this name.
 
     Raises:
-        ValueError: if PyTorch knows no such device, or it is a GPU that isn't there.
+        SettingError: if PyTorch knows no such device, or it is a GPU that isn't there.
     """
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device: expected cpu or cuda, got {name!r}") from error
+        raise SettingError(f"device: expected cpu or cuda, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected cpu, as PyTorch sees no GPU here, got {name!r}")
+        raise SettingError(f"device: expected cpu, as PyTorch sees no GPU here, got {name!r}")
     return device
 
 

@@ -1,15 +1,13 @@
 """Training a style: perceptual losses, Adam, a cosine, from bilinear or trained weights."""
 
-import contextlib
 import json
 import math
 import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -17,35 +15,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from stylekernels.models.features import load_features
+from stylekernels.media.outputs import check_inputs_are_kept
+from stylekernels.models.features import FeatureNetwork, load_features
 from stylekernels.models.generator import GeneratorConfig, StyleGenerator
 from stylekernels.models.pretrained import write_whole
-from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
+from stylekernels.signals import handled
+from stylekernels.training.checkpoint import (
+    matching_checkpoint,
+    painting_digest,
+    save_checkpoint,
+)
 from stylekernels.training.color_transfer import ColorTransfer
-from stylekernels.training.config import TrainConfig
+from stylekernels.training.config import TrainConfig, naming
 from stylekernels.training.data import (
     RandomCrops,
     center_crop,
+    choose_photos,
     crop_batches,
-    find_photos,
     read_image,
+    readable,
     resized,
-    split_photos,
     to_image,
     to_tensor,
 )
+from stylekernels.training.errors import DivergedError, SettingError
 from stylekernels.training.hardware import choose_precision, cpu_threads, find_device
+from stylekernels.training.log import Log
 from stylekernels.training.perceptual import Means, PerceptualLoss
 from stylekernels.training.step import TrainingStep, autocast
 
 _WARMUP_LEARNING_RATE = 2e-3
 _LOWEST_RATE = 0.02
 _RAMP_STEPS = 20
-# A checkpoint belongs to a run whose values of these are the same.
-_FIXED = ("style", "style_size", "crop", "batch_size", "seed", "features", "content_weight",
-          "content_colors", "color_weight", "style_weight", "tv_weight")  # fmt: skip
-# What runs did before there was such an option.
-_BEFORE = {"content_colors": "photo", "color_weight": 0.0}
 
 _Placed = TypeVar("_Placed", Tensor, nn.Module)
 
@@ -61,7 +62,8 @@ class TrainResult:
         losses: means over the last steps: ``total``, ``style``, ``content``, ``tv``, ``color``,
             and one ``style/<layer>`` and ``content/<layer>`` each.
         held_out: the same on photos never trained on.
-        interrupted: whether Ctrl-C ended it early.
+        interrupted: whether a signal (Ctrl-C, SIGTERM, SIGHUP) ended it early.
+        skipped: a message about each file among the photos that could not be read.
     """
 
     output: Path
@@ -70,6 +72,7 @@ class TrainResult:
     losses: dict[str, float]
     held_out: dict[str, float]
     interrupted: bool
+    skipped: list[str]
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -77,20 +80,23 @@ def train(config: TrainConfig) -> TrainResult:
 
     New weights first learn to reproduce the photo, in the painting's colours where
     ``content_colors`` asks for them. Then content, style, colour and total variation are minimised
-    together. Ctrl-C ends the run early and saves what it has; before the first of these steps
-    there is no style to save.
+    together. Ctrl-C, SIGTERM and SIGHUP end the run early and save what it has; before the first
+    of these steps there is no style to save. A second one ends it at once. Photos that cannot be
+    read are skipped.
 
     Args:
         config: see :class:`TrainConfig`.
 
     Returns:
-        Losses, time and steps.
+        Losses, time, steps, and which photos were skipped.
 
     Raises:
-        ValueError: for a setting, image, checkpoint or style that does not fit.
-        OSError: if a file cannot be read or written.
-        RuntimeError: if the loss is no longer finite; nothing is written then.
-        KeyboardInterrupt: if Ctrl-C comes before there is a style; nothing is written then.
+        SettingError: for a setting, image, checkpoint or style that does not fit; before the first
+            step.
+        OSError: if the style cannot be written.
+        DivergedError: if the losses are no longer finite. The last weights with finite losses are
+            written then, if there was a step of style training before them.
+        KeyboardInterrupt: if a signal comes before there is a style; nothing is written then.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
     super-resolution", 2016; Ulyanov et al., "Improved texture networks", 2017.
@@ -99,14 +105,23 @@ def train(config: TrainConfig) -> TrainResult:
     started = time.perf_counter()
     with cpu_threads(config.threads):
         run = _Run(config)
-        with _interruptible(run):
-            run.warm_up()
-            losses = run.learn_style()
-        if run.stopped and not run.step:
-            raise KeyboardInterrupt
-        generator = run.generator.eval()
-        generator.save_pretrained(config.output)
-        held_out = run.measure()
+        try:
+            with handled(run.stop):
+                run.warm_up()
+                losses = run.learn_style()
+                if run.stopped and not run.step:
+                    raise KeyboardInterrupt
+                run.generator.eval().save_pretrained(config.output)
+            held_out = run.measure()
+        except DivergedError as error:
+            if run.good is None:
+                raise
+            step, weights = run.good
+            run.generator.load_state_dict(weights)
+            run.generator.save_pretrained(config.output)
+            raise DivergedError(f"{error}; {config.output} has the style of step {step}") from error
+        finally:
+            run.log.close()
     return TrainResult(
         output=config.output,
         steps=run.step,
@@ -114,6 +129,7 @@ def train(config: TrainConfig) -> TrainResult:
         losses=losses,
         held_out=held_out,
         interrupted=run.stopped,
+        skipped=run.log.skipped,
     )
 
 
@@ -124,12 +140,20 @@ class _Run:
         self.config = config
         self.device = find_device(config.device)
         self.precision = choose_precision(config.precision, self.device)
-        photos, self.held_out = split_photos(find_photos(config.photos), config.held_out)
-        self.preview = None if config.preview is None else read_image(config.preview)
-        resume = None if config.resume is None else _matching_checkpoint(config)
-        self.generator = self.place(_start(config, resume)).train()
-        features = self.place(load_features(config.features, config.backbones))
-        painting = to_tensor(resized(read_image(config.style), config.style_size))
+        with naming("style"):
+            painting = to_tensor(resized(read_image(config.style), config.style_size))
+            self.painting_digest = painting_digest(config.style)
+        with naming("preview"):
+            self.preview = None if config.preview is None else read_image(config.preview)
+        resume = None if config.resume is None else matching_checkpoint(config)
+        with naming("init" if resume is None else "resume"):
+            self.generator = self.place(_start(config, resume)).train()
+        self.log = Log()
+        photos, self.held_out = choose_photos(config.photos, config.held_out, self.log.skip)
+        for name, path in config.outputs().items():
+            with naming(name):
+                check_inputs_are_kept([path], [*photos, *self.held_out])
+        features = self.place(_features(config))
         painting = self.place(painting[None])
         with self.autocast():
             self.loss = PerceptualLoss(features, painting, config)
@@ -138,10 +162,24 @@ class _Run:
         if resume is not None:
             self.step, self.minutes, self.warm = resume["step"], resume["minutes"], True
             self.optimise.optimizer.load_state_dict(resume["optimizer"])
-            self.optimise.scaler.load_state_dict(resume["scaler"])
+            if resume["scaler"]:  # empty in a run without float16, whose gradients were not scaled
+                self.optimise.scaler.load_state_dict(resume["scaler"])
         self.transfer = ColorTransfer(painting[0]) if config.content_colors == "painting" else None
         self.crops = RandomCrops(photos, config.crop, config.seed)
+        probe, problems = self.crops[0]
+        for problem in problems:
+            self.log.skip(problem)
+        self.probe = self.place(probe[None])
+        self.good: tuple[int, dict[str, Tensor]] | None = None
         self.stopped = False
+        if config.log_dir is not None:
+            self.log.open_board(config.log_dir)
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: stop after the current step, or at once if it is the second."""
+        if self.stopped:
+            signal.default_int_handler(number, frame)
+        self.stopped = True
 
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.precision)
@@ -156,7 +194,9 @@ class _Run:
 
     def batches(self, start: int, stop: int) -> Iterator[Tensor]:
         config = self.config
-        return crop_batches(self.crops, config.batch_size, start, stop, config.workers)
+        return crop_batches(
+            self.crops, config.batch_size, start, stop, config.workers, self.log.skip
+        )
 
     def warm_up(self) -> None:
         """Learn to reproduce the target: from there, style training keeps the content."""
@@ -165,10 +205,8 @@ class _Run:
             return
         optimise = TrainingStep(self.generator, _distance, self.precision)
         bar = tqdm(self.batches(0, count), "warm-up", count, disable=None)
-        bar.write(
-            f"{count} steps of warm-up on {self.device}, {str(self.precision).partition('.')[2]}",
-            file=sys.stderr,
-        )
+        precision = str(self.precision).removeprefix("torch.")
+        self.log.say(f"{count} steps of warm-up on {self.device}, {precision}")
         for step, photo in enumerate(bar):
             if self.stopped:
                 return
@@ -177,16 +215,14 @@ class _Run:
             loss = optimise(photo, self.target(photo), rate)["total"].item()
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if (step + 1) % self.config.log_every == 0:
-                bar.write(f"warm-up {step + 1}: {loss:.3f}", file=sys.stderr)
+                self.log.say(f"warm-up {step + 1}: {loss:.3f}")
 
     def learn_style(self) -> dict[str, float]:
         """Minimise the perceptual loss; returns the last means of all losses."""
         config, means, last = self.config, Means(), {}
-        board = _board(config.log_dir)
         batches = self.batches(self.step, config.steps)
-        bar = tqdm(batches, "style", config.steps, initial=self.step, disable=None)
         before, started = self.minutes, time.perf_counter()
-        try:
+        with tqdm(batches, "style", config.steps, initial=self.step, disable=None) as bar:
             for photo in bar:
                 self.minutes = before + (time.perf_counter() - started) / 60
                 if self.stopped or self.minutes >= (config.minutes or math.inf):
@@ -197,18 +233,14 @@ class _Run:
                 self.step += 1
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     last = means.take()
-                    self.report(last, bar, board)
-                if config.checkpoint is not None and self.step % config.checkpoint_every == 0:
-                    self.save_checkpoint(config.checkpoint)
-        finally:
-            bar.close()
-            if board is not None:
-                board.close()
+                    self.keep(last["total"])
+                    self.report(last)
+                if self.step % config.checkpoint_every == 0:
+                    self.save_checkpoint()
         if means.count:
             last = means.take()
-            self.check_finite(last)
-        if config.checkpoint is not None:
-            self.save_checkpoint(config.checkpoint)
+            self.keep(last["total"])
+        self.save_checkpoint()
         return last
 
     def rate(self) -> float:
@@ -220,27 +252,49 @@ class _Run:
         ramp = min(1.0, (self.step + 1) / _RAMP_STEPS)
         return ramp * (_LOWEST_RATE + (1 - _LOWEST_RATE) * cosine)
 
-    def report(self, means: dict[str, float], bar: tqdm, board) -> None:
-        """One line of losses on the terminal, curves and pictures for TensorBoard."""
-        self.check_finite(means)
-        line = " ".join(f"{name} {value:.3f}" for name, value in means.items())
-        bar.write(f"step {self.step}: {line}", file=sys.stderr)
-        picture = None if self.preview is None else self.stylize(to_tensor(self.preview))
-        if picture is not None:
-            path = self.config.output.with_suffix(".preview.png")
-            write_whole(path, lambda part: to_image(picture).save(part, "PNG"))
-        if board is not None:
-            for name, value in means.items():
-                board.add_scalar(f"train/{name}", value, self.step)
-            if picture is not None:
-                board.add_image("preview", picture, self.step)
-
-    def check_finite(self, means: dict[str, float]) -> None:
-        if not math.isfinite(means["total"]):
-            raise RuntimeError(
-                f"the loss became {means['total']} before step {self.step}; "
-                "lower learning_rate or style_weight"
+    def report(self, means: dict[str, float]) -> None:
+        """Log the losses, and the preview's picture."""
+        self.log.losses(self.step, means)
+        if self.preview is not None:
+            picture = self.stylize(to_tensor(self.preview))
+            self.log.preview(self.step, picture)
+            image = to_image(picture)
+            self.write(
+                lambda path: write_whole(path, lambda part: image.save(part, "PNG")),
+                self.config.preview_file,
             )
+
+    def write(self, write: Callable[[Path], None], path: Path) -> None:
+        """Write a file that the run can do without, or say that it could not be written."""
+        try:
+            write(path)
+        except OSError as error:
+            self.log.say(f"{path}: cannot be written: {error.strerror or error}")
+
+    def keep(self, total: float = 0.0) -> None:
+        """Remember these weights as the last good ones.
+
+        Args:
+            total: the loss of the steps that led to them.
+
+        Raises:
+            DivergedError: if that loss or the weights' own, on a crop, is not finite.
+        """
+        if math.isfinite(total):
+            total = self.losses(self.probe)["total"].item()
+        if not math.isfinite(total):
+            raise DivergedError(
+                f"learning_rate: the loss became {total} at step {self.step}; lower learning_rate "
+                "or style_weight"
+            )
+        weights = self.generator.state_dict()
+        self.good = self.step, {name: tensor.clone() for name, tensor in weights.items()}
+
+    @torch.no_grad()
+    def losses(self, photo: Tensor) -> dict[str, Tensor]:
+        """All losses of the generator's picture of a photo, (1, 3, H, W)."""
+        with self.autocast():
+            return self.loss(self.target(photo), self.generator(photo))
 
     @torch.no_grad()
     def stylize(self, photo: Tensor) -> Tensor:
@@ -249,19 +303,23 @@ class _Run:
             picture = self.generator(self.place(photo[None]))[0]
         return picture.float().clamp(0, 1).cpu()
 
-    @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Mean losses over square crops of the photos held out."""
         means = Means()
-        for path in self.held_out:
-            photo = to_tensor(center_crop(read_image(path), self.config.crop))[None]
-            photo = self.place(photo)
-            with self.autocast():
-                means.add(self.loss(self.target(photo), self.generator(photo)))
+        for _, image in readable(self.held_out, self.log.skip):
+            photo = to_tensor(center_crop(image, self.config.crop))[None]
+            means.add(self.losses(self.place(photo)))
         return means.take()
 
-    def save_checkpoint(self, path: Path) -> None:
-        """Everything a resumed run needs; the crops follow from seed and step."""
+    def save_checkpoint(self) -> None:
+        """Write everything a resumed run needs; the crops follow from seed and step.
+
+        Raises:
+            DivergedError: if the losses are not finite; an older checkpoint is kept then.
+        """
+        if self.config.checkpoint is None:
+            return
+        self.keep()
         state = {
             "network": self.generator.config.to_dict(),
             "generator": self.generator.state_dict(),
@@ -270,8 +328,9 @@ class _Run:
             "step": self.step,
             "minutes": self.minutes,
             "config": json.dumps(self.config.to_dict()),
+            "painting": self.painting_digest,
         }
-        save_checkpoint(path, state)
+        self.write(lambda path: save_checkpoint(path, state), self.config.checkpoint)
 
 
 def _distance(target: Tensor, picture: Tensor) -> dict[str, Tensor]:
@@ -293,40 +352,10 @@ def _start(config: TrainConfig, resume: dict | None) -> StyleGenerator:
         return StyleGenerator(preset(upsample=config.upsample))
 
 
-def _matching_checkpoint(config: TrainConfig) -> dict:
-    state = load_checkpoint(config.resume)
-    then, now = {**_BEFORE, **json.loads(state["config"])}, config.to_dict()
-    for name in _FIXED:
-        if then[name] != now[name]:
-            raise ValueError(
-                f"resume: {config.resume} was trained with {name}={then[name]}, "
-                f"got {name}={now[name]}; use the same, or give a finished style to init"
-            )
-    return state
-
-
-def _board(log_dir: Path | None):
-    if log_dir is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(log_dir))
-
-
-@contextlib.contextmanager
-def _interruptible(run: _Run) -> Iterator[None]:
-    """Ctrl-C asks the run to stop after the current step; a second one stops it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(_number, _frame) -> None:
-        run.stopped = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, stop)
+def _features(config: TrainConfig) -> FeatureNetwork:
+    """The loss network."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return load_features(config.features, config.backbones)
+    except (ValueError, OSError) as error:
+        name = "features" if config.backbones is None else "backbones"
+        raise SettingError(f"{name}: {str(error).removeprefix('path: ')}") from error

@@ -1,0 +1,47 @@
+"""What the command line says: refusals, complaints and progress."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class Refused(Exception):
+    """Something in the command can't be done; the message says what and what to do instead."""
+
+
+@contextmanager
+def refusing(prefix: str = "") -> Iterator[None]:
+    """A ValueError or OSError inside is something the user asked for and can't have."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise Refused(f"{prefix}{error}") from error
+
+
+def progress(count: int, *, shown: bool) -> "tqdm":
+    """A bar over photos, and over the tiles of each."""
+    from tqdm import tqdm
+
+    form = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"
+    return tqdm(total=count, bar_format=form, disable=None if shown else True, leave=False)
+
+
+def advance(bar: "tqdm", index: int, done: int = 1, total: int = 1) -> None:
+    """Of the photo with this index so much is done; all of it, if nothing else is said."""
+    bar.update(index + done / total - bar.n)
+
+
+def plural(noun: str, count: int) -> str:
+    return noun if count == 1 else noun + "s"
+
+
+def complain(message: str) -> None:
+    """One line on stderr, above a progress bar if there is one; none where the terminal is gone."""
+    from tqdm import tqdm
+
+    with suppress(OSError):
+        tqdm.write(f"stylekernels: {' '.join(message.split())}", file=sys.stderr)

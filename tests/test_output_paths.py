@@ -1,0 +1,175 @@
+"""Every option that names a path, at every place where nothing can be read or written: refused in
+a line that names the option, before the first step, and nothing is written."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+import stylekernels.training
+from stylekernels.cli import main
+from stylekernels.training import SettingError, train
+from tests.pictures import complaints, save, written
+
+TRAIN = ["train", "--style", "painting.png", "--photos", "album", "--backbones", "album"]
+STYLIZE = ["stylize", "painting.png", "--style", "style.dat"]
+DEMO = ["demo", "--style", "style.dat"]
+
+
+@pytest.fixture
+def place(folder, generator, monkeypatch):
+    """A folder with a painting, photos, a style and other things; training itself would fail."""
+    for name in ("painting.png", "album/a.png", "album/b.jpg", "album/deeper/c.png"):
+        save(name)
+    generator.save_pretrained("style.dat")
+    generator.save_pretrained("weights.png")  # the content decides, not the name
+    Path("note").write_text("a file")
+    os.mkfifo("pipe.png")
+    os.mkfifo("pipe")
+    Path("link.png").symlink_to("painting.png")
+    monkeypatch.setattr(stylekernels.training, "train", lambda config: pytest.fail("trained"))
+    return folder
+
+
+def refusal(arguments, capsys):
+    before = written(Path())
+    assert main(arguments) == 2
+    assert written(Path()) == before
+    (line,) = complaints(capsys)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("album", "album: expected to write a file here, found a folder"),
+        (".", ".: expected to write a file here, found a folder"),
+        ("note/x.safetensors", "note: this cannot be a folder, because note is a file"),
+        ("note/deeper/x", "note/deeper: this cannot be a folder, because note is a file"),
+        ("/proc/x.safetensors", "/proc: cannot write in /proc: "),
+        ("/proc/new/x.safetensors", "/proc/new: cannot write in /proc: "),
+        ("/dev/null", "/dev/null: expected to write a file here, found a device"),
+        ("pipe", "pipe: expected to write a file here, found a device"),
+        ("n" * 300, "n" * 300 + ": cannot be looked up: File name too long"),
+        ("new/" + "n" * 300 + "/x", "new/" + "n" * 300 + ": cannot be looked up: File name"),
+        ("painting.png", "painting.png: the result would replace this file, which is one of"),
+        ("link.png", "link.png: the result would replace this file, which is one of"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--output", "--checkpoint"])
+def test_train_refuses_where_it_cannot_write(place, capsys, option, path, text):
+    assert refusal([*TRAIN, option, path], capsys).startswith(f"{option}: {text}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--init", "style.dat", "--output", "style.dat"], "--output: style.dat: the result would"),
+        (["--init", "style.dat", "--checkpoint", "style.dat"], "--checkpoint: style.dat: the res"),
+        (["--resume", "note", "--output", "note"], "--output: note: the result would replace"),
+        (["--output", "x", "--checkpoint", "./x"], "--output: expected another file than checkpo"),
+        (["--preview", "painting.png", "--output", "painting"], "--output: "),
+        (["--log-dir", "note"], "--log-dir: note: this cannot be a folder, because note is a file"),
+        (["--log-dir", "note/x"], "--log-dir: note/x: this cannot be a folder, because note is"),
+        (["--log-dir", "/proc/x"], "--log-dir: /proc/x: cannot write in /proc: "),
+        (["--style", "album"], "--style: expected an image file that exists, got album"),
+        (["--style", "note/x"], "--style: expected an image file that exists, got note/x"),
+        (["--style", "pipe.png"], "--style: expected an image file that exists, got pipe.png"),
+        (["--preview", "album"], "--preview: expected an image file that exists, got album"),
+        (["--preview", "pipe.png"], "--preview: expected an image file that exists, got pipe.png"),
+        (["--resume", "album"], "--resume: expected a checkpoint that exists, got album"),
+        (["--photos", "note"], "--photos: expected a folder that exists, got note"),
+        (["--photos", "note/x"], "--photos: expected a folder that exists, got note/x"),
+        (["--init", "album"], "--init: expected a bundled style"),
+    ],
+)
+def test_train_refuses_other_paths(place, capsys, arguments, text):
+    save("painting.preview.png")
+    if arguments[-1] == "painting":  # whose preview's picture would be the painting
+        arguments = [*arguments, "--style", "painting.preview.png"]
+        text = "--preview: painting.preview.png: the result would replace this file"
+    assert refusal([*TRAIN, *arguments], capsys).startswith(text)
+
+
+@pytest.mark.parametrize("name", ["output", "checkpoint", "preview"])
+def test_train_refuses_to_replace_a_photo_it_learns_from(training_config, tmp_path, name):
+    """Known before the loss network is opened, and whatever the paths look like."""
+    (tmp_path / "album").mkdir()
+    for i in range(3):
+        save(tmp_path / "album" / f"{i}.preview.png")
+    (tmp_path / "other").symlink_to(tmp_path / "album")
+    path = tmp_path / "other" / ("1" if name == "preview" else "1.preview.png")
+    config = dataclasses.replace(
+        training_config, photos=tmp_path / "album", backbones=tmp_path / "none",
+        **{"output" if name == "preview" else name: path},
+        preview=training_config.style if name == "preview" else None,
+    )  # fmt: skip
+    with pytest.raises(SettingError, match=rf"^{name}: .*1\.preview\.png: the result would repl"):
+        train(config)
+
+
+@pytest.mark.parametrize("backbones", ["note", "album", "missing"])
+def test_train_refuses_backbones_that_are_none(training_config, tmp_path, backbones):
+    (tmp_path / "note").write_text("a file")
+    (tmp_path / "album").mkdir()
+    for features in ("mixed", "vgg19"):
+        config = dataclasses.replace(
+            training_config, features=features, backbones=tmp_path / backbones
+        )
+        with pytest.raises(SettingError, match=rf"^backbones: .*{backbones}"):
+            train(config)
+
+
+def test_a_checkpoint_may_be_written_where_it_was_resumed_from(training_config, tmp_path):
+    state = tmp_path / "state"
+    first = dataclasses.replace(training_config, checkpoint=state, steps=8, threads=1)
+    train(dataclasses.replace(first, minutes=1e-9))
+    before = state.read_bytes()
+    assert train(dataclasses.replace(first, resume=state)).steps == 8
+    assert state.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "text"),
+    [
+        (STYLIZE, "note/x.png", "note: this cannot be a folder, because note is a file"),
+        (STYLIZE, "/proc/x.png", "/proc: cannot write in /proc: "),
+        (STYLIZE, "/proc/new/", "/proc/new: cannot write in /proc: "),
+        (STYLIZE, "pipe.png", "pipe.png: expected to write a file here, found a device"),
+        (STYLIZE, "n" * 300 + ".png", "n" * 300 + ".png: cannot be looked up: File name"),
+        (STYLIZE, "link.png", "link.png: the result would replace this file"),
+        ([*STYLIZE[:-1], "weights.png"], "weights.png", "weights.png: the result would replace"),
+        (DEMO, "note/x.png", "note: this cannot be a folder, because note is a file"),
+        (DEMO, "/proc/x.png", "/proc: cannot write in /proc: "),
+        (DEMO, "pipe.png", "pipe.png: expected to write a file here, found a device"),
+        ([*DEMO[:-1], "weights.png"], "weights.png", "weights.png: the result would replace"),
+    ],
+)
+def test_stylize_and_demo_refuse_where_they_cannot_write(place, capsys, verb, path, text):
+    assert refusal([*verb, "--output", path], capsys).startswith(f"--output: {text}")
+
+
+def test_a_pipe_is_not_waited_for(place, capsys):
+    assert main(["stylize", "pipe.png", "--style", "style.dat", "--output", "out"]) == 2
+    assert complaints(capsys) == ["pipe.png: expected a picture, got a device or a pipe"]
+
+
+@pytest.mark.parametrize("culprit", ["preview", "checkpoint"])
+def test_a_file_that_fails_to_be_written_on_the_way_does_not_end_the_run(
+    training_config, monkeypatch, capsys, culprit
+):
+    """The disk is full when the run is under way; the style is still written at its end."""
+    config = training_config
+    changes = {"preview": config.style} if culprit == "preview" else {}
+    if culprit == "checkpoint":
+        changes = {"checkpoint": config.output.with_name("state")}
+
+    def fail(path, *rest):
+        raise OSError(28, "No space left on device")
+
+    name = {"preview": "trainer.write_whole", "checkpoint": "trainer.save_checkpoint"}[culprit]
+    monkeypatch.setattr(f"stylekernels.training.{name}", fail)
+    assert train(dataclasses.replace(config, **changes)).steps == 8
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    assert config.output.is_file()
