@@ -4,6 +4,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 _WHITE_IS_ZERO = 0
+_UNCOMPRESSED = 1
+_SEPARATE_PLANES = 2
 # Sample formats of TIFF.
 _OTHER_NUMBERS = {2: " with a sign", 3: " in floating point"}
 
@@ -13,8 +15,14 @@ def as_8_bits(image: Image.Image) -> Image.Image:
     LA where one of its levels is transparent.
 
     Raises:
-        ValueError: for 32-bit, floating-point and signed samples, where white has no fixed value.
+        ValueError: for 32-bit, floating-point and signed samples, where white has no fixed value,
+            and for a kind of TIFF file whose samples Pillow takes for bytes.
     """
+    if image.format == "TIFF" and _is_mistaken_for_8_bits(image):
+        raise ValueError(
+            "expected the channels of a 16-bit TIFF file beside each other, got a plane for each; "
+            "save it with interleaved channels, or compressed"
+        )
     deep = image.mode in ("I", "F") or image.mode.startswith("I;")
     kind = _OTHER_NUMBERS.get(_tiff_tag(image, TiffImagePlugin.SAMPLEFORMAT, None), "")
     white = _white(image) if deep and not kind else None
@@ -38,6 +46,17 @@ def as_8_bits(image: Image.Image) -> Image.Image:
         grey = Image.merge("LA", (grey, Image.fromarray(alpha)))
     grey.info = {name: value for name, value in image.info.items() if name != "transparency"}
     return grey
+
+
+def _is_mistaken_for_8_bits(image: Image.Image) -> bool:
+    """Whether a TIFF file has 16-bit channels in planes of their own, without compression."""
+    tag = TiffImagePlugin
+    return (
+        _tiff_tag(image, tag.PLANAR_CONFIGURATION, 1) == _SEPARATE_PLANES
+        and _tiff_tag(image, tag.COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
+        and _tiff_tag(image, tag.BITSPERSAMPLE, 1) > 8
+        and len(image.getbands()) > 1
+    )
 
 
 def _white(image: Image.Image) -> int | None:

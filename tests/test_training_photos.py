@@ -1,0 +1,197 @@
+"""The photos of a training run: which are found, which are skipped, and in what order."""
+
+import dataclasses
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylekernels.cli import main
+from stylekernels.media.paths import find_photos_below
+from stylekernels.training import SettingError, train
+from stylekernels.training.data import RandomCrops, choose_photos, crop_batches
+from tests.pictures import picture, save
+from tests.training_runs import assert_same_weights
+
+
+def spoil(album):
+    """Put files beside photos that are named like photos and are none; returns their names."""
+    (album / "._a.jpg").write_bytes(b"\0\5\x16\7 left by another system")
+    (album / "empty.jpg").touch()
+    whole = save(album / "cut.jpg", np.random.default_rng(0).integers(0, 256, (64, 64, 3), "u1"))
+    whole.write_bytes(whole.read_bytes()[:1500])
+    (album / "album.jpg").mkdir(exist_ok=True)
+    Image.new("1", (20000, 10000)).save(album / "huge.png")
+    (album / "nowhere.png").symlink_to("missing.png")
+    os.mkfifo(album / "pipe.png")
+    save(album / "tiny.png", picture(8, 8))
+    return {"._a.jpg", "empty.jpg", "cut.jpg", "huge.png", "nowhere.png", "pipe.png", "tiny.png"}
+
+
+@pytest.fixture
+def album(tmp_path):
+    """Five photos of one colour each, from dark to light, one of them inside a folder."""
+    for i in range(5):
+        name = f"deeper/{i}.png" if i == 3 else f"{i}.png"
+        save(tmp_path / "album" / name, np.full((40, 50, 3), 40 * i + 20, np.uint8))
+    return tmp_path / "album"
+
+
+def test_files_that_are_no_photos_are_skipped_and_counted(training_config, album, capsys):
+    bad = spoil(album)
+    save(album / "album.jpg" / "inside.png")  # a folder's name says nothing about it
+    config = dataclasses.replace(training_config, photos=album, steps=6, held_out=12)
+    result = train(config)
+    assert result.steps == 6
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("photos: ")]
+    assert lines == [f"photos: {problem}; skipped" for problem in result.skipped]
+    assert {line.split(": ")[1].rpartition("/")[2] for line in lines} == bad
+    assert len(lines) == len(bad)
+    for name, text in {
+        "._a.jpg": "a hidden file",
+        "cut.jpg": "cut short: a part of the picture is missing",
+        "huge.png": "more than 178 megapixels, the limit against decompression bombs; scale it",
+        "nowhere.png": "no file, and no link to one",
+        "tiny.png": "expected at least 16 pixels on each side, got 8x8",
+    }.items():
+        assert any(f"/{name}: {text}" in line for line in lines), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_photo_changes_no_crop_of_another(album, workers):
+    """Where its turn is, the next photo of the round comes; the others stay where they are."""
+    photos = [*find_photos_below(album)[0]]
+    whole = [RandomCrops(photos, 32, 1)[i][0] for i in range(10)]
+    photos[2].write_text("Dear diary")
+    lines = []
+    crops = RandomCrops(photos, 32, 1)
+    batches = list(crop_batches(crops, 2, 0, 5, workers, lines.append))
+    levels = [round(crop.mean().item() * 255) for crop in torch.cat(batches)]
+    before = [round(crop.mean().item() * 255) for crop in whole]
+    bad = [i for i, level in enumerate(before) if level == 40 * 2 + 20]
+    assert len(bad) == 2  # once a round
+    for i, (now, then) in enumerate(zip(levels, before, strict=True)):
+        if i not in bad:
+            assert now == then
+    assert levels[bad[0]] == before[(bad[0] + 1) % 5]
+    assert set(lines) == {f"{photos[2]}: not a picture in a format that can be read"}
+
+
+@pytest.mark.parametrize("good", [0, 1])
+@pytest.mark.parametrize("held_out", [1, 8])
+def test_too_few_photos_are_refused_first(training_config, tmp_path, good, held_out):
+    """However many files there are: known before the loss network is opened."""
+    (tmp_path / "album").mkdir()
+    bad = spoil(tmp_path / "album")
+    for i in range(good):
+        save(tmp_path / "album" / f"{i}.png")
+    config = dataclasses.replace(
+        training_config, photos=tmp_path / "album", held_out=held_out, backbones=tmp_path / "none"
+    )
+    with pytest.raises(SettingError, match=rf"^photos: expected at least two .* read, got {good}$"):
+        train(config)
+    assert bad
+
+
+@pytest.mark.parametrize("bad", [(0, 1), (1, 2), (3, 4), (0, 4)])
+def test_two_photos_are_enough_wherever_they_are(tmp_path, bad):
+    for i in range(4):
+        save(tmp_path / f"{i}.png")
+    for i in bad:
+        (tmp_path / f"{i}.png").write_text("Dear diary")
+    train_on, held = choose_photos(tmp_path, 2, lambda line: None)
+    assert held
+    assert not {f"{i}.png" for i in bad} & {path.name for path in held}
+    assert {path.name for path in train_on} - {f"{i}.png" for i in bad}
+    assert not set(train_on) & set(held)
+
+
+def test_links_are_followed_and_loops_are_not(album, tmp_path):
+    expected = {path.resolve() for path in find_photos_below(album)[0]}
+    assert len(expected) == 5
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "photos").symlink_to(album)
+    (linked / "again").symlink_to(album / "deeper")
+    (album / "loop").symlink_to(album.parent)
+    (album / "deeper" / "self").symlink_to("self")
+    (linked / "one.png").symlink_to(album / "1.png")
+    for folder in (linked, tmp_path / "link"):
+        if folder.name == "link":
+            folder.symlink_to(linked)
+        found, problems = find_photos_below(folder)
+        assert {path.resolve() for path in found} == expected
+        assert len(found) == 5  # once each, though two are reached twice
+        assert problems == []
+    (album / ".thumbnails").mkdir()
+    save(album / ".thumbnails" / "small.png")
+    assert len(find_photos_below(album)[0]) == 5
+
+
+def test_a_link_to_a_folder_trains_as_the_folder_does(training_config, tmp_path):
+    train(training_config)
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "photos").symlink_to(training_config.photos)
+    linked = dataclasses.replace(
+        training_config, photos=tmp_path / "all", output=tmp_path / "linked.safetensors"
+    )
+    train(linked)
+    assert_same_weights(training_config.output, linked.output)
+
+
+def test_a_round_is_shuffled_once(monkeypatch, tmp_path):
+    """A crop of a collection as large as COCO costs no more than one of a small one."""
+    count, shuffled = 118_287, []
+    path = save(tmp_path / "a.png")
+    crops = RandomCrops([path] * count, 32, 0)
+    shuffle = random.Random.shuffle
+    monkeypatch.setattr(
+        random.Random, "shuffle", lambda self, x: (shuffled.append(len(x)), shuffle(self, x))
+    )
+    for i in (0, 1, 2, 70_000, count - 1, count, count + 1):
+        crops[i]
+    assert shuffled == [count, count]
+
+
+def test_the_order_of_photos_is_that_of_older_versions(album):
+    """So that a run begun before resumes with the crops that it would have seen."""
+    photos = find_photos_below(album)[0]
+    crops = RandomCrops(photos, 32, 7)
+    for index in range(15):
+        order = list(range(5))
+        random.Random(f"7 round {index // 5}").shuffle(order)
+        level = round(crops[index][0].mean().item() * 255)
+        assert level == 40 * int(photos[order[index % 5]].stem) + 20
+
+
+def test_the_command_counts_skipped_files(training_config, album, tmp_path, capsys):
+    bad = spoil(album)
+    command = [
+        "train", "--style", training_config.style, "--photos", album, "--init",
+        training_config.init, "--output", tmp_path / "out", "--backbones",
+        training_config.backbones, "--features", "mixed", "--steps", "4", "--crop", "32",
+        "--style-size", "64", "--held-out", "9", "--threads", "1", "--batch-size", "2",
+    ]  # fmt: skip
+    assert main([str(part) for part in command]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{len(bad)} files among the photos could not be read"
+
+
+def test_a_photo_that_vanishes_before_the_measuring_is_skipped(training_config, album, monkeypatch):
+    """The style is written all the same."""
+    from stylekernels.training import trainer
+
+    measure = trainer._Run.measure
+
+    def without_one(run):
+        run.held_out[0].unlink()
+        return measure(run)
+
+    monkeypatch.setattr(trainer._Run, "measure", without_one)
+    result = train(dataclasses.replace(training_config, photos=album))
+    assert result.held_out["total"] > 0
+    assert len(result.skipped) == 1
+    assert result.skipped[0].endswith(": no such file")
