@@ -149,7 +149,7 @@ def test_interrupted_training_says_what_was_saved(folder, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--learning-rate", "-1"], "--learning-rate: expected a finite number above 0, got -1.0"),
+        (["--learning-rate", "-1"], "--learning-rate: expected above 0 and at most 1e38, got -1.0"),
         (["--style", "q.jpg"], "--style: expected an image file that exists, got q.jpg"),
         (["--photos", "p.jpg"], "--photos: expected a folder that exists, got p.jpg"),
         (["--preview", "q.jpg"], "--preview: expected an image file that exists, got q.jpg"),

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,8 +14,7 @@ from PIL import Image
 
 from stylekernels.media.paths import find_photos_below
 from stylekernels.models import GeneratorConfig, StyleGenerator
-from stylekernels.training import DivergedError, SettingError, hardware, train
-from stylekernels.training.checkpoint import load_checkpoint, save_checkpoint
+from stylekernels.training import SettingError, hardware, train
 from stylekernels.training.color_transfer import ColorTransfer
 from stylekernels.training.data import (
     RandomCrops,
@@ -26,7 +24,7 @@ from stylekernels.training.data import (
     to_tensor,
 )
 from stylekernels.training.step import TrainingStep
-from tests.training_runs import assert_same_weights, stop_after, weights_of
+from tests.training_runs import assert_same_weights, weights_of
 
 
 @pytest.fixture
@@ -108,65 +106,6 @@ def test_same_seed_same_weights_and_another_seed_others(config, tmp_path):
     assert not torch.equal(weights_of(config.output)[name], weights_of(again.output)[name])
 
 
-def test_resumed_run_ends_where_the_whole_one_does(config, tmp_path):
-    train(config)
-    state = tmp_path / "state"
-    first = dataclasses.replace(
-        config, output=tmp_path / "half", checkpoint=state, checkpoint_every=3
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 5)
-        assert train(first).interrupted
-    result = train(dataclasses.replace(first, checkpoint=None, resume=state))
-    assert result.steps == 8
-    assert_same_weights(config.output, first.output)
-    for name, then, now in (
-        ("crop", 32, 48), ("content_colors", "photo", "painting"), ("color_weight", 0.0, 1.0),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=rf"was trained with {name}={then}, got {name}={now}"):
-            train(dataclasses.replace(first, resume=state, **{name: now}))
-
-
-def test_a_checkpoint_older_than_the_color_options_resumes_without_them(config, tmp_path):
-    """It is of a run that aimed at the photo's own colours, and is told so where others are
-    asked for."""
-    state = tmp_path / "state"
-    train(dataclasses.replace(config, steps=4, checkpoint=state, checkpoint_every=4))
-    old = load_checkpoint(state)
-    del old["version"]
-    settings = json.loads(old["config"])
-    assert settings.pop("content_colors") == "photo"
-    assert settings.pop("color_weight") == 0
-    save_checkpoint(state, {**old, "config": json.dumps(settings)})
-    assert train(dataclasses.replace(config, resume=state)).steps == 8
-    for changes in ({"content_colors": "painting"}, {"color_weight": 2.0}):
-        (name,) = changes
-        with pytest.raises(ValueError, match=rf"was trained with {name}=(photo|0\.0), got {name}="):
-            train(dataclasses.replace(config, resume=state, **changes))
-
-
-def test_interrupt_saves_what_there_is(config, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
-    stop_after(monkeypatch, 3)
-    result = train(config)
-    assert result.interrupted
-    assert result.steps == 3
-    assert all(math.isfinite(v) for v in {**result.losses, **result.held_out}.values())
-    assert signal.getsignal(signal.SIGINT) is before
-    name = "to_rgb.weight"
-    assert not torch.equal(weights_of(config.output)[name], weights_of(config.init)[name])
-
-
-def test_an_interrupt_before_there_is_a_style_writes_nothing(config, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
-    stop_after(monkeypatch, 2)
-    early = dataclasses.replace(config, init="bilinear", lite=True, warmup_steps=4)
-    with pytest.raises(KeyboardInterrupt):
-        train(early)
-    assert not config.output.exists()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_the_warm_up_says_how_far_it_is(config, capsys):
     new = dataclasses.replace(config, init="bilinear", lite=True, precision="float32")
     train(dataclasses.replace(new, warmup_steps=9, steps=1))
@@ -179,12 +118,6 @@ def test_minutes_end_a_run(config):
     result = train(dataclasses.replace(config, steps=10**6, minutes=0.02))
     assert 0 < result.steps < 10**5
     assert not result.interrupted
-
-
-def test_a_loss_that_is_not_finite_is_an_error(config):
-    with pytest.raises(DivergedError, match="lower learning_rate"):
-        train(dataclasses.replace(config, learning_rate=1e30))
-    assert not config.output.exists()
 
 
 def test_logs_and_preview(config, folder, tmp_path):
@@ -208,7 +141,7 @@ def test_logs_and_preview(config, folder, tmp_path):
         ({"style_weight": -1.0}, "style_weight: expected 0 or more, got -1.0"),
         ({"color_weight": math.nan}, "color_weight: expected 0 or more, got nan"),
         ({"content_colors": "sepia"}, "content_colors: expected painting or photo, got sepia"),
-        ({"learning_rate": math.inf}, "learning_rate: expected a finite number above 0, got inf"),
+        ({"learning_rate": math.inf}, "learning_rate: expected above 0 and at most 1e38, got inf"),
         ({"minutes": 0.0}, r"minutes: expected above 0, got 0\.0"),
         ({"lite": True}, "lite: the network's shape comes from init="),
         ({"upsample": "transpose"}, "upsample: the network's shape comes from init="),

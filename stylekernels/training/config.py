@@ -139,7 +139,8 @@ class TrainConfig:
             value = getattr(self, name)
             _require(0 <= value < math.inf, name, "0 or more", value)
         rate = self.learning_rate
-        _require(0 < rate < math.inf, "learning_rate", "a finite number above 0", rate)
+        # Adam's arithmetic is in float32, which holds no larger ones.
+        _require(0 < rate <= 1e38, "learning_rate", "above 0 and at most 1e38", rate)
         _require(
             self.content_colors in ("painting", "photo"),
             "content_colors",

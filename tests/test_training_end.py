@@ -1,0 +1,205 @@
+"""How a run ends before its last step: signals, and losses that are no longer finite."""
+
+import dataclasses
+import io
+import math
+import os
+import signal
+import sys
+
+import pytest
+import torch
+
+from stylekernels.cli import main
+from stylekernels.signals import ENDING
+from stylekernels.training import DivergedError, train
+from stylekernels.training.checkpoint import load_checkpoint
+from stylekernels.training.data import _leave_signals_to_the_trainer
+from stylekernels.training.step import TrainingStep
+from tests.pictures import complaints
+from tests.training_runs import assert_same_weights, stop_after, weights_of
+
+
+@pytest.fixture
+def config(training_config):
+    return training_config
+
+
+def test_interrupt_saves_what_there_is(config, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    stop_after(monkeypatch, 3)
+    result = train(config)
+    assert result.interrupted
+    assert result.steps == 3
+    assert all(math.isfinite(v) for v in {**result.losses, **result.held_out}.values())
+    assert signal.getsignal(signal.SIGINT) is before
+    name = "to_rgb.weight"
+    assert not torch.equal(weights_of(config.output)[name], weights_of(config.init)[name])
+
+
+def test_an_interrupt_before_there_is_a_style_writes_nothing(config, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    stop_after(monkeypatch, 2)
+    early = dataclasses.replace(config, init="bilinear", lite=True, warmup_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(early)
+    assert not config.output.exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_loss_that_is_not_finite_is_an_error(config):
+    with pytest.raises(DivergedError, match="lower learning_rate"):
+        train(dataclasses.replace(config, learning_rate=1e30))
+    assert not config.output.exists()
+
+
+def command(config, *more):
+    """The command line of a configuration."""
+    options = {
+        name: getattr(config, name)
+        for name in ("style", "photos", "init", "output", "backbones", "features", "steps",
+                     "crop", "style_size", "held_out", "threads", "batch_size", "log_every",
+                     "checkpoint", "learning_rate", "content_colors", "color_weight", "tv_weight")
+        if getattr(config, name) is not None
+    }  # fmt: skip
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return ["train", *words, *more]
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_every_signal_that_ends_a_process_saves_what_there_is(config, tmp_path, capsys, number):
+    """The style, and a checkpoint from which the run ends where it would have ended."""
+    train(dataclasses.replace(config, output=tmp_path / "whole"))
+    before = [signal.getsignal(each) for each in ENDING]
+    state = tmp_path / "state"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3, number)
+        assert main(command(dataclasses.replace(config, checkpoint=state))) == 130
+    assert [signal.getsignal(each) for each in ENDING] == before
+    captured = capsys.readouterr()
+    assert "stylekernels: interrupted after 3 of 8 steps; the style so far is in" in captured.err
+    assert load_checkpoint(state)["step"] == 3
+    third = weights_of(config.output)
+    for name, tensor in load_checkpoint(state)["generator"].items():
+        assert torch.equal(third[name], tensor), name
+    train(dataclasses.replace(config, resume=state))
+    assert_same_weights(config.output, tmp_path / "whole")
+
+
+def test_a_signal_that_is_ignored_stays_so(config, monkeypatch):
+    """As under nohup, which lets training go on when its terminal is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop_after(monkeypatch, 3, signal.SIGHUP)
+        assert main(command(config)) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_second_signal_ends_a_run_at_once(config, monkeypatch, capsys, number):
+    """Nothing is written, not even a part."""
+    take, steps = TrainingStep.__call__, []
+
+    def signalled(*arguments):
+        steps.append(os.kill(os.getpid(), number))
+        os.kill(os.getpid(), number)
+        return take(*arguments)
+
+    monkeypatch.setattr(TrainingStep, "__call__", signalled)
+    before = sorted(config.output.parent.iterdir())
+    assert main(command(config)) == 130
+    assert complaints(capsys) == ["interrupted"]
+    assert len(steps) == 1
+    assert sorted(config.output.parent.iterdir()) == before
+
+
+class ClosedTerminal(io.StringIO):
+    """What stderr is once the terminal's window was closed."""
+
+    def write(self, text):
+        raise OSError(5, "Input/output error")
+
+
+def test_a_run_whose_terminal_was_closed_is_saved(config, monkeypatch):
+    take = TrainingStep.__call__
+
+    def closed(*arguments):
+        monkeypatch.setattr(sys, "stderr", ClosedTerminal())
+        os.kill(os.getpid(), signal.SIGHUP)
+        return take(*arguments)
+
+    monkeypatch.setattr(TrainingStep, "__call__", closed)
+    assert main(command(config, "--log-every", "1")) == 130
+    name = "to_rgb.weight"
+    assert not torch.equal(weights_of(config.output)[name], weights_of(config.init)[name])
+
+
+def test_processes_that_decode_leave_signals_to_the_trainer(config):
+    """The whole group of processes gets them; photos still come for the step under way."""
+    number, before = signal.SIGTERM, {each: signal.getsignal(each) for each in ENDING}
+    try:
+        _leave_signals_to_the_trainer(0)
+        for each in ENDING:
+            os.kill(os.getpid(), each)  # would end this process
+        assert signal.getsignal(number) is signal.SIG_DFL  # for PyTorch to end a worker that hangs
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3, number)
+        result = train(dataclasses.replace(config, workers=2))
+    assert (result.interrupted, result.steps) == (True, 3)
+
+
+def explode(patch, steps):
+    """Make the weights infinite as step number ``steps`` ends."""
+    take, count = TrainingStep.__call__, [0]
+
+    def step(self, *arguments):
+        losses = take(self, *arguments)
+        count[0] += 1
+        if count[0] == steps:
+            with torch.no_grad():
+                next(self.generator.parameters()).fill_(math.inf)
+        return losses
+
+    patch.setattr(TrainingStep, "__call__", step)
+
+
+@pytest.mark.parametrize("last", [2, 3, 4, 7, 8])
+def test_the_last_finite_state_is_kept(config, tmp_path, monkeypatch, capsys, last):
+    """The style and the checkpoint of the last step known to be good; that of no other."""
+    state = tmp_path / "state"
+    good = (last - 1) // 2 * 2  # it is looked at every second step
+    kept = {}
+    if good:
+        whole = dataclasses.replace(config, output=tmp_path / "whole", checkpoint=tmp_path / "s")
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, good)
+            train(whole)
+        kept = weights_of(whole.output)
+    explode(monkeypatch, last)
+    diverging = dataclasses.replace(config, checkpoint=state, log_every=2)
+    assert main(command(diverging, "--checkpoint-every", "2")) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("stylekernels: --learning-rate: the loss became nan at step ")
+    assert config.output.exists() == state.exists() == bool(good)
+    if good:
+        assert line.endswith(f"; {config.output} has the style of step {good}")
+        for name, tensor in weights_of(config.output).items():
+            assert torch.equal(tensor, kept[name]), name
+            assert torch.equal(load_checkpoint(state)["generator"][name], kept[name]), name
+        assert load_checkpoint(state)["step"] == good
+
+
+@pytest.mark.parametrize("rate", ["1e30", "1e38"])
+@pytest.mark.parametrize("steps", ["1", "2", "8"])
+def test_a_rate_that_is_far_too_high_is_a_line(config, capsys, rate, steps):
+    config.output.write_text("an older style")
+    assert main(command(config, "--learning-rate", rate, "--steps", steps)) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("stylekernels: --learning-rate: the loss became ")
+    assert line.endswith("; lower learning_rate or style_weight")
+    assert config.output.read_text() == "an older style"
