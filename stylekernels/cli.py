@@ -7,6 +7,7 @@ SIGTERM or SIGHUP, 141 nobody reads the output any more.
 """
 
 import dataclasses
+import errno
 import functools
 import operator
 import os
@@ -238,10 +239,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _train(command) if isinstance(command, TrainConfig) else command.run()
             sys.stdout.flush()
             return code
-    except BrokenPipeError:
-        # Whoever read the output, `head` for one, has seen enough. Python flushes again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _READER_LEFT
     except Refused as error:
         complain(str(error))
         return _REFUSED
@@ -251,6 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # tyro's, after help (0) or an error it has printed (2)
         return stop.code if isinstance(stop.code, int) else _REFUSED
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
+            # Whoever read the output, `head` for one or a terminal, has gone. Python flushes again
+            # at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _READER_LEFT
         if debug:
             raise
         complain(

@@ -116,22 +116,28 @@ def test_a_second_signal_ends_a_run_at_once(config, monkeypatch, capsys, number)
 
 
 class ClosedTerminal(io.StringIO):
-    """What stderr is once the terminal's window was closed."""
+    """What stdout and stderr are once the terminal's window was closed."""
 
     def write(self, text):
         raise OSError(5, "Input/output error")
 
+    def fileno(self):
+        return self.file
 
-def test_a_run_whose_terminal_was_closed_is_saved(config, monkeypatch):
+
+def test_a_run_whose_terminal_was_closed_is_saved(config, monkeypatch, tmp_path):
     take = TrainingStep.__call__
+    ClosedTerminal.file = os.open(tmp_path / "stdout", os.O_CREAT | os.O_WRONLY)
 
     def closed(*arguments):
         monkeypatch.setattr(sys, "stderr", ClosedTerminal())
+        monkeypatch.setattr(sys, "stdout", ClosedTerminal())
         os.kill(os.getpid(), signal.SIGHUP)
         return take(*arguments)
 
     monkeypatch.setattr(TrainingStep, "__call__", closed)
-    assert main(command(config, "--log-every", "1")) == 130
+    assert main(command(config, "--log-every", "1")) == 141  # nobody reads the output
+    os.close(ClosedTerminal.file)
     name = "to_rgb.weight"
     assert not torch.equal(weights_of(config.output)[name], weights_of(config.init)[name])
 
