@@ -24,7 +24,7 @@ import tyro
 import stylekernels
 from stylekernels.models.styles import bundled_styles, style_file
 from stylekernels.signals import handled
-from stylekernels.terminal import Refused, advance, complain, plural, progress, refusing
+from stylekernels.terminal import Refused, advance, complain, plural, progress, refusing, say
 from stylekernels.training.config import TrainConfig
 from stylekernels.training.errors import DivergedError, SettingError
 
@@ -135,7 +135,7 @@ class Stylize:
                 "" if len(photos) == 1 else f"{len(written)} {plural('photo', len(written))} in "
             )
             refused = f", {len(problems)} refused" if problems else ""
-            print(f"{count}{place}{refused}  {time.perf_counter() - started:.1f} s")
+            say(f"{count}{place}{refused}  {time.perf_counter() - started:.1f} s")
         return _REFUSED if problems else _DONE
 
     def paint(
@@ -202,7 +202,7 @@ class Demo:
             pictures.append((path.stem.replace("_", " "), stylizer(photo)))
         with refusing():
             write_photo(output, Photo(make_sheet(pictures)))
-        print(f"{output}: the photo and {len(styles)} {plural('style', len(styles))}")
+        say(f"{output}: the photo and {len(styles)} {plural('style', len(styles))}")
         return _DONE
 
 
@@ -213,7 +213,7 @@ class Info:
     def run(self) -> int:
         from stylekernels.info import describe
 
-        print(describe())
+        say(describe())
         return _DONE
 
 
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv == ["--version"]:
-        print(f"stylekernels {stylekernels.__version__}")
+        say(f"stylekernels {stylekernels.__version__}")
         return _DONE
     argv, debug = _take_debug(argv)
     try:
@@ -335,18 +335,18 @@ def _train(config: TrainConfig) -> int:
         ) from error
     if result.skipped:
         count = len(result.skipped)
-        print(f"{count} {plural('file', count)} among the photos could not be read")
+        say(f"{count} {plural('file', count)} among the photos could not be read")
     held_out = " ".join(
         f"{name} {value:.3f}" for name, value in result.held_out.items() if "/" not in name
     )
-    print(f"photos held out: {held_out}")
+    say(f"photos held out: {held_out}")
     if result.interrupted:
         complain(
             f"interrupted after {result.steps} of {config.steps} steps; the style so far is in "
             f"{result.output}"
         )
         return _INTERRUPTED
-    print(
+    say(
         f"{result.output}: trained {result.steps} steps, {result.seconds / 60:.1f} minutes in all; "
         f"try stylekernels stylize PHOTO --style {result.output}"
     )

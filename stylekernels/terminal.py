@@ -39,6 +39,14 @@ def plural(noun: str, count: int) -> str:
     return noun if count == 1 else noun + "s"
 
 
+def say(text: str) -> None:
+    """Print on stdout; characters that its encoding lacks, as paths may have, become escapes."""
+    try:
+        print(text)
+    except UnicodeEncodeError as error:
+        print(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+
+
 def complain(message: str) -> None:
     """One line on stderr, above a progress bar if there is one; none where the terminal is gone."""
     from tqdm import tqdm

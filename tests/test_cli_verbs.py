@@ -1,5 +1,6 @@
 """The command line's other verbs, its help, and the whole as a process."""
 
+import io
 import os
 import subprocess
 import sys
@@ -193,6 +194,27 @@ def test_a_process_writes_says_and_exits(folder, style):
     assert done.stderr == "stylekernels: note.jpg: not a picture in a format that can be read\n"
     assert done.stdout.startswith("1 photo in out/, 1 refused  ")
     assert written(folder) == {"a.png", "note.jpg", "out/a.png"}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "cp1252"])
+def test_names_that_the_terminal_cannot_show(folder, style, monkeypatch, encoding):
+    """They are written all the same, and named with escapes; one of them is not even text."""
+    names = ["\u3042.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        Image.new("RGB", (40, 40), "teal").save("a.png")
+        Path("a.png").rename(name)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", shown)
+    for name in names:
+        assert main(["stylize", name, "-s", style, "-o", "out/"]) == 0
+        assert main(["stylize", name, "-s", style, "-o", "out" + name]) == 0
+    assert written(folder) == {*names, *(f"out/{name}" for name in names),
+                               *(f"out{name}" for name in names)}  # fmt: skip
+    shown.flush()
+    said = shown.buffer.getvalue().decode(encoding)
+    first = names[0] if encoding == "utf-8" else r"\u3042.png"
+    assert f"out{first}  " in said
+    assert r"out\udcff.png  " in said
 
 
 @pytest.mark.parametrize(
