@@ -40,10 +40,14 @@ def test_interrupt_saves_what_there_is(config, monkeypatch):
 def test_an_interrupt_before_there_is_a_style_writes_nothing(config, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     stop_after(monkeypatch, 2)
-    early = dataclasses.replace(config, init="bilinear", lite=True, warmup_steps=4)
+    state = config.output.with_name("state")
+    early = dataclasses.replace(
+        config, init="bilinear", lite=True, warmup_steps=4, checkpoint=state
+    )
     with pytest.raises(KeyboardInterrupt):
         train(early)
     assert not config.output.exists()
+    assert not state.exists()  # resumed, it would skip the rest of the warm-up
     assert signal.getsignal(signal.SIGINT) is before
 
 

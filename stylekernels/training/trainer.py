@@ -312,12 +312,13 @@ class _Run:
         return means.take()
 
     def save_checkpoint(self) -> None:
-        """Write everything a resumed run needs; the crops follow from seed and step.
+        """Write everything a resumed run needs; the crops follow from seed and step. Before the
+        first step there is nothing to resume: the warm-up may not be done.
 
         Raises:
             DivergedError: if the losses are not finite; an older checkpoint is kept then.
         """
-        if self.config.checkpoint is None:
+        if self.config.checkpoint is None or not self.step:
             return
         self.keep()
         state = {
