@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _DONE
     argv, debug = _take_debug(argv)
     try:
-        # What would end the process as Ctrl-C does leaves no half-written files.
+        # SIGTERM and SIGHUP raise KeyboardInterrupt too, so that no half-written file is left.
         with handled(signal.default_int_handler):
             command = _parse(argv)
             _check_environment()
@@ -249,8 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else _REFUSED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
-            # Whoever read the output, `head` for one or a terminal, has gone. Python flushes again
-            # at exit.
+            # The reader of the output, such as `head` or a terminal, has gone. Python flushes
+            # again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _READER_LEFT
         if debug:

@@ -1,8 +1,9 @@
-"""Telling that memory ran out from other errors."""
+"""Recognition of errors that mean that memory ran out."""
 
 import torch
 
-# PyTorch has a class for GPUs alone. Its own word for tensors, "memory", is in many other errors.
+# PyTorch has an exception class for GPUs only. On the CPU the name of the allocator identifies the
+# error; the word "memory" alone also appears in messages about layouts and illegal accesses.
 _ALLOCATORS = ("DefaultCPUAllocator:", "std::bad_alloc", "CUDA error: out of memory")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: Ctrl-C, a request to end, and a terminal that was closed. Windows has no last one.
+#: Ctrl-C, a request to end, and a closed terminal. Windows lacks SIGHUP.
 ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )

@@ -1,4 +1,4 @@
-"""What the command line says: refusals, complaints and progress."""
+"""Output of the command line: results, refusals, complaints and progress."""
 
 import sys
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def say(text: str) -> None:
 
 
 def complain(message: str) -> None:
-    """One line on stderr, above a progress bar if there is one; none where the terminal is gone."""
+    """Write one line on stderr, above a progress bar; a terminal that was closed gets none."""
     from tqdm import tqdm
 
     with suppress(OSError):

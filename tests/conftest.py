@@ -315,7 +315,7 @@ class Recorder(TorchDispatchMode):
 @pytest.fixture(scope="session")
 def training_folder(tmp_path_factory) -> Path:
     """Photos, a painting, and the files of a narrow ``mixed`` loss network."""
-    from tests.training_runs import fill  # which needs more than a machine to test ops on has
+    from tests.training_runs import fill  # needs Pillow and safetensors; ops don't
 
     return fill(tmp_path_factory.mktemp("training"))
 

@@ -1,4 +1,4 @@
-"""Whether results can be written where they are wanted, decided before any work begins."""
+"""Checks, before any work begins, that results can be written and replace no input."""
 
 import os
 import tempfile
@@ -24,9 +24,7 @@ def check_replaceable(path: Path) -> None:
         ValueError: naming the path, if it is a folder or a device, or if its name is too long.
     """
     if looked_up(path).is_dir():
-        raise ValueError(
-            f"{path}: expected to write a file here, found a folder; name a file in it"
-        )
+        raise ValueError(f"{path}: expected to write a file here, found a folder; add a file name")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: expected to write a file here, found a device; choose another")
 
@@ -93,7 +91,7 @@ def check_inputs_are_kept(outputs: Iterable[Path], inputs: Iterable[Path]) -> No
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from every other; None where there is no file."""
+    """The device and inode of a file; None where there is no file."""
     try:
         found = os.stat(path)
     except OSError:

@@ -9,8 +9,8 @@ from types import TracebackType
 class SharedChange:
     """A context manager: the first thread to enter makes a change, the last one to leave undoes it.
 
-    Where each thread changed and restored the state for itself, one that leaves early would take
-    the change from the others, and one that leaves late would restore a changed state for good.
+    If each thread changed and restored the state itself, the first to leave would end the change
+    for the others, and the last would restore a changed state for good.
 
     Args:
         change: makes the context manager of the change.

@@ -186,7 +186,7 @@ class TrainConfig:
         for name, path in outputs.items():
             with naming(name):
                 check_file(path)
-                # A run may keep its state where it found it.
+                # A run may write its checkpoint over the one that it resumes from.
                 kept = inputs if name != "checkpoint" else [i for i in inputs if i != self.resume]
                 check_inputs_are_kept([path], kept)
         names = {path.resolve(): name for name, path in outputs.items()}

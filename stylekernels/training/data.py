@@ -23,8 +23,8 @@ def choose_photos(
 ) -> tuple[list[Path], list[Path]]:
     """The photos below a folder to train on, and those to measure on.
 
-    A photo is held out only if it can be read. Of the others the first that can be is looked for,
-    and the rest is left to its turn: to read a large collection takes long.
+    A photo is held out only if it can be read. The others are searched for the first readable one;
+    the rest are read when their turn comes, because reading a large collection takes long.
 
     Args:
         folder: see :func:`~stylekernels.media.paths.find_photos_below`.

@@ -1,4 +1,4 @@
-"""What training refuses, and how it fails, as classes."""
+"""Errors of training."""
 
 
 class SettingError(ValueError):

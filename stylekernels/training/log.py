@@ -1,4 +1,4 @@
-"""What a run says: lines on the terminal, curves and pictures for TensorBoard."""
+"""The log of a run: lines on the terminal, curves and pictures for TensorBoard."""
 
 import contextlib
 import sys

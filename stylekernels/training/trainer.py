@@ -162,7 +162,7 @@ class _Run:
         if resume is not None:
             self.step, self.minutes, self.warm = resume["step"], resume["minutes"], True
             self.optimise.optimizer.load_state_dict(resume["optimizer"])
-            if resume["scaler"]:  # empty in a run without float16, whose gradients were not scaled
+            if resume["scaler"]:  # empty for runs without float16, which scale no gradients
                 self.optimise.scaler.load_state_dict(resume["scaler"])
         self.transfer = ColorTransfer(painting[0]) if config.content_colors == "painting" else None
         self.crops = RandomCrops(photos, config.crop, config.seed)
