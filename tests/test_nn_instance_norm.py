@@ -393,3 +393,19 @@ class TestAdaptiveInstanceNorm2d:
                 module(random(3, 4, 5, 7), style)
         assert repr(module) == "AdaptiveInstanceNorm2d(eps=1e-05)"
         assert not module.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore:var:UserWarning")  # of no values, in the plain formula
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 0, 8), (2, 3, 8, 0), (2, 3, 0, 0)])
+def test_empty_planes(shape, affine, device) -> None:
+    """As PyTorch: nothing to normalise, and gradients of zeros for the parameters."""
+    norms = [module(3, affine=affine).to(device) for module in (nn.InstanceNorm2d, InstanceNorm2d)]
+    for norm in norms:
+        x = torch.empty(shape, device=device, requires_grad=True)
+        y = norm(x)
+        assert y.shape == shape
+        y.sum().backward()
+        assert x.grad.shape == shape
+        for parameter in norm.parameters():
+            assert torch.equal(parameter.grad, torch.zeros_like(parameter))

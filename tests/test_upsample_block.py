@@ -481,6 +481,7 @@ X, WEIGHT = inputs((2, 3, 5, 4), 6, "transpose", 4, torch.float32).values()
         ({"bias": torch.ones(6, device="meta")}, ValueError, "bias: .*got meta"),
         ({"weight": None}, TypeError, "weight: expected"),
         ({"x": X[:, :, :1], "padding_mode": "reflect"}, ValueError, "x: .*reflect"),
+        ({"x": X[:, :, :0]}, ValueError, r"x: .*one pixel, got \(2, 3, 0, 4\)"),
     ],
 )
 def test_errors(arguments, error, message) -> None:

@@ -93,6 +93,8 @@ def upsample_block(
     Odena, Dumoulin and Olah, "Deconvolution and checkerboard artifacts", 2016.
     """
     check_image_batch(x)
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x: expected at least one channel and one pixel, got {tuple(x.shape)}")
     check_choice(upsample, "upsample", ("transpose", "nearest"))
     check_choice(norm, "norm", ("instance", "none"))
     check_choice(activation, "activation", ACTIVATIONS)

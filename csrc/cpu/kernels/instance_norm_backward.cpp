@@ -254,7 +254,8 @@ void backward_of(const InstanceNormBackward& args) {
     rows[kSlope][plane] = coefficient<W>(slope);
     rows[kOffset][plane] = coefficient<W>(-share * sum_g - slope * error);
     at<W>(args.sum_grad, plane)[0] = W(sum_g);
-    at<W>(args.sum_grad_normalized, plane)[0] = W(sum_gd * inverse);
+    // Without pixels the statistics are no numbers.
+    at<W>(args.sum_grad_normalized, plane)[0] = g.pixels == 0 ? W(0) : W(sum_gd * inverse);
   };
 
   if (contiguous && g.chunks == 1) {  // plane by plane, in cache
