@@ -48,6 +48,23 @@ def test_gradcheck_of_stats(device) -> None:
     assert torch.autograd.gradgradcheck(instance_norm_stats, (x,))
 
 
+@pytest.mark.parametrize("implementation", ["kernels", "reference", "triton"], indirect=True)
+@pytest.mark.parametrize("n", [1, 2])
+def test_gradients_in_channels_last(n, implementation, device) -> None:
+    """PyTorch's is wrong for one image (docs/pytorch-faults.md)."""
+    x, cotangent = (random(n, 2, 3, 2, dtype=torch.float64, device=device, seed=s) for s in (4, 5))
+    steps = torch.eye(x.numel(), dtype=torch.float64, device=device).view(-1, *x.shape) * 1e-4
+    differences = [
+        ((instance_norm(x + step) - instance_norm(x - step)) * cotangent).sum() / 2e-4
+        for step in steps
+    ]
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        leaf = x.to(memory_format=memory_format).requires_grad_()
+        given = cotangent.to(memory_format=torch.channels_last)
+        (grad,) = torch.autograd.grad(instance_norm(leaf), leaf, given)
+        torch.testing.assert_close(grad.flatten(), torch.stack(differences), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gradient_penalty(dtype, layout, device) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
 from stylekernels import instance_norm_stats, native, norm_scale_shift
-from tests.conftest import DTYPES, assert_accurate, laid_out, random
+from tests.conftest import DTYPES, allowed_errors, assert_accurate, laid_out, random
 from tests.instance_norms import ACTIVATIONS
 from tests.test_norm_conv2d import MODES, in_torch, inputs, is_possible, padding_of
 from tests.test_norm_conv2d_contract import FEW_MODES, half_padded
@@ -162,7 +162,8 @@ def check(tensors: dict[str, Tensor], norm: Norm | None = None, **options) -> No
     first = (..., slice(rows), slice(columns))
     if result.y.dtype == torch.uint8:
         # PyTorch's result before it is rounded to bytes, which costs half a level at most.
-        allowed = 2 * (torchs.double() - exact).abs().max() + 2e-3
+        _, largest = allowed_errors(torchs, exact)
+        allowed = largest * exact.abs().max() + 2e-3
         difference = (result.y.double() - exact[first].clamp(0, 255)).abs().max()
         assert difference <= 0.5 + allowed, f"{difference} levels, {0.5 + allowed} are allowed"
     else:

@@ -1,0 +1,56 @@
+"""The accuracy rule of the tests: what it passes and what it fails, also where PyTorch is wrong."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import assert_accurate, random
+
+EXACT = random(2, 3, 8, 9, dtype=torch.float64, seed=1)
+DTYPES_AND_ONE_ROUNDING = (
+    (torch.float32, 5e-7),
+    (torch.bfloat16, 2.0**-8),
+    (torch.float16, 2.0**-11),
+)
+
+
+def faulty(kind: str, dtype: torch.dtype) -> Tensor:
+    """PyTorch's result with a fault in one row: memory that was never written, or added to it."""
+    result = EXACT.to(dtype)
+    fault = {"nan": torch.nan, "infinite": torch.inf, "huge": 1e4}.get(kind)
+    result[1, 2, 5] = 0 if fault is None else fault
+    if kind == "zeros":
+        result[0] = 0
+    return result
+
+
+@pytest.mark.parametrize("kind", ["nan", "infinite", "huge", "zeros"])
+@pytest.mark.parametrize(("dtype", "one_rounding"), DTYPES_AND_ONE_ROUNDING)
+def test_where_pytorch_is_wrong_rounding_alone_is_allowed(dtype, one_rounding, kind) -> None:
+    torchs = faulty(kind, dtype)
+    assert_accurate(EXACT.to(dtype), torchs, EXACT)
+    assert_accurate((EXACT * (1 + one_rounding)).to(dtype), torchs, EXACT)
+    for wrong in (EXACT * (1 + 6 * one_rounding), EXACT.flip(0), torch.zeros_like(EXACT)):
+        with pytest.raises(AssertionError, match=r"relative error .* exceeds"):
+            assert_accurate(wrong.to(dtype), torchs, EXACT)
+    one_pixel = EXACT.to(dtype)
+    one_pixel[0, 1, 2, 3] += 8 * one_rounding * EXACT.abs().max()
+    with pytest.raises(AssertionError, match=r"maximum relative error .* exceeds"):
+        assert_accurate(one_pixel, torchs, EXACT)
+    with pytest.raises(AssertionError, match="not finite"):
+        assert_accurate(
+            torchs if kind in ("nan", "infinite") else EXACT.to(dtype) / 0, torchs, EXACT
+        )
+
+
+def test_where_pytorch_rounds_twice_its_error_is_allowed() -> None:
+    torchs = (EXACT * (1 + 1e-3)).float()
+    assert_accurate((EXACT * (1 - 1.9e-3)).float(), torchs, EXACT)
+    with pytest.raises(AssertionError, match=r"exceeds 0\.002"):
+        assert_accurate((EXACT * (1 + 2.1e-3)).float(), torchs, EXACT)
+
+
+def test_what_underflows_is_allowed_to() -> None:
+    """Half of float16's smallest number comes to zero, in ours and in any other result."""
+    tiny = EXACT * 2.0**-25 / EXACT.abs().max()
+    assert_accurate(tiny.half(), tiny.half(), tiny)
