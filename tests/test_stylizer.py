@@ -1,13 +1,18 @@
 """The stylizer and the blend: frames in, frames out, of the same kind."""
 
 import copy
+import dataclasses
+import types
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parametrize, prune
 
 from stylekernels import native
 from stylekernels.inference import Stylizer, blend
+from stylekernels.inference.plan import can_plan
+from stylekernels.models import StyleGenerator
 from tests.pictures import LUMA
 
 
@@ -86,23 +91,141 @@ def test_the_network_runs_in_evaluation_mode(generator):
     np.testing.assert_array_equal(dropped, whole)
 
 
-@pytest.mark.parametrize("change", ["subclass", "hook", "another module"])
+def replace_method(generator):
+    plain = type(generator).forward
+    generator.forward = types.MethodType(lambda self, x: 1 - plain(self, x), generator)
+
+
+def replace_convolution(**options):
+    """A convolution of the same weights, with other options of the same output size."""
+
+    def change(generator):
+        block = generator.residual[0].first
+        old = block.conv
+        new = torch.nn.Conv2d(8, 8, 3, **({"padding": 1, "bias": False} | options))
+        with torch.no_grad():
+            new.weight.copy_(old.weight[:, : new.weight.shape[1]])
+        block.conv = new
+
+    return change
+
+
+def track_statistics(generator):
+    norm = generator.down[1].norm
+    tracking = type(norm)(6, affine=True, track_running_stats=True, activation="relu")
+    tracking.running_mean.uniform_(-1, 1)
+    tracking.running_var.uniform_(1, 2)
+    generator.down[1].norm = tracking
+
+
+def assign(path, **attributes):
+    def change(generator):
+        module = generator.get_submodule(path)
+        for name, value in attributes.items():
+            setattr(module, name, value)
+
+    return change
+
+
+class Negative(StyleGenerator):
+    def forward(self, x):
+        return 1 - super().forward(x)
+
+
+class Doubled(torch.nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Halved(torch.nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def share_blocks(generator):
+    generator.residual.append(generator.residual[0])
+
+
+#: What people do to a generator, each of which changes the picture.
+CHANGES = {
+    "subclass": lambda g: setattr(g, "__class__", Negative),
+    "subclassed layer": lambda g: setattr(g.to_rgb, "__class__", Doubled),
+    "replaced forward": replace_method,
+    "replaced forward of a layer": assign("to_rgb", forward=lambda x: x[:, :3] * 4),
+    "replaced method of a layer": assign("to_rgb", _conv_forward=lambda x, w, b: x[:, :3] * 4),
+    "forward hook": lambda g: g.to_rgb.register_forward_hook(lambda module, given, y: 8 - y),
+    "forward pre-hook": lambda g: g.to_rgb.register_forward_pre_hook(lambda module, x: x[0] / 2),
+    "another module": lambda g: g.residual.__setitem__(0, torch.nn.Identity()),
+    "one module more": lambda g: g.residual.append(torch.nn.ReLU()),
+    "a block twice": share_blocks,
+    "dilation": replace_convolution(padding=2, dilation=2, padding_mode="reflect"),
+    "dilation set later": assign("residual.0.first.conv", dilation=(2, 2), padding=(2, 2),
+                                 _reversed_padding_repeated_twice=[2] * 4),
+    "groups": replace_convolution(groups=2, padding_mode="reflect"),
+    "zeros around": replace_convolution(),
+    "circular padding": replace_convolution(padding_mode="circular"),
+    "padding by name": replace_convolution(padding="same", dilation=3, padding_mode="reflect"),
+    "bias of a convolution": lambda g: setattr(g.to_rgb, "bias", None),
+    "eps": assign("down.1.norm", eps=0.5),
+    "eps of the upsampling": assign("up.1", eps=50.0),
+    "activation": assign("residual.0.second.norm", activation="relu"),
+    "activation of the upsampling": assign("up.1", activation="none"),
+    "norm of the upsampling": assign("up.1", norm="none", norm_weight=None, norm_bias=None),
+    "border of the upsampling": assign("up.0", padding_mode="zeros"),
+    "residual first": assign("residual.0.second.norm", residual_first=True, activation="relu"),
+    "running statistics": track_statistics,
+    "norm without weights": lambda g: (setattr(g.down[1].norm, "weight", None),
+                                       setattr(g.down[1].norm, "bias", None)),
+    "parametrization": lambda g: parametrize.register_parametrization(g.to_rgb, "weight", Halved()),
+    "pruning": lambda g: prune.random_unstructured(g.to_rgb, "weight", 0.5),
+    "weight norm": lambda g: (torch.nn.utils.parametrizations.weight_norm(g.to_rgb),
+                              g.to_rgb.parametrizations.weight.original0.data.mul_(0.5)),
+    "config": lambda g: setattr(g, "config", dataclasses.replace(g.config, value_range=4.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_a_generator_does_besides_is_done(generator, change):
-    generator = copy.deepcopy(generator)
-    if change == "subclass":
+    with torch.no_grad():
+        changed = copy.deepcopy(generator)
+        for norm in (changed.down[1].norm, changed.residual[0].second.norm):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+        frame = frames(32, 40)
+        before = expected(changed, frame)
+        CHANGES[change](changed)
+    wanted = expected(changed.eval(), frame)
+    assert np.abs(wanted - before).max() > 2, "the change is no change"
+    out = Stylizer(changed, dtype=torch.float32)(frame)
+    assert np.abs(out - wanted).max() < 0.5 + 1e-3
 
-        class Negative(type(generator)):
-            def forward(self, x):
-                return 1 - super().forward(x)
 
-        generator.__class__ = Negative
-    elif change == "hook":
-        generator.to_rgb.register_forward_hook(lambda module, given, y: 8 - y)
-    else:
-        generator.residual[0] = torch.nn.Identity()
-    frame = frames(32, 40)
-    out = Stylizer(generator, dtype=torch.float32)(frame)
-    assert np.abs(out - expected(generator, frame)).max() < 0.5 + 1e-3
+@pytest.mark.parametrize("change", ["dilation", "eps", "running statistics", "replaced forward"])
+def test_what_has_no_plan_is_not_run_in_tiles(generator, change):
+    changed = copy.deepcopy(generator)
+    with torch.no_grad():
+        CHANGES[change](changed)
+    with pytest.raises(ValueError, match="tile: expected None for this network, got 64"):
+        Stylizer(changed, tile=64)
+
+
+HARMLESS = {
+    "compile": lambda g: g.compile(),
+    "backward hook": lambda g: g.to_rgb.register_full_backward_hook(lambda *a: None),
+    "a note": lambda g: setattr(g, "note", "painted in 1888"),
+    "half precision": lambda g: g.half(),
+    "training": lambda g: g.train(),
+    "frozen": lambda g: g.requires_grad_(False),
+    "other weights": lambda g: [p.data.mul_(1.5) for p in g.parameters()],
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_what_changes_no_picture_leaves_the_plan(generator, change):
+    changed, state = copy.deepcopy(generator), torch.get_rng_state()
+    HARMLESS[change](changed)
+    assert can_plan(changed)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_plan_that_fails_leaves_a_stylizer_that_works(generator, monkeypatch):

@@ -1,22 +1,18 @@
 """A style generator as a list of convolutions, and what they need for one size of frame."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from stylekernels.dispatch import use_reference
-from stylekernels.models.generator import ConvBlock, ResidualBlock, StyleGenerator
-from stylekernels.nn import InstanceNorm2d, UpsampleBlock
+from stylekernels.models.generator import GeneratorConfig, StyleGenerator
 from stylekernels.ops.norm_conv2d import norm_conv2d_out_formula
 
 _ALIGNMENT = 64  # bytes: a cache line
 _LARGEST_KERNEL = 9
-_MODULES = (
-    StyleGenerator, ConvBlock, ResidualBlock, UpsampleBlock, InstanceNorm2d, nn.Conv2d,
-    nn.Sequential,
-)  # fmt: skip
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -75,15 +71,51 @@ class Layer:
 
 
 def can_plan(generator: nn.Module) -> bool:
-    """Whether :func:`layers_of` knows all that this network does: a StyleGenerator as it comes."""
-    return (
-        type(generator) is StyleGenerator
-        and generator.config.kernel_size <= _LARGEST_KERNEL
-        and all(
-            type(module) in _MODULES and not module._forward_hooks and not module._forward_pre_hooks
-            for module in generator.modules()
+    """Whether :func:`layers_of` knows all that this network does: a StyleGenerator as it comes.
+
+    It is compared with a new one of its config, module by module: what a user may have put into it,
+    a dilated convolution, running statistics, a forward of its own, a hook, shows as a difference.
+    """
+    if type(generator) is not StyleGenerator or type(generator.config) is not GeneratorConfig:
+        return False
+    if generator.config.kernel_size > _LARGEST_KERNEL:
+        return False
+    with torch.device("meta"):
+        new = StyleGenerator(generator.config)
+    modules, as_new = dict(generator.named_modules()), dict(new.named_modules())
+    return modules.keys() == as_new.keys() and all(
+        _runs_alike(module, as_new[name]) for name, module in modules.items()
+    )
+
+
+def _runs_alike(module: nn.Module, new: nn.Module) -> bool:
+    """Whether a module's forward does what a new module's does, but for the weights' values."""
+    if type(module) is not type(new) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    attributes = vars(module)
+    for name, value in vars(new).items():
+        if name not in _OF_EVERY_MODULE:
+            found = attributes.get(name)
+            if type(found) is not type(value) or found != value:
+                return False
+    # A method replaced on the instance. What Module.compile leaves there computes the same.
+    added = attributes.keys() - vars(new).keys() - {"_compiled_call_impl"}
+    if any(hasattr(type(module), name) for name in added):
+        return False
+    return all(
+        _kinds(found) == _kinds(expected)
+        for found, expected in (
+            (module._parameters, new._parameters),
+            (module._buffers, new._buffers),
         )
     )
+
+
+def _kinds(tensors: Mapping[str, Tensor | None]) -> dict[str, tuple]:
+    return {
+        name: (type(tensor), None if tensor is None else tensor.shape)
+        for name, tensor in tensors.items()
+    }
 
 
 def layers_of(generator: StyleGenerator, dtype: torch.dtype) -> list[Layer]:

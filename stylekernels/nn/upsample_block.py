@@ -126,6 +126,8 @@ class UpsampleBlock(nn.Module):
         """
         if self.kernel_size == 1:
             raise ValueError("kernel_size: expected at least 3 to interpolate with, got 1")
+        if self.weight.is_meta:  # no values; PyTorch takes seconds to import arithmetic for it
+            return self
         if self.upsample == "nearest":
             taps, border = _LINEAR["nearest", 3], (self.kernel_size - 3) // 2
         else:
