@@ -1,7 +1,6 @@
 """Puts the fused ops under a model written with torch.nn, and says what it did."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -11,13 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from stylekernels.nn import InstanceNorm2d
+from stylekernels.nn.sequential import fusing, runs_in_order, why_apart
 
-_ACTIVATIONS = {
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-}
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _LAZY = (nn.LazyInstanceNorm1d, nn.LazyInstanceNorm2d, nn.LazyInstanceNorm3d)
 _OTHER_NORMS = (
@@ -59,15 +53,6 @@ class Report:
         return "\n".join(lines)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
 def _why_left(module: nn.Module) -> str | None:
     """Why this module stays as it is; None for those that are replaced and those that no reader
     would expect to be."""
@@ -96,44 +81,31 @@ def _why_left(module: nn.Module) -> str | None:
     return None
 
 
-def _successors(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Sequential, str, nn.Module]]:
-    """Each module whose output goes straight to another: it, their Sequential, and the other's
-    name there and module."""
+class _Place(NamedTuple):
+    """Where a module stands in a Sequential, with the name of what follows it there, if anything
+    does."""
+
+    parent: nn.Sequential
+    key: str | None
+    successor: nn.Module | None
+
+
+def _places(model: nn.Module) -> dict[nn.Module, list[_Place]]:
+    """Where each module stands in a Sequential, twice if it comes twice."""
+    places = defaultdict(list)
     for parent in model.modules():
-        if not isinstance(parent, nn.Sequential):
-            continue
-        if type(parent).forward is not nn.Sequential.forward or "forward" in vars(parent):
-            continue
-        # Not named_children, which leaves out a module the second time it comes.
-        for (_, module), (key, successor) in pairwise(parent._modules.items()):
-            yield module, parent, key, successor
+        if runs_in_order(parent):
+            # Not named_children, which leaves out a module the second time it comes.
+            for (_, module), following in pairwise([*parent._modules.items(), (None, None)]):
+                places[module].append(_Place(parent, *following))
+    return places
 
 
-def _why_alone(norm: nn.Module, successor: nn.Module | None, places: int) -> str | None:
-    """Why the norm can't take over what comes after it; None if it can."""
-    if successor is None:
-        return "nothing follows it in a Sequential"
-    kind = type(successor)
-    if kind not in _ACTIVATIONS:
-        return f"{kind.__name__} follows it"
-    if "forward" in vars(successor):
-        return f"{kind.__name__} follows it, with a forward of its own"
-    if places > 1:
-        return f"it stands in {places} places"
-    if _has_hooks(norm):
-        return "it has hooks, which would see the activated output"
-    if _has_hooks(successor):
-        return f"the {kind.__name__} after it has hooks"
-    return None
-
-
-def _become_ours(norm: nn.Module, activation: nn.Module | None = None) -> None:
+def _become_ours(norm: nn.Module) -> None:
     # Another class for the same object: whoever holds the module, a hook, an optimizer or an
     # attribute of its parent's, goes on holding the one that runs.
     norm.__class__ = InstanceNorm2d
-    norm.activation = "none" if activation is None else _ACTIVATIONS[type(activation)]
-    norm.negative_slope = getattr(activation, "negative_slope", 0.01)
-    norm.residual_first = False
+    norm.activation, norm.negative_slope, norm.residual_first = "none", 0.01, False
 
 
 def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
@@ -142,9 +114,10 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
     Changes the model itself; pass ``copy.deepcopy(model)`` to keep the original. Every
     `torch.nn.InstanceNorm2d` becomes a `stylekernels.nn.InstanceNorm2d`, with the same Parameter
     objects (an optimizer keeps working), buffers, hooks and training mode; the state_dict has the
-    same keys and the outputs are the same up to rounding. Where a ReLU, LeakyReLU, Tanh or Sigmoid
-    follows the norm in a `torch.nn.Sequential`, the norm applies it, and an Identity takes its
-    place, so that every index and key stays. What a ``forward`` calls by itself, such as
+    same keys and the outputs are the same up to rounding. A `torch.nn.Sequential` in which a ReLU,
+    LeakyReLU, Tanh or Sigmoid follows such a norm becomes a subclass of its class that runs the two
+    as one op. The modules in it stay what they are: code that calls them by index, from a list or
+    in a slice gets the results of the unfused modules. What a ``forward`` calls by itself, such as
     ``F.relu(norm(x))``, is left to that code: only the norm is replaced.
 
     The result works with ``torch.compile`` and ``torch.export``. For formats that know no op of
@@ -153,9 +126,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
 
     Args:
         model: the network; on any device, in any dtype.
-        fuse: let norms take over the activations after them. False for code that reads
-            intermediate results out of a Sequential by index: it would find the activated output
-            at the norm's index.
+        fuse: let a Sequential run norms and activations as one op. False keeps its class.
 
     Returns:
         The model, and a `Report`: print it, or read its ``replaced`` and ``left``.
@@ -171,8 +142,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
         raise TypeError(f"model: expected an eager torch.nn.Module, got {type(model).__name__}")
     report = Report()
     names = {module: name for name, module in model.named_modules()}
-    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    successors = {module: following for module, *following in _successors(model)}
+    places = _places(model)
     for module, name in names.items():
         kind = type(module)
         why_left = _why_left(module)
@@ -181,17 +151,20 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
             report.left.append(Entry(name, what, why_left))
         if why_left is not None or kind is not nn.InstanceNorm2d:
             continue
-        parent, key, successor = successors.get(module, (None, None, None))
-        why_alone = _why_alone(module, successor, places[module]) if fuse else "fuse=False"
-        if why_alone is not None:
-            _become_ours(module)
-            report.replaced.append(Entry(name, kind.__name__, f"alone: {why_alone}"))
+        _become_ours(module)
+        apart = {place: why_apart(module, place.successor) for place in places[module]}
+        together = [place for place, why in apart.items() if why is None] if fuse else []
+        if not together:
+            reasons = dict.fromkeys(apart.values()) or [why_apart(module, None)]
+            why = "; ".join(reasons) if fuse else "fuse=False"
+            report.replaced.append(Entry(name, kind.__name__, f"alone: {why}"))
             continue
-        _become_ours(module, successor)
-        setattr(parent, key, nn.Identity().train(successor.training))
-        parent_name = names[parent]
-        slot = f"{parent_name}.{key}" if parent_name else key
-        what = type(successor).__name__
-        report.replaced.append(Entry(name, kind.__name__, f"one op with the {what} after it"))
-        report.replaced.append(Entry(slot, what, f"an Identity now, {name} applies it"))
+        followers = dict.fromkeys(type(place.successor).__name__ for place in together)
+        why = f"one op with the {' or '.join(followers)} after it"
+        report.replaced.append(Entry(name, kind.__name__, why))
+        for parent, key, successor in together:
+            parent.__class__ = fusing(type(parent))
+            slot = f"{names[parent]}.{key}" if names[parent] else key
+            what = type(successor).__name__
+            report.replaced.append(Entry(slot, what, f"one op with {name} before it"))
     return model, report

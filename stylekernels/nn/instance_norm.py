@@ -74,7 +74,20 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         self.negative_slope = negative_slope
         self.residual_first = residual_first
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        then: tuple[str, float] | None = None,
+    ) -> Tensor:
+        """Normalise images.
+
+        Args:
+            input, residual: see the class.
+            then: activation and negative slope to use in this call in place of the module's own.
+        """
+        activation = then or (self.activation, self.negative_slope)
         self._check_input_dim(input)
         channels = input.shape[-3]
         if channels != self.num_features:
@@ -95,10 +108,12 @@ class InstanceNorm2d(nn.InstanceNorm2d):
                 )
         if input.dim() == 3:
             residual = None if residual is None else residual.unsqueeze(0)
-            return self._normalize(input.unsqueeze(0), residual).squeeze(0)
-        return self._normalize(input, residual)
+            return self._normalize(input.unsqueeze(0), residual, *activation).squeeze(0)
+        return self._normalize(input, residual, *activation)
 
-    def _normalize(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _normalize(
+        self, x: Tensor, residual: Tensor | None, activation: str, negative_slope: float
+    ) -> Tensor:
         stats = None
         if self.training or not self.track_running_stats:
             if x.shape[2] * x.shape[3] == 1:
@@ -114,8 +129,8 @@ class InstanceNorm2d(nn.InstanceNorm2d):
             self.weight,
             self.bias,
             residual=residual,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
+            activation=activation,
+            negative_slope=negative_slope,
             residual_first=self.residual_first,
             eps=self.eps,
             stats=stats,

@@ -1,0 +1,90 @@
+"""Sequential containers that run an instance norm and the activation after it as one op."""
+
+import functools
+
+from torch import Tensor, nn
+
+from stylekernels.nn.instance_norm import InstanceNorm2d
+
+ACTIVATIONS = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+}
+
+
+def runs_in_order(module: nn.Module) -> bool:
+    """Whether a module is a Sequential whose forward hands each output to the next module."""
+    plain = getattr(type(module), "forward", None) in (nn.Sequential.forward, _Fusing.forward)
+    return isinstance(module, nn.Sequential) and plain and "forward" not in module.__dict__
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
+    """Why an instance norm and the module after it can't be one op; None if they can."""
+    if successor is None:
+        return "nothing follows it in a Sequential"
+    kind = type(successor)
+    if kind not in ACTIVATIONS:
+        return f"{kind.__name__} follows it"
+    if "forward" in successor.__dict__:
+        return f"{kind.__name__} follows it, with a forward of its own"
+    if _has_hooks(norm):
+        return "it has hooks, which would see the activated output"
+    if _has_hooks(successor):
+        return f"the {kind.__name__} after it has hooks"
+    return None
+
+
+class _Fusing(nn.Sequential):
+    """Runs each plain `InstanceNorm2d` together with the activation after it.
+
+    Both modules stay as they are: called by itself, from a list, by index or in a slice, each
+    computes what it always did.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        modules = list(self)
+        index = 0
+        while index < len(modules):
+            module = modules[index]
+            index += 1
+            successor = modules[index] if index < len(modules) else None
+            if (
+                type(module) is InstanceNorm2d
+                and module.activation == "none"
+                and why_apart(module, successor) is None
+            ):
+                slope = getattr(successor, "negative_slope", 0.01)
+                input = module(input, then=(ACTIVATIONS[type(successor)], slope))
+                index += 1
+            else:
+                input = module(input)
+        return input
+
+    def __reduce_ex__(self, protocol):
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _new, (type(self).__mro__[2],), *state
+
+
+@functools.cache
+def fusing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
+    """The subclass of a Sequential class that fuses; one for each class."""
+    if issubclass(kind, _Fusing):
+        return kind
+    return type(f"Fusing{kind.__name__}", (_Fusing, kind), {"__module__": kind.__module__})
+
+
+def _new(kind: type[nn.Sequential]) -> nn.Sequential:
+    """An object to be filled by pickle or copy."""
+    made = fusing(kind)
+    return made.__new__(made)
