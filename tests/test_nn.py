@@ -1,6 +1,7 @@
 """Gram matrix, style loss and upsampling block against torch.nn's layers; what holds for every
 module. test_nn_instance_norm.py has the norms."""
 
+import copy
 import pickle
 import warnings
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stylekernels import use_impl
+from stylekernels import gram_matrix, use_impl
 from stylekernels.nn import (
     AdaptiveInstanceNorm2d,
     ConditionalInstanceNorm2d,
@@ -60,9 +61,40 @@ class TestStyleLoss:
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_follows_a_model_to_its_dtype(self, dtype):
         loss = StyleLoss.from_features(random(1, 5, 6, 8, seed=1)).to(dtype)
-        assert loss.target.dtype == dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
+        assert loss.target.dtype == wide
         assert loss(random(1, 5, 6, 8, dtype=dtype)).dtype == wide
+
+    @pytest.mark.parametrize(
+        "cast",
+        [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.to(torch.float16),
+         lambda m: m.to("cpu", torch.bfloat16), lambda m: m.type(torch.float16),
+         lambda m: m.double().half(), lambda m: m.half().double(), lambda m: m.half().float(),
+         lambda m: nn.Sequential(m).half()[0], lambda m: copy.deepcopy(m).half()],
+    )  # fmt: skip
+    def test_keeps_targets_beyond_the_range_of_half_precision(self, cast):
+        features = 1000 * random(1, 5, 6, 8, seed=1)
+        target = gram_matrix(features)
+        assert target.max() > torch.finfo(torch.float16).max
+        loss = cast(StyleLoss.from_features(features))
+        assert torch.equal(loss.target.float(), target)
+        x = (1000 * random(1, 5, 6, 8)).half()
+        expected = F.mse_loss(gram_matrix(x.double()), target.double())
+        torch.testing.assert_close(loss(x).double(), expected, rtol=1e-5, atol=0)
+
+    def test_half_precision_goes_into_a_state_dict_and_comes_out(self):
+        loss = StyleLoss.from_features(1000 * random(1, 5, 6, 8, seed=1))
+        other = StyleLoss(torch.zeros(1, 5, 5)).half()
+        other.load_state_dict(copy.deepcopy(loss).half().state_dict())
+        assert torch.equal(other.target, loss.target)
+        narrow = {"target": torch.ones(1, 5, 5).half()}
+        other.load_state_dict(narrow)
+        assert (other.target.dtype, other.target.sum()) == (torch.float32, 25)
+        assert StyleLoss(torch.ones(5, 5).bfloat16()).target.dtype == torch.float32
+
+    def test_goes_to_another_device(self):
+        loss = StyleLoss.from_features(random(1, 5, 6, 8)).to("meta", torch.float16)
+        assert (loss.target.device.type, loss.target.dtype) == ("meta", torch.float32)
 
     def test_state_dict(self):
         loss = StyleLoss.from_features(random(1, 5, 6, 8, seed=1))

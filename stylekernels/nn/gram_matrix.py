@@ -1,5 +1,6 @@
 """Gram matrix and style loss as modules."""
 
+import torch
 from torch import Tensor, nn
 
 from stylekernels.ops import gram_loss, gram_matrix
@@ -43,7 +44,8 @@ class StyleLoss(nn.Module):
     Args:
         target: Gram matrices to reach, as `stylekernels.gram_matrix` returns them: (N, C, C), or
             (1, C, C) or (C, C) for the same target for every image. Kept as a buffer, so that it
-            follows the module to a device and into its state_dict.
+            follows the module to a device and into its state_dict; in float32 (or float64) whatever
+            the module is cast to, because Gram matrices exceed the range of float16.
         scale: factor of the Gram matrix of the features, the one the target was made with;
             ``1 / (C * H * W)`` by default.
 
@@ -73,7 +75,7 @@ class StyleLoss(nn.Module):
                 f"target: expected shape (N, C, C) or (C, C), got {tuple(target.shape)}; "
                 "for features use StyleLoss.from_features"
             )
-        self.register_buffer("target", target.detach())
+        self.register_buffer("target", target.detach().to(wide_dtype(target)))
         self.scale = scale
 
     @classmethod
@@ -86,8 +88,15 @@ class StyleLoss(nn.Module):
         """
         return cls(gram_matrix(features.detach(), scale=scale), scale)
 
+    def _apply(self, fn, recurse: bool = True) -> "StyleLoss":
+        """What Module.to, half, cuda and the like do; casts to half precision are undone."""
+        target = self.target
+        super()._apply(fn, recurse)
+        if self.target.dtype.itemsize < torch.float32.itemsize:
+            self.target = target.to(self.target.device)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
-        # Module.half() casts buffers as well, and the loss of half-precision features is float32.
         return gram_loss(x, self.target.to(wide_dtype(x)), scale=self.scale)
 
     def extra_repr(self) -> str:
