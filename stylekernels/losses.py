@@ -10,11 +10,23 @@ from stylekernels.ops import gram_losses, gram_matrix
 from stylekernels.reference.dtypes import wide_dtype
 
 
+def _relative_to(mean_square: Tensor) -> Tensor:
+    """The divisor of a relative loss: 1 where the target is zero and nothing is relative to it."""
+    empty = mean_square < torch.finfo(mean_square.dtype).tiny
+    return torch.where(empty, torch.ones_like(mean_square), mean_square)
+
+
+def _check_not_empty(x: Tensor, name: str) -> None:
+    if x.numel() == 0:
+        raise ValueError(f"{name}: expected at least one value, got shape {tuple(x.shape)}")
+
+
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of one layer's activations, relative to the target's mean square.
 
     Being relative, it weighs shallow and deep layers alike: 0 for equal features, about 1 for
-    features that have nothing of the target.
+    features that have nothing of the target. Where the target is all zeros it is the mean squared
+    error itself.
 
     Args:
         features, target: activations of the picture and of the photo, (N, C, H, W) each.
@@ -23,7 +35,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
         A scalar, float32 (float64 for float64 features).
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ or are empty.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
     super-resolution", 2016, equation 2 (there without the relative scale).
@@ -33,9 +45,10 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
             f"target: expected the features' shape {tuple(features.shape)}, "
             f"got {tuple(target.shape)}"
         )
+    _check_not_empty(features, "features")
     wide = wide_dtype(features)
     features, target = features.to(wide), target.to(wide)
-    return (features - target).square().mean() / target.square().mean()
+    return (features - target).square().mean() / _relative_to(target.square().mean())
 
 
 class StyleTargets:
@@ -47,12 +60,14 @@ class StyleTargets:
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     section 2.2; each layer's loss is divided by the mean square of its target, so that 1 is
-    what a picture with an empty Gram matrix would get, whatever the layer's width and scale.
+    what a picture with an empty Gram matrix would get, whatever the layer's width and scale. The
+    loss of a layer whose target is all zeros is not divided.
     """
 
     def __init__(self, features: Mapping[str, Tensor]) -> None:
         self.grams = {name: gram_matrix(x.detach()) for name, x in features.items()}
-        self.weights = torch.stack([1.0 / g.square().mean() for g in self.grams.values()])
+        squares = torch.stack([g.square().mean() for g in self.grams.values()])
+        self.weights = 1.0 / _relative_to(squares)
 
     def losses(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Relative style loss of each layer.
@@ -88,7 +103,7 @@ def color_loss(x: Tensor, target: Tensor, cell: int = 16) -> Tensor:
         A scalar, float32 (float64 for float64 images).
 
     Raises:
-        ValueError: if the shapes differ or are no images'.
+        ValueError: if the shapes differ, are no images' or are empty.
 
     Ignatov et al., "DSLR-quality photos on mobile devices with deep convolutional networks", 2017,
     section 3.1 (there with a Gaussian blur in place of cells).
@@ -99,6 +114,7 @@ def color_loss(x: Tensor, target: Tensor, cell: int = 16) -> Tensor:
         raise ValueError(
             f"target: expected the shape of x {tuple(x.shape)}, got {tuple(target.shape)}"
         )
+    _check_not_empty(x, "x")
     wide = wide_dtype(x)
     difference = x.to(wide) - target.to(wide)
     return F.avg_pool2d(difference, cell, ceil_mode=True).square().mean()
@@ -111,10 +127,10 @@ def total_variation(x: Tensor) -> Tensor:
         x: images, (N, C, H, W), both sides at least 2 pixels.
 
     Returns:
-        A scalar in x's dtype.
+        A scalar, float32 (float64 for float64 images).
 
     Raises:
-        ValueError: if x has another rank or is smaller.
+        ValueError: if x has another rank, is smaller or is empty.
 
     Mahendran and Vedaldi, "Understanding deep image representations by inverting them", 2015,
     section 3.1, with the exponent 2.
@@ -123,6 +139,8 @@ def total_variation(x: Tensor) -> Tensor:
         raise ValueError(
             f"x: expected images (N, C, H, W) of at least 2 pixels a side, got {tuple(x.shape)}"
         )
+    _check_not_empty(x, "x")
+    x = x.to(wide_dtype(x))
     down = (x[..., 1:, :] - x[..., :-1, :]).square().mean()
     across = (x[..., :, 1:] - x[..., :, :-1]).square().mean()
     return down + across

@@ -75,6 +75,78 @@ def test_content_loss_of_half_precision_does_not_overflow():
     torch.testing.assert_close(got, torch.tensor(0.25))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [0.0, 1e-30])
+def test_content_loss_to_nothing_is_not_relative(dtype, value):
+    """Also where the target's square underflows."""
+    target = torch.full((1, 2, 3, 4), value, dtype=dtype)
+    features = torch.full_like(target, 3.0).requires_grad_()
+    if dtype == torch.float64 and value:
+        assert content_loss(features, target).item() == pytest.approx(9e60)
+        return
+    loss = content_loss(features, target)
+    assert loss == 9
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, features)[0], torch.full_like(target, 2 * 3 / 24)
+    )
+    target.requires_grad_()
+    zero = content_loss(target, target.detach())
+    assert zero == 0
+    assert torch.equal(torch.autograd.grad(zero, target)[0], torch.zeros_like(target))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_a_style_layer_of_zeros_is_not_relative(dtype):
+    """The other layers are; a picture of zeros has reached the layer."""
+    torch.manual_seed(6)
+    style = {"dead": torch.zeros(1, 3, 4, 4), "live": torch.randn(1, 3, 4, 4)}
+    style = {name: x.to(dtype) for name, x in style.items()}
+    targets = StyleTargets(style)
+    assert targets.weights[0] == 1
+    picture = {name: torch.ones_like(x).requires_grad_() for name, x in style.items()}
+    losses = targets.losses(picture)
+    assert losses["dead"].item() == pytest.approx(1 / 9)  # every entry of the Gram matrix is 1/3
+    exact = StyleTargets({"live": style["live"].double()})
+    expected = exact.losses({"live": picture["live"].detach().double()})["live"].item()
+    assert losses["live"].item() == pytest.approx(expected, rel=1e-3)
+    grads = torch.autograd.grad(losses["dead"] + losses["live"], list(picture.values()))
+    assert all(grad.isfinite().all() for grad in grads)
+    (grad,) = torch.autograd.grad(targets.losses(picture)["dead"], picture["dead"])
+    torch.testing.assert_close(grad.double(), torch.full((1, 3, 4, 4), 1 / 108).double(),
+                               rtol=1e-3, atol=0)  # fmt: skip
+    assert targets.losses(style)["dead"] == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, 65504.0])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (16, 16), (17, 1)])
+def test_losses_of_constant_images_are_zero_and_so_are_their_gradients(size, value):
+    x = torch.full((1, 3, *size), value, dtype=torch.float16).requires_grad_()
+    losses = [content_loss(x, x.detach()), color_loss(x, x.detach())]
+    losses += [total_variation(x)] if min(size) > 1 else []
+    for loss in losses:
+        assert (loss.item(), loss.dtype) == (0, torch.float32)
+        assert torch.equal(torch.autograd.grad(loss, x)[0], torch.zeros_like(x))
+    other = torch.zeros_like(x).requires_grad_()
+    expected = x.detach().double().square().mean().item()
+    assert color_loss(other, x.detach()).item() == pytest.approx(expected)
+    assert content_loss(other, x.detach()).item() == pytest.approx(1.0 if value else 0.0)
+
+
+def test_total_variation_of_half_precision_does_not_overflow():
+    board = torch.tensor([[0.0, 400.0], [400.0, 0.0]], dtype=torch.float16)[None, None]
+    assert total_variation(board) == 320000
+    assert total_variation(board).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (1, 0, 4, 4)])
+def test_empty_images_are_refused(shape):
+    x = torch.rand(shape)
+    message = rf"expected at least one value, got shape \({shape[0]}, {shape[1]}, 4, 4\)"
+    for call in (lambda: content_loss(x, x), lambda: color_loss(x, x), lambda: total_variation(x)):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_content_loss_refuses_other_shapes():
     with pytest.raises(ValueError, match=r"expected the features' shape \(1, 2, 4, 4\), got \(1,"):
         content_loss(torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 5))
