@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import stat
 
 import pytest
 import torch
@@ -269,3 +271,43 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         write_whole(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_files_have_the_usual_permissions_and_the_process_keeps_its_umask(
+    generator, tmp_path, monkeypatch, umask, mode
+):
+    """Two threads that set it and set it back leave what one of them had set."""
+    path, before = tmp_path / "style.safetensors", os.umask(umask)
+    try:
+        with monkeypatch.context() as patch:
+            patch.delattr(os, "umask")
+            generator.save_pretrained(path)
+            generator.save_pretrained(path)
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert os.listdir(tmp_path) == ["style.safetensors"]
+
+
+def test_two_may_write_a_file_at_once(tmp_path):
+    path = tmp_path / "file"
+
+    def write(part):
+        part.write_text("first")
+        write_whole(path, lambda other: other.write_text("second"))
+        assert path.read_text() == "second"
+
+    write_whole(path, write)
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_a_folder_is_no_file_to_write(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"[Bb]usy|directory|denied"):
+        write_whole(path, lambda part: part.write_text("never kept"))
+    assert not os.listdir(tmp_path)

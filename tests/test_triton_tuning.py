@@ -1,6 +1,7 @@
 """Configurations are measured once, kept on disk, and change no result."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -59,6 +60,51 @@ def test_the_fastest_is_kept_and_measured_once(file, measured) -> None:
     assert tuned(("a", 2), CPU, [SLOW, FAST]) == SLOW
     tuning._table.cache_clear()  # as in another process
     assert tuned(("a", 1), CPU, [SLOW, FAST]) == FAST
+
+
+def is_enabled(file, measured) -> bool:
+    """Whether a new problem is measured, here and now."""
+    tuning._table.cache_clear()
+    file.unlink(missing_ok=True)
+    return tune(("new",), CPU, [SLOW, FAST], pixels) is not None
+
+
+def test_blocks_may_end_in_any_order(file, measured) -> None:
+    first, second = autotune(), autotune()
+    found = [is_enabled(file, measured)]
+    for step in (first.__enter__, second.__enter__,
+                 lambda: first.__exit__(None, None, None),
+                 lambda: second.__exit__(None, None, None)):  # fmt: skip
+        step()
+        found.append(is_enabled(file, measured))
+    assert found == [False, True, True, True, False]
+
+
+def test_a_block_is_its_threads_own(file, measured) -> None:
+    """The other thread's begins inside of ours and ends after it."""
+    with ThreadPoolExecutor(1) as other:
+
+        def there(function):
+            return other.submit(function).result()
+
+        block = autotune()
+        with autotune():
+            assert not there(lambda: is_enabled(file, measured))
+            there(block.__enter__)
+            assert there(lambda: is_enabled(file, measured))
+        assert not is_enabled(file, measured)
+        assert there(lambda: is_enabled(file, measured))
+        there(lambda: block.__exit__(None, None, None))
+        assert not there(lambda: is_enabled(file, measured))
+
+
+def test_the_environment_enables_it_in_every_thread(file, measured, monkeypatch) -> None:
+    monkeypatch.setattr(tuning, "_always", True)
+    with autotune():
+        pass
+    assert is_enabled(file, measured)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(is_enabled, file, measured).result()
 
 
 def test_a_configuration_that_does_not_fit_loses(file, measured) -> None:

@@ -6,7 +6,8 @@ No code in a file ever runs: PyTorch files are opened with ``weights_only=True``
 import json
 import os
 import re
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -35,15 +36,14 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    # A new file has the usual permissions; those of tempfile and safetensors are private to the
+    # user. The umask itself can only be read by changing it, for all threads.
+    temporary.touch(exist_ok=False)
     try:
+        usual = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
-        # mkstemp makes files private to the user; give this one the usual permissions.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(usual)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,7 +10,9 @@ import contextlib
 import functools
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from stylekernels.triton.launch import INTERPRETED
 #: Of kernels whose speed has changed; what was measured with others is not used.
 _KERNELS = 2
 _REFUSALS = (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError)
-_enabled = os.environ.get("STYLEKERNELS_AUTOTUNE") == "1"
+_always = os.environ.get("STYLEKERNELS_AUTOTUNE") == "1"
+#: The blocks that are open: each thread and task has its own, and they may end in any order.
+_blocks: ContextVar[frozenset[object]] = ContextVar("autotune", default=frozenset())
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,14 @@ class Config:
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
     """Measure configurations inside a ``with`` block: run what is to become fast there once, a
-    Stylizer on a frame of its size for example. Not while a CUDA graph is captured."""
-    global _enabled
-    before, _enabled = _enabled, True
+    Stylizer on a frame of its size for example. Not while a CUDA graph is captured. Other threads
+    go on as they were."""
+    block = object()
+    _blocks.set(_blocks.get() | {block})
     try:
         yield
     finally:
-        _enabled = before
+        _blocks.set(_blocks.get() - {block})
 
 
 def tuned(problem: tuple, device: torch.device, candidates: Sequence[Config]) -> Config:
@@ -74,7 +79,7 @@ def tune(
     """
     name = _name_of(device)
     table = _table(name)
-    if not _enabled or _key(problem) in table:
+    if not (_always or _blocks.get()) or _key(problem) in table:
         return None
     times = {}
     for config in candidates:
@@ -128,10 +133,10 @@ def _read(name: str) -> dict[str, list[int]]:
 
 
 def _save(name: str, table: dict[str, list[int]]) -> None:
-    """In one step, so that no process reads half a file. A read-only home is no reason to stop."""
+    """In one step, so that nobody reads half a file. A read-only home is no reason to stop."""
     path = _path(name)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         partial.write_text(json.dumps(table, indent=1) + "\n")
         partial.replace(path)
