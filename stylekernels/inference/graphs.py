@@ -2,27 +2,37 @@
 out while another is computed."""
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-#: Frames under way at once: one is computed while another comes in or goes out.
+#: Frames of a stream under way at once: one is computed while another comes in or goes out.
 SLOTS = 2
 
 
 @dataclass
 class _Slot:
-    """Places for one frame: on the device, and in memory of the host that the device can copy."""
+    """Places for one frame on the device. Whoever comes next takes the next slot: the events keep
+    a frame there until it has been used."""
 
     frames: Tensor
     picture: Tensor
-    frames_on_host: Tensor
-    picture_on_host: Tensor
-    graph: torch.cuda.CUDAGraph | None
     came: torch.cuda.Event
     computed: torch.cuda.Event
+    went: torch.cuda.Event
+    graph: torch.cuda.CUDAGraph | None = None
+
+
+@dataclass
+class _OnHost:
+    """Places for one frame in memory of the host that the device can copy. They belong to one
+    stream of frames until it has taken the picture."""
+
+    frames: Tensor
+    picture: Tensor
     went: torch.cuda.Event
 
 
@@ -49,21 +59,31 @@ class FrameGraphs:
         shape: tuple[int, int, int, int],
         device: torch.device,
     ) -> None:
-        self._run = run
-        self._device = device
+        self._run, self._shape, self._device = run, shape, device
         with torch.cuda.device(device):
             self._compute = torch.cuda.Stream()
             self._incoming, self._outgoing = torch.cuda.Stream(), torch.cuda.Stream()
-            self._slots = [self._slot(shape) for _ in range(SLOTS)]
+            self._slots = [
+                _Slot(*self._places(device=device), *(torch.cuda.Event() for _ in range(3)))
+                for _ in range(SLOTS)
+            ]
+            self._free: list[_OnHost] = []
+            self._used = 0  # slots so far, those taken again counted again
             self.captured = self._capture()
             torch.cuda.synchronize()
 
-    def _slot(self, shape: tuple[int, int, int, int]) -> _Slot:
-        def places(**options) -> list[Tensor]:
-            return [torch.zeros(shape, dtype=torch.uint8, **options) for _ in range(2)]
+    def _places(self, **options) -> list[Tensor]:
+        return [torch.zeros(self._shape, dtype=torch.uint8, **options) for _ in range(2)]
 
-        events = (torch.cuda.Event() for _ in range(3))
-        return _Slot(*places(device=self._device), *places(pin_memory=True), None, *events)
+    def _take_slot(self) -> _Slot:
+        self._used += 1
+        return self._slots[self._used % SLOTS]
+
+    def _take_on_host(self) -> _OnHost:
+        if self._free:
+            return self._free.pop()
+        with torch.cuda.device(self._device):
+            return _OnHost(*self._places(pin_memory=True), torch.cuda.Event())
 
     def _launch(self, slot: _Slot) -> None:
         self._run(slot.frames.permute(0, 3, 1, 2), slot.picture.permute(0, 3, 1, 2))
@@ -97,7 +117,7 @@ class FrameGraphs:
         the device."""
         if frames.device.type == "cpu":
             return next(self.stream([frames]))
-        slot = self._slots[0]
+        slot = self._take_slot()
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             self._compute.wait_stream(current)
@@ -113,33 +133,38 @@ class FrameGraphs:
 
     def stream(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
         """Pictures of frames on the host, in order; while one is computed the next one comes in and
-        the last one goes out."""
-        under_way: list[_Slot] = []
-        for index, given in enumerate(frames):
-            if len(under_way) == SLOTS:
-                yield self._collect(under_way.pop(0))
-            slot = self._slots[index % SLOTS]
-            self._submit(slot, given)
-            under_way.append(slot)
-        while under_way:
-            yield self._collect(under_way.pop(0))
+        the last one goes out. Streams may take turns, with calls between them."""
+        under_way: deque[_OnHost] = deque()
+        try:
+            for given in frames:
+                if len(under_way) == SLOTS:
+                    yield self._collect(under_way.popleft())
+                under_way.append(self._take_on_host())
+                self._submit(under_way[-1], given)
+            while under_way:
+                yield self._collect(under_way.popleft())
+        finally:
+            self._free += under_way
 
-    def _submit(self, slot: _Slot, frames: Tensor) -> None:
-        slot.went.synchronize()  # a stream that nobody read to its end may have left copies
-        slot.frames_on_host.copy_(frames)
+    def _submit(self, on_host: _OnHost, frames: Tensor) -> None:
+        slot = self._take_slot()
+        on_host.went.synchronize()  # a stream that nobody read to its end may have left copies
+        on_host.frames.copy_(frames)
         with torch.cuda.device(self._device):
             with torch.cuda.stream(self._incoming):
                 slot.computed.wait()
-                slot.frames.copy_(slot.frames_on_host, non_blocking=True)
+                slot.frames.copy_(on_host.frames, non_blocking=True)
                 slot.came.record()
             with torch.cuda.stream(self._compute):
                 slot.came.wait()
+                slot.went.wait()
                 self._replay(slot)
                 slot.computed.record()
             with torch.cuda.stream(self._outgoing):
                 slot.computed.wait()
-                slot.picture_on_host.copy_(slot.picture, non_blocking=True)
+                on_host.picture.copy_(slot.picture, non_blocking=True)
                 slot.went.record()
+                on_host.went.record()
 
     def _replay(self, slot: _Slot) -> None:
         if slot.graph is not None:
@@ -147,6 +172,8 @@ class FrameGraphs:
         else:
             self._launch(slot)
 
-    def _collect(self, slot: _Slot) -> Tensor:
-        slot.went.synchronize()
-        return slot.picture_on_host.clone()
+    def _collect(self, on_host: _OnHost) -> Tensor:
+        on_host.went.synchronize()
+        picture = on_host.picture.clone()
+        self._free.append(on_host)
+        return picture
