@@ -18,12 +18,21 @@ def _tanh(z):
 
 
 @triton.jit
-def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+def _of_type(number, TYPE: tl.constexpr):
+    """A float64 argument of a kernel in the dtype of what it is multiplied with."""
+    if INTERPRETED:  # where it is Python's float, which takes any dtype
+        return number
+    else:
+        return number.to(TYPE)
+
+
+@triton.jit
+def activate(z, negative_slope, ACTIVATION: tl.constexpr):
     """``relu(NaN)`` is NaN, as in PyTorch."""
     if ACTIVATION == "relu":
         z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "leaky_relu":
-        z = tl.where(z > 0, z, z * SLOPE)
+        z = tl.where(z > 0, z, z * _of_type(negative_slope, z.dtype))
     elif ACTIVATION == "tanh":
         z = _tanh(z)
     elif ACTIVATION == "sigmoid":
@@ -32,12 +41,12 @@ def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 
 
 @triton.jit
-def activation_gradient(grad, z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+def activation_gradient(grad, z, negative_slope, ACTIVATION: tl.constexpr):
     """The gradient before the activation, from ``z`` there and the gradient after it."""
     if ACTIVATION == "relu":
         grad = tl.where(z <= 0, 0.0, grad)
     elif ACTIVATION == "leaky_relu":
-        grad = tl.where(z > 0, grad, grad * SLOPE)
+        grad = tl.where(z > 0, grad, grad * _of_type(negative_slope, grad.dtype))
     elif ACTIVATION == "tanh":
         y = _tanh(z)
         grad = grad * (1.0 - y * y)

@@ -105,12 +105,12 @@ def prepare_kernel(
     kept_stride_n: tl.int64,
     kept_stride_c,
     kept_stride_p,
+    negative_slope: tl.float64,
     CHANNELS: tl.constexpr,
     BORDER: tl.constexpr,
     REPEATS: tl.constexpr,
     PADDING_MODE: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
     INDEX: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -139,7 +139,7 @@ def prepare_kernel(
     if scale_shift is not None:
         scale, shift = _scale_and_shift(scale_shift, n, channels, C)
         z = _scaled(z, scale, shift)
-    z = activate(z, ACTIVATION, SLOPE)
+    z = activate(z, negative_slope, ACTIVATION)
     if residual is not None:
         z += tl.load(
             residual + n * residual_stride_n + columns * residual_stride_c

@@ -78,11 +78,11 @@ def normalize_kernel(
     bias_stride_n,
     pieces,
     piece_pixels,
+    negative_slope: tl.float64,
+    eps: tl.float64,
     OWN_STATISTICS: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
     RESIDUAL_FIRST: tl.constexpr,
-    EPS: tl.constexpr,
     INDEX: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -122,7 +122,7 @@ def normalize_kernel(
         exact = near.to(tl.float64) + distance.to(tl.float64)
         center = exact.to(WIDE)
         center_error = (exact - center.to(tl.float64)).to(WIDE)
-        inverse = (1.0 / tl.sqrt(var + EPS)).to(WIDE)
+        inverse = (1.0 / tl.sqrt(var + eps)).to(WIDE)
         tl.store(mean + plane[None, :], center, mask=in_channels)
         tl.store(error + plane[None, :], center_error, mask=in_channels)
         tl.store(rstd + plane[None, :], inverse, mask=in_channels)
@@ -144,7 +144,7 @@ def normalize_kernel(
             ).to(WIDE)  # fmt: skip
             if RESIDUAL_FIRST:
                 z = z + addend
-        z = activate(z, ACTIVATION, SLOPE)
+        z = activate(z, negative_slope, ACTIVATION)
         if residual is not None and not RESIDUAL_FIRST:
             z = z + addend
         tl.store(to_y + lines * y_stride_p, rounded(z, y.dtype.element_ty), mask=inside)
@@ -153,8 +153,7 @@ def normalize_kernel(
 @triton.jit
 def _gradient_tile(
     from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p, residual_stride_p,
-    center, scale, shift,
-    ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, WIDE: tl.constexpr,
+    center, scale, shift, negative_slope, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The gradient before the activation, 0 outside, and the input less its mean, at the pixels
     ``lines``, [BLOCK_P, 1]."""
@@ -165,7 +164,7 @@ def _gradient_tile(
         if from_residual is not None:
             at = from_residual + lines * residual_stride_p
             z = z + tl.load(at, mask=inside, other=0.0).to(WIDE)
-        after = activation_gradient(after, z, ACTIVATION, SLOPE)
+        after = activation_gradient(after, z, negative_slope, ACTIVATION)
     return after, away
 
 
@@ -231,11 +230,11 @@ def gradient_kernel(
     bias_stride_n,
     pieces,
     piece_pixels,
+    negative_slope: tl.float64,
     SUM: tl.constexpr,
     WRITE: tl.constexpr,
     OWN_STATISTICS: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
     INDEX: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -274,7 +273,7 @@ def gradient_kernel(
         lines, inside = rows.to(INDEX)[:, None], (rows < P)[:, None] & in_channels
         g, away = _gradient_tile(
             from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p,
-            residual_stride_p, center, scale, shift, ACTIVATION, SLOPE, WIDE,
+            residual_stride_p, center, scale, shift, negative_slope, ACTIVATION, WIDE,
         )  # fmt: skip
         total_g, total_gz = _store_sums(
             to_sums, g, g * away, center_error, inverse, N * pieces * C, in_channels
@@ -298,7 +297,7 @@ def gradient_kernel(
             lines, inside = pixels.to(INDEX)[:, None], (pixels < last)[:, None] & in_channels
             g, away = _gradient_tile(
                 from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p,
-                residual_stride_p, center, scale, shift, ACTIVATION, SLOPE, WIDE,
+                residual_stride_p, center, scale, shift, negative_slope, ACTIVATION, WIDE,
             )  # fmt: skip
             if SUM:
                 total_g += g
@@ -360,9 +359,9 @@ def instance_norm(
     normalize_kernel[(tiling.programs,)](
         planes.x, y, None if residual is None else other.x, weight, bias, means[0], means[1], rstd,
         planes.c, planes.p, *planes.strides, *target.strides, *other.strides, weight_stride,
-        bias_stride, tiling.pieces, tiling.piece,
+        bias_stride, tiling.pieces, tiling.piece, negative_slope, eps,
         OWN_STATISTICS=mean is None and tiling.one_tile, ACTIVATION=activation,
-        SLOPE=negative_slope, RESIDUAL_FIRST=residual_first, EPS=eps, INDEX=planes.index_type,
+        RESIDUAL_FIRST=residual_first, INDEX=planes.index_type,
         WIDE=wide_type(x), BLOCK_P=tiling.block_p, BLOCK_C=tiling.block_c,
         num_warps=tiling.num_warps,
     )  # fmt: skip
@@ -390,8 +389,8 @@ def instance_norm_backward(
             gradient.x, planes.x, None if residual is None else other.x, weight, bias, mean[0],
             mean[1], rstd, sums, grad_x, grad_residual, planes.n, planes.c, planes.p,
             *gradient.strides, *planes.strides, *other.strides, *target.strides, weight_stride,
-            bias_stride, tiling.pieces, tiling.piece, SUM=sum, WRITE=write,
-            OWN_STATISTICS=own_stats, ACTIVATION=activation, SLOPE=negative_slope,
+            bias_stride, tiling.pieces, tiling.piece, negative_slope, SUM=sum, WRITE=write,
+            OWN_STATISTICS=own_stats, ACTIVATION=activation,
             INDEX=planes.index_type, WIDE=wide_type(x), BLOCK_P=tiling.block_p,
             BLOCK_C=tiling.block_c, num_warps=tiling.num_warps,
         )  # fmt: skip

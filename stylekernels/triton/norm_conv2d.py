@@ -105,10 +105,9 @@ def prepare(
     prepare_kernel[(programs,)](
         planes.x, scale_shift, None if residual is None else other.x, prepared, kept, planes.c,
         *x.shape[2:], *prepared.shape[2:], *planes.strides, *other.strides, *to_kept.strides,
-        CHANNELS=to.c, BORDER=border, REPEATS=repeats, PADDING_MODE=padding_mode,
-        ACTIVATION=activation, SLOPE=negative_slope,
-        INDEX=_widest(planes.index_type, to.index_type), WIDE=wide_type(prepared),
-        BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
+        negative_slope, CHANNELS=to.c, BORDER=border, REPEATS=repeats, PADDING_MODE=padding_mode,
+        ACTIVATION=activation, INDEX=_widest(planes.index_type, to.index_type),
+        WIDE=wide_type(prepared), BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
 
 

@@ -303,7 +303,7 @@ def statistics_kernel(
     N,
     C,
     pieces,
-    EPS: tl.constexpr,
+    eps: tl.float64,
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -323,9 +323,9 @@ def statistics_kernel(
     if var_out is not None:
         tl.store(var_out + to, var, mask=inside)
     if rstd_out is not None:
-        tl.store(rstd_out + to, 1.0 / tl.sqrt(var + EPS), mask=inside)
+        tl.store(rstd_out + to, 1.0 / tl.sqrt(var + eps), mask=inside)
     if scale_shift_out is not None:
-        scale = 1.0 / tl.sqrt(var + EPS)
+        scale = 1.0 / tl.sqrt(var + eps)
         if weight is not None:
             scale *= tl.load(weight + channels, mask=inside, other=0.0).to(tl.float64)
         scale = scale.to(scale_shift_out.dtype.element_ty)
@@ -373,6 +373,6 @@ def write_statistics(
     rows = triton.next_power_of_2(pieces)
     block = min(triton.next_power_of_2(c), max(_CHANNELS, MERGED // rows), 64)
     statistics_kernel[(n * triton.cdiv(c, block),)](
-        moments, mean, error, var, rstd, scale_shift, weight, bias, n, c, pieces,
-        EPS=eps, BLOCK_C=block, ROWS=rows, num_warps=max(4, min(16, rows * block // 256)),
+        moments, mean, error, var, rstd, scale_shift, weight, bias, n, c, pieces, eps,
+        BLOCK_C=block, ROWS=rows, num_warps=max(4, min(16, rows * block // 256)),
     )  # fmt: skip
