@@ -352,3 +352,19 @@ def test_values_whose_squares_exceed_float32(size, dtype, layout) -> None:
     expected_mean, expected_var = instance_norm_stats(wide)
     torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(var, expected_var.float(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("implementation", ["kernels", "reference", "triton"], indirect=True)
+def test_constant_planes_without_eps(implementation, device) -> None:
+    """0, as in PyTorch, with a gradient of 0."""
+    x = torch.full((2, 3, 8, 8), 3.0, device=device)
+    x[0, 0] = random(8, 8, device=device)
+    x.requires_grad_()
+    y = instance_norm(x, eps=0.0)
+    (grad,) = torch.autograd.grad(y.square().sum() + y.sum(), x)
+    expected = torch.nn.functional.instance_norm(x.detach(), eps=0.0)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    for result in (y, grad):
+        constant = result.clone()
+        constant[0, 0] = 0
+        assert torch.equal(constant, torch.zeros_like(x))

@@ -60,7 +60,7 @@ def _instance_norm_formula(
     rows = (x.shape[0], x.shape[1])
     mean, var = mean.to(wide_dtype(x)).expand(rows), var.to(wide_dtype(x)).expand(rows)
     exact = torch.stack((mean, torch.zeros_like(mean)))
-    return new_like(y, x), exact, torch.rsqrt(var + eps)
+    return new_like(y, x), exact, reference.inverse_deviation(var, eps)
 
 
 def _instance_norm_fake(
@@ -203,7 +203,7 @@ def _with_gradients(
     mean, var = mean.to(rstd.dtype).expand(rstd.shape), var.to(rstd.dtype).expand(rstd.shape)
     return (
         with_gradient_of(used_mean, torch.stack((mean, torch.zeros_like(mean)))),
-        with_gradient_of(rstd, torch.rsqrt(var + eps)),
+        with_gradient_of(rstd, reference.inverse_deviation(var, eps)),
     )
 
 
@@ -308,7 +308,7 @@ def instance_norm(
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
         negative_slope: slope of ``leaky_relu`` below zero.
         residual_first: add the residual before the activation instead.
-        eps: added to the variance.
+        eps: added to the variance. Without it constant planes are normalised to 0.
         stats: (mean, biased variance) to use in place of the image's own: (C,) or (N, C) each, in
             x's dtype or float32. Running statistics, or those of a whole image for its tiles.
 

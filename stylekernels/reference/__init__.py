@@ -6,6 +6,7 @@ from stylekernels.reference.instance_norm import (
     activation_gradient,
     instance_norm,
     instance_norm_stats,
+    inverse_deviation,
 )
 from stylekernels.reference.norm_conv2d import norm_conv2d, norm_scale_shift
 from stylekernels.reference.upsample_block import (
@@ -24,6 +25,7 @@ __all__ = [
     "gram_matrix",
     "instance_norm",
     "instance_norm_stats",
+    "inverse_deviation",
     "norm_conv2d",
     "norm_scale_shift",
     "product",

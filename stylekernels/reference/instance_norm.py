@@ -44,6 +44,13 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def inverse_deviation(var: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(var + eps), and 0 where that is infinite: a constant plane without eps is normalised
+    to 0, with a gradient of 0."""
+    square = var + eps
+    return torch.rsqrt(torch.where(square == 0, torch.inf, square))
+
+
 def _per_plane(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """(C,) or (N, C) to a shape that broadcasts against (N, C, H, W)."""
     return parameter.to(dtype)[..., None, None]
@@ -67,7 +74,8 @@ def instance_norm(
     wide = wide_dtype(x)
     if mean is None or var is None:
         mean, var = instance_norm_stats(x)
-    z = (x.to(wide) - _per_plane(mean, wide)) * _per_plane(torch.rsqrt(var.to(wide) + eps), wide)
+    rstd = inverse_deviation(var.to(wide), eps)
+    z = (x.to(wide) - _per_plane(mean, wide)) * _per_plane(rstd, wide)
     if weight is not None:
         z = z * _per_plane(weight, wide)
     if bias is not None:

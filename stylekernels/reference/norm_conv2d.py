@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.instance_norm import activate, instance_norm_stats
+from stylekernels.reference.instance_norm import activate, instance_norm_stats, inverse_deviation
 from stylekernels.reference.upsample_block import pad, upsample_conv2d
 
 
@@ -18,7 +18,7 @@ def norm_scale_shift(
     error of the scale then changes x - mean by its own size and not x, which may be far larger.
     """
     wide = torch.float32 if mean.device.type == "mps" else torch.float64  # mps has no float64
-    scale = torch.rsqrt(var.to(wide) + eps)
+    scale = inverse_deviation(var.to(wide), eps)
     if weight is not None:
         scale = scale * weight
     scale = scale.to(mean.dtype)

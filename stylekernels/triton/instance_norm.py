@@ -12,12 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from stylekernels import reference
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.layouts import dense_like
 from stylekernels.triton.activations import activate, activation_gradient
 from stylekernels.triton.launch import column_sums, rounded, wide_type
 from stylekernels.triton.planes import (
     Planes,
+    inverse_deviation,
     moments_of,
     place,
     tiling_of,
@@ -122,7 +124,7 @@ def normalize_kernel(
         exact = near.to(tl.float64) + distance.to(tl.float64)
         center = exact.to(WIDE)
         center_error = (exact - center.to(tl.float64)).to(WIDE)
-        inverse = (1.0 / tl.sqrt(var + eps)).to(WIDE)
+        inverse = inverse_deviation(var, eps).to(WIDE)
         tl.store(mean + plane[None, :], center, mask=in_channels)
         tl.store(error + plane[None, :], center_error, mask=in_channels)
         tl.store(rstd + plane[None, :], inverse, mask=in_channels)
@@ -347,7 +349,7 @@ def instance_norm(
     if mean is not None:
         means[0], means[1] = mean, 0
         # In float64 here: a kernel's numbers are float32.
-        rstd.copy_(torch.rsqrt(var.double() + eps))
+        rstd.copy_(reference.inverse_deviation(var.double(), eps))
     elif not tiling.one_tile:
         write_statistics(
             moments_of(planes, tiling), mean=means[0], error=means[1], rstd=rstd, eps=eps

@@ -149,6 +149,13 @@ def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
 
 
 @triton.jit
+def inverse_deviation(var, eps):
+    """1 / sqrt(var + eps), and 0 where that is infinite."""
+    square = var + eps
+    return tl.where(square == 0, 0.0, 1.0 / tl.sqrt(square))
+
+
+@triton.jit
 def place(C, pieces, BLOCK_C: tl.constexpr):
     """The image, piece and channels of this program."""
     program = tl.program_id(0)
@@ -323,9 +330,9 @@ def statistics_kernel(
     if var_out is not None:
         tl.store(var_out + to, var, mask=inside)
     if rstd_out is not None:
-        tl.store(rstd_out + to, 1.0 / tl.sqrt(var + eps), mask=inside)
+        tl.store(rstd_out + to, inverse_deviation(var, eps), mask=inside)
     if scale_shift_out is not None:
-        scale = 1.0 / tl.sqrt(var + eps)
+        scale = inverse_deviation(var, eps)
         if weight is not None:
             scale *= tl.load(weight + channels, mask=inside, other=0.0).to(tl.float64)
         scale = scale.to(scale_shift_out.dtype.element_ty)

@@ -144,7 +144,7 @@ void finish_statistics(const NormConv2d& a, int64_t n) {
     if (a.next_scale_shift != nullptr) {
       // The shift is taken from the scale as it was rounded: see norm_scale_shift.
       W* next = static_cast<W*>(a.next_scale_shift) + (n * a.cout + c) * 2;
-      next[0] = W((weight != nullptr ? double(weight[c]) : 1) / __builtin_sqrt(var + a.eps));
+      next[0] = W((weight != nullptr ? double(weight[c]) : 1) * inverse_deviation(var, a.eps));
       next[1] = W((bias != nullptr ? double(bias[c]) : 0) - moments.mean * double(next[0]));
     }
   }

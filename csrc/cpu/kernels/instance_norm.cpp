@@ -114,7 +114,7 @@ template <class W>
 Coefficients<W> plane_coefficients(const InstanceNormForward& args, int64_t plane, double mean,
                                    double var) {
   const int64_t n = plane / args.grid.c, c = plane % args.grid.c;
-  const double rstd = 1.0 / std::sqrt(var + args.eps);
+  const double rstd = inverse_deviation(var, args.eps);
   const double weight = args.weight ? at<W>(args.weight, n * args.weight_stride)[c] : 1;
   const double bias = args.bias ? at<W>(args.bias, n * args.bias_stride)[c] : 0;
   const W center = coefficient<W>(mean);

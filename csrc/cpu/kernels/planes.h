@@ -48,6 +48,11 @@ inline int64_t ahead_of(const PlaneGrid& g, int64_t plane) {
   return g.pixels <= kElements && plane + 1 < g.n * g.c ? g.pixels : 0;
 }
 
+// 1 / deviation, and 0 where that is 0: a constant plane without eps is normalised to 0.
+inline double inverse_deviation(double var, double eps) {
+  return var + eps == 0 ? 0 : 1 / __builtin_sqrt(var + eps);
+}
+
 // What a kernel multiplies pixels with. A NaN among it is the plain one: see round_to_bfloat16.
 template <class W>
 inline W coefficient(double value) {
