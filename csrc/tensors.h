@@ -25,7 +25,7 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline DType dtype_of(const Tensor& x) {
+inline DType dtype_of(const Tensor& x, const char* name = "x") {
   switch (x.scalar_type()) {
     case ScalarType::Float:
       return DType::float32;
@@ -36,7 +36,7 @@ inline DType dtype_of(const Tensor& x) {
     case ScalarType::Double:
       return DType::float64;
     default:
-      STD_TORCH_CHECK(false, "expected float32, bfloat16, float16 or float64");
+      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16, float16 or float64");
   }
 }
 
@@ -112,9 +112,24 @@ inline Shape shape_of(const Tensor& x) {
   return shape;
 }
 
+inline const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    default:
+      return "another dtype";
+  }
+}
+
 inline void check_rank(const Tensor& x, const char* name, int64_t lowest, int64_t highest) {
-  STD_TORCH_CHECK(x.dim() >= lowest && x.dim() <= highest, name, ": expected rank ", lowest,
-                  lowest == highest ? "" : " or 4", ", got ", text_of(shape_of(x)));
+  STD_TORCH_CHECK(x.dim() >= lowest && x.dim() <= highest, name, ": expected rank ", lowest, " to ",
+                  highest, ", got ", text_of(shape_of(x)));
 }
 
 inline void check_shape(const Tensor& x, const char* name, const Shape& shape) {
@@ -123,7 +138,8 @@ inline void check_shape(const Tensor& x, const char* name, const Shape& shape) {
 }
 
 inline void check_dtype(const Tensor& x, const char* name, ScalarType dtype) {
-  STD_TORCH_CHECK(x.scalar_type() == dtype, name, ": expected another dtype");
+  STD_TORCH_CHECK(x.scalar_type() == dtype, name, ": expected ", name_of(dtype), ", got ",
+                  name_of(x.scalar_type()));
 }
 
 // The shape and dtype of `other`.
@@ -133,12 +149,13 @@ inline void check_like(const std::optional<Tensor>& x, const char* name, const T
   check_dtype(*x, name, other.scalar_type());
 }
 
-// (C,) or (N, C), in any dtype.
+// (C,) or (N, C), in any floating-point dtype.
 inline void check_per_channel(const std::optional<Tensor>& x, const char* name, int64_t n,
                               int64_t c) {
   STD_TORCH_CHECK(!x.has_value() || has_shape(*x, {c}) || has_shape(*x, {n, c}), name,
                   ": expected shape (C,) = ", text_of({c}), " or (N, C) = ", text_of({n, c}),
                   ", got ", text_of(x.has_value() ? shape_of(*x) : Shape{}));
+  if (x.has_value()) dtype_of(*x, name);
 }
 
 inline const void* data(const std::optional<Tensor>& x) {

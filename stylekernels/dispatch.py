@@ -58,16 +58,17 @@ def _check_name(name: str | None, source: str) -> str | None:
     return name
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Block:
     """A ``with use_impl(...)`` that has been entered. Two are never equal."""
 
     name: str
+    ended: bool = False
 
 
 _IN_ENVIRONMENT: str | None = _check_name(os.environ.get(_ENVIRONMENT) or None, _ENVIRONMENT)
-# The blocks of this thread or asyncio task, and those of all. A block is removed when it ends, so
-# that any order of entering and leaving, in any threads, ends with what was forced before.
+# The blocks entered by this thread or asyncio task, and those of all that have not ended. Any order
+# of entering and leaving, in any threads, ends with what was forced before.
 _own: ContextVar[tuple[_Block, ...]] = ContextVar("stylekernels.use_impl", default=())
 _all: list[_Block] = []
 _lock = threading.Lock()
@@ -94,11 +95,10 @@ def use_impl(name: str) -> Iterator[None]:
     """
     block = _Block(_check_name(name, "use_impl"))
     _enter(block)
-    _own.set((*_own.get(), block))
+    _own.set((*(other for other in _own.get() if not other.ended), block))
     try:
         yield
-    finally:
-        _own.set(tuple(other for other in _own.get() if other is not block))
+    finally:  # perhaps in another thread or task
         _leave(block)
 
 
@@ -112,6 +112,7 @@ def _enter(block: _Block) -> None:
 def _leave(block: _Block) -> None:
     global _anywhere
     with _lock:
+        block.ended = True
         _all.remove(block)
         _anywhere = _all[-1].name if _all else _IN_ENVIRONMENT
 
@@ -120,8 +121,10 @@ def _forced() -> str | None:
     """The implementation that is forced here."""
     if torch.compiler.is_compiling():
         return _anywhere
-    blocks = _own.get()
-    return blocks[-1].name if blocks else _anywhere
+    for block in reversed(_own.get()):
+        if not block.ended:
+            return block.name
+    return _anywhere
 
 
 def is_forced(name: str) -> bool:
@@ -216,13 +219,13 @@ def use_reference(x: Tensor) -> bool:
     return _choose(x.device.type)[0] == "reference" or transformed()
 
 
-def _tensors(arguments: Iterable[object]) -> Iterator[Tensor]:
+def tensors_in(arguments: Iterable[object]) -> Iterator[Tensor]:
     """Those among an op's arguments, and in lists there."""
     for argument in arguments:
         if isinstance(argument, Tensor):
             yield argument
         elif isinstance(argument, list | tuple):
-            yield from _tensors(argument)
+            yield from tensors_in(argument)
 
 
 def explain(op: str, *args: object, **kwargs: object) -> str:
@@ -241,7 +244,7 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     """
     if op not in OPS:
         raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
-    tensor = next(_tensors((*args, *kwargs.values())), None)
+    tensor = next(tensors_in((*args, *kwargs.values())), None)
     if tensor is None:
         raise TypeError(f"args: expected the arguments of {op}, a tensor among them, got none")
     chosen, reason = _choose(tensor.device.type)

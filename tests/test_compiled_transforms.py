@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from stylekernels import (
     convert,
+    gram_loss,
     gram_losses,
     gram_matrix,
     instance_norm,
     instance_norm_stats,
+    native,
     upsample_block,
     use_impl,
 )
@@ -215,7 +217,7 @@ def test_backward_inside_autocast(op, dtype, device) -> None:
 @pytest.mark.parametrize("norm", ["instance", "none"])
 def test_no_op_returns_a_view(norm, device) -> None:
     """An activation in place may follow, with a gradient for every parameter."""
-    x, weight = random(2, 6, 5, 4, device=device), WEIGHT.to(device).requires_grad_()
+    x, weight = random(2, 6, 5, 4, device=device), WEIGHT.to(device).clone().requires_grad_()
     bias = random(4, device=device, seed=5).requires_grad_()
     y = upsample_block(x, weight, bias=bias, norm=norm, activation="none")
     expected = torch.autograd.grad(y.clone().relu().square().sum(), (weight, bias))
@@ -240,3 +242,41 @@ def test_results_may_be_changed_in_place(call, device) -> None:
     expected = torch.autograd.grad(call(x).mul(2).square().sum(), x)
     actual = torch.autograd.grad(call(x).mul_(2).square().sum(), x)
     assert_all_close(actual, expected)
+
+
+@every_op_with_a_gradient
+def test_batched_gradients_of_autograd(op, device) -> None:
+    """By the vmap inside autograd, which is not that of torch.func."""
+    x = random(1, 6, 2, 3, device=device)
+    actual = torch.autograd.functional.jacobian(CALLS[op], x, vectorize=True)
+    with use_impl("reference"):
+        expected = torch.autograd.functional.jacobian(CALLS[op], x)
+    assert_all_close([actual], [expected])
+
+
+@pytest.mark.parametrize("loss", [gram_loss, lambda x, target: gram_losses([x], [target])[0]])
+def test_hessian_vector_product_at_a_target(loss, device) -> None:
+    x, target = random(1, 6, 2, 3, device=device), TARGET.to(device)
+    gradient = torch.func.grad(lambda target: loss(x, target))
+    _, product = torch.func.jvp(gradient, (target,), (target.cos(),))
+    torch.testing.assert_close(product, target.cos() * (2 / target.numel()))
+
+
+def test_compiled_inference_runs_our_convolution(device) -> None:
+    """Whether or not the weight is a parameter."""
+    if native.cpu_capability in (None, "baseline") or device != "cpu":
+        pytest.skip("PyTorch's convolution runs here")
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(graph, _inputs):
+        seen.append(graph.print_readable(print_output=False))
+        return graph
+
+    weight = WEIGHT.clone().requires_grad_()
+    compiled = torch.compile(lambda x: upsample_block(x, weight), fullgraph=True, backend=backend)
+    x = random(1, 6, 5, 4)
+    with torch.no_grad():
+        y = compiled(x)
+        assert_all_close([y], [upsample_block(x, weight)])
+    assert "upsample_conv2d" in seen[0]

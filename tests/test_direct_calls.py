@@ -122,8 +122,38 @@ CALLS = {
         lambda: convolve_into(scale_shift=random(1, C, 2)),
     ],
     "next_scale_shift": [lambda: convolve_into(next_scale_shift=random(N, 1, 2))],
-    "stride": [lambda: convolve(stride=3), lambda: convolve(stride=0)],
-    "padding": [lambda: convolve(padding=-1)],
+    "activation": [
+        lambda: OPS.instance_norm(X, *NONE, "gelu", *NORM[1:]),
+        lambda: OPS.norm_conv2d(
+            X, KERNEL, None, None, "gelu", 0.0, None, False, 1, 1, "zeros", "none", True
+        ),
+    ],
+    "upsample": [lambda: convolve(upsample="bilinear")],
+    "padding_mode": [lambda: convolve(padding_mode="wrap")],
+    "stride": [
+        lambda: convolve(stride=3),
+        lambda: convolve(stride=0),
+        lambda: convolve(stride=2, upsample="nearest"),
+    ],
+    "padding": [
+        lambda: convolve(padding=-1),
+        lambda: convolve(padding=3, upsample="nearest"),
+        lambda: convolve(weight=random(C, 8, 4, 4), padding=2, upsample="transpose"),
+    ],
+    "x: .*(small|expected)": [
+        lambda: convolve(padding=5, padding_mode="reflect"),
+        lambda: convolve(weight=random(8, C, 9, 9), padding=0),
+        lambda: OPS.gram_matrix(X[..., :0], None, False),
+        lambda: OPS.gram_loss(X[..., :0], GRAMS, None),
+        lambda: OPS.gram_matrix_backward(GRAMS, X[..., :0], None, None),
+    ],
+    "one device": [
+        lambda: norm(weight=torch.empty(C, device="meta")),
+        lambda: norm(residual=X.to("meta")),
+        lambda: convolve(weight=KERNEL.to("meta")),
+        lambda: OPS.gram_loss(X, GRAMS.to("meta"), None),
+        lambda: norm_backward(grad=X.to("meta")),
+    ],
     "norm_bias": [lambda: convolve_into(norm_bias=ONE)],
     "input": [
         lambda: convolve_into(input=torch.empty(N, C, H, 1)),
@@ -148,6 +178,12 @@ CALLS = {
 def test_an_argument_that_does_not_fit_is_refused_by_name(name, number, implementation) -> None:
     if implementation == "native" and native.cpu_missing is not None:
         pytest.skip("no compiled kernels")
-    message = rf"\b{name}s?\b.*(: expected|too small)|expected float32, bfloat16"
+    message = rf"\b{name}s?\b.*(: (expected|unknown)|too small|, got)|expected float32, bfloat16"
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         CALLS[name][number]()
+
+
+def test_a_convolution_that_needs_a_gradient_is_refused(implementation) -> None:
+    message = "norm_conv2d has no gradient, but one of its inputs requires one: call it under"
+    with pytest.raises(RuntimeError, match=message):
+        convolve(weight=KERNEL.clone().requires_grad_())

@@ -288,6 +288,16 @@ def test_overlapping_blocks_may_end_in_any_order() -> None:
     assert in_use() == before
 
 
+def test_a_block_may_end_in_another_thread() -> None:
+    before = in_use()
+    block = use_impl("reference")
+    block.__enter__()
+    thread = threading.Thread(target=block.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join(60)
+    assert in_use() == before
+
+
 def test_threads_force_implementations_of_their_own() -> None:
     """And one without a block follows the last that was entered by any."""
     before = in_use()

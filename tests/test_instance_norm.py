@@ -332,14 +332,19 @@ def test_errors_of_stats() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [1e10, 1e17, 1e19, 1e25, 1e30, 3e38])
-def test_values_whose_squares_exceed_float32(size, dtype, layout) -> None:
+@pytest.mark.parametrize(
+    ("size", "plane"),
+    [(size, (33, 17)) for size in (1e10, 1e17, 1e19, 1e25, 1e30, 3e38)]
+    + [(3e38, plane) for plane in ((2, 3), (8, 8), (1, 127))],
+)
+@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
+def test_values_whose_squares_exceed_float32(activation, size, plane, dtype, layout) -> None:
     """Two values, in unequal parts; the largest are further apart than float32 reaches."""
-    x = laid_out(torch.where(random(2, 3, 33, 17) < -0.3, -size, size).to(dtype), layout)
+    x = laid_out(torch.where(random(2, 3, *plane) < -0.3, -size, size).to(dtype), layout)
     wide = x.double().requires_grad_()
     x.requires_grad_()
     grad = random(*x.shape, seed=1).to(dtype)
-    y, exact = (instance_norm(t, activation="tanh") for t in (x, wide))
+    y, exact = (instance_norm(t, activation=activation) for t in (x, wide))
     (grad_x,) = torch.autograd.grad(y, x, grad)
     (grad_exact,) = torch.autograd.grad(exact, wide, grad.double())
     limit = 1e-6 if dtype == torch.float32 else 4e-3

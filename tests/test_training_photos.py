@@ -109,6 +109,24 @@ def test_two_photos_are_enough_wherever_they_are(tmp_path, bad):
     assert not set(train_on) & set(held)
 
 
+def test_two_photos_with_a_bad_one_between_them_are_enough(tmp_path) -> None:
+    for name in ("a.png", "c.png"):
+        save(tmp_path / name)
+    (tmp_path / "b.png").touch()
+    train_on, held = choose_photos(tmp_path, 1, lambda line: None)
+    assert {path.name for path in (*train_on, *held)} >= {"a.png", "c.png"}
+    assert len(held) == 1
+
+
+def test_a_link_that_cannot_be_looked_up_is_a_line(tmp_path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("x" * 300)
+    found, problems = find_photos_below(tmp_path)
+    assert [path.name for path in found] == ["a.png"]
+    assert len(problems) == 1
+    assert "link.png: cannot be looked up" in problems[0]
+
+
 def test_links_are_followed_and_loops_are_not(album, tmp_path):
     expected = {path.resolve() for path in find_photos_below(album)[0]}
     assert len(expected) == 5

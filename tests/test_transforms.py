@@ -118,7 +118,7 @@ def test_autocast_of_the_norms(device) -> None:
             with torch.autocast(device, enabled=False):
                 assert torch.equal(y, instance_norm(image, scale, activation="relu"))
         assert all(stat.dtype == torch.float32 for stat in instance_norm_stats(x.bfloat16()))
-        weight = WEIGHT.to(device).requires_grad_()
+        weight = WEIGHT.to(device).clone().requires_grad_()
         y = upsample_block(x, weight, scale[:4])
     assert y.dtype == torch.bfloat16
     expected = upsample_block(x.bfloat16(), WEIGHT.to(device, torch.bfloat16), scale[:4])

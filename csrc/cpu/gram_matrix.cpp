@@ -58,7 +58,11 @@ struct Features {
         x(with_layout(features, layout)),
         n(x.size(0)),
         c(x.size(1)),
-        pixels(x.size(2) * (x.dim() == 4 ? x.size(3) : 1)) {}
+        pixels(x.size(2) * (x.dim() == 4 ? x.size(3) : 1)) {
+    STD_TORCH_CHECK(c > 0 && pixels > 0, name,
+                    ": expected at least one channel and one pixel, got ",
+                    text_of(shape_of(features)));
+  }
 
   double scale(std::optional<double> scale) const {
     return scale.value_or(1.0 / (double(c) * double(pixels)));

@@ -3,7 +3,6 @@
 #include "instance_norm.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "../tensors.h"
 #include "capability.h"
@@ -86,8 +85,16 @@ struct Parameter {
   }
 };
 
-// Squares of deviations above 1e18 exceed float32. A call that meets them is made again in float64:
-// kernels of float32 are as fast as without a check of every value.
+// -- planes whose squares exceed float32 -------------------------------------------------------
+//
+// A call that meets one is made again in float64. The kernels of float32 stay as fast as without a
+// check of every value: the statistics show where squares may have overflowed.
+
+// Above this deviation they may. Sums of squares are kept over 256 values.
+constexpr float kLargestDeviation = 1e17f;
+
+// The backward kernels multiply with the square of 1 / deviation, which float32 must hold.
+constexpr float kSmallestRstd = 1e-12f;
 
 Tensor in_float64(const Tensor& x) { return torch::stable::to(x, ScalarType::Double); }
 
@@ -95,20 +102,46 @@ std::optional<Tensor> in_float64(const std::optional<Tensor>& x) {
   return x.has_value() ? std::optional(in_float64(*x)) : std::nullopt;
 }
 
-// float32 and bfloat16 have that range.
-bool squares_overflow(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16;
+// Whether all values of a plane of x, which is dense, are finite. `exponent`: the bits of T that
+// are all ones for infinite values and NaN.
+template <class T>
+bool is_finite(const Tensor& x, const PlaneGrid& g, int64_t plane, T exponent) {
+  const bool contiguous = g.layout == Layout::contiguous;
+  const int64_t step = contiguous ? 1 : g.c, n = plane / g.c, c = plane % g.c;
+  const T* bits = static_cast<const T*>(x.const_data_ptr()) +
+                  (contiguous ? plane * g.pixels : n * g.pixels * g.c + c);
+  for (int64_t i = 0; i < g.pixels; ++i)
+    if ((bits[i * step] & exponent) == exponent) return false;
+  return true;
 }
 
-// Whether f(value) of some element of a dense float32 tensor.
+// Whether some plane of finite values has a statistic with overflows(value). float16 has no such
+// range, and float64 nothing wider.
 template <class F>
-bool any_of(const Tensor& x, const F& f) {
-  const float* values = static_cast<const float*>(x.const_data_ptr());
-  return std::any_of(values, values + x.numel(), f);
+bool exceeds_float32(const Tensor& x, const PlaneGrid& g, const Tensor& statistics,
+                     const F& overflows) {
+  const bool half = x.scalar_type() == ScalarType::BFloat16;
+  if (g.pixels == 0 || (!half && x.scalar_type() != ScalarType::Float)) return false;
+  const float* values = static_cast<const float*>(statistics.const_data_ptr());
+  for (int64_t plane = 0; plane < g.n * g.c; ++plane)
+    if (overflows(values[plane]) && (half ? is_finite<uint16_t>(x, g, plane, 0x7f80)
+                                          : is_finite<uint32_t>(x, g, plane, 0x7f800000)))
+      return true;
+  return false;
 }
 
-// The backward kernels multiply with the square of 1 / deviation, which float32 must hold.
-constexpr float kSmallestRstd = 1e-12f;
+// (2, N, C): float64 means as float32, and what that rounding leaves.
+Tensor rounded_with_error(const Tensor& mean) {
+  const int64_t count = mean.numel() / 2;
+  Tensor rounded = empty({2, mean.size(1), mean.size(2)}, mean, ScalarType::Float);
+  const double* from = static_cast<const double*>(mean.const_data_ptr());
+  float* to = static_cast<float*>(rounded.mutable_data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] = float(from[i]);
+    to[count + i] = float(from[i] - double(to[i]) + from[count + i]);
+  }
+  return rounded;
+}
 
 std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor> weight,
                                                  std::optional<Tensor> bias,
@@ -157,13 +190,12 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
       .partials = static_cast<double*>(partials.mutable_data_ptr()),
       .coefficients = coefficients.mutable_data_ptr(),
   });
-  if ((own_stats || !mean.has_value()) && grid.pixels > 0 && squares_overflow(x) &&
-      any_of(rstd, [](float value) { return !(value > 0); })) {
+  const auto overflows = [](float value) { return !(value > 1 / kLargestDeviation); };
+  if ((own_stats || !mean.has_value()) && exceeds_float32(x, grid, rstd, overflows)) {
     const auto [wide_y, wide_mean, wide_rstd] = instance_norm(
         in_float64(x), in_float64(weight), in_float64(bias), in_float64(residual), std::nullopt,
         std::nullopt, activation, negative_slope, residual_first, eps, true);
-    return {torch::stable::to(wide_y, x.scalar_type()),
-            torch::stable::to(wide_mean, ScalarType::Float),
+    return {torch::stable::to(wide_y, x.scalar_type()), rounded_with_error(wide_mean),
             torch::stable::to(wide_rstd, ScalarType::Float)};
   }
   return {y, used_mean, rstd};
@@ -183,7 +215,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   check_dtype(mean, "mean", wide_dtype(x));
   check_dtype(rstd, "rstd", wide_dtype(x));
   rstd = torch::stable::contiguous(rstd);
-  if (squares_overflow(x) && any_of(rstd, [](float value) { return value < kSmallestRstd; })) {
+  const float* deviations = static_cast<const float*>(rstd.const_data_ptr());
+  if (wide_dtype(x) == ScalarType::Float &&
+      std::any_of(deviations, deviations + rstd.numel(),
+                  [](float value) { return value < kSmallestRstd; })) {
     auto [grad_x, grad_residual, sum_grad, sum_grad_normalized] = instance_norm_backward(
         in_float64(grad), in_float64(x), in_float64(weight), in_float64(bias), in_float64(residual),
         in_float64(mean), in_float64(rstd), activation, negative_slope, own_stats, want_residual);
@@ -253,8 +288,12 @@ std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
   Tensor mean = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
   Tensor var = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
   write_statistics(x, mean, 1, var);
-  if (x.size(2) * x.size(3) > 0 && squares_overflow(x) &&
-      any_of(var, [](float value) { return !(value <= std::numeric_limits<float>::max()); })) {
+  const Layout layout = layout_of(x);
+  const Tensor dense = with_layout(x, layout);
+  const auto overflows = [](float value) {
+    return !(value < kLargestDeviation * kLargestDeviation);
+  };
+  if (exceeds_float32(dense, grid_of(dense, layout), var, overflows)) {
     const auto [wide_mean, wide_var] = instance_norm_stats(in_float64(x));
     return {torch::stable::to(wide_mean, ScalarType::Float),
             torch::stable::to(wide_var, ScalarType::Float)};

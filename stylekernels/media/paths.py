@@ -90,7 +90,12 @@ def find_photos_below(folder: Path) -> tuple[list[Path], list[str]]:
         for entry in entries:
             path = here / entry.name
             hidden = entry.name.startswith(".")
-            if path.is_dir():
+            try:
+                is_folder = path.is_dir()
+            except OSError as error:  # a link to a name that is too long, for example
+                problems.append(f"{path}: cannot be looked up: {error.strerror}")
+                continue
+            if is_folder:
                 if not hidden:
                     waiting.append(path)
             elif path.suffix.lower() in _PHOTO_SUFFIXES:

@@ -9,6 +9,13 @@ from stylekernels.reference.dtypes import knows_autocast
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+#: Kernels that the modes of `norm_conv2d` take: in words, and whether it takes one of this size.
+CONV_KERNELS = {
+    "none": ("k from 1 to 9", lambda k: 1 <= k <= 9),
+    "nearest": ("k = 3, 5, 7 or 9", lambda k: 3 <= k <= 9 and k % 2 == 1),
+    "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
+}
+
 
 def check_image_batch(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,)) -> None:
     """``x`` must be a floating-point tensor (N, C, H, W), or (N, C, L) where rank 3 is allowed."""
@@ -139,3 +146,39 @@ def check_can_reflect(x: Tensor, border: int, upsample: str) -> None:
             f"x: expected more than {border} pixels a side to reflect{after}, got "
             f"{tuple(x.shape)}; use padding_mode='replicate'"
         )
+
+
+def check_conv_geometry(
+    x: Tensor, kernel: int, stride: int, padding: int, padding_mode: str, upsample: str
+) -> None:
+    """Stride and padding must be what the mode allows, and ``x`` large enough for them."""
+    for value, name in ((stride, "stride"), (padding, "padding")):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name}: expected an int for both directions, got {value!r}")
+    if stride not in (1, 2):
+        raise ValueError(f"stride: expected 1 or 2, got {stride}")
+    if stride != 1 and upsample != "none":
+        raise ValueError(
+            f"stride: expected 1 with upsample={upsample!r}, got {stride}; it always doubles the "
+            "size, leave stride out"
+        )
+    if padding < 0:
+        raise ValueError(f"padding: expected 0 or more, got {padding}")
+    if upsample == "nearest" and padding != kernel // 2:
+        raise ValueError(
+            f"padding: expected k // 2 = {kernel // 2} with upsample='nearest' and a kernel of "
+            f"{kernel}, got {padding}"
+        )
+    if upsample == "transpose" and padding != 0:
+        raise ValueError(
+            f"padding: expected 0 with upsample='transpose', got {padding}; it always doubles the "
+            "size (torch's padding of 1), leave padding out"
+        )
+    smallest = max(1, kernel - 2 * padding) if upsample == "none" else 1
+    if x.shape[2] < smallest or x.shape[3] < smallest:
+        raise ValueError(
+            f"x: expected at least {smallest} by {smallest} pixels for a kernel of {kernel} and "
+            f"padding {padding}, got {tuple(x.shape)}"
+        )
+    if padding_mode == "reflect":
+        check_can_reflect(x, 1 if upsample == "transpose" else padding, upsample)

@@ -58,10 +58,9 @@ def call(op: Callable, record: Callable, *arguments):
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return op(*arguments)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+    if needs_grad(*arguments):
         return record(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*arguments)
+    return below_autograd(op, *arguments)
 
 
 def autograd_kernel(op: Callable, record: Callable, formula: Callable) -> Callable:
@@ -112,13 +111,14 @@ def by_formula(op: Callable, formula: Callable) -> Callable:
 
             return None, *vjp(results, leaves, grads, ctx.needs_input_grad[1:])
 
+    returns = [str(result.type) for result in op._schema.returns]
+
     def record(*arguments):
         leaves, structure = pytree.tree_flatten(arguments)
         results = apply(Differentiated, structure, *leaves)
-        returns = op._schema.returns
-        if len(returns) == 1:
-            return results[0] if str(returns[0].type) == "Tensor" else list(results)
-        return results
+        if returns == ["Tensor"]:
+            return results[0]
+        return list(results) if returns == ["List[Tensor]"] else results
 
     return record
 

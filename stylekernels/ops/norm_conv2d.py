@@ -9,11 +9,12 @@ from torch import Tensor
 from stylekernels import reference
 from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
+    CONV_KERNELS,
     DTYPES,
     autocast_dtype,
-    check_can_reflect,
     check_choice,
     check_conv_bias,
+    check_conv_geometry,
     check_conv_weight,
     check_device,
     check_image_batch,
@@ -21,14 +22,13 @@ from stylekernels.ops.arguments import (
     check_tensor,
     fits,
 )
-from stylekernels.ops.registration import define
+from stylekernels.ops.autograd import below_autograd
+from stylekernels.ops.registration import define, refuse_gradients
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
 from stylekernels.reference.layouts import dense_like, layout_of
 from stylekernels.reference.transforms import transformed
 from stylekernels.reference.upsample_block import PADDING_MODES
-
-UPSAMPLINGS = ("none", "nearest", "transpose")
 
 # What was not asked for is an empty tensor: mean and var in their own dtype, input in x's.
 #
@@ -51,12 +51,6 @@ SCHEMAS = (
     "Tensor(a!) y, Tensor(b!)? input, Tensor(c!)? next_scale_shift, Tensor(d!) workspace) "
     "-> ()",
 )
-
-_KERNELS = {
-    "none": ("k from 1 to 9", lambda k: 1 <= k <= 9),
-    "nearest": ("k = 3, 5, 7 or 9", lambda k: 3 <= k <= 9 and k % 2 == 1),
-    "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
-}
 
 
 class NormConv2dOutput(NamedTuple):
@@ -135,11 +129,16 @@ define(SCHEMAS[1], lambda weight, *mode: weight.clone(), None, triton="norm_conv
 define(SCHEMAS[2], lambda *arguments: 0, None, triton="norm_conv2d")
 define(SCHEMAS[3], norm_conv2d_out_formula, lambda *arguments: None, triton="norm_conv2d")
 _op = torch.ops.stylekernels.norm_conv2d.default
+_INSTEAD = (
+    "call it under torch.no_grad() or torch.inference_mode(), or train with upsample_block and "
+    "instance_norm and use it afterwards"
+)
+refuse_gradients(_op, _INSTEAD)
 
 
 def takes_kernel(kernel: int, upsample: str) -> bool:
     """Whether `norm_conv2d` takes kernels of this size."""
-    return _KERNELS[upsample][1](kernel)
+    return CONV_KERNELS[upsample][1](kernel)
 
 
 def _check_scale_shift(scale_shift: Tensor, x: Tensor) -> None:
@@ -162,50 +161,10 @@ def _check_scale_shift(scale_shift: Tensor, x: Tensor) -> None:
     check_device(scale_shift, "scale_shift", x)
 
 
-def _check_geometry(
-    x: Tensor, kernel: int, stride: int, padding: int, padding_mode: str, upsample: str
-) -> None:
-    """Stride and padding must be what the mode allows, and ``x`` large enough for them."""
-    for value, name in ((stride, "stride"), (padding, "padding")):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name}: expected an int for both directions, got {value!r}")
-    if stride not in (1, 2):
-        raise ValueError(f"stride: expected 1 or 2, got {stride}")
-    if stride != 1 and upsample != "none":
-        raise ValueError(
-            f"stride: expected 1 with upsample={upsample!r}, got {stride}; it always doubles the "
-            "size, leave stride out"
-        )
-    if padding < 0:
-        raise ValueError(f"padding: expected 0 or more, got {padding}")
-    if upsample == "nearest" and padding != kernel // 2:
-        raise ValueError(
-            f"padding: expected k // 2 = {kernel // 2} with upsample='nearest' and a kernel of "
-            f"{kernel}, got {padding}"
-        )
-    if upsample == "transpose" and padding != 0:
-        raise ValueError(
-            f"padding: expected 0 with upsample='transpose', got {padding}; it always doubles the "
-            "size (torch's padding of 1), leave padding out"
-        )
-    smallest = max(1, kernel - 2 * padding) if upsample == "none" else 1
-    if x.shape[2] < smallest or x.shape[3] < smallest:
-        raise ValueError(
-            f"x: expected at least {smallest} by {smallest} pixels for a kernel of {kernel} and "
-            f"padding {padding}, got {tuple(x.shape)}"
-        )
-    if padding_mode == "reflect":
-        check_can_reflect(x, 1 if upsample == "transpose" else padding, upsample)
-
-
 def _refuse_gradients(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"norm_conv2d has no gradient, but {name} requires one: call it under "
-                "torch.no_grad() or torch.inference_mode(), or train with upsample_block and "
-                "instance_norm and use it afterwards"
-            )
+            raise RuntimeError(f"norm_conv2d has no gradient, but {name} requires one: {_INSTEAD}")
 
 
 def norm_conv2d(
@@ -283,7 +242,7 @@ def norm_conv2d(
     """
     check_image_batch(x)
     check_tensor(weight, "weight")
-    check_choice(upsample, "upsample", UPSAMPLINGS)
+    check_choice(upsample, "upsample", tuple(CONV_KERNELS))
     check_choice(activation, "activation", ACTIVATIONS)
     check_choice(padding_mode, "padding_mode", PADDING_MODES)
     if not isinstance(negative_slope, (int, float)):
@@ -293,7 +252,7 @@ def norm_conv2d(
         x, weight = x.to(dtype), weight.to(dtype)
         if isinstance(residual, Tensor) and residual.dtype in DTYPES:
             residual = residual.to(dtype)
-    check_conv_weight(weight, x, upsample, *_KERNELS[upsample])
+    check_conv_weight(weight, x, upsample, *CONV_KERNELS[upsample])
     if bias is not None:
         channels = weight.shape[1 if upsample == "transpose" else 0]
         check_conv_bias(bias, x, channels, or_float32=True)
@@ -301,7 +260,7 @@ def norm_conv2d(
         _check_scale_shift(scale_shift, x)
     if residual is not None:
         check_like(residual, "residual", x)
-    _check_geometry(x, weight.shape[2], stride, padding, padding_mode, upsample)
+    check_conv_geometry(x, weight.shape[2], stride, padding, padding_mode, upsample)
     _refuse_gradients(x=x, weight=weight, bias=bias, scale_shift=scale_shift, residual=residual)
     arguments = (
         x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, stride,
@@ -315,7 +274,10 @@ def norm_conv2d(
             if not transformed():  # vmap cannot tell a layout
                 y, given = _in_layout_of(x, y, given)
             return NormConv2dOutput(y, mean, var, given)
-        y, mean, var, given = _op(*arguments)
+        if torch.compiler.is_compiling():
+            y, mean, var, given = _op(*arguments)
+        else:
+            y, mean, var, given = below_autograd(_op, *arguments)
     return NormConv2dOutput(
         y,
         mean if return_stats else None,

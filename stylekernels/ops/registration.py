@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import dispatch
-from stylekernels.ops.autograd import autograd_kernel, by_formula
+from stylekernels.ops.autograd import autograd_kernel, below_autograd, by_formula, needs_grad
 
 NAMESPACE = "stylekernels"
 
@@ -35,12 +35,27 @@ def define(
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, formula, "CompositeExplicitAutograd")
     if fake is not None:
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", _on_one_device(fake), lib=_library)
     if triton is not None and dispatch.triton_missing is None:
         launch = _launcher(triton, name, formula)
         _library.impl(name, launch, "CUDA")  # the key of AMD's GPUs too
         if dispatch.interprets_triton:
             _interpret_on_cpu(name, launch)
+
+
+def _on_one_device(fake: Callable) -> Callable:
+    """A tracing rule that refuses tensors of several devices: PyTorch takes it for a call with one
+    tensor on ``meta``, and would return memory that nobody wrote."""
+
+    def checked(*arguments):
+        devices = {str(tensor.device) for tensor in dispatch.tensors_in(arguments)}
+        if len(devices) > 1:
+            raise ValueError(
+                f"expected all tensors on one device, got {' and '.join(sorted(devices))}"
+            )
+        return fake(*arguments)
+
+    return checked
 
 
 def differentiate(op: Callable, formula: Callable, record: Callable | None = None) -> None:
@@ -56,17 +71,36 @@ def differentiate(op: Callable, formula: Callable, record: Callable | None = Non
     record = by_formula(op, formula) if record is None else record
     _library.impl(name, autograd_kernel(op, record, formula), "Autograd")
     _library.impl(name, formula, "FuncTorchBatched")
+    _library.impl(name, formula, "Batched")  # is_grads_batched, which is no torch.func
+
+
+def refuse_gradients(op: Callable, instead: str) -> None:
+    """Give a defined op without a gradient a kernel for autograd that says so.
+
+    Args:
+        op: of ``torch.ops.stylekernels``.
+        instead: what to do, for the message.
+    """
+
+    def kernel(*arguments):
+        if needs_grad(*arguments):
+            raise RuntimeError(
+                f"{op._schema.name} has no gradient, but one of its inputs requires one: {instead}"
+            )
+        return below_autograd(op, *arguments)
+
+    _library.impl(op._schema.name.removeprefix(f"{NAMESPACE}::"), kernel, "Autograd")
 
 
 def _launcher(module: str, name: str, formula: Callable) -> Callable:
     """Imports Triton when it is first called."""
 
     def launch(x: Tensor | Sequence[Tensor], *arguments):
+        getattr(import_module("stylekernels.ops.checks"), name)(x, *arguments)
         tensors = (x,) if isinstance(x, Tensor) else x
         if any(tensor.numel() == 0 for tensor in tensors):
             return formula(x, *arguments)
         launcher = getattr(import_module(f"stylekernels.triton.{module}"), name)
-        getattr(import_module("stylekernels.triton.checks"), name)(x, *arguments)
         if tensors[0].device.type != "cuda":
             return launcher(x, *arguments)
         with torch.cuda.device(tensors[0].device):  # Triton launches on the current one

@@ -155,7 +155,8 @@ def _upsample_conv2d(
         # Inductor fails on the gradient of a convolution whose input is made again, with dynamic
         # shapes: it gets PyTorch's convolution where there may be a gradient.
         given = (tensor for tensor in (x, weight, bias) if tensor is not None)
-        if inside_transform() or any(tensor.requires_grad for tensor in given):
+        differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+        if inside_transform() or differentiable:
             return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
     arguments = (x, weight, bias, upsample, padding_mode, stats)
     y, mean, var = call(_upsample_conv2d_op, _record, *arguments)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from stylekernels.reference.dtypes import wide_dtype, without_autocast
 
@@ -28,7 +27,8 @@ def gram_matrix(x: Tensor, scale: float | None, center: bool) -> Tensor:
 def gram_loss(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
     """Mean squared error between the Gram matrix of ``x`` and ``target``."""
     gram = gram_matrix(x, scale, center=False)
-    return F.mse_loss(gram, target.to(gram.dtype).expand_as(gram))
+    # Not F.mse_loss, which has no forward derivative of its gradient at the target.
+    return (gram - target.to(gram.dtype)).square().mean()
 
 
 def gram_losses(

@@ -39,7 +39,7 @@ def choose_photos(
         skip(problem)
     train, held = split_photos(photos, held_out) if len(photos) > 1 else (photos, [])
     held = [path for path, _ in readable(held, skip)]
-    rest = readable(train, skip)
+    rest = readable(list(train), skip)  # train may lose one meanwhile
     first = next(rest, None)
     if first is not None and not held:
         held = [first[0]]

@@ -1,4 +1,5 @@
-"""What kernels index by, checked before each launch: a function per op, with the op's arguments.
+"""What Triton's kernels index by, checked before each launch: a function per op, with the op's
+arguments.
 
 Public functions check first and name the remedy. These are for direct calls of
 ``torch.ops.stylekernels`` and for exported programs.
@@ -9,9 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stylekernels.ops.arguments import (
+    CONV_KERNELS,
+    DTYPES,
+    check_choice,
+    check_conv_geometry,
+)
 from stylekernels.reference.dtypes import wide_dtype
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from stylekernels.reference.instance_norm import ACTIVATIONS
+from stylekernels.reference.upsample_block import PADDING_MODES
 
 
 def _expect(
@@ -30,7 +37,7 @@ def _expect(
     if tensor.shape not in shapes:
         expected = " or ".join(map(str, shapes))
         raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
-    if tensor.dtype != dtype and (dtype is not None or tensor.dtype not in _DTYPES):
+    if tensor.dtype != dtype and (dtype is not None or tensor.dtype not in DTYPES):
         wanted = "a floating-point dtype" if dtype is None else dtype
         raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype}")
 
@@ -39,7 +46,7 @@ def _images(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,)) -> None:
     if x.dim() not in ranks:
         expected = " or ".join(map(str, ranks))
         raise ValueError(f"{name}: expected rank {expected}, got {tuple(x.shape)}")
-    if x.dtype not in _DTYPES:
+    if x.dtype not in DTYPES:
         raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
 
 
@@ -47,8 +54,9 @@ def instance_norm_stats(x: Tensor) -> None:
     _images(x)
 
 
-def instance_norm(x, weight, bias, residual, mean, var, *_options) -> None:
+def instance_norm(x, weight, bias, residual, mean, var, activation, *_options) -> None:
     _images(x)
+    check_choice(activation, "activation", ACTIVATIONS)
     n, c = x.shape[:2]
     parameters = {"weight": weight, "bias": bias, "mean": mean, "var": var}
     for name, parameter in parameters.items():
@@ -58,8 +66,11 @@ def instance_norm(x, weight, bias, residual, mean, var, *_options) -> None:
         raise ValueError("mean, var: expected both or neither, got one of them")
 
 
-def instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, *_options) -> None:
+def instance_norm_backward(
+    grad, x, weight, bias, residual, mean, rstd, activation, *_options
+) -> None:
     _images(x)
+    check_choice(activation, "activation", ACTIVATIONS)
     n, c = x.shape[:2]
     _expect(grad, "grad", x, x.shape, dtype=x.dtype)
     _expect(residual, "residual", x, x.shape, dtype=x.dtype)
@@ -71,17 +82,19 @@ def instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, *_option
 
 def gram_matrix(x: Tensor, *_options) -> None:
     _images(x, ranks=(3, 4))
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x: expected at least one channel and one pixel, got {tuple(x.shape)}")
 
 
 def gram_matrix_backward(grad: Tensor, x: Tensor, mean: Tensor | None, *_options) -> None:
-    _images(x, ranks=(3, 4))
+    gram_matrix(x)
     n, c = x.shape[:2]
     _expect(grad, "grad", x, (n, c, c), dtype=wide_dtype(x))
     _expect(mean, "mean", x, (2, n, c), dtype=wide_dtype(x))
 
 
 def gram_loss(x: Tensor, target: Tensor, *_options) -> None:
-    _images(x, ranks=(3, 4))
+    gram_matrix(x)
     n, c = x.shape[:2]
     _expect(target, "target", x, (n, c, c), (1, c, c), (c, c), dtype=wide_dtype(x))
 
@@ -114,21 +127,20 @@ def _one_per_layer(features: Sequence[Tensor], **others: Sequence | None) -> Non
 
 
 def norm_conv2d(
-    x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, stride,
-    padding, padding_mode, upsample, return_stats,
-) -> None:  # fmt: skip
+    x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, *mode
+) -> None:
     _images(x)
     _expect(weight, "weight", x, weight.shape, dtype=x.dtype)
-    outputs = _kernel(weight, stride, padding, upsample)
-    _convolved(x, weight, bias, scale_shift, residual, outputs, upsample)
+    _convolution(x, weight, bias, scale_shift, activation, residual, mode[:4])
 
 
 def norm_conv2d_pack(weight, stride, padding, padding_mode, upsample) -> None:
-    _kernel(weight, stride, padding, upsample)
+    _kernel(weight, padding_mode, upsample)
 
 
-def norm_conv2d_workspace(weight, n, h, w, stride, padding, padding_mode, upsample) -> None:
-    _kernel(weight, stride, padding, upsample)
+def norm_conv2d_workspace(weight, n, h, w, *mode) -> None:
+    _kernel(weight, *mode[2:])
+    check_conv_geometry(weight.new_empty(n, 0, h, w), weight.shape[2], *mode)
 
 
 def norm_conv2d_out(
@@ -137,8 +149,8 @@ def norm_conv2d_out(
 ) -> None:  # fmt: skip
     if x.dim() != 4 or y.dim() != 4:
         raise ValueError(f"x, y: expected rank 4, got {tuple(x.shape)} and {tuple(y.shape)}")
-    outputs = _kernel(weight, stride, padding, upsample)
-    _convolved(x, weight, bias, scale_shift, residual, outputs, upsample)
+    mode = (stride, padding, padding_mode, upsample)
+    outputs = _convolution(x, weight, bias, scale_shift, activation, residual, mode)
     _expect(input, "input", x, x.shape, dtype=weight.dtype)
     _expect(norm_weight, "norm_weight", x, (outputs,))
     _expect(norm_bias, "norm_bias", x, (outputs,))
@@ -153,30 +165,34 @@ def norm_conv2d_out(
 
 def upsampled_image(x: Tensor, border: int, padding_mode: str) -> None:
     _images(x)
+    check_choice(padding_mode, "padding_mode", PADDING_MODES)
+    largest = 2 * min(x.shape[2:]) - 1 if padding_mode == "reflect" else border
+    if not 0 <= border <= largest:
+        raise ValueError(f"border: expected 0 to {largest}, got {border}")
 
 
-def _kernel(weight: Tensor, stride: int, padding: int, upsample: str) -> int:
-    """Checks the mode; returns the channels of the output."""
+def _kernel(weight: Tensor, padding_mode: str, upsample: str) -> None:
     _images(weight, "weight")
-    kernel = weight.shape[2]
-    takes = {"transpose": kernel in (3, 4), "nearest": kernel in (3, 5, 7, 9)}
-    if kernel != weight.shape[3] or not takes.get(upsample, 1 <= kernel <= 9):
+    check_choice(upsample, "upsample", tuple(CONV_KERNELS))
+    check_choice(padding_mode, "padding_mode", PADDING_MODES)
+    words, takes = CONV_KERNELS[upsample]
+    if weight.shape[2] != weight.shape[3] or not takes(weight.shape[2]):
         raise ValueError(
-            f"weight: expected a square kernel that upsample={upsample!r} takes, got "
+            f"weight: expected a square kernel with {words} for upsample={upsample!r}, got "
             f"{tuple(weight.shape)}"
         )
-    if stride not in (1, 2) or padding < 0:
-        raise ValueError(
-            f"stride, padding: expected 1 or 2, and 0 or more, got {stride}, {padding}"
-        )
-    return weight.shape[1 if upsample == "transpose" else 0]
 
 
-def _convolved(x, weight, bias, scale_shift, residual, outputs: int, upsample: str) -> None:
-    channels = weight.shape[0 if upsample == "transpose" else 1]
+def _convolution(x, weight, bias, scale_shift, activation, residual, mode) -> int:
+    """Returns the channels of the output."""
+    *_, padding_mode, upsample = mode
+    _kernel(weight, padding_mode, upsample)
+    check_choice(activation, "activation", ACTIVATIONS)
+    channels, outputs = weight.shape[1::-1] if upsample != "transpose" else weight.shape[:2]
     if x.shape[1] != channels:
         raise ValueError(f"x: expected weight's Cin = {channels}, got {tuple(x.shape)}")
-    wide = wide_dtype(weight)
+    check_conv_geometry(x, weight.shape[2], *mode)
     _expect(bias, "bias", x, (outputs,))
-    _expect(scale_shift, "scale_shift", x, (x.shape[0], channels, 2), dtype=wide)
+    _expect(scale_shift, "scale_shift", x, (x.shape[0], channels, 2), dtype=wide_dtype(weight))
     _expect(residual, "residual", x, x.shape, dtype=weight.dtype)
+    return outputs
