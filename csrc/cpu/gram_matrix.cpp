@@ -79,7 +79,9 @@ Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::option
   const int64_t width = kernels().padded_channels(dtype, f.c);
   const int64_t workers = parallel_workers(f.n * slices, per_slice * f.c);
   Tensor gram = empty({f.n, f.c, f.c}, f.x, wide_dtype(f.x));
-  Tensor sums = empty({f.n * slices * width * width}, f.x, wide_dtype(f.x));
+  // An image of one slice is finished by the worker that summed it.
+  const int64_t places = slices == 1 ? workers : f.n * slices;
+  Tensor sums = empty({places * width * width}, f.x, wide_dtype(f.x));
   Tensor panels = empty({workers * kernels().panel_elements(dtype, f.c)}, f.x, wide_dtype(f.x));
   kernels().forward({
       .dtype = dtype,

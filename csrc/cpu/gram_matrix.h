@@ -19,7 +19,7 @@ struct GramMatrix {
   void* gram;            // (N, C, C), out
   int64_t slice_pixels;  // pixels summed by one task: depends on the shape alone
   int64_t slices;        // per image
-  void* sums;            // (N, slices, padded C, padded C) scratch
+  void* sums;            // (N x slices, or workers if slices is 1; padded C, padded C) scratch
   void* panels;          // workers x panel_elements() scratch
 };
 

@@ -50,14 +50,14 @@ bool sums_in_tiles(const GramMatrix& args) {
   return HAS_TILES && std::is_same_v<T, BFloat16> && args.mean == nullptr;
 }
 
-// Adds up the slices of image n in the square of channels that has its corner at (row, column),
-// row <= column, and mirrors it.
+// Adds up the slices of image n, whose sums these are, in the square of channels that has its
+// corner at (row, column), row <= column, and mirrors it.
 template <class T>
-void finish_square(const GramMatrix& args, int64_t n, int64_t row, int64_t column) {
+void finish_square(const GramMatrix& args, const Wide<T>* sums, int64_t n, int64_t row,
+                   int64_t column) {
   using V = Vec<T>;
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c), c = args.c;
-  const W* sums = static_cast<const W*>(args.sums) + n * args.slices * width * width;
   W* gram = static_cast<W*>(args.gram) + n * c * c;
   int64_t pitch = width, place = row * width + column;
   bool below = false;
@@ -118,10 +118,8 @@ int64_t backward_panel_elements(DType dtype, int64_t c) {
 
 // The sums of one slice of image n.
 template <class T>
-void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* panels) {
-  using W = Wide<T>;
+void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* sums, Wide<T>* panels) {
   const int64_t width = padded<T>(args.c);
-  W* sums = static_cast<W*>(args.sums) + (n * args.slices + slice) * width * width;
   if constexpr (std::is_same_v<T, BFloat16>) {
 #if HAS_TILES
     if (sums_in_tiles<T>(args)) return sum_slice_in_tiles(args, n, slice, width, sums, panels);
@@ -141,24 +139,37 @@ void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* panels
 
 template <class T>
 void forward_of(const GramMatrix& args) {
+  using W = Wide<T>;
   constexpr int64_t kSquare = kLanes<Vec<T>>;
   const int64_t squares = (args.c + kSquare - 1) / kSquare;
-  const auto finish_row = [&](int64_t n, int64_t row) {
-    for (int64_t column = row * kSquare; column < args.c; column += kSquare)
-      finish_square<T>(args, n, row * kSquare, column);
+  const int64_t width = padded<T>(args.c);
+  const auto sums_of = [&](int64_t place) {
+    return static_cast<W*>(args.sums) + place * width * width;
   };
-  parallel_tasks(
-      args.n * args.slices, args.slice_pixels * args.c, [&](int64_t task, int64_t worker) {
-        const int64_t n = task / args.slices;
-        sum_slice<T>(
-            args, n, task % args.slices,
-            static_cast<Wide<T>*>(args.panels) + worker * panel_elements(args.dtype, args.c));
-        if (args.slices == 1)  // its sums are in the nearest caches
-          for (int64_t row = 0; row < squares; ++row) finish_row(n, row);
-      });
-  if (args.slices == 1) return;
-  parallel_tasks(args.n * squares, kSquare * args.c * args.slices,
-                 [&](int64_t task) { finish_row(task / squares, task % squares); });
+  const auto finish_row = [&](const W* sums, int64_t n, int64_t row) {
+    for (int64_t column = row * kSquare; column < args.c; column += kSquare)
+      finish_square<T>(args, sums, n, row * kSquare, column);
+  };
+  const auto panels_of = [&](int64_t worker) {
+    return static_cast<W*>(args.panels) + worker * panel_elements(args.dtype, args.c);
+  };
+  if (args.slices == 1) {  // finished where they were summed: in the nearest caches
+    parallel_tasks(args.n, args.slice_pixels * args.c, [&](int64_t n, int64_t worker) {
+      W* sums = sums_of(worker);
+      sum_slice<T>(args, n, 0, sums, panels_of(worker));
+      for (int64_t row = 0; row < squares; ++row) finish_row(sums, n, row);
+    });
+    return;
+  }
+  parallel_tasks(args.n * args.slices, args.slice_pixels * args.c,
+                 [&](int64_t task, int64_t worker) {
+                   sum_slice<T>(args, task / args.slices, task % args.slices, sums_of(task),
+                                panels_of(worker));
+                 });
+  parallel_tasks(args.n * squares, kSquare * args.c * args.slices, [&](int64_t task) {
+    const int64_t n = task / squares;
+    finish_row(sums_of(n * args.slices), n, task % squares);
+  });
 }
 
 // Whether S is rounded to bfloat16.
