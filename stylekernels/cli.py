@@ -11,6 +11,7 @@ import errno
 import functools
 import operator
 import os
+import re
 import signal
 import sys
 import time
@@ -242,8 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as error:
         complain(str(error))
         return _REFUSED
-    except KeyboardInterrupt:
-        complain("interrupted")
+    except KeyboardInterrupt as stop:
+        complain(" ".join(("interrupted", *map(str, stop.args))))
         return _INTERRUPTED
     except SystemExit as stop:  # tyro's, after help (0) or an error it has printed (2)
         return stop.code if isinstance(stop.code, int) else _REFUSED
@@ -322,10 +323,7 @@ def _train(config: TrainConfig) -> int:
         keep_freed_memory()
         result = train(config)
     except (SettingError, DivergedError, OSError) as error:
-        name, colon, rest = str(error).partition(": ")
-        if name in {field.name for field in dataclasses.fields(config)}:
-            name = "--" + name.replace("_", "-")
-        raise Refused(name + colon + rest) from error
+        raise Refused(_with_options(str(error), config)) from error
     except (MemoryError, RuntimeError) as error:
         if not memory.ran_out(error):
             raise
@@ -351,6 +349,17 @@ def _train(config: TrainConfig) -> int:
         f"try stylekernels stylize PHOTO --style {result.output}"
     )
     return _DONE
+
+
+def _with_options(message: str, config: TrainConfig) -> str:
+    """A message of the trainer, with its settings named as the options of the command."""
+    first, colon, rest = message.partition(": ")
+    for name in (field.name for field in dataclasses.fields(config)):
+        option = "--" + name.replace("_", "-")
+        first = option if first == name else first
+        if "_" in name:  # others are words of the language too
+            rest = re.sub(rf"\b{name}\b", option, rest)
+    return first + colon + rest
 
 
 def _find_style(style: str) -> Path:

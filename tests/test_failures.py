@@ -133,9 +133,7 @@ def test_curves_without_tensorboard_are_refused_first(training_config, monkeypat
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setattr(TrainingStep, "__call__", lambda *_: pytest.fail("trained"))
     config = dataclasses.replace(training_config, log_dir=training_config.output.with_name("log"))
-    with pytest.raises(
-        SettingError, match=r"^log_dir: .* pip install tensorboard, or leave log_dir"
-    ):
+    with pytest.raises(SettingError, match=r"^log_dir: .* pip install tensorboard, or leave it"):
         train(config)
     assert not config.log_dir.exists()
 

@@ -16,7 +16,7 @@ from stylekernels.inference.plan import Plan, layers_of, pack
 from stylekernels.inference.sweep import Sweep, merge_statistics
 from stylekernels.inference.tiles import margin_of, spans
 from stylekernels.inference.tiling import thumbnail
-from stylekernels.media import PhotoError, read_photo
+from stylekernels.media import TooManyPixels, read_photo
 from stylekernels.models import GeneratorConfig, StyleGenerator
 from tests.pictures import complaints, load, picture, save, written
 
@@ -335,5 +335,5 @@ def test_a_real_bomb_is_refused_unread(tmp_path):
     path = tmp_path / "bomb.png"
     Image.new("1", (20000, 20000)).save(path)
     assert path.stat().st_size < 100_000
-    with pytest.raises(PhotoError, match=r"more than 178 megapixels, .* with --tile 1024"):
+    with pytest.raises(TooManyPixels, match=r"more than 178 megapixels, .* scale it down first"):
         read_photo(path)

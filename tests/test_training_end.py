@@ -211,5 +211,5 @@ def test_a_rate_that_is_far_too_high_is_a_line(config, capsys, rate, steps):
     assert main(command(config, "--learning-rate", rate, "--steps", steps)) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("stylekernels: --learning-rate: the loss became ")
-    assert line.endswith("; lower learning_rate or style_weight")
+    assert line.endswith("; lower --learning-rate or --style-weight")
     assert config.output.read_text() == "an older style"

@@ -340,7 +340,8 @@ def _published(name: str) -> dict[str, Tensor]:
     except (URLError, TimeoutError, ConnectionError) as error:
         raise OSError(
             f"could not download {url} ({error}); without internet access give the path of a "
-            "copy, or take the network mixed, with the folder that holds its files"
+            "copy (backbones), or take the network mixed, whose files are in the folder of "
+            "backbones"
         ) from error
 
 

@@ -37,6 +37,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise SettingError(f"resume: expected a checkpoint, there is no file {path}")
+    if path.suffix == ".safetensors":
+        raise SettingError(
+            f"resume: {path}: expected a checkpoint, got a finished style; give it to init instead"
+        )
     try:
         with path.open("rb") as file:  # given a path, torch.load goes by its extension
             state = torch.load(file, map_location="cpu", weights_only=True)

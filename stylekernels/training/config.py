@@ -41,8 +41,8 @@ class TrainConfig:
     """Optimiser steps of style training."""
 
     minutes: float | None = None
-    """Stop after this many minutes of style training; the learning rate then follows whichever
-    of time and steps is further on."""
+    """Stop after this many minutes of style training. Warm-up, and measuring at the end, come on
+    top. The learning rate follows whichever of time and steps is further on."""
 
     warmup_steps: int = 150
     """Steps of learning to reproduce the photo before style training; with ``init=bilinear``
@@ -202,7 +202,7 @@ class TrainConfig:
         except ImportError as error:
             raise SettingError(
                 "log_dir: expected TensorBoard, which is not installed; pip install tensorboard, "
-                "or leave log_dir out"
+                "or leave it out"
             ) from error
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:

@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> TrainResult:
                 run.warm_up()
                 losses = run.learn_style()
                 if run.stopped and not run.step:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt("during the warm-up; no style yet, nothing is written")
                 run.generator.eval().save_pretrained(config.output)
             held_out = run.measure()
         except DivergedError as error:
@@ -220,6 +220,8 @@ class _Run:
     def learn_style(self) -> dict[str, float]:
         """Minimise the perceptual loss; returns the last means of all losses."""
         config, means, last = self.config, Means(), {}
+        if self.step >= config.steps:
+            self.log.say(f"step {self.step} of {config.steps} is done already: nothing to train")
         batches = self.batches(self.step, config.steps)
         before, started = self.minutes, time.perf_counter()
         with tqdm(batches, "style", config.steps, initial=self.step, disable=None) as bar:
