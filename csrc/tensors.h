@@ -72,16 +72,22 @@ inline Tensor with_layout(const Tensor& x, Layout layout) {
   return torch::stable::contiguous(x, memory_format(layout));
 }
 
-inline Tensor empty(std::vector<int64_t> sizes, const Tensor& like, ScalarType dtype,
+using Shape = std::vector<int64_t>;
+
+inline Shape shape_of(const Tensor& x) {
+  Shape shape(x.dim());
+  for (int64_t i = 0; i < x.dim(); ++i) shape[i] = x.size(i);
+  return shape;
+}
+
+inline Tensor empty(Shape sizes, const Tensor& like, ScalarType dtype,
                     Layout layout = Layout::contiguous) {
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
                               memory_format(layout));
 }
 
 inline Tensor empty_like(const Tensor& x, Layout layout) {
-  std::vector<int64_t> sizes(x.dim());
-  for (int64_t i = 0; i < x.dim(); ++i) sizes[i] = x.size(i);
-  return empty(sizes, x, x.scalar_type(), layout);
+  return empty(shape_of(x), x, x.scalar_type(), layout);
 }
 
 // Scratch memory of a call.
@@ -90,8 +96,6 @@ inline Tensor workspace(int64_t doubles, const Tensor& like) {
 }
 
 // -- checks ----------------------------------------------------------------------------------
-
-using Shape = std::vector<int64_t>;
 
 inline bool has_shape(const Tensor& x, const Shape& shape) {
   if (x.dim() != int64_t(shape.size())) return false;
@@ -104,12 +108,6 @@ inline std::string text_of(const Shape& shape) {
   std::string text = "(";
   for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
   return text + ")";
-}
-
-inline Shape shape_of(const Tensor& x) {
-  Shape shape(x.dim());
-  for (int64_t i = 0; i < x.dim(); ++i) shape[i] = x.size(i);
-  return shape;
 }
 
 inline const char* name_of(ScalarType dtype) {

@@ -3,8 +3,6 @@
 One case per op and promise: the arithmetic is tested in the ops' own files.
 """
 
-import asyncio
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -271,78 +269,6 @@ def test_compile_with_one_tensor_in_several_places(step, device) -> None:
     x = random(2, 6, 9, 7, device=device)
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert_all_close(value_and_gradient(compiled, x), value_and_gradient(step, x))
-
-
-def in_use() -> str:
-    return explain("gram_matrix", random(1, 2, 3, 3)).split(": ")[1].split(" ")[0]
-
-
-def test_overlapping_blocks_may_end_in_any_order() -> None:
-    before = in_use()
-    outer, inner = use_impl("reference"), use_impl("native")
-    outer.__enter__()
-    inner.__enter__()
-    outer.__exit__(None, None, None)
-    assert in_use() == "native"
-    inner.__exit__(None, None, None)
-    assert in_use() == before
-
-
-def test_a_block_may_end_in_another_thread() -> None:
-    before = in_use()
-    block = use_impl("reference")
-    block.__enter__()
-    thread = threading.Thread(target=block.__exit__, args=(None, None, None))
-    thread.start()
-    thread.join(60)
-    assert in_use() == before
-
-
-def test_threads_force_implementations_of_their_own() -> None:
-    """And one without a block follows the last that was entered by any."""
-    before = in_use()
-    entered, checked = threading.Barrier(3), threading.Barrier(3)
-    seen: dict[str, str] = {}
-
-    def force(name: str, first_out: bool) -> None:
-        with use_impl(name):
-            entered.wait(60)
-            seen[name] = in_use()
-            checked.wait(60)
-            if not first_out:
-                left.wait(60)
-        if first_out:
-            left.set()
-
-    left = threading.Event()
-    threads = [
-        threading.Thread(target=force, args=arguments)
-        for arguments in (("reference", True), ("native", False))
-    ]
-    for thread in threads:
-        thread.start()
-    entered.wait(60)
-    without_block = in_use()
-    checked.wait(60)
-    for thread in threads:
-        thread.join(60)
-    assert seen == {"reference": "reference", "native": "native"}
-    assert without_block in ("reference", "native")
-    assert in_use() == before
-
-
-def test_tasks_force_implementations_of_their_own() -> None:
-    async def force(name: str) -> str:
-        with use_impl(name):
-            await asyncio.sleep(0)  # the other task enters its block
-            return in_use()
-
-    async def both() -> list[str]:
-        return await asyncio.gather(force("reference"), force("native"))
-
-    before = in_use()
-    assert asyncio.run(both()) == ["reference", "native"]
-    assert in_use() == before
 
 
 @pytest.mark.usefixtures("without_interpreter")

@@ -37,6 +37,16 @@ def test_resumed_run_ends_where_the_whole_one_does(config, tmp_path):
             train(dataclasses.replace(first, resume=state, **{name: now}))
 
 
+def test_the_content_says_what_is_a_checkpoint(config, tmp_path):
+    """A style under any name is refused as one; a checkpoint under a style's name resumes."""
+    state = tmp_path / "state.safetensors"
+    train(dataclasses.replace(config, steps=4, checkpoint=state, checkpoint_every=4))
+    assert train(dataclasses.replace(config, steps=5, resume=state)).steps == 5
+    style = config.output.rename(tmp_path / "style.ckpt")
+    with pytest.raises(SettingError, match="got a finished style; give it to init instead"):
+        load_checkpoint(style)
+
+
 def test_a_checkpoint_older_than_the_color_options_resumes_without_them(config, tmp_path):
     """It is of a run that aimed at the photo's own colours, and is told so where others are
     asked for."""

@@ -53,14 +53,13 @@ struct Features {
   Tensor x;
   int64_t n, c, pixels;
 
-  explicit Features(const Tensor& features, const char* name = "x")
-      : layout((check_rank(features, name, 3, 4), layout_of(features))),
+  explicit Features(const Tensor& features)
+      : layout((check_rank(features, "x", 3, 4), layout_of(features))),
         x(with_layout(features, layout)),
         n(x.size(0)),
         c(x.size(1)),
         pixels(x.size(2) * (x.dim() == 4 ? x.size(3) : 1)) {
-    STD_TORCH_CHECK(c > 0 && pixels > 0, name,
-                    ": expected at least one channel and one pixel, got ",
+    STD_TORCH_CHECK(c > 0 && pixels > 0, "x: expected at least one channel and one pixel, got ",
                     text_of(shape_of(features)));
   }
 

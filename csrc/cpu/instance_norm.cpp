@@ -102,8 +102,8 @@ std::optional<Tensor> in_float64(const std::optional<Tensor>& x) {
   return x.has_value() ? std::optional(in_float64(*x)) : std::nullopt;
 }
 
-// Whether all values of a plane of x, which is dense, are finite. `exponent`: the bits of T that
-// are all ones for infinite values and NaN.
+// Looks for infinite values and NaN in a plane of x, which is dense. `exponent`: the bits of T that
+// are all ones in them.
 template <class T>
 bool is_finite(const Tensor& x, const PlaneGrid& g, int64_t plane, T exponent) {
   const bool contiguous = g.layout == Layout::contiguous;
@@ -115,8 +115,8 @@ bool is_finite(const Tensor& x, const PlaneGrid& g, int64_t plane, T exponent) {
   return true;
 }
 
-// Whether some plane of finite values has a statistic with overflows(value). float16 has no such
-// range, and float64 nothing wider.
+// Looks for a plane of finite values whose statistic overflows(value). float16 has no such range,
+// and float64 nothing wider.
 template <class F>
 bool exceeds_float32(const Tensor& x, const PlaneGrid& g, const Tensor& statistics,
                      const F& overflows) {

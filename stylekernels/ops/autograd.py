@@ -27,6 +27,12 @@ def forward_of(op: Callable, *arguments):
         return below_autograd(op, *arguments)
 
 
+def derivative(op: Callable, *arguments):
+    """``op(*arguments)``, a first derivative in the backward pass of an autograd function: recorded
+    where it may be differentiated again."""
+    return op(*arguments) if torch.is_grad_enabled() else below_autograd(op, *arguments)
+
+
 def needs_grad(*arguments: object) -> bool:
     """Whether autograd has to record an op on these arguments, tensors and lists (no tuples) of
     tensors among them."""

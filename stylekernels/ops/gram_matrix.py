@@ -16,7 +16,7 @@ from stylekernels.ops.arguments import (
     check_tensor,
     fits,
 )
-from stylekernels.ops.autograd import apply, below_autograd, call, forward_of, with_gradient_of
+from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.layouts import dense_like, new_like
@@ -154,7 +154,7 @@ class _GramMatrix(torch.autograd.Function):
         if mean is not None and torch.is_grad_enabled():
             plain = x.to(mean.dtype).flatten(2).mean(2)
             mean = with_gradient_of(mean, torch.stack((plain, torch.zeros_like(plain))))
-        return _backward(_gram_matrix_backward_op, grad, x, mean, ctx.scale), None, None
+        return derivative(_gram_matrix_backward_op, grad, x, mean, ctx.scale), None, None
 
 
 class _GramLoss(torch.autograd.Function):
@@ -181,7 +181,7 @@ class _GramLoss(torch.autograd.Function):
         scaled = grad_gram * grad
         grad_x = grad_target = None
         if ctx.needs_input_grad[0]:
-            grad_x = _backward(_gram_matrix_backward_op, scaled, x, None, ctx.scale)
+            grad_x = derivative(_gram_matrix_backward_op, scaled, x, None, ctx.scale)
         if ctx.needs_input_grad[1]:
             grad_target = (-scaled).sum_to_size(target.shape).to(target.dtype)
         return grad_x, grad_target, None
@@ -221,7 +221,7 @@ class _GramLosses(torch.autograd.Function):
             ]
         grad_features = [None] * layers
         if any(wanted[:layers]):  # then mostly all of them: they are layers of one network
-            grad_features = _backward(
+            grad_features = derivative(
                 _gram_losses_backward_op, features, grad_grams, grad, ctx.scales
             )
         grad_targets = [
@@ -231,11 +231,6 @@ class _GramLosses(torch.autograd.Function):
             )
         ]
         return None, *grad_features, *grad_targets
-
-
-def _backward(op, *arguments):
-    """The first derivative, recorded where it may be differentiated again."""
-    return op(*arguments) if torch.is_grad_enabled() else below_autograd(op, *arguments)
 
 
 def _gram_gradient(x: Tensor, target: Tensor, scale: float | None) -> Tensor:

@@ -1,7 +1,5 @@
 """Instance norm: schemas, shapes for tracing, gradients and the public functions."""
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
-from stylekernels.ops.autograd import apply, below_autograd, call, forward_of, with_gradient_of
+from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import ACTIVATIONS
@@ -162,7 +160,6 @@ class _InstanceNorm(torch.autograd.Function):
         _y, used_mean, rstd = output
         ctx.mark_non_differentiable(used_mean, rstd)
         ctx.set_materialize_grads(False)
-        ctx.has_residual = residual is not None
         residual_first = ctx.options[2]
         ctx.save_for_backward(
             x, weight, bias, residual if residual_first else None, mean, var, used_mean, rstd
@@ -182,12 +179,10 @@ class _InstanceNorm(torch.autograd.Function):
             wanted[4] = wanted[5] = False
         grads = [None] * 6
         if any(wanted):
-            op = functools.partial(below_autograd, _backward_op)
             if torch.is_grad_enabled():  # it may be differentiated again
-                op = _backward_op
                 used_mean, rstd = _with_gradients(used_mean, rstd, x, mean, var, eps)
             inputs = (grad, x, weight, bias, residual, used_mean, rstd)
-            grads = _gradients(op, inputs, mean, var, activation, negative_slope, wanted)
+            grads = _gradients(inputs, mean, var, activation, negative_slope, wanted)
         if grad_residual is not None:
             grads[3] = grad_residual
         return *grads, *[None] * 5
@@ -212,18 +207,17 @@ def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
     return (grad.sum(0) if like.dim() == 1 else grad).to(like.dtype)
 
 
-def _gradients(op, inputs, mean, var, activation, negative_slope, wanted) -> list[Tensor | None]:
+def _gradients(inputs, mean, var, activation, negative_slope, wanted) -> list[Tensor | None]:
     """Gradients of x, weight, bias, residual (where it came before the activation), mean, var;
     None for those that are not wanted.
 
     Args:
-        op: `_backward_op`, recorded or not.
-        inputs: its tensors.
+        inputs: the tensors of `_backward_op`.
         mean, var: the given statistics; None for those of x.
     """
     _grad, _x, weight, bias, _residual, _used_mean, rstd = inputs
-    grad_x, grad_residual, sum_grad, sum_grad_normalized = op(
-        *inputs, activation, negative_slope, mean is None, wanted[3]
+    grad_x, grad_residual, sum_grad, sum_grad_normalized = derivative(
+        _backward_op, *inputs, activation, negative_slope, mean is None, wanted[3]
     )
     grad_weight = grad_bias = grad_mean = grad_var = None
     if wanted[1]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import dispatch
+from stylekernels.ops import checks
 from stylekernels.ops.autograd import autograd_kernel, below_autograd, by_formula, needs_grad
 
 NAMESPACE = "stylekernels"
@@ -94,9 +95,10 @@ def refuse_gradients(op: Callable, instead: str) -> None:
 
 def _launcher(module: str, name: str, formula: Callable) -> Callable:
     """Imports Triton when it is first called."""
+    check = getattr(checks, name)
 
     def launch(x: Tensor | Sequence[Tensor], *arguments):
-        getattr(import_module("stylekernels.ops.checks"), name)(x, *arguments)
+        check(x, *arguments)
         tensors = (x,) if isinstance(x, Tensor) else x
         if any(tensor.numel() == 0 for tensor in tensors):
             return formula(x, *arguments)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from stylekernels.models.pretrained import write_whole
 from stylekernels.training.config import TrainConfig
@@ -37,7 +38,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise SettingError(f"resume: expected a checkpoint, there is no file {path}")
-    if path.suffix == ".safetensors":
+    if _is_style(path):
         raise SettingError(
             f"resume: {path}: expected a checkpoint, got a finished style; give it to init instead"
         )
@@ -59,6 +60,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "finished style is no checkpoint, give it to init instead"
         )
     return state
+
+
+def _is_style(path: Path) -> bool:
+    """Tells a finished style by its content, whatever it is called."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def matching_checkpoint(config: TrainConfig) -> dict[str, Any]:

@@ -116,7 +116,7 @@ struct Geometry {
     return (span + 1) * row_elements + a.columns * kStep;
   }
 
-  // Whether tasks write the input of the convolution as they read it.
+  // No task writes the input of the convolution: a pass of its own does.
   bool writes_input(const NormConv2d&) const { return false; }
 
   int64_t tiles(const NormConv2d& a) const { return (a.columns + kNestedStep - 1) / kNestedStep; }

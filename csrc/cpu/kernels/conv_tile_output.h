@@ -62,7 +62,7 @@ struct TileOutput {
   int64_t at_row = 0, at_lane = 0;
 
   bool shifted() const { return g.form == KernelColumns::in_outputs; }
-  // Whether sums go from scratch to y in one pass, all channels of a pixel at a time.
+  // One pass takes sums from scratch to y, all channels of a pixel at a time.
   bool direct() const {
     return VECTOR_BYTES == 64 && ROUNDS_BFLOAT16 && a.layout == Layout::channels_last &&
            !a.bytes_out && !shifted();
@@ -95,7 +95,7 @@ struct TileOutput {
       block.merge_into(statistics, first, channels, direct());
   }
 
-  // Whether the few channels of pixels follow each other in `values` as they do in y.
+  // The few channels of a pixel follow those of the one before in `values`, as they do in y.
   bool joined() const {
     return VECTOR_BYTES == 64 && shifted() && a.layout == Layout::channels_last &&
            !a.wants_statistics();

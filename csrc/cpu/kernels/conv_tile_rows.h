@@ -88,8 +88,8 @@ struct TileGeometry {
            2;
   }
 
-  // Whether tasks write the input of the convolution as they read it, each the rows at its own
-  // outputs: where these are the image's rows, and nothing else reads what is written.
+  // Tasks write the input of the convolution as they read it, each the rows at its own outputs, if
+  // these are the image's rows and nothing else reads what is written.
   bool writes_input(const NormConv2d& a) const {
     return a.input != nullptr && a.input != a.x && a.input != a.residual && !a.bytes_in &&
            a.layout == Layout::channels_last && form == KernelColumns::apart &&

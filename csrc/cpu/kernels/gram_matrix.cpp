@@ -44,7 +44,7 @@ constexpr int64_t padded(int64_t c) {
   return (c + kUnit - 1) / kUnit * kUnit;
 }
 
-// Whether sums lie in tiles: see sum_tile.
+// Sums of bfloat16 features lie in tiles on AMX, unless they are centred: see sum_tile.
 template <class T>
 bool sums_in_tiles(const GramMatrix& args) {
   return HAS_TILES && std::is_same_v<T, BFloat16> && args.mean == nullptr;

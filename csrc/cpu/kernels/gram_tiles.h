@@ -213,7 +213,7 @@ struct TilePacker {
   }
 };
 
-// Where the tile with element (i, j) of the sums begins: they lie tile by tile.
+// Offset of the tile with element (i, j) of the sums, which lie tile by tile.
 inline int64_t sum_tile(int64_t width, int64_t i, int64_t j) {
   return (i / kTileRows * (width / kTileRows) + j / kTileRows) * kTileWords;
 }
