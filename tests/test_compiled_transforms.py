@@ -214,6 +214,23 @@ def test_backward_inside_autocast(op, dtype, device) -> None:
     torch.testing.assert_close(outside_again, outside, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("upsample", ["nearest", "transpose"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_upsampling_backward_inside_autocast(dtype, upsample, device) -> None:
+    """Where autocast would make the enlarged image float32, beside a weight in half precision."""
+    x = random(2, 6, 5, 4, device=device).requires_grad_()
+    weight = WEIGHT if upsample == "transpose" else WEIGHT[..., :3, :3].transpose(0, 1)
+    weight = weight.to(device).clone().requires_grad_()
+    gradients = []
+    for inside in (False, True):
+        with torch.autocast(device, dtype):
+            y = upsample_block(x, weight, upsample=upsample).float().square().sum()
+        with torch.autocast(device, dtype, enabled=inside):
+            gradients.append(torch.autograd.grad(y, (x, weight)))
+    for outside, inside in zip(*gradients, strict=True):
+        assert torch.equal(outside, inside)
+
+
 @pytest.mark.parametrize("norm", ["instance", "none"])
 def test_no_op_returns_a_view(norm, device) -> None:
     """An activation in place may follow, with a gradient for every parameter."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,7 +22,8 @@ def test_overlapping_blocks_may_end_in_any_order() -> None:
     outer.__enter__()
     inner.__enter__()
     outer.__exit__(None, None, None)
-    assert in_use() == "native"
+    with ThreadPoolExecutor(1) as pool:  # a thread without a block
+        assert [in_use(), pool.submit(in_use).result()] == ["native"] * 2
     inner.__exit__(None, None, None)
     assert in_use() == before
 
