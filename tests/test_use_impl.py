@@ -18,12 +18,12 @@ def in_use() -> str:
 
 def test_overlapping_blocks_may_end_in_any_order() -> None:
     before = in_use()
-    outer, inner = use_impl("reference"), use_impl("native")
+    outer, inner = use_impl("native"), use_impl("reference")
     outer.__enter__()
     inner.__enter__()
     outer.__exit__(None, None, None)
     with ThreadPoolExecutor(1) as pool:  # a thread without a block
-        assert [in_use(), pool.submit(in_use).result()] == ["native"] * 2
+        assert [in_use(), pool.submit(in_use).result()] == ["reference"] * 2
     inner.__exit__(None, None, None)
     assert in_use() == before
 
