@@ -53,13 +53,19 @@ struct TileOutput {
   const NormConv2d& a;
   const TileGeometry& g;
   int64_t n;
-  BandStatistics& statistics;
   TileChannels* blocks;  // by kTileColumns channels
   TileSums& sums;
+  int64_t band = -1;
   // The block: rows from `row` on of a parity's output, pixels from `begin` on.
   int64_t rows = 0, row = 0, row_parity = 0, column_parity = 0, begin = 0, pixels = 0;
   int64_t first = 0, channels = 0;
-  int64_t at_row = 0, at_lane = 0;
+  // Where `direct`: its first pixel in y, elements from a pixel and a row to the next, and the
+  // channels that are written.
+  BFloat16* y = nullptr;
+  int64_t y_pixel = 0, y_row = 0;
+  uint32_t written = 0;
+  bool one_pass = false, summed = false;
+  int64_t at_row = 0, at_lane = 0;  // at_lane: a channel, or a pixel where `direct`
 
   bool shifted() const { return g.form == KernelColumns::in_outputs; }
   // One pass takes sums from scratch to y, all channels of a pixel at a time.
@@ -70,6 +76,25 @@ struct TileOutput {
   int64_t kept() const { return a.axes[0].taps - 1; }
   float* value(int64_t r, int64_t channel) const {
     return sums.values[r] + channel / kStep * kStep * kTileRows + channel % kStep;
+  }
+
+  // Completes the band before, if there is one, and begins the statistics of this one.
+  void begin_band(int64_t next) {
+    if (band >= 0) end_band();
+    band = next;
+    for (int64_t c = 0; c < a.cout; c += kTileColumns)
+      blocks[c / kTileColumns].count = blocks[c / kTileColumns].merged = 0;
+  }
+
+  void end_band() {
+    finish();
+    for (int64_t c = 0; c < a.cout; c += kTileColumns) merge(c);
+  }
+
+  void merge(int64_t channel) {
+    BandStatistics statistics(a, n, band);
+    blocks[channel / kTileColumns].merge_into(statistics, channel,
+                                              smaller(kTileColumns, a.cout - channel), direct());
   }
 
   // Takes the sums of the products of pixels from `column` on out of the tiles.
@@ -90,9 +115,16 @@ struct TileOutput {
     if (begin < 0) pixels += begin, begin = 0;
     first = channel, channels = smaller(kTileColumns, a.cout - channel);
     at_row = at_lane = 0;
+    one_pass = direct(), summed = a.wants_statistics();
+    if (one_pass) {
+      const int64_t height = a.step * a.rows, width = a.step * a.columns;
+      y_pixel = a.step * a.cout, y_row = a.step * width * a.cout;
+      const int64_t pixel = (n * height + a.step * row + row_parity) * width;
+      y = static_cast<BFloat16*>(a.y) + (pixel + a.step * begin + column_parity) * a.cout + first;
+      written = channels == kTileColumns ? ~0u : (1u << channels) - 1;
+    }
     TileChannels& block = blocks[first / kTileColumns];
-    if (block.count + kRows * kTileRows > kTileSummed)
-      block.merge_into(statistics, first, channels, direct());
+    if (block.count + kRows * kTileRows > kTileSummed) merge(first);
   }
 
   // The few channels of a pixel follow those of the one before in `values`, as they do in y.
@@ -109,7 +141,10 @@ struct TileOutput {
   // The next piece, if there is one. Not inlined: the loop over tiles is short without it.
   [[gnu::noinline]] void advance() {
     if (at_row == rows) return;
-    if (direct()) return advance_directly();
+    if (one_pass) {
+      if (at_lane + kPixels <= pixels) return write_pixels<kPixels>(kPixels);
+      return write_pixels<0>(pixels - at_lane);
+    }
     if (shifted() && at_lane == 0) add_shifted(at_row);
     if (joined()) return write_joined(at_row++);
     if (at_lane < channels) {
@@ -126,57 +161,63 @@ struct TileOutput {
     while (at_row < rows) advance();
   }
 
-  // Adds the bias to kPixels pixels of a row from at_lane on, rounds, writes and sums them up. A
-  // shift and a mask separate the even and the odd elements of a rounded vector.
+  // Adds the bias to kCount or, for 0, `count` pixels of a row from at_lane on, rounds, writes and
+  // sums them up. A shift and a mask separate the even and the odd elements of a rounded vector.
   static constexpr int64_t kPixels = 8;
-  void advance_directly() {
+  template <int64_t kCount>
+  void write_pixels(int64_t count) {
 #if VECTOR_BYTES == 64 && ROUNDS_BFLOAT16
+    if constexpr (kCount > 0) count = kCount;
     TileChannels& block = blocks[first / kTileColumns];
     const Pair<VecF> bias = load_lanes<VecF>(block.bias);
-    const int64_t end = smaller(at_lane + kPixels, pixels);
-    const int64_t height = a.step * a.rows, width = a.step * a.columns;
-    const int64_t y_row = n * height + a.step * (row + at_row) + row_parity;
-    const int64_t y_pixel = y_row * width + a.step * (begin + at_lane) + column_parity;
-    BFloat16* y = static_cast<BFloat16*>(a.y) + y_pixel * a.cout + first;
-    const int64_t y_pitch = a.step * a.cout;
-    const float* from = value(at_row, 0) + at_lane * kStep;
-    const __mmask32 written = channels == kTileColumns ? ~0u : (1u << channels) - 1;
+    const float* from = sums.values[at_row] + at_lane * kStep;
+    BFloat16* to = y + at_row * y_row + at_lane * y_pixel;
+    const int64_t pitch = y_pixel;
+    const __mmask32 mask = written;
+    // The pixels of the next block are fetched for writing: they come from the L3 cache.
+    const auto write = [&](int64_t i, VecU bits) {
+      if constexpr (kCount > 0) __builtin_prefetch(to + (i + kTileRows) * pitch, 1);
+      _mm512_mask_storeu_epi16(to + i * pitch, mask, (__m512i)bits);
+    };
     const auto rounded = [&](const float* sums) {
       const Pair<VecF> pair = load_lanes<VecF>(sums);
       return (VecU)_mm512_cvtne2ps_pbh(pair.b + bias.b, pair.a + bias.a);
     };
     const auto even = [](VecU bits) { return (VecF)(bits << 16); };
     const auto odd = [](VecU bits) { return (VecF)(bits & 0xffff0000u); };
-    if (!a.wants_statistics()) {
-      for (int64_t i = at_lane; i < end; ++i, from += kStep, y += y_pitch)
-        _mm512_mask_storeu_epi16(y, written, (__m512i)rounded(from));
+    if (!summed) {
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < count; ++i) write(i, rounded(from + i * kStep));
     } else {
-      if (block.count == 0 && at_lane == 0) {
-        const int64_t count = smaller<int64_t>(kShift, pixels);
+      if (block.count == 0) {
+        const int64_t pixels = smaller<int64_t>(kShift, count);
         Pair<VecF> total{};
-        for (int64_t i = 0; i < count; ++i) {
+        for (int64_t i = 0; i < pixels; ++i) {
           const VecU bits = rounded(from + i * kStep);
           total.a += even(bits), total.b += odd(bits);
         }
-        const VecF share = splat<VecF>(1.0f / float(count));
+        const VecF share = splat<VecF>(1.0f / float(pixels));
         store(block.shift, total.a * share), store(block.shift + kLanes<VecF>, total.b * share);
         for (int64_t c = 0; c < kTileColumns; ++c) block.sum[c] = block.square[c] = 0;
       }
       const Pair<VecF> shift = load_lanes<VecF>(block.shift);
       Pair<VecF> sum{}, square{};  // summed apart first: a tenth of the rounding error
-      for (int64_t i = at_lane; i < end; ++i, from += kStep, y += y_pitch) {
-        const VecU bits = rounded(from);
-        _mm512_mask_storeu_epi16(y, written, (__m512i)bits);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < count; ++i) {
+        const VecU bits = rounded(from + i * kStep);
+        write(i, bits);
         const VecF d = even(bits) - shift.a, e = odd(bits) - shift.b;
         sum.a += d, sum.b += e;
         square.a = multiply_add(d, d, square.a), square.b = multiply_add(e, e, square.b);
       }
       add_to(block.sum, sum), add_to(block.square, square);
+      block.count += count;
     }
-    at_lane += kPixels;
-    if (at_lane < pixels) return;
-    if (a.wants_statistics()) block.count += pixels;
-    ++at_row, at_lane = 0;
+    at_lane += count;
+    const bool whole = at_lane == pixels;  // without a branch: it would alternate
+    at_row += whole, at_lane = whole ? 0 : at_lane;
+#else
+    (void)count;
 #endif
   }
 

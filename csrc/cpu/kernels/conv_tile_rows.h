@@ -103,14 +103,20 @@ struct TileGeometry {
   int64_t ring_elements() const {
     return ceil_divide(rows * row_elements() + 2 * read_elements(), 32) * 32;
   }
-  // Columns of a row that are read in a piece, or spread, and pieces of a row.
-  static constexpr int64_t kSpreadPiece = 64;
-  int64_t read_piece() const {
+  // Columns of a row that are read in a piece, or spread.
+  static constexpr int64_t kSpreadPiece = 64, kPiece = 8;
+  int64_t read_piece(const NormConv2d& a) const {
+    if (reads_whole_blocks(a)) return kPiece;
     return ceil_divide(kTileElements / channels, kTileRows) * kTileRows;
   }
-  int64_t pieces() const {
-    const int64_t spread = form == KernelColumns::in_values ? ceil_divide(width, kSpreadPiece) : 1;
-    return read_blocks * ceil_divide(width, read_piece()) + spread;
+  bool reads_whole_blocks(const NormConv2d& a) const {
+    return a.layout == Layout::channels_last && !a.bytes_in && channels == kTileDepth &&
+           a.cin % kTileDepth == 0;
+  }
+  // Pieces of a row: to read, to pad and to spread it.
+  int64_t pieces(const NormConv2d& a) const {
+    const int64_t spread = form == KernelColumns::in_values ? ceil_divide(width, kSpreadPiece) : 0;
+    return read_blocks * ceil_divide(width, read_piece(a)) + 1 + spread;
   }
   int64_t coefficient_elements(const NormConv2d& a) const {
     return ceil_divide(2 * a.cin, 16) * 16;
@@ -131,7 +137,20 @@ struct TileRing {
   float* scale;            // coefficient_elements(): scale and shift in the order of a pair's lanes
   int64_t kept, kept_end;  // rows of x that are written to a.input as well
   int64_t next, end;       // the row that is read, and that up to which rows are wanted
-  int64_t block = 0, column = 0;  // how far it has come
+
+  // The row that is being read.
+  bool opened = false;
+  int64_t from;                      // of x
+  int64_t count;                     // its pixels
+  BFloat16 *out, *columns, *pixels;  // in the ring; padded; where pixel 0 goes
+  int64_t block, column;             // how far it has come: of what is read, then of what is spread
+  bool padded;
+
+  // Pixels of a block of 32 channels that are still to be read, if whole blocks are read.
+  int64_t left = 0;
+  const BFloat16 *x, *added;
+  BFloat16 *to, *copy;  // copy: of the input; null: none
+  const float* factors;
 
   // For output rows [o, last).
   TileRing(const NormConv2d& a, const Input<BFloat16>& input, const TileGeometry& g, int64_t n,
@@ -148,11 +167,12 @@ struct TileRing {
         end(next) {
     // Channels beyond the last are multiplied with weights of zero: they must be numbers.
     if (a.cin % g.channels != 0) std::memset(memory, 0, g.ring_elements() * sizeof(BFloat16));
-    if (input.scale == nullptr) return;
     constexpr int64_t kStep = kPairLanes<VecF>;
     for (int64_t i = 0; i < a.cin / kStep * kStep; ++i) {
       const int64_t channel = n * a.cin + i / kStep * kStep + element_of_lane<BFloat16>(i % kStep);
-      scale[i] = input.scale[channel], scale[a.cin + i] = input.shift[channel];
+      const bool scaled = input.scale != nullptr;  // else z * 1 - 0 is z, also where z is -0
+      scale[i] = scaled ? input.scale[channel] : 1.0f;
+      scale[a.cin + i] = scaled ? input.shift[channel] : -0.0f;
     }
   }
 
@@ -169,118 +189,173 @@ struct TileRing {
 
   // The next piece, if there is one. Not inlined: the loop over tiles is short without it.
   [[gnu::noinline]] void advance() {
+    if (left >= g.kPiece)
+      read_pixels<g.kPiece>(g.kPiece);
+    else
+      begin();
+  }
+
+  // What comes up once in a row, or once in a block of it.
+  [[gnu::noinline]] void begin() {
     if (next == end) return;
-    const int64_t from = source(a, next, a.h);
-    BFloat16* out = row(next);
-    if (from < 0) {
-      std::memset(out, 0, g.row_elements() * sizeof(BFloat16));
-      ++next;
-      return;
-    }
-    const bool beside = g.form == KernelColumns::in_values, repeated = a.repeats > 1;
-    BFloat16* spare = memory + g.rows * g.row_elements();
-    BFloat16* padded = beside ? spare + g.read_elements() : out;
-    const int64_t inside = repeated ? 0 : -g.low;  // where column 0 of x goes
-    const int64_t met = g.width - inside < inside + 1 ? inside + 1 : g.width - inside;
-    const int64_t count = repeated ? a.w : smaller(a.w, met);
-    BFloat16* pixels = repeated ? spare : padded + inside * g.channels;
+    if (left > 0) return read_pixels<0>(left);
+    if (!opened && !open()) return;
     if (block < g.read_blocks) {
-      const int64_t size = smaller(g.read_piece(), count - column);
-      for_activation(input.activation, [&](auto activation) {
-        read<decltype(activation)::value>(from, size, pixels + block * g.read_plane);
-      });
+      if (g.reads_whole_blocks(a)) return begin_block();
+      const int64_t size = smaller(g.read_piece(a), count - column);
+      for_activation(input.activation,
+                     [&](auto activation) { read<decltype(activation)::value>(size); });
       column += size;
       if (column == count) column = 0, ++block;
       return;
     }
-    if (column == 0) pad(pixels, inside, repeated ? 0 : count, padded);
-    if (beside) {
+    if (!padded) {
+      pad();
+      padded = true;
+      if (g.form == KernelColumns::in_values) return;
+    }
+    if (g.form == KernelColumns::in_values) {
       const int64_t size = smaller(g.kSpreadPiece, a.columns - column);
-      spread(padded, size, out);
+      spread(size);
       column += size;
       if (column < a.columns) return;
     }
-    block = column = 0, ++next;
+    opened = false, ++next;
   }
 
-  // Fills all columns but the `count` from `inside` on, where column 0 of x is at `pixels`.
-  void pad(const BFloat16* pixels, int64_t inside, int64_t count, BFloat16* padded) const {
-    for (int64_t i = inside == 0 ? count : 0; i < g.width; ++i) {
-      const int64_t from = source(a, i + g.low, a.w);
-      for (int64_t part = 0; part < g.read_blocks; ++part)
-        for (int64_t c = 0; c < g.channels; ++c)
-          padded[part * g.read_plane + i * g.channels + c] =
-              from < 0 ? BFloat16{} : pixels[part * g.read_plane + from * g.channels + c];
-      if (i + 1 == inside) i += count;
+  // Prepares a row. One of zeros is complete: nothing is left to read of it.
+  bool open() {
+    from = source(a, next, a.h);
+    out = row(next);
+    if (from < 0) {
+      std::memset(out, 0, g.row_elements() * sizeof(BFloat16));
+      ++next;
+      return false;
+    }
+    const bool repeated = a.repeats > 1;
+    BFloat16* spare = memory + g.rows * g.row_elements();
+    columns = g.form == KernelColumns::in_values ? spare + g.read_elements() : out;
+    const int64_t inside = repeated ? 0 : -g.low;  // where column 0 of x goes
+    const int64_t met = g.width - inside < inside + 1 ? inside + 1 : g.width - inside;
+    count = repeated ? a.w : smaller(a.w, met);
+    pixels = repeated ? spare : columns + inside * g.channels;
+    block = column = 0;
+    opened = true, padded = false;
+    return true;
+  }
+
+  // Prepares the pixels of the next block of channels, and reads the first ones.
+  void begin_block() {
+    const int64_t channel = block * kTileDepth, at = (n * a.h + from) * a.w * a.cin + channel;
+    x = input.x + at;
+    added = input.residual != nullptr ? input.residual + at : nullptr;
+    const bool keeps = next == from && from >= kept && from < kept_end;
+    copy = keeps ? static_cast<BFloat16*>(a.input) + at : nullptr;
+    to = pixels + block * g.read_plane;
+    factors = scale + channel;
+    left = count, ++block;
+    if (left >= g.kPiece) read_pixels<g.kPiece>(g.kPiece);
+  }
+
+  // Fills the columns that are not read as they lie: those of the borders, or all.
+  void pad() const {
+    const bool repeated = a.repeats > 1;
+    const int64_t inside = repeated ? 0 : -g.low, filled = repeated ? 0 : count;
+    for (int64_t i = inside == 0 ? filled : 0; i < g.width; ++i) {
+      const int64_t column = source(a, i + g.low, a.w);
+      for (int64_t part = 0; part < g.read_blocks; ++part) {
+        BFloat16* to = columns + part * g.read_plane + i * g.channels;
+        if (column < 0)
+          std::memset(to, 0, g.channels * sizeof(BFloat16));
+        else
+          std::memcpy(to, pixels + part * g.read_plane + column * g.channels,
+                      g.channels * sizeof(BFloat16));
+      }
+      if (i + 1 == inside) i += filled;
     }
   }
 
-  // `size` pixels of a row of x from `column` on, the channels of a block of each together.
+  // `size` pixels from `column` on, of the channels of a block.
   template <Activation A>
-  void read(int64_t row, int64_t size, BFloat16* out) const {
-    const int64_t first = block * g.channels, count = smaller(g.channels, a.cin - first);
+  void read(int64_t size) const {
+    const int64_t first = block * g.channels, channels = smaller(g.channels, a.cin - first);
     const int64_t channel = n * a.cin + first;
-    const int64_t pixel = (n * a.h + row) * a.w + column;
-    out += column * g.channels;
+    BFloat16* to = pixels + block * g.read_plane + column * g.channels;
+    const int64_t at = ((n * a.h + from) * a.w + column) * a.cin + first;
     if (a.layout == Layout::contiguous) {
-      const auto run = [&](int64_t c, int64_t from, int64_t length, float* to) {
-        read_run<A>(input, ((channel + c) * a.h + row) * a.w + column + from, length, channel + c,
-                    0, to);
+      const auto run = [&](int64_t c, int64_t offset, int64_t length, float* values) {
+        read_run<A>(input, ((channel + c) * a.h + from) * a.w + column + offset, length,
+                    channel + c, 0, values);
       };
-      read_across<VecF>(count, size, run, g.channels, out);
-    } else if (count == kTileDepth && input.bytes == nullptr) {
-      const bool keep = row >= kept && row < kept_end;
-      read_whole_blocks<A>(pixel * a.cin + first, size, first, out,
-                           keep ? static_cast<BFloat16*>(a.input) : nullptr);
-    } else if (count == a.cin && g.channels == a.cin && input.scale == nullptr) {
-      read_run<A>(input, pixel * a.cin, size * a.cin, 0, 0, out);  // the row as it lies
+      read_across<VecF>(channels, size, run, g.channels, to);
+    } else if (channels == a.cin && g.channels == a.cin && input.scale == nullptr) {
+      read_run<A>(input, at, size * a.cin, 0, 0, to);  // the row as it lies
     } else {
       for (int64_t i = 0; i < size; ++i)
-        read_run<A>(input, (pixel + i) * a.cin + first, count, channel, 1, out + i * g.channels);
+        read_run<A>(input, at + i * a.cin, channels, channel, 1, to + i * g.channels);
     }
   }
 
-  // 32 channels from `channel` on of `size` pixels. Pairs of vectors are joined as they were
-  // separated, in any order.
-  template <Activation A>
-  void read_whole_blocks(int64_t from, int64_t size, int64_t channel, BFloat16* out,
-                         BFloat16* copy) const {
+  // The next kCount or, for 0, `count` pixels of a block of channels.
+  template <int64_t kCount>
+  void read_pixels(int64_t count) {
+    for_activation(input.activation, [&](auto activation) {
+      constexpr Activation A = decltype(activation)::value;
+      if (added == nullptr && copy == nullptr)
+        read_pixels<kCount, A, false, false>(count);
+      else if (copy == nullptr)
+        read_pixels<kCount, A, true, false>(count);
+      else if (added == nullptr)
+        read_pixels<kCount, A, false, true>(count);
+      else
+        read_pixels<kCount, A, true, true>(count);
+    });
+  }
+
+  // Pairs of vectors are joined as they were separated, in any order.
+  template <int64_t kCount, Activation A, bool kAdds, bool kKeeps>
+  void read_pixels(int64_t count) {
+    if constexpr (kCount > 0) count = kCount;
     constexpr int64_t kStep = kPairLanes<VecF>;
+    const int64_t pitch = a.cin;
+    const float slope = input.negative_slope;
     for (int64_t c = 0; c < kTileDepth; c += kStep) {
-      Pair<VecF> factor{}, addend{};
-      if (input.scale != nullptr) {
-        factor = load_lanes<VecF>(scale + channel + c);
-        addend = load_lanes<VecF>(scale + a.cin + channel + c);
-      }
-      for (int64_t i = 0; i < size; ++i) {
-        const int64_t at = from + i * a.cin + c;
-        const Pair<VecF> x = load_pair(input.x + at);
-        Pair<VecF> added{};
-        if (input.residual != nullptr) added = load_pair(input.residual + at);
-        const VecF even = input.unrounded<A>(x.a, added.a, factor.a, addend.a);
-        const VecF odd = input.unrounded<A>(x.b, added.b, factor.b, addend.b);
+      const Pair<VecF> factor = load_lanes<VecF>(factors + c);
+      const Pair<VecF> addend = load_lanes<VecF>(factors + a.cin + c);
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < count; ++i) {
+        const Pair<VecF> z = load_pair(x + i * pitch + c);
+        VecF even = activate<A>(multiply_add(z.a, factor.a, addend.a), slope);
+        VecF odd = activate<A>(multiply_add(z.b, factor.b, addend.b), slope);
+        if constexpr (kAdds) {
+          const Pair<VecF> more = load_pair(added + i * pitch + c);
+          even += more.a, odd += more.b;
+        }
         const Bits bits = bits_of_pair(even, odd);
-        std::memcpy(out + i * kTileDepth + c, &bits, sizeof(bits));
-        if (copy != nullptr) std::memcpy(copy + at, &bits, sizeof(bits));
+        std::memcpy(to + i * kTileDepth + c, &bits, sizeof(bits));
+        if constexpr (kKeeps) std::memcpy(copy + i * pitch + c, &bits, sizeof(bits));
       }
     }
+    x += count * pitch, to += count * kTileDepth, left -= count;
+    if constexpr (kAdds) added += count * pitch;
+    if constexpr (kKeeps) copy += count * pitch;
   }
 
   // For `size` columns of the output from `column` on, the channels of all columns of the kernel
   // beside each other, and zeros: a pixel that isn't met could be no number.
-  void spread(const BFloat16* padded, int64_t size, BFloat16* out) const {
+  void spread(int64_t size) const {
     constexpr int64_t kStep = VECTOR_BYTES / sizeof(BFloat16);
     const int64_t values = a.axes[0].taps * a.cin;
-    padded += column * a.stride * a.cin, out += column * kTileDepth;
+    const BFloat16* first_column = columns + column * a.stride * a.cin;
     for (int64_t first = 0; first < g.depth_blocks * kTileDepth; first += kStep) {
       BFloat16 ones[kStep];
       for (int64_t j = 0; j < kStep; ++j) ones[j].bits = first + j < values ? 0xffff : 0;
       VecU mask;
       std::memcpy(&mask, ones, sizeof(mask));
-      BFloat16* to = out + first / kTileDepth * g.plane + first % kTileDepth;
+      BFloat16* to = out + column * kTileDepth + first / kTileDepth * g.plane + first % kTileDepth;
       for (int64_t i = 0; i < size; ++i) {
         VecU bits;
-        std::memcpy(&bits, padded + i * a.stride * a.cin + first, sizeof(bits));
+        std::memcpy(&bits, first_column + i * a.stride * a.cin + first, sizeof(bits));
         bits &= mask;
         std::memcpy(to + i * kTileDepth, &bits, sizeof(bits));
       }

@@ -94,11 +94,10 @@ inline void multiply_tiles(const TilePixels& pixels, int64_t offset, const BFloa
           if constexpr (kTiles == 2) tile_multiply<3, 5, 7>();
         }
         weights += kTiles * kTileElements;
+        between();
+        if (++steps == kStepsWithoutStore) tile_store<4>(unused), steps = 0;
       }
       first += pixels.plane, second += pixels.plane;
-      between();
-      steps += pixels.kernel_columns;
-      if (steps >= kStepsWithoutStore) tile_store<4>(unused), steps = 0;
     }
   }
 }
@@ -118,23 +117,45 @@ inline void pack_panels(const NormConv2d& a, const TileGeometry& g) {
   });
 }
 
-// What vectors have to do while tiles multiply: a piece after so many products.
+// A piece of work after every so many steps of products, always the same number of steps: a branch
+// that is predicted wrong costs 30 ns beside tiles, because those loaded ahead are lost.
+struct Turns {
+  int64_t period = 1, times = 0, wait = 1;
+
+  Turns() = default;
+  Turns(int64_t pieces, int64_t steps)
+      : period(pieces > 0 && pieces < steps ? steps / pieces : 1),
+        times(ceil_divide(pieces * period, steps)),
+        wait(period) {}
+
+  template <class Piece>
+  void step(const Piece& piece) {
+    if (--wait > 0) return;
+    wait = period;
+    for (int64_t i = 0; i < times; ++i) piece();
+  }
+};
+
+// What vectors have to do while tiles multiply.
 struct TileWork {
   TileOutput& output;
   TileRing& ring;
-  int64_t pieces, turns;  // of the ring, and how often its turn comes, per two rows of the output
-  int64_t due = 0;
+  Turns output_turns, ring_turns;
 
   TileWork(const NormConv2d& a, const TileGeometry& g, TileOutput& output, TileRing& ring)
-      : output(output), ring(ring), pieces(2 * a.stride * g.pieces()) {
-    int64_t kernel_rows = 0;
-    for (int64_t parity = 0; parity < a.step; ++parity) kernel_rows += a.step * a.axes[parity].taps;
-    turns = kernel_rows * g.depth_blocks * g.output_blocks() * ceil_divide(g.columns, kTileRows);
+      : output(output), ring(ring) {
+    int64_t steps = 0;
+    for (int64_t parity = 0; parity < a.step * a.step; ++parity)
+      steps += g.steps(a, parity / a.step, parity % a.step);
+    steps *= g.output_blocks() * ceil_divide(g.columns, kTileRows);
+    ring_turns = Turns(2 * a.stride * g.pieces(a), steps);
   }
 
-  void advance(int64_t output_pieces) {
-    for (int64_t piece = 0; piece < output_pieces; ++piece) output.advance();
-    for (due += pieces; due >= turns; due -= turns) ring.advance();
+  void begin_block(int64_t steps) { output_turns = Turns(output.pieces(), steps); }
+
+  void advance() {
+    output_turns.step([&] { output.advance(); });
+    ring_turns.step([&] { ring.advance(); });
   }
 };
 
@@ -144,18 +165,19 @@ void multiply_rows(const TileGeometry& g, const TilePixels& pixels, const BFloat
                    TileWork& work) {
   TileOutput& output = work.output;
   for (int64_t column = 0; column < g.columns; column += kTileRows) {
-    const int64_t share = ceil_divide(output.pieces(), pixels.kernel_rows * pixels.depth_blocks);
+    work.begin_block(pixels.kernel_rows * pixels.depth_blocks * pixels.kernel_columns);
     multiply_tiles<kRows, kTiles>(pixels, column * pixels.pitch / int64_t(sizeof(BFloat16)),
-                                  weights, [&] { work.advance(share); });
+                                  weights, [&] { work.advance(); });
     output.finish();
     output.take<kRows, kTiles>(o, row_parity, column_parity, column, first);
   }
 }
 
-inline void run_band(const NormConv2d& a, const TileGeometry& g, const Input<BFloat16>& input,
-                     int64_t n, int64_t band, float* memory) {
+// Bands [first_band, last_band) of image n: the ring goes on from one to the next.
+inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BFloat16>& input,
+                      int64_t n, int64_t first_band, int64_t last_band, float* memory) {
   [[maybe_unused]] const TileScope scope;
-  const int64_t begin = band * a.band, end = smaller(begin + a.band, a.rows);
+  const int64_t begin = first_band * a.band, end = smaller(last_band * a.band, a.rows);
   float* coefficients = memory + g.ring_elements() / 2;
   TileRing ring(a, input, g, n, begin, end, reinterpret_cast<BFloat16*>(memory), coefficients);
   memory = coefficients + g.coefficient_elements(a);
@@ -165,15 +187,14 @@ inline void run_band(const NormConv2d& a, const TileGeometry& g, const Input<BFl
     TileChannels& block = blocks[first / kTileColumns];
     for (int64_t c = 0; c < kTileColumns; c += kPanel<VecF>)
       read_bias(a, first + c, block.bias + c);
-    block.count = block.merged = 0;
   }
   if (g.form == KernelColumns::in_outputs)
     for (int64_t i = 0; i < kTileRows * a.cout; ++i) sums.bias[i] = blocks[0].bias[i % a.cout];
-  BandStatistics statistics(a, n, band);
-  TileOutput output{a, g, n, statistics, blocks, sums};
+  TileOutput output{a, g, n, blocks, sums};
   TileWork work(a, g, output, ring);
   ring.want(smaller(begin + 2, end));
   for (int64_t o = begin; o < end; o += 2) {
+    if ((o - begin) % a.band == 0) output.begin_band(o / a.band);
     const int64_t rows = smaller<int64_t>(2, end - o);
     ring.finish();
     ring.want(smaller(o + 4, end));
@@ -210,10 +231,7 @@ inline void run_band(const NormConv2d& a, const TileGeometry& g, const Input<BFl
       }
     }
   }
-  output.finish();
-  for (int64_t first = 0; first < a.cout; first += kTileColumns)
-    blocks[first / kTileColumns].merge_into(statistics, first,
-                                            smaller(kTileColumns, a.cout - first), output.direct());
+  output.end_band();
 }
 
 }  // namespace stylekernels::CPU_CAPABILITY

@@ -17,6 +17,8 @@
 // of channels are multiplied, unless elements of the kernel are added up: their sums would have to
 // be rounded.
 
+#include <vector>
+
 #include "../parallel.h"
 #include "conv_tiles.h"
 #include "nested_few_inputs.h"
@@ -211,6 +213,13 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   run_band_directly<T, Wide<T>>(a, g, input, n, band, memory);
 }
 
+// Bands [first, last) of image n.
+template <class T>
+void run_bands(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
+               int64_t first, int64_t last, Wide<T>* memory) {
+  for (int64_t band = first; band < last; ++band) run_band(a, g, input, n, band, memory);
+}
+
 // -- the op ----------------------------------------------------------------------------------
 
 // What an element type is convolved by: with functions run_band and pack_panels.
@@ -240,6 +249,22 @@ void write_input(const NormConv2d& a, const Input<T>& input) {
   });
 }
 
+// The bands that tasks begin with, and the number of bands. A task of several bands reads the rows
+// that two of them need once. Tasks get shorter towards the end, so that all threads end together:
+// each takes its share of half of what is left (guided self-scheduling, Polychronopoulos and Kuck,
+// 1987).
+std::vector<int64_t> tasks_of(const NormConv2d& a) {
+  const int64_t total = a.n * a.bands, workers = parallel_workers(total, a.band_cost);
+  std::vector<int64_t> begins;
+  for (int64_t band = 0; band < total;) {
+    begins.push_back(band);
+    const int64_t share = (total - band) / (2 * workers), left = a.bands - band % a.bands;
+    band += share < 1 ? 1 : smaller(share, left);
+  }
+  begins.push_back(total);
+  return begins;
+}
+
 template <class T>
 void run_of(const NormConv2d& a) {
   using W = Wide<T>;
@@ -265,10 +290,11 @@ void run_of(const NormConv2d& a) {
     input.x = static_cast<const T*>(a.input);
   }
 
-  const int64_t tasks = a.n * a.bands;
-  parallel_tasks(tasks, a.band_cost, [&](int64_t task, int64_t worker) {
-    run_band(a, g, input, task / a.bands, task % a.bands,
-             static_cast<W*>(a.rows_memory) + worker * g.worker_elements(a));
+  const std::vector<int64_t> begins = tasks_of(a);
+  parallel_tasks(int64_t(begins.size()) - 1, a.band_cost, [&](int64_t task, int64_t worker) {
+    const int64_t n = begins[task] / a.bands, first = n * a.bands;
+    run_bands(a, g, input, n, begins[task] - first, begins[task + 1] - first,
+              static_cast<W*>(a.rows_memory) + worker * g.worker_elements(a));
   });
   if (a.wants_statistics())
     parallel_tasks(a.n, a.bands * a.cout, [&](int64_t n) { finish_statistics<T>(a, n); });
