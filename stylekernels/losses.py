@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylekernels.ops import gram_losses, gram_matrix
-from stylekernels.reference.dtypes import wide_dtype
+from stylekernels.tensors import wide_dtype
 
 
 def _relative_to(mean_square: Tensor) -> Tensor:

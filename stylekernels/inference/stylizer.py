@@ -17,7 +17,7 @@ from stylekernels.inference.plan import Plan, can_plan, layers_of, pack
 from stylekernels.inference.sweep import Progress
 from stylekernels.inference.tiling import Tiler, check_tiling
 from stylekernels.models.generator import check_size
-from stylekernels.ops.arguments import DTYPES
+from stylekernels.tensors import DTYPES
 
 Frames = TypeVar("Frames", np.ndarray, Tensor)
 

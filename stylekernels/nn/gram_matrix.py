@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from stylekernels.ops import gram_loss, gram_matrix
 from stylekernels.ops.arguments import check_tensor
-from stylekernels.reference.dtypes import wide_dtype
+from stylekernels.tensors import wide_dtype
 
 
 class GramMatrix(nn.Module):

@@ -13,7 +13,7 @@ from stylekernels.ops.arguments import (
     check_tensor,
     fits,
 )
-from stylekernels.reference.instance_norm import ACTIVATIONS
+from stylekernels.tensors import ACTIVATIONS
 
 
 def _activation_repr(module: nn.Module) -> str:

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from stylekernels.ops import upsample_block
 from stylekernels.ops.arguments import check_choice
-from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.upsample_block import PADDING_MODES
+from stylekernels.tensors import ACTIVATIONS, PADDING_MODES
 
 # Two-fold linear interpolation in one dimension. Nearest has repeated each pixel already; a
 # transposed kernel of 4 and the nearest one of 3 both give the pixels weights of 3/4 and 1/4.

@@ -5,9 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stylekernels.reference.dtypes import knows_autocast
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from stylekernels.tensors import DTYPES, knows_autocast
 
 #: Kernels that the modes of `norm_conv2d` take: in words, and whether it takes one of this size.
 CONV_KERNELS = {

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.utils import _pytree as pytree
 
-from stylekernels.reference.dtypes import without_autocast
 from stylekernels.reference.transforms import inside_transform, transformed
+from stylekernels.tensors import without_autocast
 
 
 def below_autograd(op: Callable, *arguments):

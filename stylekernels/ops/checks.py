@@ -10,15 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stylekernels.ops.arguments import (
-    CONV_KERNELS,
-    DTYPES,
-    check_choice,
-    check_conv_geometry,
-)
-from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.upsample_block import PADDING_MODES
+from stylekernels.ops.arguments import CONV_KERNELS, check_choice, check_conv_geometry
+from stylekernels.tensors import ACTIVATIONS, DTYPES, PADDING_MODES, wide_dtype
 
 
 def _expect(

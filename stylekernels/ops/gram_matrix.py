@@ -8,7 +8,6 @@ from torch import Tensor
 from stylekernels import reference
 from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
-    DTYPES,
     autocast_dtype,
     check_device,
     check_dtype,
@@ -18,8 +17,7 @@ from stylekernels.ops.arguments import (
 )
 from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
 from stylekernels.ops.registration import define, differentiate
-from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.layouts import dense_like, new_like
+from stylekernels.tensors import DTYPES, dense_like, new_like, wide_dtype
 
 # The mean that comes back is (2, N, C): its value, and the rounding error of that value; empty if
 # it was not asked for.

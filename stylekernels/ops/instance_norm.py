@@ -15,9 +15,7 @@ from stylekernels.ops.arguments import (
 )
 from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
 from stylekernels.ops.registration import define, differentiate
-from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.layouts import dense_like, new_like
+from stylekernels.tensors import ACTIVATIONS, dense_like, new_like, wide_dtype
 
 SCHEMAS = (
     "instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)",

@@ -10,7 +10,6 @@ from stylekernels import reference
 from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
     CONV_KERNELS,
-    DTYPES,
     autocast_dtype,
     check_choice,
     check_conv_bias,
@@ -24,11 +23,15 @@ from stylekernels.ops.arguments import (
 )
 from stylekernels.ops.autograd import below_autograd
 from stylekernels.ops.registration import define, refuse_gradients
-from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.layouts import dense_like, layout_of
 from stylekernels.reference.transforms import transformed
-from stylekernels.reference.upsample_block import PADDING_MODES
+from stylekernels.tensors import (
+    ACTIVATIONS,
+    DTYPES,
+    PADDING_MODES,
+    dense_like,
+    layout_of,
+    wide_dtype,
+)
 
 # What was not asked for is an empty tensor: mean and var in their own dtype, input in x's.
 #

@@ -21,11 +21,16 @@ from stylekernels.ops.autograd import apply, call, forward_of, vjp
 from stylekernels.ops.instance_norm import normalize
 from stylekernels.ops.norm_conv2d import takes_kernel
 from stylekernels.ops.registration import define, differentiate
-from stylekernels.reference.dtypes import wide_dtype, without_autocast
-from stylekernels.reference.instance_norm import ACTIVATIONS
-from stylekernels.reference.layouts import dense_like, layout_of
 from stylekernels.reference.transforms import inside_transform, transformed
-from stylekernels.reference.upsample_block import PADDING_MODES, empty_upsampled_image
+from stylekernels.reference.upsample_block import empty_upsampled_image
+from stylekernels.tensors import (
+    ACTIVATIONS,
+    PADDING_MODES,
+    dense_like,
+    layout_of,
+    wide_dtype,
+    without_autocast,
+)
 
 SCHEMAS = (
     # Each pixel repeated twice in both directions, with a border on all sides; channels_last.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stylekernels.reference.dtypes import wide_dtype, without_autocast
+from stylekernels.tensors import wide_dtype, without_autocast
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

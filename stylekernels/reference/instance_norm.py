@@ -4,13 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels.reference.dtypes import wide_dtype
-
-ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
+from stylekernels.tensors import wide_dtype
 
 
 def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """Apply one of `ACTIVATIONS`."""
+    """Apply one of `tensors.ACTIVATIONS`."""
     match activation:
         case "relu":
             return torch.relu(z)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import activate, instance_norm_stats, inverse_deviation
 from stylekernels.reference.upsample_block import pad, upsample_conv2d
+from stylekernels.tensors import wide_dtype
 
 
 def norm_scale_shift(

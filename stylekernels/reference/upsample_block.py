@@ -4,12 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels.reference.dtypes import wide_dtype
 from stylekernels.reference.instance_norm import activate, instance_norm
-from stylekernels.reference.layouts import channels_last, laid_out_like, to_channels_last
 from stylekernels.reference.transforms import inside_transform
-
-PADDING_MODES = ("zeros", "reflect", "replicate")
+from stylekernels.tensors import channels_last, laid_out_like, to_channels_last, wide_dtype
 
 
 def pad_channels_last(x: Tensor, border: int, mode: str) -> Tensor:

@@ -27,8 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.layouts import dense_like
+from stylekernels.tensors import dense_like, wide_dtype
 from stylekernels.triton.gram_gradient_kernels import (
     GradientLayer,
     SymmetricLayer,

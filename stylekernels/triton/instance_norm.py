@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.layouts import dense_like
+from stylekernels.tensors import dense_like, wide_dtype
 from stylekernels.triton.activations import activate, activation_gradient
 from stylekernels.triton.launch import column_sums, rounded, wide_type
 from stylekernels.triton.planes import (

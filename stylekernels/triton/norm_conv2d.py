@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stylekernels.reference.dtypes import wide_dtype
-from stylekernels.reference.layouts import dense_like
+from stylekernels.tensors import dense_like, wide_dtype
 from stylekernels.triton.conv_geometry import Geometry
 from stylekernels.triton.conv_kernels import convolution_kernel, pack_kernel, prepare_kernel
 from stylekernels.triton.launch import (

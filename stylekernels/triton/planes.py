@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stylekernels.reference.dtypes import wide_dtype
+from stylekernels.tensors import wide_dtype
 from stylekernels.triton.launch import column_sums, processors, wide_type
 
 #: Pieces whose moments one program merges at most, and how many of several merge first where there

@@ -1,0 +1,75 @@
+"""Dtypes and memory layouts of tensors, autocast, and the names that several ops take."""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+#: The dtypes that every op takes.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
+PADDING_MODES = ("zeros", "reflect", "replicate")
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums over ``x``, such as statistics, Gram matrices and losses: float64 for
+    float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def knows_autocast(device_type: str) -> bool:
+    """Return whether PyTorch has autocast for this type of device; ``meta`` has none."""
+    if torch.compiler.is_compiling():  # PyTorch 2.11 can't trace the question below
+        return device_type != "meta"
+    return torch.amp.is_autocast_available(device_type)
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """A context without autocast, for formulas whose dtypes are chosen."""
+    if not knows_autocast(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Return channels_last for a dense channels_last ``x``, else contiguous: also for views with
+    gaps, and for tensors that are both."""
+    plain = x.dim() != 4 or x.is_contiguous()
+    if plain or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def channels_last(x: Tensor) -> bool:
+    """Return whether the channels of a pixel are adjacent, also in a view with gaps. The strides
+    decide, because PyTorch refuses the question under vmap."""
+    return x.stride(1) == 1 != x.stride(3)
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return ``x``, or a channels_last copy of it."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def laid_out_like(y: Tensor, x: Tensor) -> Tensor:
+    """Return dense ``y`` in the layout of ``x``, copied if necessary. ``y`` is unchanged if ``x``
+    is neither contiguous nor channels_last."""
+    if x.is_contiguous():
+        return y.contiguous()
+    return to_channels_last(y) if channels_last(x) and not channels_last(y) else y
+
+
+def new_like(y: Tensor, x: Tensor) -> Tensor:
+    """Return a dense copy of ``y`` in the layout of ``x``. Inside a transform of torch.func, which
+    knows no layouts, the layout is any."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return y.clone()
+    return y.clone(memory_format=layout_of(x))
+
+
+def dense_like(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """An uninitialised tensor for a result in x's dtype and layout, of x's shape or another."""
+    if shape is None:
+        return torch.empty_like(x, memory_format=layout_of(x))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
