@@ -73,3 +73,10 @@ def dense_like(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     if shape is None:
         return torch.empty_like(x, memory_format=layout_of(x))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
+
+
+def empty_channels_last(x: Tensor, height: int, width: int) -> Tensor:
+    """An uninitialised channels_last image of another size, with x's batch, channels, dtype and
+    device."""
+    n, c = x.shape[:2]
+    return x.new_empty((n, height, width, c)).permute(0, 3, 1, 2)

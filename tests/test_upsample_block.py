@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylekernels import dispatch, explain, native, upsample_block, use_impl
-from stylekernels.reference.upsample_block import convolved_image, pad, pad_channels_last
+from stylekernels.ops.padding import convolved_image, pad, pad_channels_last
 from tests.conftest import (
     DTYPES,
     Recorder,

@@ -20,13 +20,15 @@ from stylekernels.ops.arguments import (
 from stylekernels.ops.autograd import apply, call, forward_of, vjp
 from stylekernels.ops.instance_norm import normalize
 from stylekernels.ops.norm_conv2d import takes_kernel
+from stylekernels.ops.padding import convolved_image
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.reference.transforms import inside_transform, transformed
-from stylekernels.reference.upsample_block import empty_upsampled_image
 from stylekernels.tensors import (
     ACTIVATIONS,
     PADDING_MODES,
     dense_like,
+    empty_channels_last,
+    laid_out_like,
     layout_of,
     wide_dtype,
     without_autocast,
@@ -131,19 +133,17 @@ def upsample_block(
         # distributed training waits for the gradient of every parameter.
         zeros = torch.where(torch.zeros((), dtype=torch.bool, device=bias.device), bias, 0)
         norm_bias = zeros if norm_bias is None else norm_bias + zeros.to(norm_bias.dtype)
-    if use_reference(x):
-        y = reference.upsample_block(
+    if transformed():
+        return reference.upsample_block(
             x, weight, norm_weight, norm_bias, None, upsample, norm, activation, negative_slope,
             padding_mode, eps,
         )  # fmt: skip
-    else:
-        y, mean, var = _upsample_conv2d(x, weight, None, upsample, padding_mode, True)
-        y = normalize(
-            (y, norm_weight, norm_bias, None, mean, var),
-            (activation, negative_slope, False, eps),
-            own_stats_known=mean is not None,
-        )
-    return y
+    y, mean, var = _upsample_conv2d(x, weight, None, upsample, padding_mode, True)
+    inputs = (y, norm_weight, norm_bias, None, mean, var)
+    options = (activation, negative_slope, False, eps)
+    if use_reference(x):
+        return reference.instance_norm(*inputs, *options)
+    return normalize(inputs, options, own_stats_known=mean is not None)
 
 
 def _upsample_conv2d(
@@ -155,17 +155,26 @@ def _upsample_conv2d(
     kernel = weight.shape[2]
     own = takes_kernel(kernel, upsample) and not use_reference(x)
     if not (own and convolves(x, kernel, upsample, padding_mode)):
-        return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
+        return _in_pytorch(x, weight, bias, upsample, padding_mode), *nothing
     if torch.compiler.is_compiling():
         # Inductor fails on the gradient of a convolution whose input is made again, with dynamic
         # shapes: it gets PyTorch's convolution where there may be a gradient.
         given = (tensor for tensor in (x, weight, bias) if tensor is not None)
         differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
         if inside_transform() or differentiable:
-            return reference.upsample_conv2d(x, weight, bias, upsample, padding_mode), *nothing
+            return _in_pytorch(x, weight, bias, upsample, padding_mode), *nothing
     arguments = (x, weight, bias, upsample, padding_mode, stats)
     y, mean, var = call(_upsample_conv2d_op, _record, *arguments)
     return (y, mean, var) if stats else (y, *nothing)
+
+
+def _in_pytorch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str
+) -> Tensor:
+    """PyTorch's convolution, with our padding."""
+    image = convolved_image(x, weight.shape[2], upsample, padding_mode)
+    y = reference.convolve_enlarged(image, weight, bias, upsample, padding_mode)
+    return laid_out_like(y, x)
 
 
 def _forward(
@@ -236,7 +245,7 @@ def _conv_gradients(
     kernel = weight.shape[2]
     with torch.enable_grad():
         given = x.detach().requires_grad_(wanted[0])
-        image = reference.convolved_image(given, kernel, upsample, padding_mode)
+        image = convolved_image(given, kernel, upsample, padding_mode)
     transposed = upsample == "transpose"
     stride, padding = (2, reference.transposed_padding(padding_mode)) if transposed else (1, 0)
     grad_image, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
@@ -274,12 +283,13 @@ def _fake_upsample_conv2d(
 
 
 def _upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
-    image = reference.convolved_image(x, 2 * border + 1, "nearest", padding_mode)
-    return empty_upsampled_image(x, border).copy_(image)
+    image = convolved_image(x, 2 * border + 1, "nearest", padding_mode)
+    return _fake_upsampled_image(x, border, padding_mode).copy_(image)
 
 
 def _fake_upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
-    return empty_upsampled_image(x, border)
+    height, width = (2 * (side + border) for side in x.shape[2:])
+    return empty_channels_last(x, height, width)
 
 
 define(SCHEMAS[0], _upsampled_image, _fake_upsampled_image, triton="upsample_block")

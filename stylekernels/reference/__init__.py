@@ -10,7 +10,10 @@ from stylekernels.reference.instance_norm import (
 )
 from stylekernels.reference.norm_conv2d import norm_conv2d, norm_scale_shift
 from stylekernels.reference.upsample_block import (
-    convolved_image,
+    border_of,
+    convolve_enlarged,
+    enlarge,
+    pad,
     transposed_padding,
     upsample_block,
     upsample_conv2d,
@@ -19,7 +22,9 @@ from stylekernels.reference.upsample_block import (
 __all__ = [
     "activate",
     "activation_gradient",
-    "convolved_image",
+    "border_of",
+    "convolve_enlarged",
+    "enlarge",
     "gram_loss",
     "gram_losses",
     "gram_matrix",
@@ -28,6 +33,7 @@ __all__ = [
     "inverse_deviation",
     "norm_conv2d",
     "norm_scale_shift",
+    "pad",
     "product",
     "transposed_padding",
     "upsample_block",

@@ -1,13 +1,14 @@
-"""The image that the convolution of an upsampling block meets."""
+"""The enlarged and padded image that the convolution of an upsampling block reads."""
 
 from torch import Tensor
 
-from stylekernels.reference.upsample_block import empty_upsampled_image
+from stylekernels.tensors import empty_channels_last
 from stylekernels.triton.norm_conv2d import prepare
 
 
 def upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
     """The op of this name."""
-    image = empty_upsampled_image(x, border)
+    height, width = (2 * (side + border) for side in x.shape[2:])
+    image = empty_channels_last(x, height, width)
     prepare(x, image, border, 2, padding_mode)
     return image
