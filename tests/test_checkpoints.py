@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from stylekernels.files import write_whole
 from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles
-from stylekernels.models.pretrained import write_whole
 
 SMALL = GeneratorConfig(channels=(4, 6, 8), residual_blocks=2)
 

@@ -6,8 +6,7 @@ import signal
 import pytest
 
 from stylekernels.cli import main
-from stylekernels.media import images
-from stylekernels.models import pretrained
+from stylekernels.files import write_whole
 from stylekernels.signals import ENDING, handled
 from tests.pictures import complaints, save, written
 
@@ -31,7 +30,7 @@ def test_a_picture_is_written_whole_or_not_at_all(folder, style, monkeypatch, ca
         fsync(file)
 
     before = [signal.getsignal(each) for each in ENDING]
-    monkeypatch.setattr(images.os, "fsync", signalled)
+    monkeypatch.setattr(os, "fsync", signalled)
     if verb == "stylize":
         assert main(["stylize", "a.png", "b.png", "-s", style, "-o", "out"]) == 130
         assert written(folder) == {"a.png", "b.png", "out/a.png", "out/b.png"}
@@ -55,6 +54,6 @@ def test_a_trained_style_is_written_whole_or_not_at_all(folder, generator, numbe
         part.write_text("all of it")
 
     with pytest.raises(KeyboardInterrupt), handled(signal.default_int_handler):
-        pretrained.write_whole(path, signalled)
+        write_whole(path, signalled)
     assert written(folder) == {"style.safetensors"}
     assert path.read_text() == "an older one"

@@ -9,7 +9,6 @@ like a network, works in sRGB.
 import contextlib
 import io
 import os
-import secrets
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from stylekernels.files import write_whole
 from stylekernels.media import colors
 from stylekernels.media.exif import descriptive_exif, exif_bytes, upright
 from stylekernels.media.levels import as_8_bits
@@ -172,8 +172,7 @@ def write_photo(path: str | os.PathLike, photo: Photo) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise PhotoError(f"{path}: cannot be written as {name}: {error}") from error
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, encoded.getbuffer())
+        write_whole(path, lambda part: part.write_bytes(encoded.getbuffer()))
     except OSError as error:
         raise PhotoError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -215,20 +214,6 @@ def output_format(path: Path) -> str:
             f"got {path.suffix or 'no extension'}"
         )
     return name
-
-
-def _write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write beside ``path`` under another name, then rename: no reader ever sees a part."""
-    part = path.with_name(f".stylekernels-{secrets.token_hex(6)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 class _PixelLimit:

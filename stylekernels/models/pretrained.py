@@ -6,9 +6,7 @@ No code in a file ever runs: PyTorch files are opened with ``weights_only=True``
 import json
 import os
 import re
-import secrets
-import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,37 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stylekernels.files import write_whole
 from stylekernels.models.generator import GeneratorConfig, StyleGenerator
 from stylekernels.models.styles import style_file
 
 _FORMAT = "stylekernels.StyleGenerator"
 _FAST_NEURAL_STYLE_BLOCKS = 5
 _KINDS = ("weight", "bias")
-
-
-def write_whole(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Write a file through a temporary one beside it, so that ``path`` is never half written.
-
-    Args:
-        path: file to write or replace; its folder is made if missing.
-        write: writes the whole content to the path it is given.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
-    # A new file has the usual permissions; those of tempfile and safetensors are private to the
-    # user. The umask itself can only be read by changing it, for all threads.
-    temporary.touch(exist_ok=False)
-    try:
-        usual = stat.S_IMODE(temporary.stat().st_mode)
-        write(temporary)
-        temporary.chmod(usual)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_generator(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from stylekernels.models.pretrained import write_whole
+from stylekernels.files import write_whole
 from stylekernels.training.config import TrainConfig
 from stylekernels.training.errors import SettingError
 

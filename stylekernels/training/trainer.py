@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from stylekernels.files import write_whole
 from stylekernels.media.outputs import check_inputs_are_kept
 from stylekernels.models.features import FeatureNetwork, load_features
 from stylekernels.models.generator import GeneratorConfig, StyleGenerator
-from stylekernels.models.pretrained import write_whole
 from stylekernels.signals import handled
 from stylekernels.training.checkpoint import (
     matching_checkpoint,

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import astuple, dataclass
@@ -19,9 +18,10 @@ from pathlib import Path
 import torch
 import triton
 
+from stylekernels.files import write_whole
 from stylekernels.triton.launch import INTERPRETED
 
-#: Of kernels whose speed has changed; what was measured with others is not used.
+#: Cache version: bump when a kernel's speed changes.
 _KERNELS = 2
 _REFUSALS = (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError)
 _always = os.environ.get("STYLEKERNELS_AUTOTUNE") == "1"
@@ -54,8 +54,8 @@ def autotune() -> Iterator[None]:
 
 
 def tuned(problem: tuple, device: torch.device, candidates: Sequence[Config]) -> Config:
-    """What was measured for this problem before; the first candidate, the default, where nothing
-    was, or what is none of today's candidates."""
+    """Return the configuration that was measured for this problem before. The default, the first
+    candidate, is returned if none was measured, or if it is not among the candidates."""
     found = _table(_name_of(device)).get(_key(problem))
     return next((c for c in candidates if [*astuple(c)] == found), candidates[0])
 
@@ -120,12 +120,12 @@ def _path(name: str) -> Path:
 
 @functools.lru_cache
 def _table(name: str) -> dict[str, list[int]]:
-    """Kept in memory."""
+    """The configurations of a device by problem, read once."""
     return _read(name)
 
 
 def _read(name: str) -> dict[str, list[int]]:
-    """Of a file that isn't there or can't be read: empty."""
+    """The configurations in the file; none if it isn't there or can't be read."""
     try:
         return dict(json.loads(_path(name).read_text()))
     except (OSError, ValueError, TypeError):
@@ -133,10 +133,7 @@ def _read(name: str) -> dict[str, list[int]]:
 
 
 def _save(name: str, table: dict[str, list[int]]) -> None:
-    """In one step, so that nobody reads half a file. A read-only home is no reason to stop."""
-    path = _path(name)
+    """Write the file. A read-only home is no reason to stop."""
+    text = json.dumps(table, indent=1) + "\n"
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        partial.write_text(json.dumps(table, indent=1) + "\n")
-        partial.replace(path)
+        write_whole(_path(name), lambda part: part.write_text(text))
