@@ -1,22 +1,13 @@
 """Settings for ``pytest benchmarks --benchmark-only``."""
 
-import ctypes
-import sys
-
 import pytest
 
-from benchmarks.environment import MALLOC
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+from stylekernels.hardware import keep_freed_memory
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What ``python -m benchmarks`` sets before it starts, in a process that runs already."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, int(MALLOC["MALLOC_MMAP_THRESHOLD_"]))
-        # An int cannot hold more.
-        mallopt(_M_TRIM_THRESHOLD, min(int(MALLOC["MALLOC_TRIM_THRESHOLD_"]), 2**31 - 1))
+    """Set in this process what ``python -m benchmarks`` sets before it starts."""
+    keep_freed_memory()
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ class Stylize:
         progress: Callable[[int, int], None],
     ) -> "np.ndarray":
         """The photo's pixels in the style, as strong as asked for, in the photo's own colours."""
-        from stylekernels import memory
+        from stylekernels.hardware import memory_ran_out
         from stylekernels.inference import blend
         from stylekernels.media import PhotoError
 
@@ -160,7 +160,7 @@ class Stylize:
                 preserve_colors=self.preserve_colors,
             )
         except (MemoryError, RuntimeError) as error:
-            if not memory.ran_out(error):
+            if not memory_ran_out(error):
                 raise
             height, width = photo.rgb.shape[:2]
             tiles = "paint in tiles with --tile 1024, or " if self.tile is None else ""
@@ -285,7 +285,7 @@ def _check_kernels(device: str) -> None:
     from stylekernels.dispatch import implementation
 
     try:
-        implementation(device.partition(":")[0])
+        implementation(device)
     except RuntimeError as error:
         raise Refused(str(error)) from None
 
@@ -315,17 +315,18 @@ def _parse(argv: Sequence[str]) -> Any:
 def _train(config: TrainConfig) -> int:
     try:
         config.check()
-        from stylekernels import memory
+        from stylekernels.hardware import find_device, keep_freed_memory, memory_ran_out
         from stylekernels.training import train
-        from stylekernels.training.hardware import find_device, keep_freed_memory
 
-        _check_kernels(find_device(config.device).type)
+        with refusing("--"):
+            device = find_device(config.device)
+        _check_kernels(device.type)
         keep_freed_memory()
         result = train(config)
     except (SettingError, DivergedError, OSError) as error:
         raise Refused(_with_options(str(error), config)) from error
     except (MemoryError, RuntimeError) as error:
-        if not memory.ran_out(error):
+        if not memory_ran_out(error):
             raise
         raise Refused(
             f"--batch-size {config.batch_size} and --crop {config.crop} need more memory than "
@@ -372,14 +373,14 @@ def _find_style(style: str) -> Path:
 def _open_style(weights: Path, device: str | None, **options: Any) -> "Stylizer":
     import torch
 
+    from stylekernels.hardware import find_device
     from stylekernels.inference import Stylizer
     from stylekernels.models import StyleGenerator
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise Refused(f"--device: expected cpu, as PyTorch sees no GPU here, got {device}")
-    _check_kernels(device)
+    with refusing("--"):
+        _check_kernels(find_device(device).type)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, about files that are refused anyway

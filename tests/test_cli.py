@@ -304,7 +304,7 @@ def test_a_path_is_no_name_of_a_bundled_style(folder, generator):
         (["a.png", "--size", "-3"], "--size: expected at least 16 pixels, got -3"),
         (["a.png", "--strength", "1.01"], "--strength: expected a number from 0 to 1, got 1.01"),
         (["a.png", "--strength", "nan"], "--strength: expected a number from 0 to 1, got nan"),
-        (["a.png", "--device", "tpu"], "--device: cannot use 'tpu'"),
+        (["a.png", "--device", "tpu"], "--device: expected cpu or cuda, got 'tpu'"),
         ([], "PHOTO: expected at least one file, folder or pattern, got none"),
         (["a.png", "-o", "a.png"], "--output: a.png: the result would replace this file"),
         (["a.png", "-o", "."], "--output: a.png: the result would replace this file"),

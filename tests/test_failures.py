@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stylekernels import memory
 from stylekernels.cli import main
+from stylekernels.hardware import memory_ran_out
 from stylekernels.inference import Stylizer
 from stylekernels.training import SettingError, train
 from stylekernels.training.step import TrainingStep
@@ -39,17 +39,17 @@ def test_memory_that_ran_out_is_told_from_other_errors():
         lambda: np.empty(1 << 46),
         lambda: [0] * (1 << 60),
     ):
-        assert memory.ran_out(attempt(action))
-    assert memory.ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
-    assert memory.ran_out(RuntimeError("CUDA error: out of memory"))
+        assert memory_ran_out(attempt(action))
+    assert memory_ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert memory_ran_out(RuntimeError("CUDA error: out of memory"))
     for text in (
         "could not create a memory object",
         "CUDA error: an illegal memory access was encountered",
         "view size is not compatible with the memory format of the tensor",
         "unsupported memory format option ChannelsLast",
     ):
-        assert not memory.ran_out(RuntimeError(text))
-    assert not memory.ran_out(ValueError("DefaultCPUAllocator: is no allocator"))
+        assert not memory_ran_out(RuntimeError(text))
+    assert not memory_ran_out(ValueError("DefaultCPUAllocator: is no allocator"))
 
 
 OTHER_ERRORS = [

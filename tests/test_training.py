@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from stylekernels import hardware
 from stylekernels.media.paths import find_photos_below
 from stylekernels.models import GeneratorConfig, StyleGenerator
-from stylekernels.training import SettingError, hardware, train
+from stylekernels.training import SettingError, train
 from stylekernels.training.color_transfer import ColorTransfer
 from stylekernels.training.data import (
     RandomCrops,
@@ -202,7 +203,7 @@ def test_freed_memory_is_kept():
     """A training run's tensors come from memory that it has used before, without page faults."""
     code = """
 import resource, sys, torch
-from stylekernels.training.hardware import keep_freed_memory
+from stylekernels.hardware import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults():

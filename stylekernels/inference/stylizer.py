@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stylekernels import native
 from stylekernels.dispatch import implementation
+from stylekernels.hardware import fast_dtype
 from stylekernels.inference.graphs import FrameGraphs
 from stylekernels.inference.plan import Plan, can_plan, layers_of, pack
 from stylekernels.inference.sweep import Progress
@@ -71,7 +71,7 @@ class Stylizer:
         if device is None:
             device = next(generator.parameters(), torch.empty(0)).device
         self.device = torch.device(device)
-        self.dtype = _fast_dtype(self.device) if dtype is None else dtype
+        self.dtype = fast_dtype(self.device) if dtype is None else dtype
         network = copy.deepcopy(generator).eval().requires_grad_(False).to(self.device)
         # With its index: which GPU "cuda" is may change.
         self.device = next(network.parameters(), torch.empty(0, device=self.device)).device
@@ -206,16 +206,3 @@ def as_frames(name: str, frames: np.ndarray | Tensor) -> Tensor:
     # PyTorch knows neither negative strides (a mirrored view has them) nor read-only memory.
     shareable = all(stride >= 0 for stride in frames.strides) and frames.flags.writeable
     return torch.from_numpy(frames if shareable else frames.copy())
-
-
-def _fast_dtype(device: torch.device) -> torch.dtype:
-    if device.type == "cuda":
-        return torch.bfloat16
-    if device.type == "cpu":
-        if native.cpu_missing is None:
-            fast = native.cpu_capability in ("avx512_bf16", "amx")
-            return torch.bfloat16 if fast else torch.float32
-        cpu = torch.cpu.get_capabilities()
-        if cpu.get("amx_bf16") or cpu.get("avx512_bf16"):
-            return torch.bfloat16
-    return torch.float32

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from stylekernels.files import write_whole
+from stylekernels.hardware import cpu_threads, fast_dtype, find_device
 from stylekernels.media.outputs import check_inputs_are_kept
 from stylekernels.models.features import FeatureNetwork, load_features
 from stylekernels.models.generator import GeneratorConfig, StyleGenerator
@@ -39,7 +40,6 @@ from stylekernels.training.data import (
     to_tensor,
 )
 from stylekernels.training.errors import DivergedError, SettingError
-from stylekernels.training.hardware import choose_precision, cpu_threads, find_device
 from stylekernels.training.log import Log
 from stylekernels.training.perceptual import Means, PerceptualLoss
 from stylekernels.training.step import TrainingStep, autocast
@@ -138,8 +138,12 @@ class _Run:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.device = find_device(config.device)
-        self.precision = choose_precision(config.precision, self.device)
+        try:
+            self.device = find_device(config.device)
+        except ValueError as error:
+            raise SettingError(str(error)) from error
+        auto = config.precision == "auto"
+        self.precision = fast_dtype(self.device) if auto else getattr(torch, config.precision)
         with naming("style"):
             painting = to_tensor(resized(read_image(config.style), config.style_size))
             self.painting_digest = painting_digest(config.style)
