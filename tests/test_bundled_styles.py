@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from stylekernels.cli import _parse
+from stylekernels.losses import PerceptualLoss
 from stylekernels.models import StyleGenerator, bundled_styles, load_features
 from stylekernels.models.styles import WEIGHTS
 from stylekernels.training import TrainConfig
 from stylekernels.training.data import read_image, resized, to_tensor
-from stylekernels.training.perceptual import PerceptualLoss
 
 # What each learnt from, as its card says: a part of the painting, None for all of it, and the size.
 LEARNT_FROM = {"starry_night": (None, 512), "wave": ((0, 44, 560, 508), 896)}
@@ -29,7 +29,8 @@ def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
     painting = read_image(data_dir / "styles" / f"{name}.jpg").crop(part)
     painting = to_tensor(painting.resize((size, size * painting.height // painting.width)))[None]
     features = load_features("mixed", data_dir / "backbones")
-    loss = PerceptualLoss(features, painting, TrainConfig(style=data_dir, photos=data_dir))
+    config = TrainConfig(style=data_dir, photos=data_dir)
+    loss = PerceptualLoss(features, painting, **config.loss_weights())
     with torch.no_grad():
         pictures = [generator(photo) for photo in photos]
         for i, photo in enumerate(photos):

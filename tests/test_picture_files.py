@@ -264,9 +264,9 @@ def test_every_verb_reads_alike(training_config, style, tmp_path, monkeypatch, n
     seen = {}
 
     class Loss(trainer.PerceptualLoss):
-        def __init__(self, features, painting, config):
+        def __init__(self, features, painting, **weights):
             seen["painting"] = painting
-            super().__init__(features, painting, config)
+            super().__init__(features, painting, **weights)
 
     def stylized(run, photo):
         seen["preview"] = photo

@@ -5,22 +5,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylekernels.models.features import FeatureNetwork
-from stylekernels.training import TrainConfig
 
 
 class PlainLoss(nn.Module):
     """Content, style, colour and total variation, as
-    :class:`~stylekernels.training.perceptual.PerceptualLoss` adds them up.
+    :class:`~stylekernels.losses.PerceptualLoss` adds them up.
 
     Args:
         features: the frozen loss network, in plain PyTorch as well.
         painting: (1, 3, H, W) in [0, 1].
-        config: gives the weights.
+        weights: those of ``PerceptualLoss``, by its names.
     """
 
-    def __init__(self, features: FeatureNetwork, painting: Tensor, config: TrainConfig) -> None:
+    def __init__(self, features: FeatureNetwork, painting: Tensor, **weights: float) -> None:
         super().__init__()
-        self.features, self.config = features, config
+        self.features, self.weights = features, weights
         self.variance = painting.flatten(2).var(2, correction=0).mean()
         with torch.no_grad():
             found = features(painting, features.style_layers)
@@ -37,12 +36,12 @@ class PlainLoss(nn.Module):
         cells = F.avg_pool2d(picture - target, 16, ceil_mode=True)
         down = F.mse_loss(picture[:, :, 1:], picture[:, :, :-1])
         across = F.mse_loss(picture[..., 1:], picture[..., :-1])
-        config = self.config
+        weights = self.weights
         total = (
-            config.content_weight * torch.stack(content).mean()
-            + config.style_weight * torch.stack(style).mean()
-            + config.tv_weight * (down + across)
-            + config.color_weight * cells.square().mean() / self.variance
+            weights["content_weight"] * torch.stack(content).mean()
+            + weights["style_weight"] * torch.stack(style).mean()
+            + weights["tv_weight"] * (down + across)
+            + weights["color_weight"] * cells.square().mean() / self.variance
         )
         return {"total": total}
 

@@ -22,7 +22,7 @@ from benchmarks.model.plain_network import plain_copy
 from benchmarks.race import Entry
 from benchmarks.train.cases import CONFIG, Problem
 from benchmarks.train.plain_loss import PlainLoss
-from stylekernels.training.perceptual import PerceptualLoss
+from stylekernels.losses import PerceptualLoss
 from stylekernels.training.step import TrainingStep, autocast
 
 RIVALS = ("eager", "eager-nhwc", "compile")
@@ -62,10 +62,10 @@ def plain_step(
 
 
 def _step(problem, dtype, memory_format, network, loss_type) -> TrainingStep:
-    """Of a network and a kind of loss."""
+    """The training step of a network, with a kind of loss."""
     features = copy.deepcopy(problem.features).to(memory_format=memory_format)
     with autocast(problem.photo.device, dtype):
-        loss = loss_type(features, problem.painting, CONFIG)
+        loss = loss_type(features, problem.painting, **CONFIG.loss_weights())
     on_gpu = problem.photo.device.type == "cuda"
     return TrainingStep(network, loss, dtype, capturable=on_gpu)
 

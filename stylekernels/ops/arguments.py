@@ -35,6 +35,12 @@ def check_tensor(tensor: object, name: str) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
 
 
+def check_not_empty(x: Tensor, name: str) -> None:
+    """``x`` must have a value."""
+    if x.numel() == 0:
+        raise ValueError(f"{name}: expected at least one value, got shape {tuple(x.shape)}")
+
+
 def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
     """``tensor`` must have the shape, dtype and device of ``x``."""
     if not isinstance(tensor, Tensor):

@@ -135,8 +135,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("crop", "style_size"):
             _require(getattr(self, name) >= 32, name, "at least 32 pixels", getattr(self, name))
-        for name in ("content_weight", "color_weight", "style_weight", "tv_weight"):
-            value = getattr(self, name)
+        for name, value in self.loss_weights().items():
             _require(0 <= value < math.inf, name, "0 or more", value)
         rate = self.learning_rate
         # Adam's arithmetic is in float32, which holds no larger ones.
@@ -204,6 +203,11 @@ class TrainConfig:
                 "log_dir: expected TensorBoard, which is not installed; pip install tensorboard, "
                 "or leave it out"
             ) from error
+
+    def loss_weights(self) -> dict[str, float]:
+        """The weights of the losses, as arguments of `PerceptualLoss`."""
+        names = ("content_weight", "style_weight", "tv_weight", "color_weight")
+        return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
         """Plain values, ready for JSON; paths as text."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from stylekernels.files import write_whole
 from stylekernels.hardware import cpu_threads, fast_dtype, find_device
+from stylekernels.losses import PerceptualLoss
 from stylekernels.media.outputs import check_inputs_are_kept
 from stylekernels.models.features import FeatureNetwork, load_features
 from stylekernels.models.generator import GeneratorConfig, StyleGenerator
@@ -41,7 +42,7 @@ from stylekernels.training.data import (
 )
 from stylekernels.training.errors import DivergedError, SettingError
 from stylekernels.training.log import Log
-from stylekernels.training.perceptual import Means, PerceptualLoss
+from stylekernels.training.means import Means
 from stylekernels.training.step import TrainingStep, autocast
 
 _WARMUP_LEARNING_RATE = 2e-3
@@ -160,7 +161,7 @@ class _Run:
         features = self.place(_features(config))
         painting = self.place(painting[None])
         with self.autocast():
-            self.loss = PerceptualLoss(features, painting, config)
+            self.loss = PerceptualLoss(features, painting, **config.loss_weights())
         self.optimise = TrainingStep(self.generator, self.loss, self.precision)
         self.step, self.warm, self.minutes = 0, config.init != "bilinear", 0.0
         if resume is not None:
