@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import race
 from benchmarks.ceilings import Ceilings, best_seconds, measure_copy
-from benchmarks.devices import Device
+from benchmarks.device import Device
 from benchmarks.timing import Call, Clock
 
 T = TypeVar("T")

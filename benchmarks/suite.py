@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from benchmarks import machine, race, report
 from benchmarks.ceilings import Ceilings
-from benchmarks.devices import Device, open_device
+from benchmarks.cpu import Cpu
+from benchmarks.cuda import Cuda
+from benchmarks.device import Device
 from benchmarks.environment import MALLOC
 
 RESULTS = Path(__file__).with_name("results")
@@ -52,7 +54,7 @@ class Suite(ABC, Generic[CaseT, RowT]):
                 f"--rivals: {self.name} has {', '.join(known) or 'none'}, got {', '.join(unknown)}"
             )
         self.rivals = list(chosen)
-        self.device = open_device(options.device)
+        self.device = Cpu() if options.device == "cpu" else Cuda()
         self.compile_mode = "max-autotune-no-cudagraphs" if options.max_autotune else "default"
         self.budget_s: float = options.seconds
         if options.seconds is None:

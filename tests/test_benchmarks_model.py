@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ceilings, cli, devices, dtypes
+from benchmarks import ceilings, cli, cpu, dtypes
 from benchmarks.model import cases, engines, operations, options, report, rivals
 from benchmarks.model.suite import ModelSuite
 from benchmarks.race import Entry
@@ -328,7 +328,7 @@ def test_partial_runs_do_not_replace_the_committed_results(monkeypatch):
 
 
 def test_command_line_writes_a_complete_record(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(devices, "measure_ceilings", lambda threads: LIMITS)
+    monkeypatch.setattr(cpu, "measure_ceilings", lambda threads: LIMITS)
     without_engines(monkeypatch)
     path = tmp_path / "result.json"
     arguments = "model --size 48x32 --only lite/48x32/float32 --rivals eager openvino --seconds 0"

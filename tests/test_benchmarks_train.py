@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import ceilings, cli
-from benchmarks.devices import Cpu
+from benchmarks.cpu import Cpu
 from benchmarks.race import Entry
 from benchmarks.train import cases, report, rivals, suite
 from stylekernels.training.step import TrainingStep

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import race
-from benchmarks.devices import Cpu, Device
+from benchmarks.cpu import Cpu
+from benchmarks.device import Device
 from benchmarks.model import engines
 from benchmarks.model.cases import Problem
 from benchmarks.model.plain_network import plain_copy

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import race
-from benchmarks.devices import Cpu, Device
+from benchmarks.cpu import Cpu
+from benchmarks.device import Device
 from benchmarks.ops.cases import LAYOUTS
 from benchmarks.ops.peers import Expression
 from benchmarks.ops.problems import Problem

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import race
-from benchmarks.devices import Cpu, Device
+from benchmarks.cpu import Cpu
+from benchmarks.device import Device
 from benchmarks.model.cases import exact_float32
 from benchmarks.model.plain_network import plain_copy
 from benchmarks.race import Entry

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from stylekernels.dispatch import use_reference
-from stylekernels.models.generator import GeneratorConfig, StyleGenerator
+from stylekernels.models.files import StyleGenerator
+from stylekernels.models.generator import GeneratorConfig
 from stylekernels.ops.norm_conv2d import norm_conv2d_out_formula
 
 _ALIGNMENT = 64  # bytes: a cache line

@@ -6,7 +6,8 @@ from stylekernels.lazy import lazy
 
 if TYPE_CHECKING:
     from stylekernels.models.features import FeatureNetwork, load_features
-    from stylekernels.models.generator import GeneratorConfig, StyleGenerator
+    from stylekernels.models.files import StyleGenerator
+    from stylekernels.models.generator import GeneratorConfig
     from stylekernels.models.styles import bundled_styles
 
 __all__ = [
@@ -23,7 +24,7 @@ if not TYPE_CHECKING:
         {
             "FeatureNetwork": "features",
             "GeneratorConfig": "generator",
-            "StyleGenerator": "generator",
+            "StyleGenerator": "files",
             "bundled_styles": "styles",
             "load_features": "features",
         },

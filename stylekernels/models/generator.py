@@ -1,12 +1,10 @@
 """The reference generator: an image transformation network with instance norm."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from stylekernels.nn import InstanceNorm2d, UpsampleBlock
@@ -17,7 +15,7 @@ SMALLEST_SIDE = 16
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What a :class:`StyleGenerator` is made of.
+    """The architecture of a :class:`Generator`.
 
     Attributes:
         channels: width at full, half and quarter size.
@@ -137,15 +135,12 @@ class ResidualBlock(nn.Module):
         return self.second(self.first(x), residual=x)
 
 
-class StyleGenerator(nn.Module):
-    """Feed-forward style transfer: one photo in, the same picture painted out.
+class Generator(nn.Module):
+    """The network of a style generator; `stylekernels.models.StyleGenerator` adds its files.
 
     Args:
         config: widths, depth, upsampling; the default is the 32-64-128 network with five
             residual blocks.
-
-    ``torch.export`` takes dynamic sides that are multiples of four, ``4 * Dim("height", min=4)``:
-    it can't prove that what is cut off an odd size leaves that size.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
     super-resolution", 2016, with instance norm (Ulyanov et al., "Improved texture networks",
@@ -195,44 +190,6 @@ class StyleGenerator(nn.Module):
         y = self.to_rgb(self.up(self.residual(y)))[..., :height, :width]
         y = y / scale
         return y if self.training else y.clamp(0, 1)
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> "StyleGenerator":
-        """Open a bundled style by name, or a file of weights.
-
-        A file may be this library's safetensors or a fast-neural-style checkpoint (a state dict,
-        DataParallel's, or a training state with one in it); it is recognised by its content, and
-        no code in it ever runs.
-
-        Args:
-            name_or_path: a name from :func:`stylekernels.models.bundled_styles`, or a path.
-
-        Returns:
-            The generator in float32 on the CPU, in evaluation mode.
-
-        Raises:
-            ValueError: if there is no such style, or the file holds something else.
-            OSError: if the file cannot be read.
-        """
-        from stylekernels.models.pretrained import open_generator
-
-        return open_generator(name_or_path)
-
-    def save_pretrained(
-        self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32
-    ) -> None:
-        """Write weights and config to one safetensors file, whole or not at all.
-
-        Args:
-            path: file to write or replace.
-            dtype: what the weights are stored as; float16 and bfloat16 halve the file.
-
-        Raises:
-            OSError: if the file cannot be written.
-        """
-        from stylekernels.models.pretrained import save_generator
-
-        save_generator(self, path, dtype)
 
 
 def _reflect_conv2d(

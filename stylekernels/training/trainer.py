@@ -20,7 +20,8 @@ from stylekernels.hardware import cpu_threads, fast_dtype, find_device
 from stylekernels.losses import PerceptualLoss
 from stylekernels.media.outputs import check_inputs_are_kept
 from stylekernels.models.features import FeatureNetwork, load_features
-from stylekernels.models.generator import GeneratorConfig, StyleGenerator
+from stylekernels.models.files import StyleGenerator
+from stylekernels.models.generator import GeneratorConfig
 from stylekernels.signals import handled
 from stylekernels.training.checkpoint import (
     matching_checkpoint,

@@ -1,4 +1,4 @@
-"""Files of generators: bundled styles, safetensors and fast-neural-style checkpoints.
+"""The style generator and its files: safetensors and fast-neural-style checkpoints.
 
 No code in a file ever runs: PyTorch files are opened with ``weights_only=True``.
 """
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stylekernels.files import write_whole
-from stylekernels.models.generator import GeneratorConfig, StyleGenerator
+from stylekernels.models.generator import Generator, GeneratorConfig
 from stylekernels.models.styles import style_file
 
 _FORMAT = "stylekernels.StyleGenerator"
@@ -23,30 +23,68 @@ _FAST_NEURAL_STYLE_BLOCKS = 5
 _KINDS = ("weight", "bias")
 
 
-def save_generator(
-    generator: StyleGenerator, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32
-) -> None:
-    """What :meth:`StyleGenerator.save_pretrained` does."""
-    tensors = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in generator.state_dict().items()
-    }
-    metadata = {"format": _FORMAT, "config": json.dumps(generator.config.to_dict())}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+class StyleGenerator(Generator):
+    """Feed-forward style transfer: one photo in, the same picture painted out.
 
+    Args:
+        config: widths, depth, upsampling; the default is the 32-64-128 network with five
+            residual blocks.
 
-def open_generator(name_or_path: str | os.PathLike[str]) -> StyleGenerator:
-    """What :meth:`StyleGenerator.from_pretrained` does."""
-    path = style_file(name_or_path)
-    with path.open("rb") as file:
-        start = file.read(16)
-    if _looks_like_safetensors(start):
-        return _open_safetensors(path)
-    return _from_fast_neural_style(_open_torch(path), path)
+    ``torch.export`` takes dynamic sides that are multiples of four, ``4 * Dim("height", min=4)``:
+    it can't prove that what is cut off an odd size leaves that size.
+
+    Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
+    super-resolution", 2016, with instance norm (Ulyanov et al., "Improved texture networks",
+    2017) and reflection padding.
+    """
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> "StyleGenerator":
+        """Open a bundled style by name, or a file of weights.
+
+        A file may be this library's safetensors or a fast-neural-style checkpoint (a state dict,
+        DataParallel's, or a training state with one in it); it is recognised by its content, and
+        no code in it ever runs.
+
+        Args:
+            name_or_path: a name from :func:`stylekernels.models.bundled_styles`, or a path.
+
+        Returns:
+            The generator in float32 on the CPU, in evaluation mode.
+
+        Raises:
+            ValueError: if there is no such style, or the file holds something else.
+            OSError: if the file cannot be read.
+        """
+        path = style_file(name_or_path)
+        with path.open("rb") as file:
+            start = file.read(16)
+        if _looks_like_safetensors(start):
+            return _open_safetensors(path)
+        return _from_fast_neural_style(_open_torch(path), path)
+
+    def save_pretrained(
+        self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write weights and config to one safetensors file, whole or not at all.
+
+        Args:
+            path: file to write or replace.
+            dtype: the dtype of the stored weights; float16 and bfloat16 halve the file.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        tensors = {
+            name: tensor.detach().to("cpu", dtype).contiguous()
+            for name, tensor in self.state_dict().items()
+        }
+        metadata = {"format": _FORMAT, "config": json.dumps(self.config.to_dict())}
+        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def _looks_like_safetensors(start: bytes) -> bool:
-    """Eight bytes of header length, then a JSON object."""
+    """Return whether a file starts with eight bytes of header length and a JSON object."""
     return start[8:9] == b"{"
 
 
@@ -112,7 +150,7 @@ def _open_torch(path: Path) -> Mapping[str, Tensor]:
 
 
 def _from_fast_neural_style(state: Mapping[str, Tensor], path: Path) -> StyleGenerator:
-    """A generator from the TransformerNet of pytorch/examples, any width, values 0..255.
+    """Make a generator from the TransformerNet of pytorch/examples, any width, values 0..255.
 
     The biases of convolutions before an instance norm are left out (it cancels them), and so are
     the running statistics of old files, which were never used.
@@ -142,7 +180,7 @@ def _from_fast_neural_style(state: Mapping[str, Tensor], path: Path) -> StyleGen
 
 
 def _fast_neural_style_names() -> dict[str, str]:
-    """From the names of a fast-neural-style checkpoint to ours."""
+    """Our names of tensors, by those of a fast-neural-style checkpoint."""
     layers = {
         **{f"conv{i + 1}.conv2d": f"down.{i}.conv" for i in range(3)},
         **{f"in{i + 1}": f"down.{i}.norm" for i in range(3)},
