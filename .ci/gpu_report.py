@@ -36,7 +36,7 @@ def main() -> None:
     for op in dispatch.OPS:
         print(dispatch.explain(op, torch.empty(1, 32, 64, 64, device=device)))
     try:
-        from stylekernels.info import describe
+        from stylekernels.cli.info import describe
     except ImportError as error:  # of a package that the ops don't need
         print(f"\nno `stylekernels info`: {error}")
     else:

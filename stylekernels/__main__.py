@@ -1,7 +1,7 @@
-"""``python -m stylekernels``: the command line of :mod:`stylekernels.cli`."""
+"""``python -m stylekernels``: the command line of :mod:`stylekernels.cli.main`."""
 
 import sys
 
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 
 sys.exit(main())

@@ -5,7 +5,7 @@ import shlex
 import pytest
 import torch
 
-from stylekernels.cli import _parse
+from stylekernels.cli.main import parse
 from stylekernels.losses import PerceptualLoss
 from stylekernels.models import StyleGenerator, bundled_styles, load_features
 from stylekernels.models.styles import WEIGHTS
@@ -56,7 +56,7 @@ def test_commands_in_a_card_are_those_of_today(name):
     lines = [
         line.split(maxsplit=1)[1] for line in card.splitlines() if "stylekernels train" in line
     ]
-    stages = [_parse(shlex.split(line)) for line in lines]
+    stages = [parse(shlex.split(line)) for line in lines]
     assert [stage.init for stage in stages] == ["bilinear", *(str(s.output) for s in stages[:-1])]
     assert stages[0].upsample == StyleGenerator.from_pretrained(name).config.upsample
     for stage in stages:

@@ -10,7 +10,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms
 from safetensors.torch import save_file
 
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.inference import Stylizer
 from stylekernels.media import Photo, images, outputs
 from stylekernels.models import GeneratorConfig, StyleGenerator, bundled_styles

@@ -13,7 +13,7 @@ from PIL import Image
 
 import stylekernels
 from stylekernels import dispatch, native
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.inference import Stylizer
 from stylekernels.models import bundled_styles, styles
 from stylekernels.training import TrainResult
@@ -265,7 +265,7 @@ def test_help_and_refusals_need_no_torch(folder):
     """PyTorch takes seconds to import; tests cannot time that, but see whether it happens."""
     source = """
 import sys
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 for command in sys.stdin.read().splitlines():
     print("==", command, main(command.split()))
     assert "torch" not in sys.modules, command

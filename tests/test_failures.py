@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.hardware import memory_ran_out
 from stylekernels.inference import Stylizer
 from stylekernels.training import SettingError, train
@@ -149,7 +149,7 @@ def test_every_verb_without_the_optional_packages(training_config, style, folder
 import sys
 for name in {OPTIONAL}:
     sys.modules[name] = None
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 for line in sys.stdin.read().splitlines():
     print("==", main(line.split("|")), flush=True)
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import stylekernels.training
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.training import SettingError, train
 from tests.pictures import complaints, save, written
 from tests.training_runs import stop_after

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.inference import Stylizer
 from stylekernels.media import PhotoError, read_photo
 from stylekernels.media.paths import find_photos_below

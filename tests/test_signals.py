@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.files import write_whole
 from stylekernels.signals import ENDING, handled
 from tests.pictures import complaints, save, written

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from stylekernels import instance_norm_stats, use_impl
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.inference import Stylizer, tiling
 from stylekernels.inference.plan import Plan, layers_of, pack
 from stylekernels.inference.sweep import Sweep, merge_statistics

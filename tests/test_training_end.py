@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.signals import ENDING
 from stylekernels.training import DivergedError, train
 from stylekernels.training.checkpoint import load_checkpoint

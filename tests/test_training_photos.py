@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylekernels.cli import main
+from stylekernels.cli.main import main
 from stylekernels.media.paths import find_photos_below
 from stylekernels.training import SettingError, train
 from stylekernels.training.data import RandomCrops, choose_photos, crop_batches

@@ -1,4 +1,4 @@
-"""Output of the command line: results, refusals, complaints and progress."""
+"""Output of the command line: results, refusals, complaints, progress and exit codes."""
 
 import sys
 from collections.abc import Iterator
@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+#: Exit codes.
+DONE, FAILED, REFUSED, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
+
 
 class Refused(Exception):
     """Something in the command can't be done; the message says what and what to do instead."""
@@ -15,7 +18,7 @@ class Refused(Exception):
 
 @contextmanager
 def refusing(prefix: str = "") -> Iterator[None]:
-    """A ValueError or OSError inside is something the user asked for and can't have."""
+    """Refuse a command whose ``with`` block raises ValueError or OSError."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -31,7 +34,7 @@ def progress(count: int, *, shown: bool) -> "tqdm":
 
 
 def advance(bar: "tqdm", index: int, done: int = 1, total: int = 1) -> None:
-    """Of the photo with this index so much is done; all of it, if nothing else is said."""
+    """Move the bar: ``done`` of ``total`` parts of the photo with this index are done."""
     bar.update(index + done / total - bar.n)
 
 

@@ -1,5 +1,6 @@
-"""What ``stylekernels info`` prints: versions, hardware, and which implementation runs where."""
+"""``stylekernels info``: versions, hardware, and which implementation runs where."""
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -7,18 +8,27 @@ import shutil
 import textwrap
 from collections.abc import Iterable
 
-import torch
-
 import stylekernels
-from stylekernels import dispatch, native
-from stylekernels.models import bundled_styles
+from stylekernels.cli.terminal import DONE, say
+from stylekernels.models.styles import bundled_styles
 
 _COMPANIONS = ("triton", "numpy", "pillow", "safetensors", "scikit-image")
 _LABEL = 14
 
 
+@dataclasses.dataclass
+class Info:
+    """Show versions, hardware, the implementation of every op and why, and bundled styles."""
+
+    def run(self) -> int:
+        say(describe())
+        return DONE
+
+
 def describe() -> str:
-    """The report as text, as wide as the terminal and at most 100 columns."""
+    """Return the report, as wide as the terminal and at most 100 columns."""
+    import torch
+
     parts = [
         [f"stylekernels {stylekernels.__version__} in {os.path.dirname(stylekernels.__file__)}"],
         _versions(),
@@ -31,6 +41,8 @@ def describe() -> str:
 
 
 def _versions() -> list[str]:
+    import torch
+
     # PyTorch's own says which build it is (+cpu, +cu130); the metadata may leave it out.
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     for name in _COMPANIONS:
@@ -45,6 +57,8 @@ def _versions() -> list[str]:
 
 
 def _hardware() -> list[str]:
+    import torch
+
     cpu = torch.cpu.get_capabilities()
     name = cpu.get("cpu_name") or platform.processor() or platform.machine()
     instructions = torch.backends.cpu.get_cpu_capability()
@@ -69,6 +83,8 @@ def _hardware() -> list[str]:
 
 
 def _cpu_kernels() -> str:
+    from stylekernels import native
+
     if native.cpu_missing is not None:
         return native.cpu_missing
     try:
@@ -82,7 +98,11 @@ def _cpu_kernels() -> str:
 
 
 def _ops_on(device: str) -> list[str]:
-    """Ops that have the same implementation for the same reason stand together."""
+    """Group ops that have the same implementation for the same reason."""
+    import torch
+
+    from stylekernels import dispatch
+
     groups: dict[str, list[str]] = {}
     frame = torch.empty(1, 32, 64, 64, device=device)
     for op in dispatch.OPS:

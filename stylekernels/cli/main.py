@@ -1,0 +1,126 @@
+"""The command line: ``stylekernels demo | stylize | train | info``.
+
+Every verb is a dataclass that tyro turns into options. PyTorch is imported when a verb begins to
+work, so that help and refused arguments come at once. Exit codes: 0 done, 1 an error of the
+program's own, 2 something was refused (one line on stderr says what), 130 interrupted by Ctrl-C,
+SIGTERM or SIGHUP, 141 nobody reads the output any more.
+"""
+
+import errno
+import functools
+import operator
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+import stylekernels
+from stylekernels.cli import train
+from stylekernels.cli.demo import Demo
+from stylekernels.cli.info import Info
+from stylekernels.cli.stylize import Stylize
+from stylekernels.cli.terminal import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    READER_LEFT,
+    REFUSED,
+    Refused,
+    complain,
+    say,
+)
+from stylekernels.signals import handled
+from stylekernels.training.config import TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv == ["--version"]:
+        say(f"stylekernels {stylekernels.__version__}")
+        return DONE
+    argv, debug = _take_debug(argv)
+    try:
+        # SIGTERM and SIGHUP raise KeyboardInterrupt too, so that no half-written file is left.
+        with handled(signal.default_int_handler):
+            command = parse(argv)
+            _check_environment()
+            code = train.run(command) if isinstance(command, TrainConfig) else command.run()
+            sys.stdout.flush()
+            return code
+    except Refused as error:
+        complain(str(error))
+        return REFUSED
+    except KeyboardInterrupt as stop:
+        complain(" ".join(("interrupted", *map(str, stop.args))))
+        return INTERRUPTED
+    except SystemExit as stop:  # tyro's, after help (0) or an error it has printed (2)
+        return stop.code if isinstance(stop.code, int) else REFUSED
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
+            # The reader of the output, such as `head` or a terminal, has gone. Python flushes
+            # again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return READER_LEFT
+        if debug:
+            raise
+        complain(
+            f"an error of the program's own, {type(error).__name__}: {error}; "
+            "the option --debug shows where it happened"
+        )
+        return FAILED
+
+
+def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
+    """Take ``--debug``, which every verb has, from the arguments; return the rest and whether it
+    was there."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = [argument for argument in argv[:end] if argument != "--debug"]
+    return options + argv[end:], len(options) < end
+
+
+def _check_environment() -> None:
+    """Refuse an implementation or capability that is not there, if the environment asks for one.
+    Otherwise PyTorch, which takes seconds, is not imported yet."""
+    if {"STYLEKERNELS_IMPL", "STYLEKERNELS_CPU_CAPABILITY"} & os.environ.keys():
+        try:
+            import stylekernels.dispatch  # noqa: F401
+        except (ValueError, RuntimeError) as error:
+            raise Refused(str(error)) from None
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """Return the verb of a command with its options.
+
+    Raises:
+        SystemExit: after help was printed (0), or a message about what was refused (2).
+    """
+    verbs = {
+        "demo": (Demo, "Paint a well-known photo in the bundled styles, on one sheet."),
+        "stylize": (Stylize, "Paint photos in a style."),
+        "train": (TrainConfig, "Train a new style from a painting and a folder of photos."),
+        "info": (Info, "Show versions, hardware, bundled styles, and which kernels run and why."),
+    }
+    subcommands = [
+        Annotated[verb, tyro.conf.subcommand(name, description=text)]
+        for name, (verb, text) in verbs.items()
+    ]
+    return tyro.cli(
+        functools.reduce(operator.or_, subcommands),
+        prog="stylekernels",
+        description="Fused kernels for neural style networks: paint photos, train new styles.\n"
+        "`stylekernels --version` prints the version.\n"
+        "`--debug` after a verb shows the traceback of an error of the program's own.",
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
