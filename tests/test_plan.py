@@ -20,7 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from stylekernels import native, norm_scale_shift, use_impl
 from stylekernels.inference import Stylizer
 from stylekernels.inference import stylizer as stylizer_module
-from stylekernels.inference.plan import Plan, can_plan, layers_of, pack
+from stylekernels.inference.layers import can_plan, layers_of
+from stylekernels.inference.plan import Plan, pack
 from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.reference import instance_norm_stats, upsample_conv2d
 from tests.conftest import poisoned_memory
@@ -251,11 +252,6 @@ def test_statistics_of_another_picture(upsample) -> None:
 # Memory.
 
 
-def arguments_of(plan: Plan) -> list[dict]:
-    names = [a.name for a in torch.ops.stylekernels.norm_conv2d_out.default._schema.arguments]
-    return [dict(zip(names, step, strict=True)) for step in plan._steps]
-
-
 def span(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
 
@@ -272,17 +268,17 @@ def test_what_is_still_read_is_not_written_over(config, size, dtype) -> None:
     plan = Plan(layers, pack(layers), *size)
     alive: dict[tuple[int, int], str] = {}  # by place: what was last written there, whole
     total, storages = 0, set()
-    for index, step in enumerate(arguments_of(plan)):
-        reads = [span(step[name]) for name in ("x", "residual") if step[name] is not None]
+    for index, step in enumerate(plan.steps):
+        reads = [span(read) for read in (step.x, step.residual) if read is not None]
         for place in reads:
             assert place in alive, f"layer {index} reads what was written over"
-        assert index == 0 or alive[span(step["x"])] == f"y {index - 1}"
-        if step["residual"] is not None:
+        assert index == 0 or alive[span(step.x)] == f"y {index - 1}"
+        if step.residual is not None:
             kept = [name for name in alive.values() if name.startswith("input")]
-            assert alive[span(step["residual"])] == max(kept, key=lambda n: int(n.split()[1]))
-        writes = {
-            span(step[name]): f"{name} {index}" for name in ("y", "input") if step[name] is not None
-        }
+            assert alive[span(step.residual)] == max(kept, key=lambda n: int(n.split()[1]))
+        written = {"y": step.y, "input": step.input}
+        written = {name: tensor for name, tensor in written.items() if tensor is not None}
+        writes = {span(tensor): f"{name} {index}" for name, tensor in written.items()}
         for place in writes:
             others = [other for other in writes if other != place]
             assert not any(overlap(place, other) for other in reads + others)
@@ -291,9 +287,8 @@ def test_what_is_still_read_is_not_written_over(config, size, dtype) -> None:
             assert place[0] % 64 == 0
         alive |= writes
         storages |= {
-            (step[name].untyped_storage().data_ptr(), step[name].untyped_storage().nbytes())
-            for name in ("y", "input")
-            if step[name] is not None
+            (tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+            for tensor in written.values()
         }
     ((_, arena),) = storages
     assert arena < total * 0.8

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize, prune
 
 from stylekernels import native
 from stylekernels.inference import Stylizer, blend
-from stylekernels.inference.plan import can_plan
+from stylekernels.inference.layers import can_plan
 from stylekernels.models import StyleGenerator
 from tests.pictures import LUMA
 

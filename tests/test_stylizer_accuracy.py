@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from stylekernels.inference import Stylizer
-from stylekernels.inference.plan import Plan, layers_of, pack
+from stylekernels.inference.layers import layers_of
+from stylekernels.inference.plan import Plan, pack
 from stylekernels.models import StyleGenerator, bundled_styles
 
 # Whole photos take float64 half a minute each; a part has every layer and every border too.

@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from stylekernels import instance_norm_stats, use_impl
 from stylekernels.cli.main import main
 from stylekernels.inference import Stylizer, tiling
-from stylekernels.inference.plan import Plan, layers_of, pack
+from stylekernels.inference.layers import layers_of
+from stylekernels.inference.plan import Plan, pack
 from stylekernels.inference.sweep import Sweep, merge_statistics
 from stylekernels.inference.tiles import margin_of, spans
 from stylekernels.inference.tiling import thumbnail

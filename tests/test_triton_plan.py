@@ -11,7 +11,7 @@ import torch
 
 from stylekernels import native, use_impl
 from stylekernels.inference import Stylizer
-from stylekernels.inference.plan import layers_of
+from stylekernels.inference.layers import layers_of
 from tests.conftest import TRITON
 from tests.test_plan import TINY, assert_picture, exact, frames_of, generator_of, rmse, values_of
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from stylekernels.dispatch import implementation
 from stylekernels.hardware import fast_dtype
 from stylekernels.inference.graphs import FrameGraphs
-from stylekernels.inference.plan import Plan, can_plan, layers_of, pack
+from stylekernels.inference.layers import can_plan, layers_of
+from stylekernels.inference.plan import Plan, pack
 from stylekernels.inference.sweep import Progress
 from stylekernels.inference.tiling import Tiler, check_tiling
 from stylekernels.models.generator import check_size
@@ -34,8 +35,8 @@ class Stylizer:
     Args:
         generator: maps RGB in [0, 1], (N, 3, H, W), to the same, as ``StyleGenerator`` does. It is
             copied, so training it further changes nothing here.
-        dtype: arithmetic of the network; by default bfloat16 where that is fastest (a GPU, a CPU
-            with AMX or AVX512-BF16), else float32.
+        dtype: arithmetic of the network; by default bfloat16 on a GPU with instructions for it and
+            on a CPU with AMX or AVX512-BF16, else float32.
         device: where the network runs; by default where the generator is.
         tile: pixels a side; larger images are stylised in tiles of this size, in bounded memory.
             None: every image at once.
@@ -102,20 +103,21 @@ class Stylizer:
         """
         given = as_frames("frames", frames)
         batch = (given if given.dim() == 4 else given[None]).contiguous()
+        used = implementation(self.device.type)
         # NHWC bytes permuted are channels_last already: no copy.
         if self._tile is not None and max(batch.shape[1:3]) > self._tile:
             check_size("frames", *batch.shape[1:3])
             batch = batch.to(self.device)
             y = torch.empty_like(batch)
-            Tiler(self._layers, self._pack(), self._tile, self._tile_mode)(batch, y, progress)
-        elif not self._has_plan():
+            Tiler(self._layers, self._pack(used), self._tile, self._tile_mode)(batch, y, progress)
+        elif self._layers is None or used == "reference":
             x = batch.to(self.device).permute(0, 3, 1, 2)
             y = self._generator(x.to(self.dtype).div_(255))
             y = y.float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
             y = y.permute(0, 2, 3, 1).contiguous()
         else:
             check_size("frames", *batch.shape[1:3])
-            plan = self._plan_for(batch.shape[:3])
+            plan = self._plan_for(batch.shape[:3], used)
             if isinstance(plan, FrameGraphs):
                 y = plan(batch)
             else:
@@ -141,7 +143,9 @@ class Stylizer:
         Raises:
             TypeError, ValueError: as for a call.
         """
-        if self.device.type != "cuda" or self._tile is not None or not self._has_plan():
+        used = implementation(self.device.type)
+        plans = self._layers is not None and used != "reference"
+        if self.device.type != "cuda" or self._tile is not None or not plans:
             yield from map(self, frames)
             return
         arrays: deque[bool] = deque()  # of the frames under way
@@ -155,30 +159,26 @@ class Stylizer:
         for shape, group in itertools.groupby(tensors(), key=lambda tensor: tensor.shape):
             size = torch.Size((1, *shape))[-4:]
             check_size("frames", *size[1:3])
-            pictures = self._plan_for(size[:3]).stream(tensor.view(size) for tensor in group)
+            pictures = self._plan_for(size[:3], used).stream(tensor.view(size) for tensor in group)
             for picture in pictures:
                 picture = picture.view(shape)
                 yield picture.numpy() if arrays.popleft() else picture
 
-    def _has_plan(self) -> bool:
-        return self._layers is not None and implementation(self.device.type) != "reference"
-
-    @torch.inference_mode(False)  # what is made here lives on outside of it
+    @torch.inference_mode(False)  # the plan's tensors are used outside of it
     @torch.no_grad()
-    def _plan_for(self, size: torch.Size) -> Plan | FrameGraphs:
-        """The plan for so many frames of this size, and as many threads as there are."""
-        used = implementation(self.device.type)
+    def _plan_for(self, size: torch.Size, used: str) -> Plan | FrameGraphs:
+        """Return the plan for frames (N, H, W) and an implementation, on PyTorch's threads."""
         wanted = (*size, torch.get_num_threads(), used)
         if wanted != self._planned_for:
             self._plan = self._planned_for = None  # its memory is free for the next one
-            plan = Plan(self._layers, self._pack(), *size)
+            plan = Plan(self._layers, self._pack(used), *size)
             if self.device.type == "cuda":
                 plan = FrameGraphs(plan, (*size, 3), self.device)
             self._plan, self._planned_for = plan, wanted
         return self._plan
 
-    def _pack(self) -> list[Tensor]:
-        used = implementation(self.device.type)  # each packs in its own way
+    def _pack(self, used: str) -> list[Tensor]:
+        """Return the packed weights; each implementation has its own layout of them."""
         if self._packed_for != used:
             self._packed, self._packed_for = pack(self._layers), used
         return self._packed

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from stylekernels.inference.plan import Layer, Plan
+from stylekernels.inference.layers import Layer
+from stylekernels.inference.plan import Plan
 from stylekernels.inference.tiles import Span, margin_of, spans, steps_of
 from stylekernels.ops import instance_norm_stats, norm_scale_shift
 from stylekernels.reference.norm_conv2d import normalized_input

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stylekernels.inference.plan import Layer
+from stylekernels.inference.layers import Layer
 from stylekernels.models.generator import SMALLEST_SIDE
 
 

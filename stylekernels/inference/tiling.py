@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels.inference.plan import Layer, Plan
+from stylekernels.inference.layers import Layer
+from stylekernels.inference.plan import Plan
 from stylekernels.inference.sweep import Progress, Sweep, Work
 from stylekernels.inference.tiles import steps_of
 from stylekernels.models.generator import SMALLEST_SIDE
