@@ -1,14 +1,15 @@
 """Tables for a terminal, what to say below them, and the JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from benchmarks.ceilings import Ceilings
+from benchmarks.race import Race
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, never in powers of ten; a dash for what is not known."""
+    """Three significant digits, never in powers of ten; a dash for None."""
     if value is None:
         return "-"
     if value >= 100:
@@ -17,12 +18,12 @@ def number(value: float | None) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """As `number` writes them."""
+    """Seconds as milliseconds, written as `number` does."""
     return number(None if seconds is None else seconds * 1e3)
 
 
 def percent(share: float | None) -> str:
-    """In whole percent; a dash for what is not known."""
+    """Whole percent; a dash for None."""
     return "-" if share is None else f"{share:.0%}"
 
 
@@ -32,7 +33,7 @@ class Table:
 
     Attributes:
         columns: title and width of each.
-        words: so many of them, the first, are words, to the left; the others are numbers.
+        words: number of columns at the left that are words; the others are numbers.
     """
 
     columns: tuple[tuple[str, int], ...]
@@ -48,6 +49,29 @@ class Table:
             cell.ljust(width) if index < self.words else cell.rjust(width)
             for index, (cell, (_, width)) in enumerate(zip(cells, self.columns, strict=True))
         )
+
+
+@dataclass(frozen=True)
+class View:
+    """A table of cases that were raced: its columns, and what they show.
+
+    Attributes:
+        columns: title, width and content of each; the content is a function of a row.
+        words: number of columns at the left that are words.
+        legend: the meaning of the columns.
+    """
+
+    columns: tuple[tuple[str, int, "Cell"], ...]
+    words: int
+    legend: str
+
+    @property
+    def table(self) -> Table:
+        return Table(tuple((title, width) for title, width, _ in self.columns), self.words)
+
+    def line(self, row: "Raced") -> str:
+        """One line of the table."""
+        return self.table.line([cell(row) for _, _, cell in self.columns])
 
 
 class HasId(Protocol):
@@ -66,6 +90,54 @@ class Judged(Protocol):
     def verdict(self) -> str: ...
     @property
     def misses(self) -> list[str]: ...
+
+
+class Raced(Judged, Protocol):
+    """A row of contenders that were timed, and of a floor in seconds."""
+
+    @property
+    def race(self) -> Race: ...
+    @property
+    def floor(self) -> float | None: ...
+    @property
+    def share_of_floor(self) -> float | None: ...
+
+
+Cell = Callable[[Any], str]
+
+
+def time_cell(name: str, units_per_s: float = 1e3) -> Cell:
+    """A contender's median time, in milliseconds by default."""
+    return lambda row: number(_scaled(row.race.median(name), units_per_s))
+
+
+def floor_cell(units_per_s: float = 1e3) -> Cell:
+    """The floor, in milliseconds by default."""
+    return lambda row: number(_scaled(row.floor, units_per_s))
+
+
+def _scaled(seconds: float | None, units_per_s: float) -> float | None:
+    return None if seconds is None else seconds * units_per_s
+
+
+def speedup_cell(name: str | None = None) -> Cell:
+    """Our speed over a rival's; over the fastest one's by default."""
+    return lambda row: number(row.race.speedup(name or row.race.best_rival))
+
+
+def spread_cell(row: Raced) -> str:
+    """The inter-quartile range of our time, as a share of the median."""
+    seconds = row.race.seconds.get("ours")
+    return percent(None if seconds is None else seconds.spread)
+
+
+def share_cell(row: Raced) -> str:
+    """The floor over our time."""
+    return percent(row.share_of_floor)
+
+
+#: The last column.
+VERDICT_COLUMN = ("verdict", 7, lambda row: row.verdict)
 
 
 def summary(rows: Sequence[Judged]) -> str:

@@ -135,7 +135,7 @@ def test_verdicts(op, variant, floors, verdict, reason):
     row = row_of(case_of(op, variant), **{name: floor * value for name, value in floors.items()})
     assert row.verdict == verdict
     assert row.misses[:1] == ([] if reason is None else [reason])
-    assert row.share == pytest.approx(1 / floors["ours"])
+    assert row.share_of_floor == pytest.approx(1 / floors["ours"])
 
 
 def test_the_table_fits_a_terminal():

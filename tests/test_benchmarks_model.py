@@ -153,8 +153,9 @@ def row_of(case: cases.Case, moved_bytes: int = 0, **milliseconds: float) -> rep
 
 
 def cells_of(row: report.Row) -> dict[str, str]:
-    titles = [title for title, _ in report.TABLES[row.case.device].columns]
-    return dict(zip(titles, report.line(row).split(), strict=True))
+    view = report.VIEWS[row.case.device]
+    titles = [title for title, _ in view.table.columns]
+    return dict(zip(titles, view.line(row).split(), strict=True))
 
 
 def test_the_table_says_what_was_measured():
@@ -234,11 +235,11 @@ def test_without_a_rival_there_is_nothing_to_win():
 
 def test_the_table_fits_a_terminal():
     row = row_of(cases.Case("full", (256, 256), "float32"), ours=1234, eager=12345, openvino=9876)
-    for device, table in report.TABLES.items():
+    for device, view in report.VIEWS.items():
         style = cases.Case("starry_night", (3840, 2160), "bfloat16", device)
         for case in (*cases.grid(device=device), style):
-            line = report.line(replace(row, case=case))
-            assert len(line) == len(table.header()) <= 120
+            line = view.line(replace(row, case=case))
+            assert len(line) == len(view.table.header()) <= 120
 
 
 def test_a_refused_stylizer_is_a_row_without_times():
@@ -335,7 +336,7 @@ def test_command_line_writes_a_complete_record(monkeypatch, capsys, tmp_path):
     assert cli.main([*arguments.split(), "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "openvino: skipped" in printed
-    assert report.TABLE.header() in printed
+    assert report.VIEWS["cpu"].table.header() in printed
     document = json.loads(path.read_text())
     assert document["machine"]["rivals"] == {}
     assert document["ceilings"]["flops_per_s"]["float32"] == 1e11

@@ -131,15 +131,15 @@ def row_of(case: cases.Case, **seconds: float) -> report.Row:
 
 def test_the_table_says_what_was_measured():
     row = row_of(cases.Case("full", 4, "float32"), ours=0.5, eager=1.0, eager_nhwc=0.75)
-    titles = [title for title, _ in report.TABLE.columns]
-    assert dict(zip(titles, report.line(row).split(), strict=True)) == {
+    titles = [title for title, _ in report.VIEW.table.columns]
+    assert dict(zip(titles, report.VIEW.line(row).split(), strict=True)) == {
         "network": "full", "photos": "4x256", "type": "f32", "ours": "500", "±": "0%",
         "eager": "1000", "NHWC": "750", "comp.": "-", "floor": "200", "share": "40%",
         "img/s": "8.00", "/eager": "2.00", "/comp": "-", "/best": "1.50", "verdict": "win",
     }  # fmt: skip
     document = report.as_json(row)
     assert (document["images_per_s"], document["share_of_floor"]) == (8.0, 0.4)
-    assert len(report.line(row)) == len(report.TABLE.header()) <= 120
+    assert len(report.VIEW.line(row)) == len(report.VIEW.table.header()) <= 120
     assert row_of(SMALL, ours=0.5, compile=0.4).verdict == "loss"
 
 
@@ -148,4 +148,4 @@ def test_a_refused_step_is_a_row_without_times():
     row = report.make_row(SMALL, 1e9, "float32", entries, {}, replace(LIMITS, flops_per_s=None))
     assert row.verdict == "wrong"
     assert report.as_json(row)["images_per_s"] is None
-    assert report.line(row).split()[3] == "-"
+    assert report.VIEW.line(row).split()[3] == "-"

@@ -7,28 +7,19 @@ from benchmarks.ceilings import Ceilings
 from benchmarks.dtypes import SHORT
 from benchmarks.model.cases import MIN_OVER_COMPILE, Case
 from benchmarks.model.operations import Layer, winograd_dtype
-from benchmarks.model.rivals import RIVALS
 from benchmarks.race import Entry, Race
-from benchmarks.report import Table, milliseconds, number, percent
-
-TABLE = Table(
-    (
-        ("network", 12), ("size", 9), ("type", 4), ("ours", 5), ("±", 4), ("eager", 5),
-        ("NHWC", 5), ("comp.", 5), ("ORT", 5), ("OV", 5), ("floor", 5), ("wino.", 5), ("rate", 5),
-        ("peak", 5), ("fps", 5), ("/eager", 6), ("/best", 5), ("verdict", 7),
-    ),
-    words=3,
-)  # fmt: skip
-CUDA_TABLE = Table(
-    (
-        ("network", 12), ("size", 9), ("type", 4), ("ours", 5), ("±", 4), ("eager", 5),
-        ("NHWC", 5), ("comp.", 5), ("floor", 5), ("share", 5), ("fps", 5), ("/comp", 5),
-        ("/best", 5), ("verdict", 7),
-    ),
-    words=3,
-)  # fmt: skip
-_RIVAL_TITLES = ("eager", "NHWC", "comp.", "ORT", "OV")  # of RIVALS
-TABLES = {"cpu": TABLE, "cuda": CUDA_TABLE}
+from benchmarks.report import (
+    VERDICT_COLUMN,
+    View,
+    floor_cell,
+    milliseconds,
+    number,
+    percent,
+    share_cell,
+    speedup_cell,
+    spread_cell,
+    time_cell,
+)
 
 _LEGEND = """\
 ours: a Stylizer, 8-bit frame to 8-bit frame; median milliseconds, and ±, its inter-quartile range.
@@ -53,7 +44,6 @@ over our time. fps: our frames per second. /comp and /best: our speed over compi
 fastest rival, above 1 we are faster; medians of the ratios of each round. win: faster than all;
 even: within 5 %; short: not slower, but a target missed; loss: more than 5 % slower; alone: no
 rival ran; wrong: refused."""
-LEGENDS = {"cpu": _LEGEND, "cuda": _CUDA_LEGEND}
 
 
 @dataclass(frozen=True)
@@ -145,33 +135,47 @@ def _missed_target(case: Case, race: Race) -> list[str]:
     return [f"{reached.median:.2f} times compile, target {target}"]
 
 
-def line(row: Row) -> str:
-    """One line of the table."""
-    case, race, seconds = row.case, row.race, row.seconds
+def _rate(row: Row) -> str:
+    return number(None if row.seconds is None else row.flops / row.seconds / 1e9)
 
-    table = TABLES[case.device]
-    cells = {
-        "network": case.network,
-        "size": f"{case.size[0]}x{case.size[1]}",
-        "type": SHORT[case.dtype],
-        "ours": milliseconds(seconds),
-        "±": percent(None if seconds is None else race.seconds["ours"].spread),
-        **{
-            title: milliseconds(race.median(name))
-            for title, name in zip(_RIVAL_TITLES, RIVALS, strict=True)
-        },
-        "floor": milliseconds(row.floor),
-        "wino.": milliseconds(row.winograd_floor),
-        "rate": number(None if seconds is None else row.flops / seconds / 1e9),
-        "peak": percent(row.share_of_peak),
-        "share": percent(row.share_of_floor),
-        "fps": number(None if seconds is None else 1 / seconds),
-        "/eager": number(race.speedup("eager")),
-        "/comp": number(race.speedup("compile")),
-        "/best": number(race.speedup(race.best_rival)),
-        "verdict": row.verdict,
-    }
-    return table.line([cells[title] for title, _ in table.columns])
+
+def _frames_per_s(row: Row) -> str:
+    return number(None if row.seconds is None else 1 / row.seconds)
+
+
+_WORDS = (
+    ("network", 12, lambda row: row.case.network),
+    ("size", 9, lambda row: f"{row.case.size[0]}x{row.case.size[1]}"),
+    ("type", 4, lambda row: SHORT[row.case.dtype]),
+)
+_OURS = (("ours", 5, time_cell("ours")), ("±", 4, spread_cell))
+_IN_TORCH = (
+    ("eager", 5, time_cell("eager")), ("NHWC", 5, time_cell("eager-nhwc")),
+    ("comp.", 5, time_cell("compile")),
+)  # fmt: skip
+_LAST = (("/best", 5, speedup_cell()), VERDICT_COLUMN)
+
+VIEWS = {
+    "cpu": View(
+        (
+            *_WORDS, *_OURS, *_IN_TORCH, ("ORT", 5, time_cell("onnxruntime")),
+            ("OV", 5, time_cell("openvino")), ("floor", 5, floor_cell()),
+            ("wino.", 5, lambda row: milliseconds(row.winograd_floor)), ("rate", 5, _rate),
+            ("peak", 5, lambda row: percent(row.share_of_peak)), ("fps", 5, _frames_per_s),
+            ("/eager", 6, speedup_cell("eager")), *_LAST,
+        ),
+        3,
+        _LEGEND,
+    ),
+    "cuda": View(
+        (
+            *_WORDS, *_OURS, *_IN_TORCH, ("floor", 5, floor_cell()), ("share", 5, share_cell),
+            ("fps", 5, _frames_per_s), ("/comp", 5, speedup_cell("compile")), *_LAST,
+        ),
+        3,
+        _CUDA_LEGEND,
+    ),
+}  # fmt: skip
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class ModelSuite(suite.Suite[Case, report.Row]):
 
     name = "model"
     quick = "the smallest size"
-    devices = tuple(report.TABLES)
+    devices = tuple(report.VIEWS)
     all_rivals = RIVALS
 
     add_options = staticmethod(add_options)
@@ -45,7 +45,8 @@ class ModelSuite(suite.Suite[Case, report.Row]):
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
-        self.legend, self.table = report.LEGENDS[self.device.name], report.TABLES[self.device.name]
+        self.view = report.VIEWS[self.device.name]
+        self.legend, self.table = self.view.legend, self.view.table
         self.cases = select(options)
         self.left_out = notes(options)
         missing = {
@@ -93,7 +94,7 @@ class ModelSuite(suite.Suite[Case, report.Row]):
         )  # fmt: skip
 
     def line(self, row: report.Row) -> str:
-        return report.line(row)
+        return self.view.line(row)
 
     def as_json(self, row: report.Row) -> dict[str, Any]:
         return report.as_json(row)

@@ -1,6 +1,5 @@
 """Results of ops: verdicts against the targets, the tables, the JSON."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +8,17 @@ from benchmarks.dtypes import SHORT
 from benchmarks.ops.cases import Case, Target
 from benchmarks.ops.problems import Problem
 from benchmarks.race import Entry, Race
-from benchmarks.report import Table, number
+from benchmarks.report import (
+    VERDICT_COLUMN,
+    Cell,
+    View,
+    floor_cell,
+    number,
+    share_cell,
+    speedup_cell,
+    spread_cell,
+    time_cell,
+)
 from benchmarks.timing import Summary, paired_ratio
 
 
@@ -40,7 +49,7 @@ class Row:
     misses: list[str]
 
     @property
-    def share(self) -> float | None:
+    def share_of_floor(self) -> float | None:
         """The floor over our time."""
         if self.floor is None or "ours" not in self.race.seconds:
             return None
@@ -113,7 +122,7 @@ def as_json(row: Row) -> dict[str, Any]:
         **row.race.as_json(),
         "copies": None if row.copies is None else asdict(row.copies),
         "floor_seconds": row.floor,
-        "share_of_floor": row.share,
+        "share_of_floor": row.share_of_floor,
         "precision": row.precision,
         "bytes": row.bytes,
         "bytes_counted": row.counted,
@@ -124,30 +133,6 @@ def as_json(row: Row) -> dict[str, Any]:
         "verdict": row.verdict,
         "misses": row.misses,
     }
-
-
-Cell = Callable[[Row], str]
-
-
-@dataclass(frozen=True)
-class View:
-    """The table of a device.
-
-    Attributes:
-        columns: title, width and content of each.
-        legend: what they are.
-    """
-
-    columns: tuple[tuple[str, int, Cell], ...]
-    legend: str
-
-    @property
-    def table(self) -> Table:
-        return Table(tuple((title, width) for title, width, _ in self.columns), words=5)
-
-    def line(self, row: Row) -> str:
-        """One line of the table."""
-        return self.table.line([cell(row) for _, _, cell in self.columns])
 
 
 def _words(shape_width: int) -> tuple[tuple[str, int, Cell], ...]:
@@ -161,32 +146,6 @@ def _words(shape_width: int) -> tuple[tuple[str, int, Cell], ...]:
     )
 
 
-def _time(name: str, units_per_s: float) -> Cell:
-    def cell(row: Row) -> str:
-        found = row.race.seconds.get(name)
-        return number(None if found is None else found.median * units_per_s)
-
-    return cell
-
-
-def _speedup(name: str | None = None) -> Cell:
-    """Over a rival, or over the fastest."""
-
-    def cell(row: Row) -> str:
-        found = row.race.speedups.get(name or row.race.best_rival)
-        return number(None if found is None else found.median)
-
-    return cell
-
-
-def _floor(units_per_s: float) -> Cell:
-    return lambda row: number(None if row.floor is None else row.floor * units_per_s)
-
-
-def _spread(row: Row) -> str:
-    return f"{row.race.seconds['ours'].spread:.0%}" if "ours" in row.race.seconds else "-"
-
-
 def _rate(row: Row) -> str:
     return number(rate(row)[0] if "ours" in row.race.seconds else None)
 
@@ -194,14 +153,9 @@ def _rate(row: Row) -> str:
 def _over_floor(row: Row) -> str:
     if row.copies is not None:
         return number(row.copies.median)
-    return number(None if row.share is None else 1 / row.share)
+    return number(None if row.share_of_floor is None else 1 / row.share_of_floor)
 
 
-def _share(row: Row) -> str:
-    return "-" if row.share is None else f"{row.share:.0%}"
-
-
-_VERDICT = ("verdict", 7, lambda row: row.verdict)
 _VERDICTS = """\
 win: faster than all, every target met; even: within 5 %; short: not slower, but a target missed;
 loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
@@ -209,11 +163,13 @@ loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
 VIEWS = {
     "cpu": View(
         (
-            *_words(13), ("ours", 5, _time("ours", 1e3)), ("±", 4, _spread),
-            ("eager", 5, _time("eager", 1e3)), ("comp.", 5, _time("compile", 1e3)),
-            ("copy", 5, _floor(1e3)), ("rate", 5, _rate), ("/copy", 5, _over_floor),
-            ("/eager", 6, _speedup("eager")), ("/comp", 5, _speedup("compile")), _VERDICT,
+            *_words(13), ("ours", 5, time_cell("ours")), ("±", 4, spread_cell),
+            ("eager", 5, time_cell("eager")), ("comp.", 5, time_cell("compile")),
+            ("copy", 5, floor_cell()), ("rate", 5, _rate), ("/copy", 5, _over_floor),
+            ("/eager", 6, speedup_cell("eager")), ("/comp", 5, speedup_cell("compile")),
+            VERDICT_COLUMN,
         ),
+        5,
         f"""\
 ours, eager, comp. (torch.compile), copy: median milliseconds; ±: inter-quartile range of ours;
 rate: ours in GB/s, for products in GFLOP/s. /copy: our time over the copy's; /eager, /comp: our
@@ -224,11 +180,13 @@ the bytes at the speed of a copy. f+b: forward and backward. NCHW: contiguous; N
     ),
     "cuda": View(
         (
-            *_words(14), ("ours", 5, _time("ours", 1e6)), ("±", 4, _spread),
-            ("eager", 5, _time("eager", 1e6)), ("NHWC", 5, _time("eager-nhwc", 1e6)),
-            ("comp.", 5, _time("compile", 1e6)), ("floor", 5, _floor(1e6)), ("share", 5, _share),
-            ("/comp", 5, _speedup("compile")), ("/best", 5, _speedup()), _VERDICT,
+            *_words(14), ("ours", 5, time_cell("ours", 1e6)), ("±", 4, spread_cell),
+            ("eager", 5, time_cell("eager", 1e6)), ("NHWC", 5, time_cell("eager-nhwc", 1e6)),
+            ("comp.", 5, time_cell("compile", 1e6)), ("floor", 5, floor_cell(1e6)),
+            ("share", 5, share_cell),
+            ("/comp", 5, speedup_cell("compile")), ("/best", 5, speedup_cell()), VERDICT_COLUMN,
         ),
+        5,
         f"""\
 ours, eager (contiguous), NHWC (eager in channels_last), comp. (torch.compile in our layout): median
 microseconds; ±: inter-quartile range of ours. floor: the bytes at the speed of a copy (images whose

@@ -6,19 +6,19 @@ from typing import Any
 from benchmarks.ceilings import Ceilings
 from benchmarks.dtypes import SHORT
 from benchmarks.race import Entry, Race
-from benchmarks.report import Table, milliseconds, number, percent
+from benchmarks.report import (
+    VERDICT_COLUMN,
+    View,
+    floor_cell,
+    number,
+    share_cell,
+    speedup_cell,
+    spread_cell,
+    time_cell,
+)
 from benchmarks.train.cases import Case
-from benchmarks.train.rivals import RIVALS
 
-TABLE = Table(
-    (
-        ("network", 7), ("photos", 8), ("type", 4), ("ours", 5), ("±", 4), ("eager", 5),
-        ("NHWC", 5), ("comp.", 5), ("floor", 5), ("share", 5), ("img/s", 5), ("/eager", 6),
-        ("/comp", 5), ("/best", 5), ("verdict", 7),
-    ),
-    words=3,
-)  # fmt: skip
-LEGEND = """\
+_LEGEND = """\
 ours: a step of `stylekernels train` with VGG19 as the loss network, from a photo and what it shall
 look like (which are read and recoloured before): forward pass, losses, backward pass and Adam;
 median milliseconds, and ±, its inter-quartile range. Rivals take the same step, the network in
@@ -29,8 +29,6 @@ share: the floor over our time. img/s: photos a second in such steps. /eager, /c
 speed over eager, compile and the fastest rival, above 1 we are faster; medians of the ratios of
 each round. win: faster than all; even: within 5 %; loss: more than 5 % slower; alone: no rival ran;
 wrong: refused."""
-
-_RIVAL_TITLES = ("eager", "NHWC", "comp.")  # of RIVALS
 
 
 @dataclass(frozen=True)
@@ -88,29 +86,20 @@ def make_row(
     return Row(case, race, flops, ceilings.floor_seconds(precision, 0, flops), *race.judge())
 
 
-def line(row: Row) -> str:
-    """One line of the table."""
-    case, race, seconds = row.case, row.race, row.seconds
-
-    cells = {
-        "network": case.network,
-        "photos": f"{case.batch}x{case.crop}",
-        "type": SHORT[case.dtype],
-        "ours": milliseconds(seconds),
-        "±": percent(None if seconds is None else race.seconds["ours"].spread),
-        **{
-            title: milliseconds(race.median(name))
-            for title, name in zip(_RIVAL_TITLES, RIVALS, strict=True)
-        },
-        "floor": milliseconds(row.floor),
-        "share": percent(row.share_of_floor),
-        "img/s": number(row.images_per_s),
-        "/eager": number(race.speedup("eager")),
-        "/comp": number(race.speedup("compile")),
-        "/best": number(race.speedup(race.best_rival)),
-        "verdict": row.verdict,
-    }
-    return TABLE.line([cells[title] for title, _ in TABLE.columns])
+VIEW = View(
+    (
+        ("network", 7, lambda row: row.case.network),
+        ("photos", 8, lambda row: f"{row.case.batch}x{row.case.crop}"),
+        ("type", 4, lambda row: SHORT[row.case.dtype]), ("ours", 5, time_cell("ours")),
+        ("±", 4, spread_cell), ("eager", 5, time_cell("eager")),
+        ("NHWC", 5, time_cell("eager-nhwc")), ("comp.", 5, time_cell("compile")),
+        ("floor", 5, floor_cell()), ("share", 5, share_cell),
+        ("img/s", 5, lambda row: number(row.images_per_s)), ("/eager", 6, speedup_cell("eager")),
+        ("/comp", 5, speedup_cell("compile")), ("/best", 5, speedup_cell()), VERDICT_COLUMN,
+    ),
+    3,
+    _LEGEND,
+)  # fmt: skip
 
 
 def as_json(row: Row) -> dict[str, Any]:

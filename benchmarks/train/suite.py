@@ -23,7 +23,7 @@ class TrainSuite(suite.Suite[Case, report.Row]):
     quick = "the first case"
     devices = ("cpu", "cuda")
     all_rivals = RIVALS
-    legend, table = report.LEGEND, report.TABLE
+    legend, table = report.VIEW.legend, report.VIEW.table
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ class TrainSuite(suite.Suite[Case, report.Row]):
         return report.make_row(case, _flops(problem), problem.precision, entries, samples, ceilings)
 
     def line(self, row: report.Row) -> str:
-        return report.line(row)
+        return report.VIEW.line(row)
 
     def as_json(self, row: report.Row) -> dict[str, Any]:
         return report.as_json(row)
