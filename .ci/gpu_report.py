@@ -6,7 +6,7 @@ import subprocess
 
 import torch
 
-from stylekernels import dispatch
+from stylekernels.ops import dispatch
 
 
 def _print_output(*command: str) -> None:

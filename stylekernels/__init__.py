@@ -11,7 +11,6 @@ from stylekernels.lazy import lazy
 if TYPE_CHECKING:
     from stylekernels import nn
     from stylekernels.conversion import convert
-    from stylekernels.dispatch import explain, use_impl
     from stylekernels.ops import (
         gram_loss,
         gram_losses,
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
         norm_scale_shift,
         upsample_block,
     )
+    from stylekernels.ops.dispatch import explain
+    from stylekernels.ops.forcing import use_impl
 
 __version__ = "0.1.0"
 
@@ -45,7 +46,7 @@ if not TYPE_CHECKING:
         __name__,
         {
             "convert": "conversion",
-            "explain": "dispatch",
+            "explain": "ops.dispatch",
             "gram_loss": "ops",
             "gram_losses": "ops",
             "gram_matrix": "ops",
@@ -55,6 +56,6 @@ if not TYPE_CHECKING:
             "norm_conv2d": "ops",
             "norm_scale_shift": "ops",
             "upsample_block": "ops",
-            "use_impl": "dispatch",
+            "use_impl": "ops.forcing",
         },
     )

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 if not torch.cuda.is_available():  # where there is a GPU Triton compiles, as it does for users
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when stylekernels and Triton are imported
 
-from stylekernels import dispatch, native, use_impl
+from stylekernels import native, use_impl
 from stylekernels.models import GeneratorConfig, StyleGenerator
+from stylekernels.ops import dispatch
 from stylekernels.training import TrainConfig
 
 # torch.compile keeps graphs on disk, and would bring back one from before an op was changed.

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 import stylekernels
-from stylekernels import dispatch, native
+from stylekernels import native
 from stylekernels.cli.main import main
 from stylekernels.inference import Stylizer
 from stylekernels.models import bundled_styles, styles
+from stylekernels.ops import dispatch
 from stylekernels.training import TrainResult
 from tests.pictures import complaints, load, written
 

@@ -12,7 +12,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import stylekernels
 from stylekernels import (
-    dispatch,
     explain,
     gram_loss,
     gram_losses,
@@ -26,6 +25,7 @@ from stylekernels import (
     use_impl,
 )
 from stylekernels.nn import AdaptiveInstanceNorm2d, ConditionalInstanceNorm2d
+from stylekernels.ops import dispatch
 from tests.conftest import random
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -150,18 +150,21 @@ def test_the_interpreter_runs_only_where_triton_is_forced(monkeypatch) -> None:
     monkeypatch.setattr(dispatch, "interprets_triton", True)
     monkeypatch.setattr(dispatch, "triton_missing", None)
     with use_impl("triton"):
-        assert "on cpu: triton (forced" in explain("gram_matrix", x)
+        assert "on cpu (native, triton, reference): triton (forced" in explain("gram_matrix", x)
     monkeypatch.setattr(native, "cpu_missing", "not built")
     line = explain("gram_matrix", x)
-    assert "on cpu: reference (the C++ library is not built; Triton's interpreter is only" in line
+    assert "): reference (the C++ library is not built; Triton's interpreter is only" in line
 
 
 def test_explain() -> None:
     x = random(2, 6, 9, 7, dtype=torch.bfloat16, layout="channels_last")
     line = explain("instance_norm", x, activation="relu")
-    assert line.startswith("instance_norm (2, 6, 9, 7) bfloat16 channels_last on cpu: native (")
+    assert line.startswith(
+        "instance_norm (2, 6, 9, 7) bfloat16 channels_last on cpu (native, triton, reference): "
+        "native ("
+    )
     assert explain("gram_matrix", x=x.contiguous()).startswith(
-        "gram_matrix (2, 6, 9, 7) bfloat16 contiguous on cpu: "
+        "gram_matrix (2, 6, 9, 7) bfloat16 contiguous on cpu ("
     )
     cropped = x[..., 1:]
     assert "strided (copied to contiguous first)" in explain("gram_matrix", cropped)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels import dispatch, explain, native, upsample_block, use_impl
+from stylekernels import explain, native, upsample_block, use_impl
 from stylekernels.ops.padding import convolved_image, pad, pad_channels_last
+from stylekernels.ops.upsample_block import triton_declines
 from tests.conftest import (
     DTYPES,
     Recorder,
@@ -249,14 +250,11 @@ def test_whose_transposed_kernels_are(
      ("nearest", torch.float16, "contiguous", "replicate", False),
      ("nearest", torch.float32, "channels_last", "replicate", False)],
 )  # fmt: skip
-def test_whose_convolution_it_is_on_a_gpu(
-    upsample, dtype, layout, padding_mode, own, monkeypatch
-) -> None:
+def test_whose_convolution_it_is_on_a_gpu(upsample, dtype, layout, padding_mode, own) -> None:
     x = random(1, 3, 5, 6, dtype=dtype, layout=layout)
-    monkeypatch.setattr(dispatch, "implementation", lambda device: "triton")
-    assert dispatch.convolves(x, 3, upsample, padding_mode) == own
+    assert (triton_declines(x, 3, upsample, padding_mode) is None) == own
     with use_impl("triton"):
-        assert dispatch.convolves(x, 3, upsample, padding_mode)
+        assert triton_declines(x, 3, upsample, padding_mode) is None
 
 
 @pytest.mark.core

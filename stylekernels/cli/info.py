@@ -101,7 +101,7 @@ def _ops_on(device: str) -> list[str]:
     """Group ops that have the same implementation for the same reason."""
     import torch
 
-    from stylekernels import dispatch
+    from stylekernels.ops import dispatch
 
     groups: dict[str, list[str]] = {}
     frame = torch.empty(1, 32, 64, 64, device=device)

@@ -94,7 +94,7 @@ def _check_environment() -> None:
     Otherwise PyTorch, which takes seconds, is not imported yet."""
     if {"STYLEKERNELS_IMPL", "STYLEKERNELS_CPU_CAPABILITY"} & os.environ.keys():
         try:
-            import stylekernels.dispatch  # noqa: F401
+            import stylekernels.ops.dispatch  # noqa: F401
         except (ValueError, RuntimeError) as error:
             raise Refused(str(error)) from None
 

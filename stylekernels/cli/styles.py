@@ -53,9 +53,10 @@ def open_style(weights: Path, device: str | None, **options: Any) -> "Stylizer":
 
 def check_kernels(device: str) -> None:
     """Refuse a type of device for which the forced implementation has no kernels."""
-    from stylekernels.dispatch import implementation
+    from stylekernels.ops.dispatch import OPS, choose
 
     try:
-        implementation(device)
+        for op in OPS:
+            choose(op, device)
     except RuntimeError as error:
         raise Refused(str(error)) from None

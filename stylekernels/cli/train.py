@@ -18,6 +18,7 @@ from stylekernels.training.errors import DivergedError, SettingError
 
 
 def run(config: TrainConfig) -> int:
+    """Train, print the results and return the exit code."""
     try:
         config.check()
         from stylekernels.hardware import find_device, keep_freed_memory, memory_ran_out

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stylekernels.dispatch import use_reference
 from stylekernels.inference.layers import Layer
+from stylekernels.ops.dispatch import use_reference
 from stylekernels.ops.norm_conv2d import norm_conv2d_out_formula
 
 _ALIGNMENT = 64  # bytes: a cache line
@@ -134,7 +134,7 @@ class Plan:
             skip = kept if layer.keeps_skip else skip
         self.steps: tuple[Step, ...] = tuple(steps)
         self._between = [step.arguments(step.x, step.y) for step in self.steps[1:-1]]
-        reference = use_reference(layers[0].weight)
+        reference = use_reference("norm_conv2d", layers[0].weight)
         self._run = norm_conv2d_out_formula if reference else ops.norm_conv2d_out.default
 
     def __call__(self, frames: Tensor, y: Tensor) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stylekernels.dispatch import implementation
 from stylekernels.hardware import fast_dtype
 from stylekernels.inference.graphs import FrameGraphs
 from stylekernels.inference.layers import can_plan, layers_of
@@ -18,6 +17,7 @@ from stylekernels.inference.plan import Plan, pack
 from stylekernels.inference.sweep import Progress
 from stylekernels.inference.tiling import Tiler, check_tiling
 from stylekernels.models.generator import check_size
+from stylekernels.ops.dispatch import choose
 from stylekernels.tensors import DTYPES
 
 Frames = TypeVar("Frames", np.ndarray, Tensor)
@@ -103,14 +103,14 @@ class Stylizer:
         """
         given = as_frames("frames", frames)
         batch = (given if given.dim() == 4 else given[None]).contiguous()
-        used = implementation(self.device.type)
+        used = self._implementation()
         # NHWC bytes permuted are channels_last already: no copy.
         if self._tile is not None and max(batch.shape[1:3]) > self._tile:
             check_size("frames", *batch.shape[1:3])
             batch = batch.to(self.device)
             y = torch.empty_like(batch)
             Tiler(self._layers, self._pack(used), self._tile, self._tile_mode)(batch, y, progress)
-        elif self._layers is None or used == "reference":
+        elif used == "reference":
             x = batch.to(self.device).permute(0, 3, 1, 2)
             y = self._generator(x.to(self.dtype).div_(255))
             y = y.float().mul_(255).round_().clamp_(0, 255).to(torch.uint8)
@@ -143,9 +143,8 @@ class Stylizer:
         Raises:
             TypeError, ValueError: as for a call.
         """
-        used = implementation(self.device.type)
-        plans = self._layers is not None and used != "reference"
-        if self.device.type != "cuda" or self._tile is not None or not plans:
+        used = self._implementation()
+        if self.device.type != "cuda" or self._tile is not None or used == "reference":
             yield from map(self, frames)
             return
         arrays: deque[bool] = deque()  # of the frames under way
@@ -163,6 +162,10 @@ class Stylizer:
             for picture in pictures:
                 picture = picture.view(shape)
                 yield picture.numpy() if arrays.popleft() else picture
+
+    def _implementation(self) -> str:
+        """Return the implementation of a plan; ``reference`` where the network runs as it is."""
+        return "reference" if self._layers is None else choose("norm_conv2d", self.device.type)
 
     @torch.inference_mode(False)  # the plan's tensors are used outside of it
     @torch.no_grad()

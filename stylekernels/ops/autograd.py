@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
 from torch.utils import _pytree as pytree
 
-from stylekernels.reference.transforms import inside_transform, transformed
+from stylekernels.ops.transforms import inside_transform, transformed
 from stylekernels.tensors import without_autocast
 
 

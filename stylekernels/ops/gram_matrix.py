@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_device,
@@ -16,6 +15,7 @@ from stylekernels.ops.arguments import (
     fits,
 )
 from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
+from stylekernels.ops.dispatch import register, use_reference
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.tensors import DTYPES, dense_like, new_like, wide_dtype
 
@@ -287,6 +287,10 @@ def _checked_target(target: Tensor, x: Tensor, name: str = "target", of: str = "
     return target
 
 
+for _name in ("gram_matrix", "gram_loss", "gram_losses"):
+    register(_name)
+
+
 def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) -> Tensor:
     """Gram matrix of feature maps: the inner products of every pair of channels.
 
@@ -310,7 +314,7 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
     section 2.2.
     """
     _check_features(x)
-    if use_reference(x):
+    if use_reference("gram_matrix", x):
         return reference.gram_matrix(x, scale, center)
     return call(_gram_matrix_op, _record_gram_matrix, x, scale, center)[0]
 
@@ -340,7 +344,7 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
     """
     _check_features(x)
     target = _checked_target(target, x)
-    if use_reference(x):
+    if use_reference("gram_loss", x):
         return reference.gram_loss(x, target, scale)
     return call(_gram_loss_op, _record_gram_loss, x, target, scale)[0]
 
@@ -396,6 +400,6 @@ def gram_losses(
         _checked_target(target, x, f"targets[{i}]", f"features[{i}]")
         for i, (target, x) in enumerate(zip(targets, features, strict=True))
     ]
-    if use_reference(features[0]):
+    if use_reference("gram_losses", features[0]):
         return reference.gram_losses(features, targets, scales)
     return call(_gram_losses_op, _record_gram_losses, list(features), targets, scales)[0]

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_choice,
@@ -14,6 +13,7 @@ from stylekernels.ops.arguments import (
     check_tensor,
 )
 from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
+from stylekernels.ops.dispatch import register, use_reference
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.tensors import ACTIVATIONS, dense_like, new_like, wide_dtype
 
@@ -249,6 +249,8 @@ def _record_instance_norm(*arguments) -> tuple[Tensor, Tensor, Tensor]:
 differentiate(_stats_op, _stats_formula, _record_stats)
 differentiate(_instance_norm_op, _instance_norm_formula, _record_instance_norm)
 differentiate(_backward_op, _backward_formula)
+register("instance_norm")
+register("instance_norm_stats")
 
 
 def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,7 +270,7 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: if x is not 4-dimensional.
     """
     check_image_batch(x)
-    if use_reference(x):
+    if use_reference("instance_norm_stats", x):
         return reference.instance_norm_stats(x)
     return call(_stats_op, _record_stats, x)
 
@@ -354,7 +356,7 @@ def instance_norm(
     # Without an activation the order makes no difference, and the backward pass needs no residual.
     residual_first = residual_first and activation != "none"
     options = (activation, negative_slope, residual_first, eps)
-    if use_reference(x):
+    if use_reference("instance_norm", x):
         return reference.instance_norm(*inputs, *options)
     return normalize(inputs, options)
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.dispatch import use_reference
 from stylekernels.ops.arguments import (
     CONV_KERNELS,
     autocast_dtype,
@@ -22,8 +21,9 @@ from stylekernels.ops.arguments import (
     fits,
 )
 from stylekernels.ops.autograd import below_autograd
+from stylekernels.ops.dispatch import register, use_reference
 from stylekernels.ops.registration import define, refuse_gradients
-from stylekernels.reference.transforms import transformed
+from stylekernels.ops.transforms import transformed
 from stylekernels.tensors import (
     ACTIVATIONS,
     DTYPES,
@@ -137,6 +137,7 @@ _INSTEAD = (
     "instance_norm and use it afterwards"
 )
 refuse_gradients(_op, _INSTEAD)
+register("norm_conv2d")
 
 
 def takes_kernel(kernel: int, upsample: str) -> bool:
@@ -272,7 +273,7 @@ def norm_conv2d(
     # The dtypes are chosen; autocast would round what the formula computes in float32.
     device = x.device.type
     with torch.autocast(device, enabled=False) if dtype is not None else contextlib.nullcontext():
-        if use_reference(x):
+        if use_reference("norm_conv2d", x):
             y, mean, var, given = reference.norm_conv2d(*arguments)
             if not transformed():  # vmap cannot tell a layout
                 y, given = _in_layout_of(x, y, given)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylekernels import reference
-from stylekernels.reference.transforms import inside_transform
+from stylekernels.ops.transforms import inside_transform
 from stylekernels.tensors import channels_last, empty_channels_last, to_channels_last, wide_dtype
 
 

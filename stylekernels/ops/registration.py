@@ -8,9 +8,9 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from stylekernels import dispatch
-from stylekernels.ops import checks
+from stylekernels.ops import checks, dispatch
 from stylekernels.ops.autograd import autograd_kernel, below_autograd, by_formula, needs_grad
+from stylekernels.ops.forcing import is_forced
 
 NAMESPACE = "stylekernels"
 
@@ -116,7 +116,7 @@ def _interpret_on_cpu(name: str, launch: Callable) -> None:
     otherwise = torch.library.get_kernel(f"{NAMESPACE}::{name}", "CPU")
 
     def choose(keys, *arguments):
-        if dispatch.is_forced("triton"):
+        if is_forced("triton"):
             return launch(*arguments)
         return otherwise.call_boxed(keys, *arguments)
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stylekernels import reference
-from stylekernels.dispatch import convolves, implementation, use_reference
+from stylekernels import native, reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_can_reflect,
@@ -18,11 +17,19 @@ from stylekernels.ops.arguments import (
     check_tensor,
 )
 from stylekernels.ops.autograd import apply, call, forward_of, vjp
+from stylekernels.ops.dispatch import (
+    Implementation,
+    choose,
+    reason_of,
+    register,
+    use_reference,
+)
+from stylekernels.ops.forcing import is_forced
 from stylekernels.ops.instance_norm import normalize
 from stylekernels.ops.norm_conv2d import takes_kernel
 from stylekernels.ops.padding import convolved_image
 from stylekernels.ops.registration import define, differentiate
-from stylekernels.reference.transforms import inside_transform, transformed
+from stylekernels.ops.transforms import inside_transform, transformed
 from stylekernels.tensors import (
     ACTIVATIONS,
     PADDING_MODES,
@@ -42,6 +49,8 @@ SCHEMAS = (
     "upsample_conv2d(Tensor x, Tensor weight, Tensor? bias, str upsample, str padding_mode, "
     "bool stats) -> (Tensor y, Tensor mean, Tensor var)",
 )
+
+MEASURED = "it was measured to be faster"
 
 _KERNELS = {
     "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
@@ -133,6 +142,7 @@ def upsample_block(
         # distributed training waits for the gradient of every parameter.
         zeros = torch.where(torch.zeros((), dtype=torch.bool, device=bias.device), bias, 0)
         norm_bias = zeros if norm_bias is None else norm_bias + zeros.to(norm_bias.dtype)
+    plain = use_reference("upsample_block", x)
     if transformed():
         return reference.upsample_block(
             x, weight, norm_weight, norm_bias, None, upsample, norm, activation, negative_slope,
@@ -141,7 +151,7 @@ def upsample_block(
     y, mean, var = _upsample_conv2d(x, weight, None, upsample, padding_mode, True)
     inputs = (y, norm_weight, norm_bias, None, mean, var)
     options = (activation, negative_slope, False, eps)
-    if use_reference(x):
+    if plain:
         return reference.instance_norm(*inputs, *options)
     return normalize(inputs, options, own_stats_known=mean is not None)
 
@@ -149,12 +159,11 @@ def upsample_block(
 def _upsample_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The convolution, and if ``stats`` mean and variance of its planes, where our kernel runs and
-    they come with it."""
+    """Convolve. Mean and variance of the planes come too if ``stats`` and if our kernel runs."""
     nothing = None, None
-    kernel = weight.shape[2]
-    own = takes_kernel(kernel, upsample) and not use_reference(x)
-    if not (own and convolves(x, kernel, upsample, padding_mode)):
+    mode = (weight.shape[2], upsample, padding_mode)
+    chosen = choose("upsample_conv2d", x.device.type, x, *mode)
+    if chosen == "reference" or transformed():
         return _in_pytorch(x, weight, bias, upsample, padding_mode), *nothing
     if torch.compiler.is_compiling():
         # Inductor fails on the gradient of a convolution whose input is made again, with dynamic
@@ -183,7 +192,7 @@ def _forward(
     padding = weight.shape[2] // 2 if upsample == "nearest" else 0
     image = x
     half = x.dtype in (torch.bfloat16, torch.float16)
-    if upsample == "nearest" and half and implementation(x.device.type) == "triton":
+    if upsample == "nearest" and half and choose("norm_conv2d", x.device.type) == "triton":
         # Where the op enlarges the image itself, it rounds sums of weights.
         image = torch.ops.stylekernels.upsampled_image.default(x, padding, padding_mode)
         padding, padding_mode, upsample = 0, "zeros", "none"
@@ -296,3 +305,71 @@ define(SCHEMAS[0], _upsampled_image, _fake_upsampled_image, triton="upsample_blo
 define(SCHEMAS[1], _forward, _fake_upsample_conv2d)
 _upsample_conv2d_op = torch.ops.stylekernels.upsample_conv2d.default
 differentiate(_upsample_conv2d_op, _upsample_conv2d_formula, _record)
+
+
+def native_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> str | None:
+    """Return why PyTorch convolves on the CPU; None where our kernel is faster, or was forced.
+
+    Below AVX2 PyTorch is faster. For channels_last images and transposed kernels with a border of
+    zeros it is faster for kernels of 3, which Winograd's method does nothing for, and in bfloat16
+    where PyTorch has instructions for it and our kernels have no tiles.
+
+    On AMX the sums of weights that ``nearest`` makes are rounded to half precision. That shows in
+    single pixels after the norm, so PyTorch convolves there even if ours was forced.
+    """
+    if not takes_kernel(kernel, upsample):
+        return f"our kernel takes none of {kernel} pixels a side"
+    capability = native.cpu_capability
+    if capability in (None, "baseline"):
+        return "it is faster without AVX2"
+    in_tiles = x.dtype == torch.bfloat16 and capability.startswith("amx")
+    if in_tiles and upsample == "nearest":
+        return "it is more exact on AMX"
+    if in_tiles or is_forced("native"):
+        return None
+    plain = _dense_channels_last(x) and upsample == "transpose" and padding_mode == "zeros"
+    in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
+    return MEASURED if plain and (kernel == 3 or in_pairs) else None
+
+
+def triton_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> str | None:
+    """Return why PyTorch convolves on a GPU; None where our kernel is faster, or was forced.
+
+    Ours is faster for channels_last images: transposed ones whose border is continued, because
+    cuDNN, which knows zeros only, gets an image that was padded; and nearest ones in half
+    precision.
+    """
+    if not takes_kernel(kernel, upsample):
+        return f"our kernel takes none of {kernel} pixels a side"
+    if upsample == "nearest":
+        faster = x.dtype in (torch.bfloat16, torch.float16)
+    else:
+        faster = padding_mode != "zeros" and x.dtype != torch.float64
+    if is_forced("triton") or (faster and _dense_channels_last(x)):
+        return None
+    return MEASURED
+
+
+def _dense_channels_last(x: Tensor) -> bool:
+    """Return whether ``x`` is channels_last and not contiguous as well."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return last and not x.is_contiguous()
+
+
+def _note(x: Tensor, weight: object = None, *_: object, **options: object) -> str:
+    """Return what `explain` says about the convolution, if it is PyTorch's."""
+    kernel = weight.shape[-1] if isinstance(weight, Tensor) else 4
+    mode = options.get("upsample", "transpose"), options.get("padding_mode", "replicate")
+    arguments = ("upsample_conv2d", x.device.type, x, kernel, *mode)
+    if choose(*arguments) != "reference":
+        return ""
+    return f"the convolution is PyTorch's: {reason_of(*arguments)}"
+
+
+register("upsample_block", note=_note)
+register(
+    "upsample_conv2d",
+    cpu=(Implementation("native", native_declines), Implementation("triton", triton_declines)),
+    cuda=(Implementation("triton", triton_declines),),
+    public=False,
+)
