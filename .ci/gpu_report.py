@@ -1,4 +1,4 @@
-"""What this machine has, and which implementation of every op runs on it."""
+"""The hardware of this machine, and the implementation of every op on it."""
 
 import argparse
 import platform

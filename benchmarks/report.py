@@ -141,7 +141,7 @@ VERDICT_COLUMN = ("verdict", 7, lambda row: row.verdict)
 
 
 def summary(rows: Sequence[Judged]) -> str:
-    """How many rows won, and every reason why others did not."""
+    """Count the verdicts, and list every reason why a row did not win."""
     counts = {
         verdict: sum(row.verdict == verdict for row in rows)
         for verdict in ("win", "even", "short", "loss", "alone", "wrong")

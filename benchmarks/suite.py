@@ -1,4 +1,4 @@
-"""What a verb of ``python -m benchmarks`` measures, and the run that measures it."""
+"""The measurements of a verb of ``python -m benchmarks``, and the run that takes them."""
 
 import argparse
 import json
@@ -26,10 +26,10 @@ class Suite(ABC, Generic[CaseT, RowT]):
 
     Attributes:
         name: the verb, and first part of the name of its files.
-        quick: what of it ``--quick`` measures.
+        quick: the part that ``--quick`` measures.
         devices: names for ``--device``.
         all_rivals: names for ``--rivals``.
-        legend: what the columns are.
+        legend: the meaning of the columns.
         table: the columns.
         device: where the cases run.
         cases: in the order of the table.
@@ -77,7 +77,7 @@ class Suite(ABC, Generic[CaseT, RowT]):
 
     @classmethod
     def rivals_on(cls, device: str) -> tuple[str, ...]:
-        """Those of ``all_rivals`` that a device has."""
+        """The names in ``all_rivals`` that a device has."""
         return cls.all_rivals
 
     def environment(self) -> dict[str, str]:
@@ -85,11 +85,11 @@ class Suite(ABC, Generic[CaseT, RowT]):
         return MALLOC
 
     def versions(self) -> dict[str, str]:
-        """Of the rivals that aren't PyTorch."""
+        """The versions of rivals other than PyTorch."""
         return {}
 
     def notes(self) -> list[str]:
-        """What to know before the table."""
+        """Lines to print before the table."""
         return []
 
     @abstractmethod
@@ -102,15 +102,15 @@ class Suite(ABC, Generic[CaseT, RowT]):
 
     @abstractmethod
     def as_json(self, row: RowT) -> dict[str, Any]:
-        """For ``json.dump``."""
+        """A row as plain values, for ``json.dump``."""
 
     def summary(self, rows: Sequence[RowT]) -> str:
-        """What to say below the table."""
+        """Text to print below the table."""
         return report.summary(rows)
 
 
 def fits(options: argparse.Namespace, case_id: str, dtype: str) -> bool:
-    """Whether ``--only`` and ``--dtype`` let a case through."""
+    """Return whether ``--only`` and ``--dtype`` let a case through."""
     if options.dtype is not None and dtype != options.dtype:
         return False
     return not options.only or any(text in case_id for text in options.only)

@@ -35,7 +35,7 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "misaligned", "cropped", "channels_last_cropped")
 
-# What DESIGN grants an op above twice PyTorch's own error; float64 has to be float64 all the way.
+# The error that an op may have above twice PyTorch's own; float64 has to be float64 all the way.
 SLACK = {torch.float64: 1e-11}
 DEFAULT_SLACK = 1e-6
 
@@ -314,7 +314,7 @@ def saved_image_bytes(function: Callable[[], Tensor], at_least: int) -> list[int
 
 
 class Recorder(TorchDispatchMode):
-    """Which ops run inside it, and the shapes of the images, tensors of rank 4, that they make."""
+    """Records the ops that run inside it, and the shapes of the images (rank 4) that they make."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from benchmarks import ceilings, race
 from benchmarks.ops import contenders, cuda_cases, problems, report
 
 TINY = (2, 8, 9, 12)
-#: As in test_benchmarks.py.
+#: Limits as in test_benchmarks.py.
 MIDDLING = (2, 37, 27, 41)
 LIMITS = ceilings.Ceilings(1e12, {"float32": 1e13, "tf32": 1e14, "bfloat16": 1e15}, "made up")
 

@@ -12,7 +12,7 @@ from stylekernels.models.styles import WEIGHTS
 from stylekernels.training import TrainConfig
 from stylekernels.training.data import read_image, resized, to_tensor
 
-# What each learnt from, as its card says: a part of the painting, None for all of it, and the size.
+# The part of the painting that each learnt from (None for all of it) and the size, from its card.
 LEARNT_FROM = {"starry_night": (None, 512), "wave": ((0, 44, 560, 508), 896)}
 COLOR_WEIGHT = {"starry_night": TrainConfig.color_weight, "wave": 4.0}
 

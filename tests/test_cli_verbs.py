@@ -50,7 +50,7 @@ def test_demo_writes_a_sheet_of_before_and_after(folder, style, generator, capsy
 
 
 def locate(sheet, tile):
-    """Where a picture is on the sheet, by its first line."""
+    """The place of a picture on the sheet, by its first line."""
     line = tile[0].ravel()
     for row in range(sheet.shape[0] - tile.shape[0]):
         for column in range(sheet.shape[1] - tile.shape[1]):

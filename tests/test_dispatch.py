@@ -1,4 +1,4 @@
-"""What surrounds the ops: the choice of an implementation, errors and compilers.
+"""The surroundings of the ops: the choice of an implementation, errors and compilers.
 
 One case per op and promise: the arithmetic is tested in the ops' own files.
 """
@@ -66,7 +66,7 @@ every_op_with_a_gradient = pytest.mark.parametrize(
 
 @pytest.fixture
 def without_interpreter(monkeypatch) -> None:
-    """As in a process of a user, who has not set TRITON_INTERPRET."""
+    """A process of a user, who has not set TRITON_INTERPRET."""
     monkeypatch.setattr(dispatch, "interprets_triton", False)
 
 
@@ -316,7 +316,7 @@ class Styled(torch.nn.Module):
 
 
 def normalized_convolution(x: Tensor) -> Tensor:
-    """With the scale of the channels, and a shift of each image."""
+    """A convolution with the scale of the channels, and a shift of each image."""
     scale_shift = norm_scale_shift(*instance_norm_stats(x), SCALE.to(x), x.amax((2, 3)))
     weight = WEIGHT.transpose(0, 1).to(x)
     y, mean, var, _ = norm_conv2d(x, weight, bias=SCALE[:4].to(x), scale_shift=scale_shift)

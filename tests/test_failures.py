@@ -1,4 +1,4 @@
-"""What goes wrong is said in a line: what the user can mend, and errors of the program's own."""
+"""Failures are reported in a line: those that the user can mend, and the program's own errors."""
 
 import dataclasses
 import os

@@ -106,7 +106,7 @@ def tifffiles(pixels, **options):
 
 
 def by_hand(samples, bits, photometric):
-    """For `grey_tiff`, which writes to a path."""
+    """An argument of `grey_tiff`, which writes to a path."""
     return lambda path: grey_tiff(path, samples, bits, photometric)
 
 

@@ -64,8 +64,8 @@ def generator_of(seed: int = 0, **config) -> StyleGenerator:
 
 @torch.no_grad()
 def layer_outputs(generator, frames, stats=None) -> list[Tensor]:
-    """What every convolution gives in float64, by PyTorch's ops; ``stats`` replaces the means and
-    variances of what the layers give. On one thread, which is faster for few pixels."""
+    """Every convolution's output in float64, by PyTorch's ops; ``stats`` replaces the means and
+    variances of the outputs. On one thread, which is faster for few pixels."""
     generator = copy.deepcopy(generator).double()
     outputs: list[Tensor] = []
 
@@ -118,7 +118,7 @@ def assert_picture(ours: Tensor, expected: Tensor, tolerance: float = 0.01) -> N
 
 
 def values_of(layers, frames: Tensor, y_shape=None, scale_shifts=None) -> Tensor:
-    """What a plan gives before it is rounded to bytes, from memory that held NaN."""
+    """The output of a plan before it is rounded to bytes, from memory that held NaN."""
     with poisoned_memory():
         plan = Plan(layers, pack(layers), *frames.shape[:3], scale_shifts)
         n, c, h, w = y_shape or plan.output_shape
@@ -211,7 +211,7 @@ def test_reference_gives_the_same_pictures() -> None:
 
 @pytest.mark.parametrize("upsample", ["transpose", "transpose3", "nearest"])
 def test_the_first_layers_give_what_the_last_of_them_gives(upsample) -> None:
-    """And leave the scale and shift of what the others gave."""
+    """The scale and shift of the other outputs remain in the plan."""
     generator, frames = generator_of(**TINY, upsample=upsample), frames_of(2, 33, 43)
     layers, outputs = layers_of(generator, torch.float32), layer_outputs(generator, frames)
     outputs[-1] = outputs[-1] * (255 / generator.config.value_range)
@@ -232,7 +232,7 @@ def test_the_first_layers_give_what_the_last_of_them_gives(upsample) -> None:
 
 @pytest.mark.parametrize("upsample", ["transpose", "nearest"])
 def test_statistics_of_another_picture(upsample) -> None:
-    """Of other brightness and contrast, so that its own would show."""
+    """The other picture has another brightness and contrast, so that its own would show."""
     generator, frames = generator_of(**TINY, upsample=upsample), frames_of(1, 33, 43)
     other = frames_of(1, 64, 64, seed=1) // 3 + 100
     layers = layers_of(generator, torch.float32)
@@ -317,7 +317,7 @@ def test_a_known_size_allocates_nothing_but_the_picture(dtype) -> None:
 
 @pytest.fixture
 def plans(monkeypatch) -> Counter:
-    """How often stylizers planned for each size, and packed their weights."""
+    """Counts the plans of stylizers for each size, and how often they packed their weights."""
     made = Counter()
 
     def counted_pack(layers) -> list[Tensor]:

@@ -146,7 +146,7 @@ def share_blocks(generator):
     generator.residual.append(generator.residual[0])
 
 
-#: What people do to a generator, each of which changes the picture.
+#: Changes that people make to a generator; each changes the picture.
 CHANGES = {
     "subclass": lambda g: setattr(g, "__class__", Negative),
     "subclassed layer": lambda g: setattr(g.to_rgb, "__class__", Doubled),

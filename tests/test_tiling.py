@@ -45,7 +45,7 @@ def stylize(generator, frame, **options):
 
 @pytest.fixture(params=["all", "some", "none"])
 def kept(request, monkeypatch):
-    """How many of the tensors between layers are kept for the whole image."""
+    """The number of tensors between layers that are kept for the whole image."""
     budget = {"all": tiling.WHOLE_TENSORS, "some": 400_000, "none": 0}[request.param]
     monkeypatch.setattr(tiling, "WHOLE_TENSORS", budget)
     return request.param
@@ -124,7 +124,7 @@ def test_a_thumbnail_of_full_size_gives_the_whole_image(monkeypatch):
 
 
 def test_a_thumbnail_has_the_contrasts_of_the_image():
-    """Of a soft picture nothing is lost when it is made small, but at its border."""
+    """A soft picture loses nothing when it is made small, except at its border."""
     generator, frame = StyleGenerator.from_pretrained("starry_night"), picture(256, 256)
     whole = stylize(generator, frame)
     tiled = stylize(generator, frame, tile=192, tile_mode="thumbnail")

@@ -241,7 +241,7 @@ def test_older_versions_of_malloc_are_asked_for_what_they_have(monkeypatch, most
 
 
 def test_networks_photos_and_targets_are_channels_last(config, monkeypatch):
-    """As convolutions are fastest with them; the colour transfer's pictures as well."""
+    """Convolutions are fastest so; the colour transfer's pictures are channels_last as well."""
     take, seen = TrainingStep.__call__, []
 
     def watch(step, photo, target, rate):

@@ -1,4 +1,4 @@
-"""How a run ends before its last step: signals, and losses that are no longer finite."""
+"""Ends of a run before its last step: signals, and losses that are no longer finite."""
 
 import dataclasses
 import io
@@ -91,7 +91,7 @@ def test_every_signal_that_ends_a_process_saves_what_there_is(config, tmp_path, 
 
 
 def test_a_signal_that_is_ignored_stays_so(config, monkeypatch):
-    """As under nohup, which lets training go on when its terminal is closed."""
+    """A run under nohup, which lets training go on when its terminal is closed."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         stop_after(monkeypatch, 3, signal.SIGHUP)
@@ -103,7 +103,7 @@ def test_a_signal_that_is_ignored_stays_so(config, monkeypatch):
 
 @pytest.mark.parametrize("number", ENDING)
 def test_a_second_signal_ends_a_run_at_once(config, monkeypatch, capsys, number):
-    """Nothing is written, not even a part."""
+    """The run writes nothing, not even a part."""
     take, steps = TrainingStep.__call__, []
 
     def signalled(*arguments):
@@ -120,7 +120,7 @@ def test_a_second_signal_ends_a_run_at_once(config, monkeypatch, capsys, number)
 
 
 class ClosedTerminal(io.StringIO):
-    """What stdout and stderr are once the terminal's window was closed."""
+    """The state of stdout and stderr after the terminal's window was closed."""
 
     def write(self, text):
         raise OSError(5, "Input/output error")

@@ -62,7 +62,7 @@ def test_files_that_are_no_photos_are_skipped_and_counted(training_config, album
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_photo_changes_no_crop_of_another(album, workers):
-    """Where its turn is, the next photo of the round comes; the others stay where they are."""
+    """The next photo of the round takes its turn; the others keep theirs."""
     photos = [*find_photos_below(album)[0]]
     whole = [RandomCrops(photos, 32, 1)[i][0] for i in range(10)]
     photos[2].write_text("Dear diary")

@@ -26,7 +26,7 @@ CONFIGS = (
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_values_before_they_are_rounded(config) -> None:
-    """As for the CPU: 100 dB below 255, at odd sizes, that are enlarged and cropped."""
+    """The error is 100 dB below 255, as on the CPU, at odd sizes, enlarged and cropped."""
     generator, frames = generator_of(**config), frames_of(1, 17, 21)
     expected = exact(generator, frames, clamped=False).permute(0, 3, 1, 2)
     values = values_of(layers_of(generator, torch.float32), frames, y_shape=expected.shape)

@@ -35,7 +35,7 @@ TORCH_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicat
 
 
 def border_index(size: int, border: int, mode: str) -> tuple[Tensor, Tensor]:
-    """Which pixel stands at -border ... size + border - 1, and whether it counts."""
+    """The pixel that stands at -border ... size + border - 1, and whether it counts."""
     index = torch.arange(-border, size + border)
     inside = (index >= 0) & (index < size)
     if mode == "reflect" and size > 1:
@@ -261,7 +261,7 @@ def test_whose_convolution_it_is_on_a_gpu(upsample, dtype, layout, padding_mode,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("upsample", "kernel"), KINDS[:4])
 def test_largest_error_in_half_precision(upsample, kernel, dtype, device) -> None:
-    """Of many draws: one hides a rounding too many, as that of sums of weights would be."""
+    """Many draws are needed: one hides a rounding too many, such as that of sums of weights."""
     for seed in range(16):
         x = random(2, 5, 5, 7, dtype=dtype, device=device, seed=2 * seed)
         sizes = (17, 5) if upsample == "nearest" else (5, 17)
@@ -289,7 +289,7 @@ def test_layout_of_the_gradient(upsample, kernel, layout, grad_layout, device) -
 def test_layout_where_pytorchs_ops_are_contiguous_alone(
     upsample, kernel, padding_mode, norm, implementation, monkeypatch
 ) -> None:
-    """As padding is on a GPU, and cuDNN's convolution in float64."""
+    """Padding is so on a GPU, and cuDNN's convolution in float64."""
 
     def contiguous_alone(function):
         return lambda x, *args, **kwargs: function(x.contiguous(), *args, **kwargs)
@@ -316,7 +316,7 @@ def test_layout_costs_no_copy(upsample, kernel, padding_mode, layout, monkeypatc
         upsample_block(x, weight, upsample=upsample, padding_mode=padding_mode)
     assert "convolution" in recorder.ops
     assert "clone" not in recorder.ops
-    # On "meta" PyTorch pads as on a GPU.
+    # PyTorch pads on "meta" as on a GPU.
     image = convolved_image(x.to("meta"), kernel, upsample, padding_mode)
     assert_layout_of(image, x)
 
@@ -347,7 +347,7 @@ def test_bias_before_a_norm_has_no_effect_and_a_gradient_of_zeros(upsample, kern
 
 
 def test_a_large_bias_before_a_norm_does_not_cost_accuracy(device) -> None:
-    """As in a network whose bias has drifted: torch computes it, rounds, and takes it away."""
+    """A network's bias may drift: torch computes with it, rounds, and takes it away."""
     tensors = inputs((1, 5, 6, 7), 8, "transpose", 4, torch.float32, device=device)
     x, weight = tensors.values()
     y = upsample_block(x, weight, bias=torch.full((8,), 1e6, device=device), activation="none")

@@ -79,7 +79,7 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """Of ours, for a frame; None where it was refused."""
+        """Our time for a frame; None if it was refused."""
         return self.race.median("ours")
 
     @property
@@ -179,7 +179,7 @@ VIEWS = {
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """For ``json.dump``."""
+    """The row as plain values, for ``json.dump``."""
     case, seconds = row.case, row.seconds
     found = {
         "id": case.id,

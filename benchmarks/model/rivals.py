@@ -48,7 +48,7 @@ def _bind(function: Callable[[Tensor], Tensor], x: Tensor) -> Call:
 
 
 def make(name: str, problem: Problem, compile_mode: str = "default") -> tuple[str, Call]:
-    """What a contender runs, in words, and the call: one picture.
+    """Return the expression of a contender, in words, and the call that makes one picture.
 
     Args:
         name: ``"ours"`` or one of ``RIVALS``.

@@ -1,4 +1,4 @@
-"""From a problem to calls that can be timed, and the check that their answers are right."""
+"""Makes calls of a problem that can be timed, and checks their answers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +28,8 @@ RIVALS: dict[str, dict[str, str | None]] = {
 #: by the precision of the products: a few times that of a sum of products in it.
 TOLERANCE = {"float32": 5e-5, "tf32": 1e-2, "bfloat16": 2e-2}
 
-#: What is compiled for a GPU first; the others only if its answer is wrong or it fails, for each
-#: takes seconds. All are made of the same few operations by the time that the compiler fuses them.
+#: The expression that is compiled first for a GPU. The others follow only if its answer is wrong or
+#: it fails, because each takes seconds. The compiler fuses the same few operations in all of them.
 _COMPILED_FIRST = ("var_mean", "bmm")
 
 
@@ -132,7 +132,7 @@ def refusal(call: Callable[[], Results], truth: Results, precision: str) -> str 
 
 
 def sets_of(problem: Problem, device: Device) -> int:
-    """How many sets of inputs a call of a contender goes through."""
+    """The number of sets of inputs that a call of a contender goes through."""
     return device.sets(sum(tensor.nbytes for tensor in problem.inputs))
 
 

@@ -107,7 +107,7 @@ def rate(row: Row) -> tuple[float, str]:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """For ``json.dump``."""
+    """The row as plain values, for ``json.dump``."""
     case = row.case
     value, unit = rate(row) if "ours" in row.race.seconds else (None, None)
     return {

@@ -52,7 +52,7 @@ class Row:
 
     @property
     def seconds(self) -> float | None:
-        """Of ours, for a step; None where it was refused."""
+        """Our time for a step; None if it was refused."""
         return self.race.median("ours")
 
     @property
@@ -103,7 +103,7 @@ VIEW = View(
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """For ``json.dump``."""
+    """The row as plain values, for ``json.dump``."""
     case = row.case
     return {
         "id": case.id,

@@ -78,7 +78,7 @@ def _bind(step: TrainingStep, photo: Tensor) -> Step:
 def make(
     name: str, problem: Problem, compile_mode: str = "default"
 ) -> tuple[str, TrainingStep, Step]:
-    """What a contender runs, in words; its step's parts, and a call that takes it.
+    """Return the expression of a contender, in words, its step's parts, and a call that takes it.
 
     Args:
         name: ``"ours"`` or one of ``RIVALS``.
@@ -103,7 +103,7 @@ def make(
 
 
 def answer(step: TrainingStep, take: Step) -> list[Tensor]:
-    """Of a first step the loss, a scalar, and the gradient of each weight, float32.
+    """Return the loss of a first step, a scalar, and the gradient of each weight, float32.
 
     Raises:
         RuntimeError: if the step left all weights as they were.

@@ -61,7 +61,7 @@ class TrainSuite(suite.Suite[Case, report.Row]):
 
 
 def _flops(problem: Problem) -> int:
-    """Of a step's convolutions and products, forward and backward."""
+    """Count the operations of a step's convolutions and products, forward and backward."""
     _, take = plain_step(problem, torch.float32)
     with FlopCounterMode(display=False) as counter:
         take()

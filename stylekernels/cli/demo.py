@@ -27,7 +27,7 @@ class Demo:
     """The picture to write, or a folder for it."""
 
     device: Annotated[str | None, option("DEVICE", hint="(default: cuda if there is a GPU)")] = None
-    """Where the network runs, `cpu` or `cuda`."""
+    """The device that the network runs on, `cpu` or `cuda`."""
 
     def run(self) -> int:
         styles = [self.style] if self.style else bundled_styles()

@@ -50,7 +50,7 @@ class Stylize:
     """Scale photos down to this length of the longer side. They are never enlarged."""
 
     strength: Annotated[float, option("0..1")] = 1.0
-    """How much of the style is mixed into the photo, from 0 (the photo) to 1 (all style)."""
+    """The share of the style in the picture, from 0 (the photo) to 1 (all style)."""
 
     preserve_colors: Annotated[bool, option(hint="")] = False
     """Keep the photo's colours, and take only light and dark from the style."""
@@ -65,7 +65,7 @@ class Stylize:
     """
 
     device: Annotated[str | None, option("DEVICE", hint="(default: cuda if there is a GPU)")] = None
-    """Where the network runs, `cpu` or `cuda`."""
+    """The device that the network runs on, `cpu` or `cuda`."""
 
     def run(self) -> int:
         if not self.photos:

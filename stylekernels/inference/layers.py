@@ -21,8 +21,8 @@ class Layer:
         weight: in the dtype of the arithmetic, in torch's layout for the mode.
         bias: (Cout,) or None, in float32 (float64 for float64).
         stride, padding, padding_mode, upsample: as `norm_conv2d` takes them.
-        activation: of the input, once the instance norm of the layer before has been applied.
-        negative_slope: of ``leaky_relu``.
+        activation: applied to the input after the instance norm of the layer before.
+        negative_slope: slope of ``leaky_relu`` below zero.
         adds_skip: the input then gets the last kept one added.
         keeps_skip: this sum is kept.
         norm: scale, shift (in float32, or float64) and eps of the instance norm that the output

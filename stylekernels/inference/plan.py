@@ -65,13 +65,13 @@ class Plan:
     Args:
         layers: all layers of a network, or some that follow each other.
         packed: their weights, by :func:`pack`.
-        n, height, width: of the frames, or of what the first layer convolves.
+        n, height, width: size of the frames, or of the first layer's input.
         scale_shifts: scale and shift of the instance norm after every layer but the last,
             (N, Cout, 2) each. None: those of each image's own statistics.
 
     Attributes:
         steps: the layers with their tensors, in order.
-        scale_shifts: those given, or those of the frames last seen.
+        scale_shifts: the given ones, or those of the last frames.
         output_shape: (N, Cout, H, W) of the last layer's output.
     """
 

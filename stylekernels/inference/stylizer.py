@@ -37,7 +37,7 @@ class Stylizer:
             copied, so training it further changes nothing here.
         dtype: arithmetic of the network; by default bfloat16 on a GPU with instructions for it and
             on a CPU with AMX or AVX512-BF16, else float32.
-        device: where the network runs; by default where the generator is.
+        device: the device that the network runs on; by default the generator's.
         tile: pixels a side; larger images are stylised in tiles of this size, in bounded memory.
             None: every image at once.
         tile_mode: ``exact``, the picture that the image at once would give, or ``thumbnail``, a
@@ -74,7 +74,7 @@ class Stylizer:
         self.device = torch.device(device)
         self.dtype = fast_dtype(self.device) if dtype is None else dtype
         network = copy.deepcopy(generator).eval().requires_grad_(False).to(self.device)
-        # With its index: which GPU "cuda" is may change.
+        # The device with its index: the GPU that "cuda" means may change.
         self.device = next(network.parameters(), torch.empty(0, device=self.device)).device
         self._layers = layers_of(network, self.dtype) if can_plan(network) else None
         self._generator = network.to(self.dtype, memory_format=torch.channels_last)

@@ -23,7 +23,7 @@ class Work:
     """Counts what is done of what there is to do, a tile once for each layer it goes through.
 
     Args:
-        images: how many there are, all of the same size.
+        images: number of images, all of one size.
         progress: is told.
     """
 
@@ -51,9 +51,9 @@ class Sweep:
         step: pixels of the image to a cell of x.
         size: height and width of the image.
         tile: pixels a side of a tile without its surroundings.
-        unit: tiles begin at multiples of so many pixels: those of the network's smallest cells.
+        unit: pixels of the image to the network's coarsest cell; tiles begin at its multiples.
         work: is told of every tile.
-        scale_shifts: what the first instance norms come to, (1, C, 2) each, as far as is known.
+        scale_shifts: scale and shift of the first instance norms, (1, C, 2) each, that are known.
     """
 
     layers: Sequence[Layer]
@@ -100,8 +100,8 @@ class Sweep:
         """The sweep over the layers whose instance norms aren't known yet.
 
         Args:
-            output: of the layer that `find_scale_shift` was about last; is overwritten with what
-                the next layer convolves.
+            output: the output of the last layer of `find_scale_shift`; it is overwritten with the
+                next layer's input.
         """
         count = len(self.scale_shifts)
         layer = self.layers[count]

@@ -1,4 +1,4 @@
-"""How an image is cut into tiles, and how far around a tile its pixels depend on the picture."""
+"""The division of an image into tiles, and the margin around a tile that its pixels depend on."""
 
 import itertools
 import math
@@ -14,9 +14,10 @@ class Span:
     """The rows or the columns of a tile, in pixels of the image.
 
     Attributes:
-        begin, end: what is read.
-        core_begin, core_end: what is kept of it. The cores of a grid are the image, side by side.
-        size: of the image.
+        begin, end: the pixels that are read.
+        core_begin, core_end: the pixels among them that are kept; the cores of a grid cover the
+            image once.
+        size: pixels of the image.
     """
 
     begin: int
@@ -30,7 +31,7 @@ class Span:
         return self.end - self.begin
 
     def read(self, step: int) -> slice:
-        """What is read, in a tensor of the whole image with ``step`` pixels to a cell."""
+        """The cells to read, in a tensor of the whole image with ``step`` pixels to a cell."""
         return self._cells(self.begin, self.end, step)
 
     def core(self, step: int) -> slice:
@@ -57,7 +58,7 @@ def steps_of(layers: Sequence[Layer], first: int = 1) -> list[int]:
 
 
 def margin_of(layers: Sequence[Layer]) -> int:
-    """How far around a region of the output the layers see, in cells of their input."""
+    """The margin around a region of the output that the layers read, in cells of their input."""
     margin = 0
     for layer in reversed(layers):
         margin = layer.margin_before(margin)
@@ -68,7 +69,7 @@ def spans(size: int, tile: int, halo: int, unit: int) -> list[Span]:
     """One axis of a grid of tiles.
 
     Args:
-        size: of the image, at least `SMALLEST_SIDE`.
+        size: pixels of the image, at least `SMALLEST_SIDE`.
         tile: the largest core; a few pixels more where the rest would be smaller than
             `SMALLEST_SIDE`.
         halo: pixels that are read around a core, as far as there are any.

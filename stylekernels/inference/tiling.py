@@ -58,7 +58,7 @@ class Tiler:
     - ``thumbnail``: all statistics are those of a small copy of the image, and there is one sweep.
 
     Args:
-        layers: of a generator, by `layers_of`.
+        layers: a generator's layers, by `layers_of`.
         packed: their weights, by `pack`.
         tile: pixels a side of a tile without its surroundings, at least `SMALLEST_TILE`.
         mode: ``exact`` or ``thumbnail``.
@@ -78,7 +78,7 @@ class Tiler:
 
         Args:
             frames: (N, H, W, 3) bytes.
-            y: what the pictures are written to, of the same shape.
+            y: receives the pictures, of the same shape.
             progress: called after each tile.
         """
         work, unit = Work(len(frames), progress), max(steps_of(self._layers))
@@ -135,7 +135,7 @@ def restarts(layers: Sequence[Layer], size: Sequence[int], budget: int) -> list[
     """The layers to begin sweeps at instead of the image, so that there is least to do.
 
     Args:
-        layers: of a generator.
+        layers: a generator's layers.
         size: height and width of the image.
         budget: bytes for the input of such a layer, and for the next one while it is made of it.
 
@@ -169,7 +169,7 @@ def work_between(begin: int, end: int) -> int:
 
 
 def _carries_no_skip(layers: Sequence[Layer], begin: int, end: int) -> bool:
-    """Whether layer ``end`` and those after it need no skip connection but layer ``begin``'s."""
+    """Return whether layer ``end`` and its successors need no skip connection but ``begin``'s."""
     skip = None
     for index in range(begin, end):
         if layers[index].adds_skip:

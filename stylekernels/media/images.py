@@ -25,7 +25,7 @@ from stylekernels.media.process_state import SharedChange
 
 SMALLEST_SIDE = 16
 
-#: What is written, by the extension of the file's name.
+#: The formats that are written, by the extension of the file's name.
 FORMATS = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",

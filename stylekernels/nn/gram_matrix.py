@@ -89,7 +89,7 @@ class StyleLoss(nn.Module):
         return cls(gram_matrix(features.detach(), scale=scale), scale)
 
     def _apply(self, fn, recurse: bool = True) -> "StyleLoss":
-        """What Module.to, half, cuda and the like do; casts to half precision are undone."""
+        """Apply Module.to, half, cuda and the like; casts to half precision are undone."""
         target = self.target
         super()._apply(fn, recurse)
         if self.target.dtype.itemsize < torch.float32.itemsize:

@@ -31,8 +31,8 @@ class UpsampleBlock(nn.Module):
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
         padding_mode: ``zeros``, ``reflect`` or ``replicate``: how the image goes on past its
             border.
-        bias: of the convolution; by default only with ``norm="none"``, because instance norm
-            cancels it.
+        bias: whether the convolution has one; by default only with ``norm="none"``, because
+            instance norm cancels it.
         negative_slope: slope of ``leaky_relu`` below zero.
         eps: added to the variance.
 

@@ -65,7 +65,7 @@ def check_dtype(
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast gives to convolutions of ``x``; None where it is off."""
+    """Return the dtype that autocast gives to convolutions of ``x``; None if it is off."""
     device = x.device.type
     if not knows_autocast(device) or not torch.is_autocast_enabled(device):
         return None
@@ -73,9 +73,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def fits(tensor: Tensor, *shapes: tuple[int, ...]) -> bool:
-    """Whether ``tensor`` has one of these shapes. Only those of its rank are looked at: Python
-    compares tuples from the left, and a batch of any size held against a number of channels is a
-    guard for torch.export."""
+    """Return whether ``tensor`` has one of these shapes.
+
+    Only shapes of its rank are compared: Python compares tuples from the left, and comparing a
+    dynamic batch with a number of channels would become a guard in torch.export.
+    """
     return any(tensor.shape == shape for shape in shapes if len(shape) == tensor.dim())
 
 

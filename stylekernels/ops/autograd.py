@@ -1,5 +1,5 @@
-"""How the ops' gradients are recorded: by each op's kernel for PyTorch's autograd keys, or, in a
-public function that runs eagerly, without that dispatch."""
+"""Recording of the ops' gradients: by each op's kernel for PyTorch's autograd keys, or, in a public
+function that runs eagerly, without that dispatch."""
 
 from collections.abc import Callable, Sequence
 
@@ -34,8 +34,8 @@ def derivative(op: Callable, *arguments):
 
 
 def needs_grad(*arguments: object) -> bool:
-    """Whether autograd has to record an op on these arguments, tensors and lists (no tuples) of
-    tensors among them."""
+    """Return whether autograd has to record an op on these arguments: tensors, lists of tensors (no
+    tuples) and others."""
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
 
 
@@ -59,7 +59,7 @@ def call(op: Callable, record: Callable, *arguments):
     Otherwise the result is the same without PyTorch's way to that kernel and back (5 us).
 
     Args:
-        op: of ``torch.ops.stylekernels``.
+        op: an op of ``torch.ops.stylekernels``.
         record: runs the op in an autograd function.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():

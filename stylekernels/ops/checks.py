@@ -1,5 +1,5 @@
-"""What Triton's kernels index by, checked before each launch: a function per op, with the op's
-arguments.
+"""Checks of the shapes that Triton's kernels index by, before each launch: a function per op, with
+the op's arguments.
 
 Public functions check first and name the remedy. These are for direct calls of
 ``torch.ops.stylekernels`` and for exported programs.

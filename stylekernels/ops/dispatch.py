@@ -90,7 +90,7 @@ def choose(op: str, device_type: str, *arguments: object) -> str:
     Args:
         op: a name from the table.
         device_type: ``cpu`` or ``cuda``, or one that has the reference only.
-        arguments: those of the row's predicates.
+        arguments: the arguments of the row's predicates.
 
     Raises:
         RuntimeError: if an implementation is forced that is not there.

@@ -186,7 +186,7 @@ class _GramLoss(torch.autograd.Function):
 
 
 class _GramLosses(torch.autograd.Function):
-    """`_GramLoss` of several layers: of the scales, all features and all targets."""
+    """`_GramLoss` of several layers; takes the scales, all features and all targets."""
 
     @staticmethod
     def forward(scales: Sequence[float] | None, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -360,7 +360,7 @@ def gram_losses(
     On a GPU all layers share the launches of one: deep layers are too small to fill it alone.
 
     Args:
-        features: of each layer (N, C, H, W), contiguous or channels_last, or (N, C, L); float32,
+        features: for each layer (N, C, H, W), contiguous or channels_last, or (N, C, L); float32,
             bfloat16, float16 or float64, the same for all layers. Sizes and memory layouts may
             differ from layer to layer.
         targets: Gram matrices to reach, one for each layer: (N, C, C), or (1, C, C) or (C, C) for

@@ -170,7 +170,7 @@ class _InstanceNorm(torch.autograd.Function):
         activation, negative_slope, residual_first, eps = ctx.options
         x, weight, bias, residual, mean, var, used_mean, rstd = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:6])
-        # What was added after the activation has the gradient of the output.
+        # A residual added after the activation has the gradient of the output.
         grad_residual = grad if wanted[3] and not residual_first else None
         wanted[3] = wanted[3] and residual_first
         if mean is None:  # those of x, given or not

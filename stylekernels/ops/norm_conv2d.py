@@ -33,9 +33,9 @@ from stylekernels.tensors import (
     wide_dtype,
 )
 
-# What was not asked for is an empty tensor: mean and var in their own dtype, input in x's.
+# Results that were not asked for are empty tensors: mean and var in their own dtype, input in x's.
 #
-# The last three are what `inference` makes frames with: weights packed once, and nothing allocated.
+# The last three ops make frames in `inference`: weights are packed once, and nothing is allocated.
 # There x may be bytes, 0..255, and y too (rounded, and clamped). Without upsampling and statistics
 # y may be smaller than the convolution's output: it gets the first rows and columns of it.
 # norm_weight and norm_bias are (Cout,).
@@ -57,12 +57,12 @@ SCHEMAS = (
 
 
 class NormConv2dOutput(NamedTuple):
-    """What `norm_conv2d` returns; None for what was not asked for.
+    """The results of `norm_conv2d`; None for results that were not asked for.
 
     Attributes:
         y: the raw output of the convolution, (N, Cout, Hout, Wout).
         mean, var: mean and biased variance of the planes of ``y`` as stored, (N, Cout).
-        input: what was convolved, before upsampling and padding; x's shape.
+        input: the convolved input before upsampling and padding; x's shape.
     """
 
     y: Tensor
@@ -141,7 +141,7 @@ register("norm_conv2d")
 
 
 def takes_kernel(kernel: int, upsample: str) -> bool:
-    """Whether `norm_conv2d` takes kernels of this size."""
+    """Return whether `norm_conv2d` takes kernels of this size."""
     return CONV_KERNELS[upsample][1](kernel)
 
 

@@ -63,7 +63,7 @@ def differentiate(op: Callable, formula: Callable, record: Callable | None = Non
     """Give a defined op its kernel for autograd and its rule for vmap.
 
     Args:
-        op: of ``torch.ops.stylekernels``.
+        op: an op of ``torch.ops.stylekernels``.
         formula: plain PyTorch, as `define` takes it.
         record: runs the op in an autograd function, of the op's arguments; None for a first
             derivative, whose own is that of its formula.
@@ -79,8 +79,8 @@ def refuse_gradients(op: Callable, instead: str) -> None:
     """Give a defined op without a gradient a kernel for autograd that says so.
 
     Args:
-        op: of ``torch.ops.stylekernels``.
-        instead: what to do, for the message.
+        op: an op of ``torch.ops.stylekernels``.
+        instead: the remedy, for the message.
     """
 
     def kernel(*arguments):

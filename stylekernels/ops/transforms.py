@@ -1,4 +1,4 @@
-"""Where PyTorch's transforms are at work, which have rules for PyTorch's own ops only."""
+"""Detection of PyTorch's transforms, which have rules for PyTorch's own ops only."""
 
 import torch
 
@@ -6,14 +6,14 @@ _MAPS = (torch._C._functorch.TransformType.Vmap, torch._C._functorch.TransformTy
 
 
 def inside_transform() -> bool:
-    """Inside any transform of torch.func, or forward-mode differentiation."""
+    """Return whether a transform of torch.func or forward-mode differentiation is at work."""
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def transformed() -> bool:
-    """Inside forward-mode differentiation, vmap or torch.jit.trace: autograd functions without a
-    rule for it can't be used."""
+    """Return whether forward-mode differentiation, vmap or torch.jit.trace is at work: autograd
+    functions without a rule for it can't be used then."""
     if torch.autograd.forward_ad._current_level >= 0 or torch.jit.is_tracing():
         return True
     if torch._C._functorch.peek_interpreter_stack() is None:
@@ -21,6 +21,6 @@ def transformed() -> bool:
     return any(level.key() in _MAPS for level in torch._C._functorch.get_interpreter_stack())
 
 
-# A compiler asks once, while it traces, and guards on the transforms itself. That is what
-# torch.compiler.assume_constant_result sets, which imports the compiler (a second).
+# A compiler asks once, while it traces, and guards on the transforms itself.
+# torch.compiler.assume_constant_result sets the same, and imports the compiler (a second).
 transformed._dynamo_marked_constant = inside_transform._dynamo_marked_constant = True

@@ -50,7 +50,7 @@ SCHEMAS = (
     "bool stats) -> (Tensor y, Tensor mean, Tensor var)",
 )
 
-MEASURED = "it was measured to be faster"
+_MEASURED = "it was measured to be faster"
 
 _KERNELS = {
     "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
@@ -193,7 +193,7 @@ def _forward(
     image = x
     half = x.dtype in (torch.bfloat16, torch.float16)
     if upsample == "nearest" and half and choose("norm_conv2d", x.device.type) == "triton":
-        # Where the op enlarges the image itself, it rounds sums of weights.
+        # The op would round sums of weights if it enlarged the image itself.
         image = torch.ops.stylekernels.upsampled_image.default(x, padding, padding_mode)
         padding, padding_mode, upsample = 0, "zeros", "none"
     y, mean, var, _ = torch.ops.stylekernels.norm_conv2d.default(
@@ -329,7 +329,7 @@ def native_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) ->
         return None
     plain = _dense_channels_last(x) and upsample == "transpose" and padding_mode == "zeros"
     in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
-    return MEASURED if plain and (kernel == 3 or in_pairs) else None
+    return _MEASURED if plain and (kernel == 3 or in_pairs) else None
 
 
 def triton_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> str | None:
@@ -347,7 +347,7 @@ def triton_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) ->
         faster = padding_mode != "zeros" and x.dtype != torch.float64
     if is_forced("triton") or (faster and _dense_channels_last(x)):
         return None
-    return MEASURED
+    return _MEASURED
 
 
 def _dense_channels_last(x: Tensor) -> bool:

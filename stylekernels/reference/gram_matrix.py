@@ -27,7 +27,7 @@ def gram_matrix(x: Tensor, scale: float | None, center: bool) -> Tensor:
 def gram_loss(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
     """Mean squared error between the Gram matrix of ``x`` and ``target``."""
     gram = gram_matrix(x, scale, center=False)
-    # Not F.mse_loss, which has no forward derivative of its gradient at the target.
+    # F.mse_loss has no forward derivative of its gradient at the target.
     return (gram - target.to(gram.dtype)).square().mean()
 
 

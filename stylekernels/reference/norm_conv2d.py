@@ -57,7 +57,7 @@ def convolve(
     """Upsample, pad, convolve and add the bias, rounded once to x's dtype."""
     dtype = x.dtype
     if bias is not None:
-        # In half precision PyTorch may round before it adds the bias, and takes none in float32.
+        # PyTorch may round half precision before it adds the bias, and takes none in float32.
         x, weight, bias = (tensor.to(wide_dtype(x)) for tensor in (x, weight, bias))
     if upsample != "none":
         y = upsample_conv2d(x, weight, bias, upsample, padding_mode)

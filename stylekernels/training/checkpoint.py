@@ -17,7 +17,7 @@ _CONTENTS = {"network", "generator", "optimizer", "scaler", "step", "minutes", "
 # A checkpoint belongs to a run whose values of these are the same.
 _FIXED = ("style_size", "crop", "batch_size", "seed", "features", "content_weight",
           "content_colors", "color_weight", "style_weight", "tv_weight")  # fmt: skip
-# What runs did before there was such an option.
+# Values of options that older checkpoints lack.
 _BEFORE = {"content_colors": "photo", "color_weight": 0.0}
 
 
@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What :func:`save_checkpoint` wrote; no code in the file ever runs.
+    """Read a file of :func:`save_checkpoint`; no code in it ever runs.
 
     Raises:
         SettingError: if the file is missing, truncated or no checkpoint of this trainer.

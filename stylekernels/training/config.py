@@ -1,4 +1,4 @@
-"""What a training run is told."""
+"""Settings of a training run."""
 
 import math
 from collections.abc import Iterator
@@ -24,17 +24,17 @@ class TrainConfig:
     be read are skipped."""
 
     output: Path = Path("style.safetensors")
-    """Where the trained style is written."""
+    """The file that the trained style is written to."""
 
     init: str = "bilinear"
-    """What training starts from: a bundled style's name, a path, or ``bilinear`` for new weights
-    whose upsampling interpolates."""
+    """The start of training: a bundled style's name, a path, or ``bilinear`` for new weights whose
+    upsampling interpolates."""
 
     lite: bool = False
     """Train the half-width generator (a quarter of the work); with ``init=bilinear`` only."""
 
     upsample: Literal["nearest", "transpose", "transpose3"] = "nearest"
-    """How new weights double the size, with ``init=bilinear`` only. ``nearest`` takes a little more
+    """The upsampling of new weights, with ``init=bilinear`` only. ``nearest`` takes a little more
     arithmetic than ``transpose`` and draws no checkerboard in a run of a few hundred steps."""
 
     steps: int = 2000
@@ -68,9 +68,9 @@ class TrainConfig:
     """Weight of the content loss, a mean over layers of relative errors."""
 
     content_colors: Literal["painting", "photo"] = "painting"
-    """Whose colours content and colour loss, and the warm-up, ask for. ``painting`` is the photo
-    after a colour transfer from the painting: content and style then want the same colours, where
-    with the ``photo``'s own they settle between them, on dull ones."""
+    """The colours that content loss, colour loss and warm-up aim at. ``painting`` is the photo
+    after a colour transfer from the painting: content and style then want the same colours. With
+    the ``photo``'s own colours they settle between the two, on dull ones."""
 
     color_weight: float = 2.0
     """Weight of the colour loss: squared errors of the mean colours of 16 pixel cells, relative to
@@ -115,7 +115,7 @@ class TrainConfig:
     """A photo that is stylised at every log line, into TensorBoard and beside the output."""
 
     checkpoint: Path | None = None
-    """Where the state of training is kept, so that it can be resumed."""
+    """The file that the state of training is kept in, so that it can be resumed."""
 
     checkpoint_every: int = 250
     """Steps between two checkpoints."""
@@ -175,7 +175,7 @@ class TrainConfig:
 
     @property
     def preview_file(self) -> Path | None:
-        """Where the stylised preview is written, if there is one."""
+        """The file of the stylised preview, if there is one."""
         return None if self.preview is None else self.output.with_suffix(".preview.png")
 
     def _check_outputs(self, inputs: list[Path]) -> None:

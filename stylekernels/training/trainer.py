@@ -55,7 +55,7 @@ _Placed = TypeVar("_Placed", Tensor, nn.Module)
 
 @dataclass
 class TrainResult:
-    """What a run produced.
+    """The results of a run.
 
     Attributes:
         output: the trained style's file.
@@ -195,7 +195,7 @@ class _Run:
         return tensors.to(self.device, memory_format=torch.channels_last)
 
     def target(self, photo: Tensor) -> Tensor:
-        """What the picture's content and colours should be; (N, 3, H, W) like the photo."""
+        """The image that gives content and colours, (N, 3, H, W) like the photo."""
         return photo if self.transfer is None else self.place(self.transfer(photo))
 
     def batches(self, start: int, stop: int) -> Iterator[Tensor]:
@@ -343,7 +343,7 @@ class _Run:
 
 
 def _distance(target: Tensor, picture: Tensor) -> dict[str, Tensor]:
-    """What the warm-up minimises."""
+    """The loss of the warm-up."""
     return {"total": F.l1_loss(picture.float(), target)}
 
 

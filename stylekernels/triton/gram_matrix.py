@@ -62,14 +62,14 @@ _PROGRAMS = 1
 _STEPS_BYTES = 96 * 1024
 _STEPS = 8
 _PIECES = 256
-#: Of the kernel that adds up pieces: partial sums that a program has at once, but no less than one
+#: The kernel that adds up pieces: partial sums that a program has at once, but no less than one
 #: row of each piece; pieces at once, at most; warps.
 _SUMS = 1024
 _SUM_PIECES = 64
 _SUM_WARPS = 4
 #: Rows of S that a program of `symmetric_kernel` makes, and elements, at most.
 _SYMMETRIC = (8, 4096)
-#: Of the gradient's product, by bytes of the values that are multiplied: the most channels of a
+#: The gradient's product, by bytes of the values that are multiplied: the most channels of a
 #: program, channels of a step, elements and most pixels of a tile, and warps.
 _GRADIENT = {
     2: (128, 64, 16384, 256, 8),
@@ -84,14 +84,14 @@ _constant = functools.lru_cache(typed=True)(tl.constexpr)
 
 @dataclass(frozen=True)
 class _Share:
-    """How the products of a layer are shared out.
+    """The division of a layer's products among programs.
 
     Attributes:
         block: rows and columns of a tile.
-        tiles: of one triangle.
-        pieces: of an image.
+        tiles: number of tiles of one triangle.
+        pieces: number of pieces of an image.
         piece: pixels of a piece.
-        programs: of all images.
+        programs: number of programs for all images.
         read: elements that all programs read together.
     """
 
@@ -103,7 +103,7 @@ class _Share:
     read: int
 
     def cost(self, bytes_of_value: int, wanted: float) -> float:
-        """In bytes read, or as long as that takes with fewer programs than ``wanted``. Partial
+        """The cost in bytes read, or in as much time with fewer programs than ``wanted``. Partial
         sums, of float32 or more, are written and read again, at half the speed (measured)."""
         sums = self.programs * self.block**2 if self.pieces > 1 else 0
         reads = self.read * max(1.0, wanted / self.programs)
@@ -136,7 +136,7 @@ def _candidates(n: int, c: int, p: int, bytes_of_value: int, wanted: float) -> I
 
 
 def _share(n: int, c: int, p: int, most: int, pieces: int, bytes_of_value: int) -> _Share:
-    """In tiles of at most so many channels and about so many pieces, each of several steps."""
+    """Divide into tiles of up to ``most`` channels and about ``pieces`` pieces of several steps."""
     block = max(16, min(triton.next_power_of_2(c), most))
     rows = triton.cdiv(c, block)
     tiles = rows * (rows + 1) // 2
@@ -149,8 +149,8 @@ def _share(n: int, c: int, p: int, most: int, pieces: int, bytes_of_value: int) 
 
 
 def _steps(x: Tensor, share: _Share, bytes_of_value: int, centered: bool) -> int:
-    """Of the loop over pixels that are under way at once; centring makes a copy of one. Loads under
-    way take registers, and float64 spills what it takes beyond one step's."""
+    """The stages of software pipelining in the loop over pixels; centring makes a copy of one.
+    Loads in flight take registers, and float64 spills beyond one stage."""
     if x.dtype == torch.float64:
         return 1
     if on_amd():
@@ -161,7 +161,7 @@ def _steps(x: Tensor, share: _Share, bytes_of_value: int, centered: bool) -> int
 
 
 def _bits(scale: float) -> int:
-    """Of a float64; odd, for Triton compiles once more for numbers that 16 divides."""
+    """The bits of a float64, made odd: Triton compiles once more for numbers that 16 divides."""
     return struct.unpack("q", struct.pack("d", scale))[0] | 1
 
 
@@ -244,7 +244,7 @@ def _gradients(
     mean: Tensor | None = None,
     grad_losses: Tensor | None = None,
 ) -> list[Tensor]:
-    """Of features, from those of their Gram matrices, times those of losses if there are any."""
+    """Gradients of features from those of their Gram matrices, times those of losses if given."""
     layers = [Planes.of(x) for x in features]
     scales = _scales(layers, scales)
     grad_features = [dense_like(x) for x in features]

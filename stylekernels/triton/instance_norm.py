@@ -44,7 +44,7 @@ def _statistics(mean, error, rstd, plane, in_channels):
 
 @triton.jit
 def _scale_and_shift(center_error, inverse, gain, offset):
-    """Of the input less its mean, whose rounding error the shift makes good."""
+    """Scale and shift of the input less its mean; the shift corrects the mean's rounding error."""
     scale = inverse
     if gain is not None:
         scale = inverse * gain
@@ -130,7 +130,7 @@ def normalize_kernel(
     else:
         center, center_error, inverse = _statistics(mean, error, rstd, plane, in_channels)
     scale, shift = _scale_and_shift(center_error, inverse, gain, offset)
-    # What was read last for the statistics is in the cache, so that comes first.
+    # Pixels that were read last for the statistics are in the cache, so they come first.
     tiles = tl.cdiv(last - first, BLOCK_P)
     for tile in range(tiles):
         pixels = first + (tiles - 1 - tile) * BLOCK_P + rows
@@ -181,7 +181,8 @@ def _store_sums(to_sums, g, g_away, center_error, inverse, kinds, in_channels):
 
 @triton.jit
 def _slope_and_level(total_g, total_gz, center_error, inverse, scale, P):
-    """Of what the plane's sums take from each gradient: a line over the input less its mean."""
+    """Slope and level of the line, over the input less its mean, that the plane's sums subtract
+    from each gradient."""
     slope = scale * inverse * (total_gz / P)
     return slope, scale * (total_g / P) - center_error * slope
 
@@ -292,7 +293,7 @@ def gradient_kernel(
             slope, level = _slope_and_level(total_g, total_gz, center_error, inverse, scale, P)
         tiles = tl.cdiv(last - first, BLOCK_P)
         for tile in range(tiles):
-            # What was read last for the sums is in the cache, so that comes first.
+            # Pixels that were read last for the sums are in the cache, so they come first.
             start = first + (tile if SUM else tiles - 1 - tile) * BLOCK_P
             pixels = start + rows
             lines, inside = pixels.to(INDEX)[:, None], (pixels < last)[:, None] & in_channels
@@ -347,7 +348,7 @@ def instance_norm(
     rstd = x.new_empty((planes.n, planes.c), dtype=wide_dtype(x))
     if mean is not None:
         means[0], means[1] = mean, 0
-        # In float64 here: a kernel's numbers are float32.
+        # Computed here in float64: a kernel's numbers are float32.
         rstd.copy_(reference.inverse_deviation(var.double(), eps))
     elif not tiling.one_tile:
         write_statistics(

@@ -41,8 +41,8 @@ def _config(
     if dtype == torch.float64:
         return Config(32, 16, min(geometry.step, 16), num_warps=4, num_stages=1)
     half = dtype.itemsize == 2
-    # Of four pixels that are computed together two a block see fewer rows of their window; 64 rows
-    # of a product are what Hopper's matrix instructions take at least.
+    # A block of two of the four pixels that are computed together reads fewer rows of their window.
+    # Hopper's matrix instructions take at least 64 rows of a product.
     rows = 1 if geometry.doubles else geometry.group[0]
     block_n = triton.next_power_of_2(outputs * rows * geometry.group[1])
     block_n = min(max(64 if half else 16, block_n), 128)
@@ -111,11 +111,11 @@ def prepare(
 
 
 class _Layer:
-    """A convolution of images of one size: how it runs, and the memory that takes.
+    """A convolution of images of one size: its launches and its memory.
 
     Args:
         weight: in the dtype of the arithmetic.
-        n, height, width: of the input.
+        n, height, width: size of the input.
         stride, padding, padding_mode, upsample: as `norm_conv2d` takes them.
         channels_last: whether the output is.
     """
@@ -147,13 +147,13 @@ class _Layer:
 
     @property
     def groups(self) -> int:
-        """Of pixels, in an image."""
+        """The number of groups of pixels in an image."""
         rows, columns = self.geometry.groups(self.rows, self.columns)
         return rows * columns
 
     @property
     def ragged(self) -> bool:
-        """Whether some groups have pixels beyond the output."""
+        """Return whether some groups have pixels beyond the output."""
         rows, columns = self.geometry.group
         return self.rows % rows > 0 or self.columns % columns > 0
 
@@ -168,8 +168,8 @@ class _Layer:
 
     @property
     def prepared_shape(self) -> tuple[int, int, int, int]:
-        """Of what the first kernel writes. As many columns more as let Triton know that each row
-        begins at a whole line of memory."""
+        """The shape of the image that the first kernel writes. Columns are rounded up to 16, so
+        that Triton knows that each row begins at a whole line of memory."""
         geometry = self.geometry
         rows, columns = (
             max(seen, geometry.border + size * geometry.repeats)
@@ -221,7 +221,7 @@ class _Layer:
         )  # fmt: skip
 
     def _is_convolved_in(self, image: Tensor) -> bool:
-        """Whether the second kernel reads images of this layout and size as they are."""
+        """Return whether the second kernel reads images of this layout and size as they are."""
         geometry = self.geometry
         seen = geometry.seen(self.rows, self.columns)
         channels_last = self.channels == 1 or Planes.of(image).stride_c == 1
@@ -351,7 +351,7 @@ def norm_conv2d_workspace(
 def _check_memory(
     layer: _Layer, packed: Tensor, y: Tensor, workspace: Tensor, prepared: int, stats: bool
 ) -> None:
-    """What the caller lends must be as large as the kernels take it to be."""
+    """Check that the caller's memory is as large as the kernels take it to be."""
     geometry = layer.geometry
     weights = geometry.pixels * layer.outputs * geometry.window[0] * geometry.run
     if packed.numel() != weights or packed.dtype != layer.dtype:

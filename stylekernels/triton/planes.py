@@ -40,7 +40,7 @@ class Planes:
     Attributes:
         x: contiguous or channels_last.
         n, c, p: images, channels, pixels.
-        stride_n, stride_c, stride_p: of ``x``, in elements.
+        stride_n, stride_c, stride_p: strides of ``x``, in elements.
     """
 
     x: Tensor
@@ -64,7 +64,7 @@ class Planes:
 
     @classmethod
     def into(cls, y: Tensor) -> "Planes":
-        """Of what a kernel writes, which must be dense."""
+        """Return the planes of a tensor that a kernel writes, which must be dense."""
         planes = cls.of(y)
         if planes.x is not y:
             raise ValueError(
@@ -79,20 +79,20 @@ class Planes:
 
     @property
     def index_type(self) -> tl.dtype:
-        """Of offsets within an image."""
+        """The type of offsets within an image."""
         return tl.int64 if self.c * self.p >= 2**31 else tl.int32
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How planes are shared out: a program takes some channels of one image and one piece.
+    """The division of planes among programs: each takes some channels of one image and one piece.
 
     Attributes:
         block_p, block_c: pixels and channels of a tile, powers of two.
-        pieces: of a plane.
+        pieces: number of pieces of a plane.
         piece: pixels of a piece, a multiple of ``block_p`` unless there is but one.
-        programs: of a launch.
-        num_warps: of a program.
+        programs: number of programs of a launch.
+        num_warps: number of warps of a program.
     """
 
     block_p: int
@@ -104,7 +104,7 @@ class Tiling:
 
     @property
     def one_tile(self) -> bool:
-        """Whether a tile is a whole plane: then statistics need no pass of their own."""
+        """Return whether a tile is a whole plane: then statistics need no pass of their own."""
         return self.pieces == 1 and self.block_p >= self.piece
 
 
@@ -113,8 +113,8 @@ def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
     there are planes enough to fill the device, and else as many pieces as do.
 
     Args:
-        planes: of the input.
-        tensors: how many of its size a program holds a tile of.
+        planes: planes of the input.
+        tensors: number of tensors of its size that a program holds a tile of.
     """
     n, c, p = planes.n, planes.c, planes.p
     device, wide = planes.x.device, 2 if planes.x.dtype == torch.float64 else 1
@@ -314,9 +314,9 @@ def statistics_kernel(
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Of every plane what there is a place for: mean, its rounding error, biased variance, inverse
-    deviation, and the factor and addend that instance norm with ``weight`` and ``bias``, (C,),
-    comes to. The addend is taken from the factor as it was rounded: see `norm_scale_shift`."""
+    """Write the statistics of every plane that there is a place for: mean, its rounding error,
+    biased variance, inverse deviation, and scale and shift of instance norm with ``weight`` and
+    ``bias``, (C,). The shift is computed from the rounded scale: see `norm_scale_shift`."""
     n, _, channels = place(C, 1, BLOCK_C)
     total, mean, squares = merge_moments(moments, n, channels, N, pieces, C, 0, pieces, ROWS)
     inside = channels < C

@@ -70,7 +70,7 @@ def tune(
 
     Args:
         problem: all that a configuration's speed depends on.
-        device: what ``run`` runs on.
+        device: the device that ``run`` runs on.
         candidates: configurations, the default among them.
         run: runs the problem; may be called any number of times.
 
