@@ -367,7 +367,7 @@ def sampled(tmp_path_factory):
     def run(*arguments: str) -> tuple[list[str], int, str]:
         command = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "gpu_sample"]
         command += ["-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "gpu", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
+        environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "PYTEST_ADDOPTS": ""}
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60
         )
