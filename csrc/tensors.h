@@ -1,11 +1,10 @@
 // Tensors over LibTorch's stable ABI (one binary serves torch 2.11 and later): dtypes, layouts, and
 // checks of everything that kernels index by.
 //
-// Each op file ends with its registration: STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) defines
-// the schemas (the same text as SCHEMAS in stylekernels/ops/<op>.py; a test holds them equal),
-// STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) puts the functions under them. Public functions
-// check their arguments in Python. The checks here are for direct calls of torch.ops.stylekernels,
-// exported models and C++ programs; their exceptions arrive as RuntimeError with a file name.
+// Each op file ends with its registration: STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) puts
+// functions under the schemas of schemas.cpp. Public functions check their arguments in Python. The
+// checks here are for direct calls of torch.ops.stylekernels, exported models and C++ programs;
+// their exceptions arrive as RuntimeError with a file name.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -17,7 +16,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/types.h"
+#include "conv_geometry.h"
 
 namespace stylekernels {
 
@@ -93,6 +92,31 @@ inline Tensor empty_like(const Tensor& x, Layout layout) {
 // Scratch memory of a call.
 inline Tensor workspace(int64_t doubles, const Tensor& like) {
   return empty({doubles}, like, ScalarType::Double);
+}
+
+// -- names -----------------------------------------------------------------------------------
+
+inline Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::relu;
+  if (name == "leaky_relu") return Activation::leaky_relu;
+  if (name == "tanh") return Activation::tanh;
+  if (name == "sigmoid") return Activation::sigmoid;
+  STD_TORCH_CHECK(name == "none", "activation: unknown name ", name);
+  return Activation::none;
+}
+
+inline PaddingMode padding_mode_of(const std::string& name) {
+  if (name == "reflect") return PaddingMode::reflect;
+  if (name == "replicate") return PaddingMode::replicate;
+  STD_TORCH_CHECK(name == "zeros", "padding_mode: unknown name ", name);
+  return PaddingMode::zeros;
+}
+
+inline Upsample upsample_of(const std::string& name) {
+  if (name == "nearest") return Upsample::nearest;
+  if (name == "transpose") return Upsample::transpose;
+  STD_TORCH_CHECK(name == "none", "upsample: unknown name ", name);
+  return Upsample::none;
 }
 
 // -- checks ----------------------------------------------------------------------------------

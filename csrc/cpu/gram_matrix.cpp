@@ -7,11 +7,10 @@
 
 #include "../tensors.h"
 #include "capability.h"
+#include "exact_mean.h"
 #include "parallel.h"
 
 namespace stylekernels {
-
-Tensor exact_mean(Tensor x);  // instance_norm.cpp: mean of every plane and its rounding error
 
 namespace {
 
@@ -243,20 +242,6 @@ std::vector<Tensor> gram_losses_backward(std::vector<Tensor> features,
 }
 
 }  // namespace
-
-STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
-  m.def("gram_matrix(Tensor x, float? scale, bool center) -> (Tensor gram, Tensor mean)");
-  m.def(
-      "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) "
-      "-> Tensor grad_x");
-  m.def("gram_loss(Tensor x, Tensor target, float? scale) -> (Tensor loss, Tensor grad_gram)");
-  m.def(
-      "gram_losses(Tensor[] features, Tensor[] targets, float[]? scales) "
-      "-> (Tensor losses, Tensor[] grad_grams)");
-  m.def(
-      "gram_losses_backward(Tensor[] features, Tensor[] grad_grams, Tensor grad, float[]? scales) "
-      "-> Tensor[] grad_features");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {
   m.impl("gram_matrix", TORCH_BOX(&gram_matrix));

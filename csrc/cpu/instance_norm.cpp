@@ -6,10 +6,9 @@
 
 #include "../tensors.h"
 #include "capability.h"
+#include "exact_mean.h"
 
 namespace stylekernels {
-
-Activation activation_of(const std::string& name);
 
 namespace {
 
@@ -303,32 +302,10 @@ std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
 
 }  // namespace
 
-Activation activation_of(const std::string& name) {
-  if (name == "relu") return Activation::relu;
-  if (name == "leaky_relu") return Activation::leaky_relu;
-  if (name == "tanh") return Activation::tanh;
-  if (name == "sigmoid") return Activation::sigmoid;
-  STD_TORCH_CHECK(name == "none", "activation: unknown name ", name);
-  return Activation::none;
-}
-
 Tensor exact_mean(Tensor x) {
   Tensor mean = empty({2, x.size(0), x.size(1)}, x, wide_dtype(x));
   write_statistics(x, mean, 2, empty({x.size(0), x.size(1)}, x, wide_dtype(x)));
   return mean;
-}
-
-STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
-  m.def("instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)");
-  m.def(
-      "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
-      "Tensor? var, str activation, float negative_slope, bool residual_first, float eps, "
-      "bool own_stats) -> (Tensor y, Tensor mean, Tensor rstd)");
-  m.def(
-      "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
-      "Tensor? residual, Tensor mean, Tensor rstd, str activation, float negative_slope, "
-      "bool own_stats, bool want_residual) "
-      "-> (Tensor grad_x, Tensor grad_residual, Tensor sum_grad, Tensor sum_grad_normalized)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {

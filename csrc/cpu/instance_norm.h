@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "types.h"
+#include "../types.h"
 
 namespace stylekernels {
 

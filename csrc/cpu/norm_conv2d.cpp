@@ -3,14 +3,13 @@
 #include "norm_conv2d.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "../tensors.h"
 #include "capability.h"
 #include "parallel.h"
 
 namespace stylekernels {
-
-Activation activation_of(const std::string& name);  // instance_norm.cpp
 
 namespace {
 
@@ -52,53 +51,29 @@ constexpr int64_t kMostRowsOfLarge = 48, kRowUnitOfLarge = 6;
 // Multiply-adds in about the time of one element of a pass over memory.
 constexpr int64_t kMultipliesPerElement = 16;
 
-PaddingMode padding_mode_of(const std::string& name) {
-  if (name == "reflect") return PaddingMode::reflect;
-  if (name == "replicate") return PaddingMode::replicate;
-  STD_TORCH_CHECK(name == "zeros", "padding_mode: unknown name ", name);
-  return PaddingMode::zeros;
-}
-
 std::optional<Tensor> dense(const std::optional<Tensor>& x, ScalarType dtype) {
   if (!x.has_value()) return x;
   const Tensor packed = torch::stable::contiguous(*x);
   return packed.scalar_type() == dtype ? packed : torch::stable::to(packed, dtype);
 }
 
-int64_t floor_half(int64_t value) { return value >= 0 ? value / 2 : -((1 - value) / 2); }
-
-// The axis whose element k meets the input pixel offset(k) away, if used(k).
-template <class Used, class Offset>
-ConvAxis axis_of(int64_t kernel, const Used& used, const Offset& offset) {
-  int64_t first = ConvAxis::kMaxKernel, last = -ConvAxis::kMaxKernel;
-  for (int64_t k = 0; k < kernel; ++k) {
-    if (!used(k)) continue;
-    first = std::min(first, offset(k));
-    last = std::max(last, offset(k));
-  }
-  ConvAxis axis{int(last - first + 1), int(first), {}};
-  for (int64_t k = 0; k < kernel; ++k) axis.tap_of[k] = used(k) ? int(offset(k) - first) : -1;
-  return axis;
+// Names are taken from the op's arguments.
+ConvMode mode_of(int64_t stride, int64_t padding, const std::string& padding_mode,
+                 const std::string& upsample) {
+  return {stride, padding, padding_mode_of(padding_mode), upsample_of(upsample)};
 }
 
-// How the output is found from the input.
-struct Mode {
-  int64_t stride, padding;
-  std::string padding_mode, upsample;
-};
-
 // Kernels that the mode takes, and strides and padding that it knows.
-void check_mode(const Tensor& weight, const Mode& mode) {
+void check_mode(const Tensor& weight, const ConvMode& mode) {
   check_rank(weight, "weight", 4, 4);
   const int64_t k = weight.size(2);
-  const bool transposed = mode.upsample == "transpose", nearest = mode.upsample == "nearest";
-  STD_TORCH_CHECK(transposed || nearest || mode.upsample == "none", "upsample: unknown name ",
-                  mode.upsample);
+  const bool transposed = mode.upsample == Upsample::transpose;
+  const bool nearest = mode.upsample == Upsample::nearest;
   const bool known = transposed ? k == 3 || k == 4 : nearest ? k >= 3 && k % 2 == 1 : k >= 1;
   STD_TORCH_CHECK(k == weight.size(3) && known && k <= ConvAxis::kMaxKernel,
                   "weight: expected a square kernel that upsample takes, got ",
                   text_of(shape_of(weight)));
-  STD_TORCH_CHECK(mode.stride == 1 || (mode.stride == 2 && mode.upsample == "none"),
+  STD_TORCH_CHECK(mode.stride == 1 || (mode.stride == 2 && mode.upsample == Upsample::none),
                   "stride: expected 1, or 2 without upsampling, got ", mode.stride);
   STD_TORCH_CHECK(transposed ? mode.padding == 0
                   : nearest  ? mode.padding == k / 2
@@ -108,58 +83,26 @@ void check_mode(const Tensor& weight, const Mode& mode) {
 }
 
 // What the packed weights depend on.
-NormConv2d weights_of(const Tensor& weight, const Mode& mode) {
+NormConv2d weights_of(const Tensor& weight, const ConvMode& mode) {
   check_mode(weight, mode);
-  const bool transposed = mode.upsample == "transpose";
-  const int cout_dim = transposed ? 1 : 0;
+  const int cout_dim = mode.upsample == Upsample::transpose ? 1 : 0;
   NormConv2d args{};
+  static_cast<ConvGeometry&>(args) = conv_geometry(weight.size(2), mode);
   args.dtype = dtype_of(weight);
   args.cout = weight.size(cout_dim), args.cin = weight.size(1 - cout_dim);
   args.weight = weight.const_data_ptr();
   args.weight_cout = weight.stride(cout_dim), args.weight_cin = weight.stride(1 - cout_dim);
   args.weight_row = weight.stride(2), args.weight_column = weight.stride(3);
-  const int64_t k = args.kernel = weight.size(2);
-  const auto all = [](int64_t) { return true; };
-  args.stride = mode.stride;
-  args.padding_mode = padding_mode_of(mode.padding_mode);
-  args.step = args.repeats = 1;
-  if (transposed) {
-    args.step = 2;
-    for (int64_t parity : {0, 1})
-      args.axes[parity] = axis_of(
-          k, [&](int64_t i) { return (parity + 1 - i) % 2 == 0; },
-          [&](int64_t i) { return (parity + 1 - i) / 2; });
-  } else if (mode.upsample == "nearest" && (k <= 3 || args.padding_mode != PaddingMode::reflect)) {
-    args.step = 2;
-    for (int64_t parity : {0, 1})
-      args.axes[parity] =
-          axis_of(k, all, [&](int64_t i) { return floor_half(parity + i - k / 2); });
-    // Half a pixel beyond the border of the large image is the border of the small one.
-    if (args.padding_mode == PaddingMode::reflect) args.padding_mode = PaddingMode::replicate;
-  } else {
-    // A larger kernel reflects more than half a pixel: the large image is convolved as it is.
-    if (mode.upsample == "nearest") args.repeats = 2;
-    args.axes[0] = axis_of(k, all, [&](int64_t i) { return i - mode.padding; });
-  }
   return args;
 }
 
 // Adds the sizes of the image, and of the output.
-void set_image(NormConv2d& args, int64_t n, int64_t h, int64_t w, const Mode& mode) {
-  const bool nearest = mode.upsample == "nearest", transposed = mode.upsample == "transpose";
-  const int64_t smallest = nearest || transposed ? 1 : args.kernel - 2 * mode.padding;
-  const int64_t reflected = mode.padding_mode != "reflect" ? 0 : transposed ? 1 : mode.padding;
-  const int64_t side = std::min(h, w) * (nearest ? 2 : 1);
-  STD_TORCH_CHECK(n >= 0 && side >= std::max<int64_t>({1, smallest, reflected + 1}),
+void set_image(NormConv2d& args, int64_t n, int64_t h, int64_t w, const ConvMode& mode) {
+  STD_TORCH_CHECK(n >= 0 && std::min(h, w) >= smallest_side(args.kernel, mode),
                   "x: too small for this kernel and padding, got ", text_of({n, args.cin, h, w}));
   args.n = n, args.h = h, args.w = w;
-  if (args.step == 2) {
-    args.rows = args.h, args.columns = args.w;
-  } else {
-    const int64_t reach = 2 * mode.padding - args.kernel;
-    args.rows = (args.repeats * args.h + reach) / args.stride + 1;
-    args.columns = (args.repeats * args.w + reach) / args.stride + 1;
-  }
+  args.rows = output_side(h, args, mode.padding);
+  args.columns = output_side(w, args, mode.padding);
 }
 
 // Adds how the work is shared out.
@@ -200,9 +143,27 @@ struct Workspace {
   }
 };
 
+// Shares the bands out and runs them. A task of several bands reads the rows that two of them need
+// once. Tasks get shorter towards the end, so that all threads end together: each takes its share
+// of half of what is left (guided self-scheduling, Polychronopoulos and Kuck, 1987).
+void run(NormConv2d& args) {
+  const int64_t bands = args.n * args.bands;
+  const int64_t workers = parallel_workers(bands, args.band_cost);
+  std::vector<int64_t> begins;
+  for (int64_t band = 0; band < bands;) {
+    begins.push_back(band);
+    const int64_t left = args.bands - band % args.bands;  // of the image
+    band += std::clamp<int64_t>((bands - band) / (2 * workers), 1, left);
+  }
+  args.tasks = int64_t(begins.size());
+  begins.push_back(bands);
+  args.task_begins = begins.data();
+  kernels().run(args);
+}
+
 Tensor norm_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, std::string padding_mode,
                         std::string upsample) {
-  NormConv2d args = weights_of(weight, {stride, padding, padding_mode, upsample});
+  NormConv2d args = weights_of(weight, mode_of(stride, padding, padding_mode, upsample));
   Tensor packed = empty({kernels().packed_elements(args)}, weight, wide_dtype(weight));
   args.packed = packed.mutable_data_ptr();
   kernels().pack(args);
@@ -211,7 +172,7 @@ Tensor norm_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, std::str
 
 int64_t norm_conv2d_workspace(Tensor weight, int64_t n, int64_t h, int64_t w, int64_t stride,
                               int64_t padding, std::string padding_mode, std::string upsample) {
-  const Mode mode{stride, padding, padding_mode, upsample};
+  const ConvMode mode = mode_of(stride, padding, padding_mode, upsample);
   NormConv2d args = weights_of(weight, mode);
   set_image(args, n, h, w, mode);
   set_bands(args);
@@ -234,7 +195,7 @@ struct Inputs {
     if (residual.has_value()) this->residual = with_layout(*residual, layout);
   }
 
-  void give(NormConv2d& args, const Mode& mode) const {
+  void give(NormConv2d& args, const ConvMode& mode) const {
     STD_TORCH_CHECK(x.size(1) == args.cin, "x: expected weight's Cin = ", args.cin,
                     " channels, got ", text_of(shape_of(x)));
     if (residual.has_value()) check_shape(*residual, "residual", shape_of(x));
@@ -260,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
   check_like(residual, "residual", x);
   const ScalarType wide = wide_dtype(x);
   const Inputs inputs(x, layout_of(x), residual, bias, scale_shift, wide);
-  const Mode mode{stride, padding, padding_mode, upsample};
+  const ConvMode mode = mode_of(stride, padding, padding_mode, upsample);
   NormConv2d args = weights_of(weight, mode);
   inputs.give(args, mode);
   set_bands(args);
@@ -284,7 +245,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
   const Workspace parts(args, args.wants_statistics());
   const Tensor memory = workspace(parts.size(), x);
   parts.give(args, memory);
-  kernels().run(args);
+  run(args);
   return {y, mean, var, input};
 }
 
@@ -300,7 +261,7 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   const ScalarType wide = wide_dtype(weight);
   const bool both = y.is_contiguous() && is_channels_last(y);  // then x decides
   const Inputs inputs(x, layout_of(both ? x : y), residual, bias, scale_shift, wide);
-  const Mode mode{stride, padding, padding_mode, upsample};
+  const ConvMode mode = mode_of(stride, padding, padding_mode, upsample);
   NormConv2d args = weights_of(weight, mode);
   inputs.give(args, mode);
   const ScalarType dtype = weight.scalar_type();
@@ -333,8 +294,8 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   set_bands(args);  // those of the whole output: shared out anew, fewer rows may be more tasks
   const int64_t height = args.step * args.rows, width = args.step * args.columns;
   if (y.size(2) != height || y.size(3) != width) {
-    STD_TORCH_CHECK(upsample == "none" && !next_scale_shift.has_value() && y.size(2) <= height &&
-                        y.size(3) <= width,
+    STD_TORCH_CHECK(mode.upsample == Upsample::none && !next_scale_shift.has_value() &&
+                        y.size(2) <= height && y.size(3) <= width,
                     "y: expected the size of the whole output, or, without upsampling and "
                     "statistics, fewer rows and columns");
     args.rows = y.size(2), args.columns = y.size(3);
@@ -357,35 +318,10 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
                   "workspace: too small; torch has more threads "
                   "now than when norm_conv2d_workspace gave its size");
   parts.give(args, memory);
-  kernels().run(args);
+  run(args);
 }
 
 }  // namespace
-
-STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
-  m.def(
-      "norm_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? scale_shift, str activation, "
-      "float negative_slope, Tensor? residual, bool return_input, int stride, int padding, "
-      "str padding_mode, str upsample, bool return_stats) "
-      "-> (Tensor y, Tensor mean, Tensor var, Tensor input)");
-  m.def(
-      "norm_conv2d_pack(Tensor weight, int stride, int padding, str padding_mode, str upsample) "
-      "-> Tensor");
-  m.def(
-      "norm_conv2d_workspace(Tensor weight, int n, int h, int w, int stride, int padding, "
-      "str padding_mode, str upsample) -> int");
-  m.def(
-      "norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, Tensor? bias, Tensor? scale_shift, "
-      "str activation, float negative_slope, Tensor? residual, int stride, int padding, "
-      "str padding_mode, str upsample, Tensor? norm_weight, Tensor? norm_bias, float eps, "
-      "Tensor(a!) y, Tensor(b!)? input, Tensor(c!)? next_scale_shift, Tensor(d!) workspace) "
-      "-> ()");
-  // Their kernels are Triton's, and Python's over norm_conv2d.
-  m.def("upsampled_image(Tensor x, int border, str padding_mode) -> Tensor");
-  m.def(
-      "upsample_conv2d(Tensor x, Tensor weight, Tensor? bias, str upsample, str padding_mode, "
-      "bool stats) -> (Tensor y, Tensor mean, Tensor var)");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(stylekernels, CPU, m) {
   m.impl("norm_conv2d", TORCH_BOX(&norm_conv2d));

@@ -3,28 +3,15 @@
 
 #include <cstdint>
 
-#include "types.h"
+#include "../conv_geometry.h"
 
 namespace stylekernels {
-
-enum class PaddingMode { zeros, reflect, replicate };
 
 // From this kernel size on, nested Winograd transforms may be used, and the rows of the image that
 // two tasks both need are many.
 constexpr int64_t kLargeKernel = 5;
 
-// One direction of a convolution, for one parity of the output: output pixel o (of every `step`-th)
-// is the sum over t < taps of input pixel stride * o + first + t times the kernel's elements k with
-// tap_of[k] = t. Upsampling gives every parity a kernel of its own: a transposed convolution uses
-// some elements (the others have tap_of -1), nearest adds those up that meet the same input pixel.
-struct ConvAxis {
-  static constexpr int kMaxKernel = 9;
-  int taps;
-  int first;
-  int tap_of[kMaxKernel];
-};
-
-struct NormConv2d {
+struct NormConv2d : ConvGeometry {
   DType dtype;
   Layout layout;
   int64_t n, cin, h, w;
@@ -38,13 +25,7 @@ struct NormConv2d {
   void* input;           // x's shape, out: what is convolved; null: not wanted
   const void* weight;
   int64_t weight_cout, weight_cin, weight_row, weight_column;  // its strides, in elements
-  int64_t kernel;
   const void* bias;  // (Cout), float or double; null: none
-  int64_t stride;
-  int64_t step;     // 2 where the output has parities, else 1
-  int64_t repeats;  // how often a pixel of x follows itself in the image that is convolved
-  PaddingMode padding_mode;
-  ConvAxis axes[2];  // by parity
   void* packed;      // the weights: packed_elements(), written by pack()
   void* y;           // (N, Cout, step * rows, step * columns), out
   bool bytes_out;    // y holds unsigned bytes: rounded, 0 below and 255 above
@@ -57,9 +38,11 @@ struct NormConv2d {
   int64_t band;            // output rows of one parity in a task: depends on the shape alone
   int64_t bands;           // per image
   int64_t band_cost;       // of a task, in elements of a pass over memory
-  double* partials;        // (N, bands, 2, Cout) scratch: means and sums of squared deviations
-  void* coefficients;      // (2, N, Cin) scratch
-  void* rows_memory;       // workers x worker_elements() scratch
+  int64_t tasks;
+  const int64_t* task_begins;  // tasks + 1 bands, counted over all images
+  double* partials;            // (N, bands, 2, Cout) scratch: means and sums of squared deviations
+  void* coefficients;          // (2, N, Cin) scratch
+  void* rows_memory;           // workers x worker_elements() scratch
 
   bool wants_statistics() const { return mean != nullptr || next_scale_shift != nullptr; }
 };

@@ -2,8 +2,8 @@
 // gram_matrix.cpp for the division of work.
 #pragma once
 
-#include "../gram_matrix.h"
-#include "matrix.h"
+#include "../../gram_matrix.h"
+#include "../vector/matrix.h"
 
 #if HAS_PAIRS
 namespace stylekernels::CPU_CAPABILITY {

@@ -1,8 +1,8 @@
 // How the features of a Gram matrix lie in memory, and fetching them ahead.
 #pragma once
 
-#include "../gram_matrix.h"
-#include "simd.h"
+#include "../../gram_matrix.h"
+#include "../vector/simd.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 

@@ -13,15 +13,15 @@
 // rounded to bfloat16 for bfloat16 features, as PyTorch's is (gram_pairs.h, gram_tiles.h), unless
 // they are centred; elsewhere it stays in float32.
 
-#include "../gram_matrix.h"
+#include "../../gram_matrix.h"
 
-#include "../parallel.h"
+#include "../../parallel.h"
+#include "../vector/matrix.h"
 #include "gram_features.h"
 #include "gram_pairs.h"
 #include "gram_panels.h"
 #include "gram_rows.h"
 #include "gram_tiles.h"
-#include "matrix.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 namespace {

@@ -10,9 +10,9 @@
 // takes two pixels in each lane.
 #pragma once
 
+#include "../vector/matrix.h"
 #include "gram_features.h"
 #include "gram_pairs.h"
-#include "matrix.h"
 
 #if VECTOR_BYTES == 64
 namespace stylekernels::CPU_CAPABILITY {

@@ -1,8 +1,8 @@
 // The input of a deferred-norm convolution on AMX tiles: rows of it in bfloat16. See conv_tiles.h.
 #pragma once
 
+#include "../vector/tiles.h"
 #include "conv_rows.h"
-#include "tiles.h"
 
 #if HAS_TILES
 namespace stylekernels::CPU_CAPABILITY {

@@ -6,9 +6,9 @@
 // faster by gram_rows.h there.
 #pragma once
 
+#include "../vector/matrix.h"
 #include "gram_features.h"
 #include "gram_pairs.h"
-#include "matrix.h"
 
 #if VECTOR_BYTES < 64 || HAS_PAIRS
 namespace stylekernels::CPU_CAPABILITY {

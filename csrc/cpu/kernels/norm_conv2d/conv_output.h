@@ -2,9 +2,9 @@
 // norm_conv2d.cpp.
 #pragma once
 
-#include "../norm_conv2d.h"
-#include "matrix.h"
-#include "planes.h"
+#include "../../norm_conv2d.h"
+#include "../vector/matrix.h"
+#include "../vector/planes.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 

@@ -9,8 +9,8 @@
 // y = scale * (x - center) + shift, where center is the mean rounded to float32 and its rounding
 // error is part of the shift: exact also where the mean is large against the deviation.
 
-#include "../parallel.h"
-#include "planes.h"
+#include "../../parallel.h"
+#include "../vector/planes.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 namespace {

@@ -24,6 +24,8 @@ enum class Layout { contiguous, channels_last };
 
 enum class Activation { none, relu, leaky_relu, tanh, sigmoid };
 
+enum class PaddingMode { zeros, reflect, replicate };
+
 // What a sum over elements of type T is kept in, and what parameters come in.
 template <class T>
 struct WideOf {

@@ -5,8 +5,8 @@
 //   grad_x = scale * (g - sum(g) / P - d * rstd^2 * sum(g d) / P),   P pixels per plane.
 // The pixels meet the rounded mean; its rounding error is carried by bias, sum and offset.
 
-#include "../parallel.h"
-#include "planes.h"
+#include "../../parallel.h"
+#include "../vector/planes.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 namespace {

@@ -17,9 +17,7 @@
 // of channels are multiplied, unless elements of the kernel are added up: their sums would have to
 // be rounded.
 
-#include <vector>
-
-#include "../parallel.h"
+#include "../../parallel.h"
 #include "conv_tiles.h"
 #include "nested_few_inputs.h"
 #include "nested_few_outputs.h"
@@ -63,14 +61,15 @@ template <class T>
 void pack_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
                   int64_t column_parity, int64_t first, Wide<T>* panel) {
   if constexpr (sizeof(Wide<T>) == 4) {
-    if (g.side == 6)
+    if (g.method == Method::winograd && g.side == 6)
       return pack_weights_for_winograd<6, T>(a, row_parity, column_parity, first, panel);
-    if (g.side == 5)
+    if (g.method == Method::winograd)
       return pack_weights_for_winograd<5, T>(a, row_parity, column_parity, first, panel);
-    if (g.blocks > 0) return pack_nested_weights<T>(a, g, first, panel);
+    if (g.method == Method::few_outputs || g.method == Method::few_inputs)
+      return pack_nested_weights<T>(a, g, first, panel);
   }
   if constexpr (HAS_PAIRS && std::is_same_v<T, BFloat16>) {
-    if (g.pairs)
+    if (g.method == Method::pairs)
       return pack_direct_weights(a, g, row_parity, column_parity, first,
                                  reinterpret_cast<T*>(panel));
   }
@@ -202,13 +201,17 @@ template <class T>
 void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
               int64_t band, Wide<T>* memory) {
   if constexpr (sizeof(Wide<T>) == 4) {
-    if (g.side == 6) return run_band_by_winograd<6, T>(a, g, input, n, band, memory);
-    if (g.side == 5) return run_band_by_winograd<5, T>(a, g, input, n, band, memory);
-    if (g.few_outputs) return run_band_of_few_outputs<T>(a, g, input, n, band, memory);
-    if (g.blocks > 0) return run_band_of_few_inputs<T>(a, g, input, n, band, memory);
+    if (g.method == Method::winograd && g.side == 6)
+      return run_band_by_winograd<6, T>(a, g, input, n, band, memory);
+    if (g.method == Method::winograd)
+      return run_band_by_winograd<5, T>(a, g, input, n, band, memory);
+    if (g.method == Method::few_outputs)
+      return run_band_of_few_outputs<T>(a, g, input, n, band, memory);
+    if (g.method == Method::few_inputs)
+      return run_band_of_few_inputs<T>(a, g, input, n, band, memory);
   }
   if constexpr (HAS_PAIRS && std::is_same_v<T, BFloat16>) {
-    if (g.pairs) return run_band_directly<T, T>(a, g, input, n, band, memory);
+    if (g.method == Method::pairs) return run_band_directly<T, T>(a, g, input, n, band, memory);
   }
   run_band_directly<T, Wide<T>>(a, g, input, n, band, memory);
 }
@@ -249,22 +252,6 @@ void write_input(const NormConv2d& a, const Input<T>& input) {
   });
 }
 
-// The bands that tasks begin with, and the number of bands. A task of several bands reads the rows
-// that two of them need once. Tasks get shorter towards the end, so that all threads end together:
-// each takes its share of half of what is left (guided self-scheduling, Polychronopoulos and Kuck,
-// 1987).
-std::vector<int64_t> tasks_of(const NormConv2d& a) {
-  const int64_t total = a.n * a.bands, workers = parallel_workers(total, a.band_cost);
-  std::vector<int64_t> begins;
-  for (int64_t band = 0; band < total;) {
-    begins.push_back(band);
-    const int64_t share = (total - band) / (2 * workers), left = a.bands - band % a.bands;
-    band += share < 1 ? 1 : smaller(share, left);
-  }
-  begins.push_back(total);
-  return begins;
-}
-
 template <class T>
 void run_of(const NormConv2d& a) {
   using W = Wide<T>;
@@ -290,10 +277,9 @@ void run_of(const NormConv2d& a) {
     input.x = static_cast<const T*>(a.input);
   }
 
-  const std::vector<int64_t> begins = tasks_of(a);
-  parallel_tasks(int64_t(begins.size()) - 1, a.band_cost, [&](int64_t task, int64_t worker) {
-    const int64_t n = begins[task] / a.bands, first = n * a.bands;
-    run_bands(a, g, input, n, begins[task] - first, begins[task + 1] - first,
+  parallel_tasks(a.tasks, a.band_cost, [&](int64_t task, int64_t worker) {
+    const int64_t n = a.task_begins[task] / a.bands, first = n * a.bands;
+    run_bands(a, g, input, n, a.task_begins[task] - first, a.task_begins[task + 1] - first,
               static_cast<W*>(a.rows_memory) + worker * g.worker_elements(a));
   });
   if (a.wants_statistics())

@@ -7,7 +7,7 @@
 // "Algorithms for computing the sample variance", 1983).
 #pragma once
 
-#include "../instance_norm.h"
+#include "../../instance_norm.h"
 #include "activations.h"
 
 namespace stylekernels::CPU_CAPABILITY {

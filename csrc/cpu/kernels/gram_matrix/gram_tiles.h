@@ -13,9 +13,9 @@
 // of rows of S. What a block lacks of pixels is never stored, and may be anything.
 #pragma once
 
-#include "../gram_matrix.h"
-#include "matrix.h"
-#include "tiles.h"
+#include "../../gram_matrix.h"
+#include "../vector/matrix.h"
+#include "../vector/tiles.h"
 
 #if HAS_TILES
 namespace stylekernels::CPU_CAPABILITY {

@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../types.h"
+#include "../../../types.h"
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64

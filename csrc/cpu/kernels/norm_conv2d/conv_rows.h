@@ -2,14 +2,11 @@
 // normalised, activated, summed and padded. See norm_conv2d.cpp.
 #pragma once
 
-#include "../norm_conv2d.h"
-#include "matrix.h"
-#include "planes.h"
+#include "../vector/planes.h"
+#include "method.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// With so few output channels, vectors hold pixels instead.
-constexpr int64_t kFewOutputs = 3;
 constexpr int kPlanarVectors = 3;  // times kFewOutputs sums, and the weights, fit in 16 registers
 
 // Winograd's method: squares of 4 x 4 outputs, so many at a time that their inputs, transformed,
@@ -26,7 +23,6 @@ inline int64_t winograd_pitch(int64_t cin) { return kWinogradTiles * cin + 16; }
 // to 3 x 3 blocks of the kernel; with few inputs so many tiles at a time, with few outputs so many
 // vectors of them, that what is kept of them stays in the L2 cache.
 constexpr int64_t kNestedStep = 3, kNestedSide = 5, kNestedPoints = 25, kMostBlocks = 3;
-constexpr int64_t kFewInputs = 8;  // as many as a ring of transformed rows can have in L2
 constexpr int64_t kNestedTiles = 4 * kRows;
 constexpr int64_t kTileVectors = 8;
 
@@ -44,27 +40,21 @@ struct Reach {
   }
 };
 
-// Whether kernel elements that meet the same input pixel are added up.
-inline bool adds_up(const ConvAxis& axis, int64_t kernel) {
-  int64_t used = 0;
-  for (int64_t k = 0; k < kernel; ++k) used += axis.tap_of[k] >= 0;
-  return used > axis.taps;
-}
-
 template <class T>
 struct Geometry {
   static constexpr int64_t kStep = kPanel<Vec<T>>;
   int64_t low, high;  // see Reach
   int64_t span;       // pixels from low to high
   int64_t width;      // columns of a row in the ring
-  bool winograd;      // an output row stands for four: see winograd.h
-  int64_t side;       // of a square of inputs, then
-  int64_t blocks;     // of three taps of the kernel; 0: not by nested_winograd.h
-  bool few_outputs;   // of those: vectors hold tiles
-  int64_t advance;    // rows of the padded image from one output row to the next
-  bool planar;        // the ring's rows are [channel][column], else [column][channel]
-  bool pairs;         // the ring and the weights stay in bfloat16, and pairs of them are multiplied
-  int64_t pitch;      // elements from one column, or channel, to the next
+  Method method;
+  bool winograd;     // an output row stands for four then
+  int64_t side;      // of a square of inputs, then
+  int64_t blocks;    // of three taps of the kernel; 0: not by nested_winograd.h
+  bool few_outputs;  // vectors hold tiles
+  int64_t advance;   // rows of the padded image from one output row to the next
+  bool planar;       // the ring's rows are [channel][column], else [column][channel]
+  bool pairs;        // the ring and the weights stay in bfloat16, and pairs of them are multiplied
+  int64_t pitch;     // elements from one column, or channel, to the next
   int64_t row_elements;
   int64_t panels;  // of the weights
 
@@ -73,15 +63,13 @@ struct Geometry {
     low = reach.low, high = reach.high;
     span = high - low + 1;
     const int taps = a.axes[0].taps;
-    winograd = sizeof(Wide<T>) == 4 && (taps == 2 || taps == 3) && a.stride == 1 &&
-               (a.step == 1 || a.axes[1].taps == taps) && a.repeats == 1 && a.cin >= kStep &&
-               a.cout >= kStep;
+    method = method_of<T>(a);
+    winograd = method == Method::winograd, few_outputs = method == Method::few_outputs;
+    planar = method == Method::planar, pairs = method == Method::pairs;
     side = winograd ? taps + kWinogradStep - 1 : 0;
     advance = winograd ? kWinogradStep : a.stride;
-    const bool nested = sizeof(Wide<T>) == 4 && a.kernel >= kLargeKernel && a.stride == 1 &&
-                        a.step == 1 && (a.cin <= kFewInputs || a.cout <= kFewOutputs);
+    const bool nested = few_outputs || method == Method::few_inputs;
     blocks = nested ? (a.kernel + kNestedStep - 1) / kNestedStep : 0;
-    few_outputs = nested && a.cout <= kFewOutputs;
     if (nested) span = kNestedSide;
     width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + span - 1
             : nested ? (tiles(a) + blocks - 1) * kNestedStep + 2
@@ -90,9 +78,6 @@ struct Geometry {
     // A border's reflection may lie beyond what a cropped output meets.
     const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
     if (width < reflected) width = reflected;
-    planar = a.cout <= kFewOutputs && a.stride == 1 && a.step == 1 && !nested;
-    pairs = HAS_PAIRS && std::is_same_v<T, BFloat16> && !winograd && !nested && !planar &&
-            !adds_up(a.axes[0], a.kernel) && (a.step == 1 || !adds_up(a.axes[1], a.kernel));
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : pairs ? (a.cin + 1) / 2 * 2 : a.cin;
     row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
