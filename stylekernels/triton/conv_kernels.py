@@ -1,4 +1,20 @@
-"""The kernels of the deferred-norm convolution: what is convolved, and the convolution."""
+"""The kernels of the deferred-norm convolution: what is convolved, and the convolution.
+
+A group of output pixels is computed from a window of input pixels (`conv_geometry.Geometry`). With
+doubling and a kernel of 3, for example, the group is 2 x 2 pixels and the window 3 x 3::
+
+    window: WINDOW_Y rows of WINDOW_X pixels         group: GROUP_Y x GROUP_X pixels
+    +-----+-----+-----+                              +-----+-----+
+    |     |     |     | <- run: WINDOW_X * CHANNELS  |  0  |  1  |   pixel p of the group and output
+    +-----+-----+-----+    elements of memory,       +-----+-----+   o are column p * outputs + o
+    |     |     |     |    filled up with zeros      |  2  |  3  |   of the matrix product
+    +-----+-----+-----+    to RUN                    +-----+-----+
+    |     |     |     |
+    +-----+-----+-----+    the window of the next group begins ADVANCE_X pixels further on
+
+The convolution is one matrix product: BLOCK_N columns by BLOCK_M groups, summed over the ROWS * RUN
+elements of a window in steps of BLOCK_K.
+"""
 
 import triton
 import triton.language as tl
@@ -10,7 +26,7 @@ from stylekernels.triton.planes import store_moments
 
 @triton.jit
 def _continued(at, size, PADDING_MODE: tl.constexpr):
-    """The pixel of an image of ``size`` that stands at ``at``, beyond its border too."""
+    """Return the pixel of an image of ``size`` for position ``at``, inside or beyond its border."""
     if PADDING_MODE == "reflect":
         at = tl.abs(at)
         at = size - 1 - tl.abs(size - 1 - at)
@@ -194,16 +210,14 @@ def convolution_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """BLOCK_M groups of pixels of one image, in BLOCK_N columns: channels, of one pixel of a group
-    after the other. x has all that the windows see, CHANNELS to a pixel.
+    """Compute BLOCK_N columns of BLOCK_M groups of one image.
 
-    A step takes BLOCK_K of the RUN elements of a row of a group's window, those beyond it zero.
-    Of a window's rows ROWS are taken, FURTHER on for each row of the groups that columns before
-    this block have filled. RAGGED: some groups have pixels beyond the output. CROPPED: y has fewer
-    rows or columns than the output.
+    x is padded, with CHANNELS elements to a pixel: every window lies inside. The columns of a block
+    read ROWS rows of the window; each row of the group begins FURTHER rows down. RAGGED: some groups
+    have pixels beyond the output. CROPPED: y has fewer rows or columns than the output.
 
-    The product is computed with channels as its rows: so a thread holds many pixels of few
-    channels, and statistics are sums within threads.
+    The accumulator has columns as its rows, (BLOCK_N, BLOCK_M): a thread holds many pixels of few
+    channels, so statistics are sums within threads.
     """
     PIXELS: tl.constexpr = GROUP_Y * GROUP_X
     STEPS: tl.constexpr = RUN // BLOCK_K
@@ -213,36 +227,40 @@ def convolution_kernel(
     tile = program // column_blocks % tiles
     n = (program // column_blocks // tiles).to(tl.int64)
     group_rows, group_columns = tl.cdiv(rows_out, GROUP_Y), tl.cdiv(columns_out, GROUP_X)
-    groups = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    groups = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
+    columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     first_row = block * BLOCK_N // (outputs * GROUP_X) * FURTHER
 
     # What is beyond the last group or column is loaded from there, and left out at the end.
     near_groups = tl.minimum(groups, group_rows * group_columns - 1)
     near_row, near_column = near_groups // group_columns, near_groups % group_columns
-    k = tl.arange(0, BLOCK_K)
+    k = tl.arange(0, BLOCK_K)  # elements of a run
     at = (near_row * ADVANCE_Y + first_row).to(INDEX) * W + near_column * ADVANCE_X
+    # (BLOCK_M, BLOCK_K): the first elements of each group's window.
     from_x = x + n * H * W * CHANNELS + (at * CHANNELS)[:, None] + k[None, :]
     near_columns = tl.minimum(columns, outputs * PIXELS - 1)
+    # (BLOCK_N, BLOCK_K)
     from_weight = weight + (near_columns * (WINDOW_Y * RUN) + first_row * RUN)[:, None] + k[None, :]
     sums = tl.zeros([BLOCK_N, BLOCK_M], WIDE)
     for step in range(ROWS * STEPS):
         along = tl.cast(step // STEPS, INDEX) * W * CHANNELS + step % STEPS * BLOCK_K
         if WINDOW_X * CHANNELS == RUN:
-            values = tl.load(from_x + along)
+            values = tl.load(from_x + along)  # (BLOCK_M, BLOCK_K)
         else:
             inside = step % STEPS * BLOCK_K + k < WINDOW_X * CHANNELS
             values = tl.load(from_x + along, mask=inside[None, :], other=0.0)
-        factors = tl.load(from_weight + step * BLOCK_K)
+        factors = tl.load(from_weight + step * BLOCK_K)  # (BLOCK_N, BLOCK_K)
         if INTERPRETED:
             values, factors = values.to(WIDE), factors.to(WIDE)
         sums = tl.dot(factors, tl.trans(values), sums, input_precision=PRECISION, out_dtype=WIDE)
 
     row, column = groups // group_columns * GROUP_Y, groups % group_columns * GROUP_X
+    # (BLOCK_N, BLOCK_M): whether an output is one of the image.
     real = (columns < outputs * PIXELS)[:, None] & (groups < group_rows * group_columns)[None, :]
     count = tl.minimum(group_rows * group_columns - tile * BLOCK_M, BLOCK_M).to(WIDE)
+    # Offsets of a group in y, (BLOCK_M,).
     from_group = row.to(INDEX) * y_stride_h + column.to(INDEX) * y_stride_w
-    from_column = tl.zeros([BLOCK_N], INDEX)
+    from_column = tl.zeros([BLOCK_N], INDEX)  # offsets of a column in y, (BLOCK_N,)
     channels, place = columns, 0
     if PIXELS > 1:
         channels, place = columns % outputs, columns // outputs

@@ -1,11 +1,35 @@
 // Deferred-norm convolution of bfloat16 on AMX tiles: see norm_conv2d.cpp for the division of work.
 //
-// Reads rows of x into a ring in the L2 cache (conv_tile_rows.h) and multiplies blocks of two
-// output rows x 16 pixels by 32 outputs: four sums stay in tiles over kernel rows, blocks of 32
-// channels and kernel columns, in this order, so that the pixels of neighbouring columns come from
-// the L1 cache. Four products take 64 cycles and 4 KiB of tiles; the weights' half of that comes
-// from L2 where they exceed L1. Between kernel rows and blocks of channels comes a piece of what is
-// left for vectors: to round, sum up and write the block before, and to read the next rows.
+// Register block: two output rows x 16 pixels x 32 outputs, in four accumulators. All eight tile
+// registers are in use:
+//
+//                            tmm6: outputs 0-15      tmm7: outputs 16-31
+//   tmm4: pixels of row 0    tmm0 += tmm4 * tmm6     tmm1 += tmm4 * tmm7
+//   tmm5: pixels of row 1    tmm2 += tmm5 * tmm6     tmm3 += tmm5 * tmm7
+//
+// A tile of pixels is 16 pixels x 32 input channels, a tile of weights 16 pairs of input channels x
+// 16 outputs. A step is these four products: 64 cycles, for 4 KiB of tiles. The steps of a block
+// run over kernel rows, then over blocks of 32 channels, then over kernel columns. Neighbouring
+// columns have 15 of their 16 pixels in common, which come from the L1 cache for that reason. The
+// weights are packed in the order of the steps, and come from L2 where they exceed L1.
+//
+// Timeline, here of a layer with 36 steps a block (3 x 3 kernel, 128 channels):
+//
+//   tiles    | block b: step 0 ... step 35 | store | block b + 1: step 0 ... step 35 | store |
+//   vectors  |  epilogue of block b - 1    |       |  epilogue of block b            |       |
+//            |  and the ring's next rows   |       |  and the ring's next rows       |       |
+//
+// Software pipeline: pieces of vector work (eight pixels of 32 channels each) run between the
+// steps, after a fixed number of them. `store` moves the accumulators to scratch, where the
+// epilogue reads them (conv_tile_output.h).
+//
+// Ring buffer (conv_tile_rows.h): rows of the padded input, normalised, activated and rounded to
+// bfloat16, in the L2 cache. Row r is at r % rows, as [channels / 32][columns][32 channels], so
+// that one tile is 16 consecutive columns of one block of channels. With a 3 x 3 kernel and stride
+// 1:
+//
+//   output rows o, o + 1 read input rows      o - 1, o, o + 1, o + 2
+//   read meanwhile, for o + 2 and o + 3                              o + 3, o + 4
 #pragma once
 
 #include "conv_tile_output.h"

@@ -3,11 +3,31 @@
 // for each parity of the output. Lavin and Gray, "Fast algorithms for convolutional neural
 // networks", 2016.
 //
-// A square of 4 x 4 outputs needs a square of kSide = 6 x 6 or 5 x 5 inputs. They are transformed
-// to as many points, multiplied with the transformed kernels, summed over the input channels (a
-// matrix product for every point: squares by output channels) and transformed back. The weights are
-// larger than they were and pass through the caches once per block of squares; the block's points
-// stay in L2. Errors are about 4e-7 of the output in float32.
+// A square of 4 x 4 outputs is Y = A^T [(G k G^T) * (B^T d B)] A, where d is its kSide x kSide
+// inputs (kSide = 6 or 5), k the kernel and * the product of elements, summed over the input
+// channels. The transforms are those of polynomials at the points 0 (for a kernel of 3 only), p,
+// -p, q, -q and infinity. For a kernel of 3:
+//
+//          | p2q2    0   -s     0   1   0 |            | 1  1   1   1   1  0 |
+//          |    0  -pq2  -q2    p   1   0 |            | 0  p  -p   q  -q  0 |
+//    B^T = |    0   pq2  -q2   -p   1   0 |      A^T = | 0  p2  p2  q2  q2 0 |
+//          |    0  -qp2  -p2    q   1   0 |            | 0  p3 -p3  q3 -q3 1 |
+//          |    0   qp2  -p2   -q   1   0 |
+//          |    0  p2q2    0   -s   0   1 |      p2 = p p, p3 = p p p, pq2 = p q q; s = p2 + q2
+//
+// Row i of G, for point x_i, is (1, x_i, x_i^2) / prod_{j != i} (x_i - x_j); the last is (0, 0, 1).
+// A kernel of 2 does without the point 0: the first row and column of B^T, the first column of A^T
+// and the first row of G are absent.
+//
+// Layouts, in elements. A block is up to kWinogradTiles squares of one row of squares:
+//
+//    points     [kSide * kSide][squares][Cin]       pitch of a point: winograd_pitch(Cin)
+//    weights    [panels][kSide * kSide][Cin][kPanel outputs]
+//    products   [kSide * kSide][kWinogradTiles][kPanel outputs]
+//
+// Every point is a matrix product of its own: squares by Cin by outputs. The weights are larger
+// than they were and pass through the caches once per block; the block's points stay in L2. Errors
+// are about 4e-7 of the output in float32.
 #pragma once
 
 #include "conv_output.h"
