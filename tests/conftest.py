@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Read when torch is imported. By default a thread that waits for another spins, and takes the
+# processor from it where there are more threads than processors: under pytest-xdist, always.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
