@@ -39,6 +39,12 @@ torch.backends.cudnn.allow_tf32 = False
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("contiguous", "channels_last", "misaligned", "cropped", "channels_last_cropped")
+# The same as parameters. Images with gaps are copied before a compiled kernel sees them, so they
+# are not repeated under other CPU capabilities.
+KERNEL_LAYOUTS = (
+    *(pytest.param(layout, marks=pytest.mark.every_capability) for layout in LAYOUTS[:3]),
+    *LAYOUTS[3:],
+)
 
 # The error that an op may have above twice PyTorch's own; float64 has to be float64 all the way.
 SLACK = {torch.float64: 1e-11}
@@ -49,17 +55,17 @@ DEFAULT_SLACK = 1e-6
 FAULT = 0.25
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "core: accuracy tests repeated under each CPU capability")
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test on a CUDA device is one of the GPU. Those that need one are skipped without."""
+    """Tests are marked by their parameters: those on a CUDA device as ``gpu``, those of bfloat16 as
+    ``bfloat16``. Tests that need a GPU are skipped where there is none."""
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec is not None and callspec.params.get("device") == "cuda":
-            item.add_marker(pytest.mark.gpu)
+        if callspec is not None:
+            if callspec.params.get("device") == "cuda":
+                item.add_marker(pytest.mark.gpu)
+            if any(value is torch.bfloat16 for value in tree_leaves(callspec.params)):
+                item.add_marker(pytest.mark.bfloat16)
         if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 

@@ -1,7 +1,7 @@
 """The accuracy of every op under each set of CPU instructions that this machine runs.
 
 The kernels are compiled once per capability and the choice is made when the library is loaded, so
-each one gets a process of its own that runs the tests marked ``core``.
+each one gets a process of its own that runs the tests marked ``every_capability``.
 """
 
 import os
@@ -49,16 +49,12 @@ def test_accuracy(capability) -> None:
         capability=capability,
     )
     assert in_use.stdout.split() == [capability, "None"], in_use.stderr
-    names = ["gram_matrix", "norm_conv2d", "norm_conv2d_contract", "norm_conv2d_tiles"]
-    selection = ["-m", "core"]
-    if capability == "amx_emulated":  # what isn't bfloat16 has no tiles: it runs as on avx2
-        bfloat16 = "bfloat16 or dtype1 or half_precision or edges or many_pixels"
-        selection += ["-k", f"({bfloat16}) and not large_images"]
-    else:
-        names += ["instance_norm", "upsample_block"]
-    files = [str(TESTS / f"test_{name}.py") for name in names]
+    marker, ops = "every_capability", ["gram", "norm_conv2d", "instance_norm", "upsample_block"]
+    if capability == "amx_emulated":  # tiles hold bfloat16; all else runs as on avx2
+        marker, ops = "every_capability and bfloat16", ops[:2]
+    files = [str(path) for op in ops for path in sorted(TESTS.glob(f"test_{op}*.py"))]
     plugins = ("-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:benchmark")
-    command = ("-m", "pytest", "-q", "-x", "--tb=short", *plugins, *selection)
+    command = ("-m", "pytest", "-q", "-x", "--tb=short", *plugins, "-m", marker)
     result = run(*command, *files, capability=capability)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 

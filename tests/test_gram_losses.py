@@ -71,7 +71,7 @@ def check_losses(features: list[Tensor], scales=None) -> None:
     )
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("scales", [None, SCALES])
 @pytest.mark.parametrize("layouts", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,7 +87,6 @@ def test_layers_of_a_network(dtype, layouts, device) -> None:
     check_losses(layers_of(shapes, dtype, LAYOUTS[layouts], device))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_mean(dtype, device) -> None:
     check_losses(layers_of(SHAPES[:3], dtype, device=device, shift=100.0))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from stylekernels import gram_loss, gram_matrix, native
 from tests.conftest import (
     DTYPES,
+    KERNEL_LAYOUTS,
     LAYOUTS,
     assert_accurate,
     assert_op_accurate,
@@ -65,15 +66,13 @@ def check_gram(x: Tensor, **options) -> None:
     )
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", KERNEL_LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_dtypes_layouts(shape, dtype, layout, device) -> None:
     check_gram(random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("layout", ["contiguous", "misaligned", "cropped"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", FLAT_SHAPES)
@@ -81,17 +80,16 @@ def test_features_without_a_second_dimension(shape, dtype, layout, device) -> No
     check_gram(random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("scale", [None, 1.0, 3e-5])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", KERNEL_LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scale_and_center(dtype, layout, scale, center, device) -> None:
     x = random(2, 19, 9, 13, dtype=dtype, layout=layout, device=device, shift=2.0)
     check_gram(x, scale=scale, center=center)
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (1, -30)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -112,7 +110,7 @@ def check_huge_values(dtype, size, layout, device, channels=16) -> None:
         assert_accurate(gram, gram_in_torch(x, **options), exact_gram(x.double(), **options))
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("channels", [16, 160])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
@@ -203,7 +201,6 @@ def target_for(x: Tensor, shape: str = "(N, C, C)", layout: str = "contiguous") 
     return laid_out(target, layout)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES[1:])
@@ -212,7 +209,6 @@ def test_loss(shape, dtype, layout, device) -> None:
     check_loss(x, target_for(x))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("scale", [None, 0.25])
 @pytest.mark.parametrize("target_layout", TARGET_LAYOUTS)
 @pytest.mark.parametrize("target_shape", TARGET_SHAPES)
@@ -239,6 +235,7 @@ def test_gradcheck_of_loss(target_shape, device) -> None:
         assert torch.autograd.gradgradcheck(gram_loss, inputs)
 
 
+@pytest.mark.every_capability
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,9 +1,11 @@
 """instance_norm and instance_norm_stats against formulas written here in float64.
 
 The grid: every shape meets every dtype and layout with the plain op, because vector tails,
-alignment and strides depend on those alone; every option meets every other at one odd shape,
-because options are branches of one loop body; magnitudes are apart, because they concern the sums.
+alignment and strides depend on those alone; every two options meet at one odd shape, because
+options are branches of one loop body; magnitudes are apart, because they concern the sums.
 """
+
+import itertools
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from stylekernels import instance_norm, instance_norm_stats
 from tests.conftest import (
     DTYPES,
+    KERNEL_LAYOUTS,
     LAYOUTS,
     assert_accurate,
     assert_op_accurate,
@@ -27,6 +30,7 @@ from tests.instance_norms import (
     ours,
     per_channel,
 )
+from tests.pairwise import missing_pairs, name_of, pairwise
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -52,8 +56,7 @@ def check(tensors: dict[str, Tensor | None], grad_layout="contiguous", **options
     )
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", KERNEL_LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_dtypes_layouts(shape, dtype, layout, device) -> None:
@@ -63,29 +66,39 @@ def test_shapes_dtypes_layouts(shape, dtype, layout, device) -> None:
     check({"x": x, **parameters}, activation="relu")
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("stats", ["none", "(C,)", "(N, C)"])
-@pytest.mark.parametrize("residual", ["none", "after", "first"])
-@pytest.mark.parametrize("parameters", ["none", "(C,)", "(N, C)"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(
-    ("dtype", "parameter_dtype"),
-    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16,) * 2],
-)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_options(layout, dtype, parameter_dtype, activation, parameters, residual, stats, device):
+OPTIONS = {
+    "of_output": tuple(itertools.product(ACTIVATIONS, ("none", "after", "first"))),
+    "stats": ("none", "(C,)", "(N, C)"),
+    "parameters": ("none", "(C,)", "(N, C)"),
+    "dtypes": ((torch.float32,) * 2, (torch.bfloat16, torch.float32), (torch.float16,) * 2,
+               (torch.float64,) * 2),
+    "layout": ("contiguous", "channels_last"),
+}  # fmt: skip
+CASES = tuple(pairwise(OPTIONS))
+
+
+def test_every_pair_of_options_meets() -> None:
+    assert not missing_pairs(CASES, OPTIONS)
+
+
+@pytest.mark.every_capability
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_options(case, device) -> None:
+    """Activation and residual together are one option: a loop has a branch for each pair."""
+    (activation, residual), (dtype, parameter_dtype) = case["of_output"], case["dtypes"]
+    layout = case["layout"]
     x = random(3, 17, 5, 7, dtype=dtype, layout=layout, device=device, scale=2.0, shift=0.3)
     tensors = {"x": x}
     for seed, name in enumerate(("weight", "bias"), 1):
-        tensors[name] = per_channel(parameters, x, parameter_dtype, seed)
+        tensors[name] = per_channel(case["parameters"], x, parameter_dtype, seed)
     if residual != "none":
         tensors["residual"] = random(*x.shape, dtype=dtype, layout=layout, device=device, seed=5)
-    tensors["mean"] = per_channel(stats, x, parameter_dtype, 6)
-    tensors["var"] = per_channel(stats, x, parameter_dtype, 7, positive=True)
+    tensors["mean"] = per_channel(case["stats"], x, parameter_dtype, 6)
+    tensors["var"] = per_channel(case["stats"], x, parameter_dtype, 7, positive=True)
     check(tensors, activation=activation, residual_first=residual == "first")
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (30, -1000)])
@@ -153,8 +166,7 @@ def check_stats(x: Tensor, which: int) -> None:
     )
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", KERNEL_LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize(
@@ -183,8 +195,19 @@ def test_eps(device) -> None:
     torch.testing.assert_close(instance_norm(x, eps=0.7).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def check_bad_pixel(dtype, activation, layout, value, device) -> None:
+BAD_PIXELS = {
+    "dtype": (torch.float32, torch.bfloat16),
+    "activation": tuple(ACTIVATIONS),
+    "layout": ("contiguous", "channels_last"),
+    "value": (torch.nan, torch.inf, -torch.inf),
+}
+
+
+@pytest.mark.every_capability
+@pytest.mark.parametrize("case", tuple(pairwise(BAD_PIXELS)), ids=name_of)
+def test_nan_and_inf_go_where_torch_sends_them(case, device) -> None:
     """One pixel is no number: what is left is where PyTorch has it."""
+    dtype, activation, layout, value = case.values()
     x = random(2, 17, 5, 9, dtype=dtype, layout=layout, device=device).float()
     x[1, 3, 2, 4] = value
     x = laid_out(x.to(dtype), layout).requires_grad_()
@@ -207,15 +230,7 @@ def check_bad_pixel(dtype, activation, layout, value, device) -> None:
             assert torch.equal(test(grads[0]), test(grads[1])), test.__name__
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_and_inf_go_where_torch_sends_them(dtype, activation, layout, value, device) -> None:
-    check_bad_pixel(dtype, activation, layout, value, device)
-
-
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", ["weight", "bias", "mean", "var"])
 def test_nan_with_all_bits_set_stays_nan(name, layout, device) -> None:
@@ -229,7 +244,6 @@ def test_nan_with_all_bits_set_stays_nan(name, layout, device) -> None:
     assert y[:, [0, 1, 3, 4]].isfinite().all()
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("shape", [(2, 3, 0, 4), (2, 40, 4, 0)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_planes_without_pixels(layout, shape, device) -> None:
@@ -247,7 +261,7 @@ def test_planes_without_pixels(layout, shape, device) -> None:
     assert torch.equal(grad_weight, zeros)
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("value", [-1e30, -torch.inf])
 def test_sigmoid_far_below_zero_is_zero(value, device) -> None:
     x = torch.full((1, 3, 7, 9), value, device=device)

@@ -195,13 +195,13 @@ def check_case(case: dict, device: str, winograd: bool = True) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_options(case, device) -> None:
     check_case(case, device)
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -216,7 +216,7 @@ def test_large_images(mode, dtype, layout, device) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ ENDS = [
 END_SIZES = [(1, 1), (3, 2), (4, 7), (12, 72), (13, 73), (2, 74), (50, 9), (7, 192), (5, 199)]
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize(
     ("end", "dtype"),
     [*((end, torch.float32) for end in ENDS), *((end, torch.bfloat16) for end in ENDS[1:9:7])],
@@ -266,7 +266,7 @@ def test_ends_of_a_generator(end, dtype, device) -> None:
         check(tensors, activation="relu", padding=padding, padding_mode=padding_mode)
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("channels", "width"), [(64, 14), (32, 6), (32, 18)])
 def test_planes_in_scratch_as_far_apart_as_pixels(channels, width, dtype, device) -> None:
@@ -275,7 +275,7 @@ def test_planes_in_scratch_as_far_apart_as_pixels(channels, width, dtype, device
     check(tensors, padding=1, padding_mode="zeros")
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("channels", "out_channels"), [(3, 32), (4, 3), (32, 3), (32, 2), (9, 1)])
@@ -319,7 +319,7 @@ def test_bytes_and_cropped_outputs_at_the_ends(channels, out_channels, dtype, la
             assert_accurate(pairs, expected.float(), expected)
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [("none", 3, 1), ("none", 7, 2), ("nearest", 3, 1),
@@ -335,7 +335,6 @@ def test_inputs_with_large_means(mode, dtype, layout, device) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 1), (1, 3), (2, 2), (3, 4), (4, 6)])
@@ -345,7 +344,6 @@ def test_padding_wider_than_the_kernel(kernel, padding, dtype, padding_mode, dev
         check(tensors, stride=stride, padding=padding, padding_mode=padding_mode)
 
 
-@pytest.mark.core
 @pytest.mark.filterwarnings("ignore:var_mean")  # of no image, or of one pixel
 @pytest.mark.parametrize("mode", [("none", 3, 1), ("none", 2, 2), ("nearest", 3, 1),
                                   ("transpose", 4, 1)], ids=str)  # fmt: skip
@@ -372,7 +370,7 @@ def check_statistics_of_large_means(mode, dtype, shape, layout, device) -> None:
     assert_stats_of(y, mean, var)
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 3, 2), ("none", 9, 1),
@@ -381,7 +379,7 @@ def test_statistics_of_planes_with_large_means(mode, dtype, layout, device) -> N
     check_statistics_of_large_means(mode, dtype, (2, 5, 45, 67), layout, device)
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_twice_and_nowhere_else(dtype, device) -> None:
     """The input after the residual, the output after the bias. Half a step above 1 rounds down to
@@ -420,7 +418,6 @@ def check_padded_zeros(mode: tuple[str, int, int], layout: str, device: str) -> 
     check(tensors, stride=stride, padding=padding_of(mode, "most"), upsample=upsample)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_zeros_are_padded_after_normalising(mode, layout, device) -> None:

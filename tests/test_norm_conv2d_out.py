@@ -249,7 +249,7 @@ def check_draws(mode: tuple[str, int, int], count: int, device: str = "cpu") -> 
         )  # fmt: skip
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_options(mode) -> None:
     """A dozen draws for each mode: enough for any two values of any two other options to have met
@@ -258,7 +258,7 @@ def test_options(mode) -> None:
 
 
 # Tiles of 4x4, and vectors of 8 and 16 channels with a rest; 15 is below what Winograd is for.
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize(
     ("channels", "out_channels", "padding_mode"),
     [(17, 33, "zeros"), (17, 33, "reflect"), (17, 33, "replicate"), (48, 16, "reflect"),
@@ -279,7 +279,6 @@ def test_every_size_about_a_tile(channels, out_channels, padding_mode) -> None:
             )  # fmt: skip
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("channels", "out_channels", "size"),
@@ -305,7 +304,7 @@ def test_norms_of_any_dtype(dtype) -> None:
 CROPPED = tuple(mode for mode in MODES if mode[0] == "none" and mode[1] % 2 == 1)
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", CROPPED, ids=str)
 def test_any_crop_is_the_first_rows_and_columns(mode, dtype) -> None:
@@ -325,7 +324,7 @@ def test_any_crop_is_the_first_rows_and_columns(mode, dtype) -> None:
     assert not wrong, f"of {height} rows and {width} columns"
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.skipif(not COMPILED, reason="PyTorch's bits depend on the number of threads")
 @pytest.mark.parametrize("columns", [2, 4])
 @pytest.mark.parametrize("mode", [("none", 5, 1), ("none", 9, 1), ("none", 3, 2)], ids=str)
@@ -357,7 +356,7 @@ def test_parts_of_upsampled_outputs_and_of_statistics_are_refused(norm, mode) ->
             layout="contiguous")  # fmt: skip
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("y_layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 9, 2), ("none", 5, 2),
@@ -387,7 +386,7 @@ def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, y_layout, dtype) ->
     assert (y == 255).any()
 
 
-@pytest.mark.core
+@pytest.mark.every_capability
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_means_that_the_shift_takes_away(mode, dtype) -> None:
@@ -398,7 +397,6 @@ def test_means_that_the_shift_takes_away(mode, dtype) -> None:
     check(tensors, Norm(), activation="relu", padding_mode="replicate", **half_padded(mode))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_statistics_of_large_means(mode, dtype) -> None:
@@ -411,7 +409,6 @@ def test_statistics_of_large_means(mode, dtype) -> None:
     assert_scale_shift_of(result.y, Norm(eps=1e-3), result.next)
 
 
-@pytest.mark.core
 @pytest.mark.skipif(not COMPILED, reason="PyTorch's bits depend on the number of threads")
 @pytest.mark.parametrize("x", ["bytes", "contiguous"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -452,7 +449,6 @@ def test_packed_weights_serve_any_size(mode, dtype) -> None:
         assert_same(out(**tensors, **options, packed=packed), out(**tensors, **options))
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2), ("transpose", 3, 1)], ids=str)

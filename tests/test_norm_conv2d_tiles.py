@@ -10,7 +10,7 @@ from stylekernels import norm_scale_shift
 from tests.conftest import assert_accurate
 from tests.test_norm_conv2d import check, in_torch, inputs, padding_of
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("implementation")]
+pytestmark = [pytest.mark.every_capability, pytest.mark.usefixtures("implementation")]
 
 # 16 pixels, 32 channels and 32 outputs are multiplied at a time, of two rows; the columns of a
 # kernel may stand beside few channels, or beside few outputs.
@@ -33,6 +33,7 @@ def padding_mode_for(index: int, size: tuple[int, int], mode: tuple[str, int, in
     return wanted if enough or wanted != "reflect" else "replicate"
 
 
+@pytest.mark.bfloat16
 @pytest.mark.parametrize("channels", CHANNELS, ids=str)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_edges_of_blocks(mode, channels, device) -> None:
@@ -51,6 +52,7 @@ def test_edges_of_blocks(mode, channels, device) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.bfloat16
 def test_statistics_of_many_pixels(device) -> None:
     """Several times as many per task as are summed in float32, of rows with means of their own."""
     tensors = inputs((1, 32, 250, 170), 40, 1, torch.bfloat16, layout="channels_last",

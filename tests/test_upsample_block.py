@@ -1,30 +1,28 @@
 """upsample_block against convolutions written here in float64 from their index formulas.
 
-The grid: every kind of upsampling meets every padding mode, dtype and layout at odd sizes; norms,
-activations and parameters vary at one of them, because they act on the convolution's result alone.
+The grid: every kind of upsampling meets every padding mode, and both together every dtype and every
+layout at odd sizes; norms, activations and parameters vary at one of them, because they act on the
+convolution's result alone.
 """
 
-import contextlib
+import itertools
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylekernels import explain, native, upsample_block, use_impl
-from stylekernels.ops.padding import convolved_image, pad, pad_channels_last
-from stylekernels.ops.upsample_block import triton_declines
+from stylekernels import upsample_block
 from tests.conftest import (
     DTYPES,
-    Recorder,
     assert_accurate,
-    assert_layout_of,
     assert_op_accurate,
     laid_out,
     random,
     saved_image_bytes,
 )
 from tests.instance_norms import ACTIVATIONS
+from tests.pairwise import missing_pairs, name_of, pairwise
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -150,17 +148,32 @@ def inputs(shape, outputs, upsample, kernel, dtype, layout="contiguous", device=
     return {"x": x, "weight": weight}
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "misaligned", "cropped"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize(("upsample", "kernel"), KINDS)
-def test_kinds_dtypes_layouts(upsample, kernel, padding_mode, dtype, layout, device) -> None:
-    tensors = inputs((2, 5, 5, 7), 17, upsample, kernel, dtype, layout, device)
+OPTIONS = {
+    "convolution": tuple(itertools.product(KINDS, PADDING_MODES)),
+    "dtype": DTYPES,
+    "layout": ("contiguous", "channels_last", "misaligned", "cropped"),
+}
+CASES = tuple(pairwise(OPTIONS))
+NORMS = {
+    "kind": KINDS[:3],
+    "of_output": tuple(itertools.product(ACTIVATIONS, ("none", "(C,)", "(N, C)", "bias"))),
+    "dtype": (torch.float32, torch.bfloat16),
+}
+
+
+def test_every_pair_of_options_meets() -> None:
+    assert not missing_pairs(CASES, OPTIONS)
+    assert not missing_pairs(pairwise(NORMS), NORMS)
+
+
+@pytest.mark.every_capability
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_kinds_dtypes_layouts(case, device) -> None:
+    (upsample, kernel), padding_mode = case["convolution"]
+    tensors = inputs((2, 5, 5, 7), 17, upsample, kernel, case["dtype"], case["layout"], device)
     check(tensors, upsample, padding_mode)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("upsample", "kernel"), KINDS[:3])
@@ -173,15 +186,12 @@ def test_shapes(shape, outputs, upsample, kernel, dtype, layout, device) -> None
     check(inputs(shape, outputs, upsample, kernel, dtype, layout, device), upsample, "replicate")
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("parameters", ["none", "(C,)", "(N, C)", "bias"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("upsample", "kernel"), KINDS[:3])
-def test_norms_and_activations(upsample, kernel, activation, parameters, dtype, device) -> None:
-    tensors = inputs((2, 6, 5, 7), 9, upsample, kernel, dtype, "channels_last", device)
+@pytest.mark.parametrize("case", tuple(pairwise(NORMS)), ids=name_of)
+def test_norms_and_activations(case, device) -> None:
+    (upsample, kernel), (activation, parameters) = case["kind"], case["of_output"]
+    tensors = inputs((2, 6, 5, 7), 9, upsample, kernel, case["dtype"], "channels_last", device)
     if parameters == "bias":
-        bias = random(9, dtype=dtype, device=device, seed=2)
+        bias = random(9, dtype=case["dtype"], device=device, seed=2)
         check(tensors | {"bias": bias}, upsample, "replicate", "none", activation)
         return
     if parameters != "none":
@@ -192,75 +202,7 @@ def test_norms_and_activations(upsample, kernel, activation, parameters, dtype, 
     check({k: tensors[k] for k in ("x", "weight")}, upsample, "zeros", "none", activation)
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype", "upsample", "kernel", "own"),
-    [("avx2", torch.float32, "transpose", 4, True), ("avx2", torch.bfloat16, "nearest", 3, True),
-     ("avx2", torch.float32, "nearest", 1, False), ("baseline", torch.float32, "nearest", 3, False),
-     ("amx", torch.bfloat16, "nearest", 3, False), ("amx", torch.bfloat16, "transpose", 4, True),
-     ("amx_emulated", torch.bfloat16, "nearest", 3, False),
-     ("amx", torch.float16, "nearest", 3, True), ("amx", torch.float32, "nearest", 3, True),
-     (None, torch.float32, "transpose", 4, False)],
-)  # fmt: skip
-def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monkeypatch) -> None:
-    """Ours where it is faster and as exact, and our op takes such kernels; `explain` knows the
-    first two."""
-    monkeypatch.setattr(native, "cpu_capability", capability)
-    x, weight = inputs((1, 3, 5, 6), 4, upsample, kernel, dtype).values()
-    with Recorder() as recorder:
-        upsample_block(x, weight, upsample=upsample)
-    assert ("upsample_conv2d" in recorder.ops) == own
-    assert ("convolution" in recorder.ops) != own
-    if kernel > 1:
-        said = explain("upsample_block", x, weight, upsample=upsample)
-        assert ("the convolution is PyTorch's" not in said) == own
-
-
-@pytest.mark.parametrize(
-    ("capability", "kernel", "dtype", "layout", "padding_mode", "own"),
-    [("avx512", 3, torch.float32, "channels_last", "zeros", False),
-     ("avx512", 3, torch.float32, "contiguous", "zeros", True),
-     ("avx512", 3, torch.float32, "channels_last", "replicate", True),
-     ("avx512", 4, torch.bfloat16, "channels_last", "zeros", True),
-     ("avx512_bf16", 4, torch.bfloat16, "channels_last", "zeros", False),
-     ("avx512_bf16", 4, torch.bfloat16, "channels_last", "replicate", True),
-     ("avx512_bf16", 3, torch.bfloat16, "contiguous", "zeros", True),
-     ("amx", 3, torch.bfloat16, "channels_last", "zeros", True)],
-)  # fmt: skip
-def test_whose_transposed_kernels_are(
-    capability, kernel, dtype, layout, padding_mode, own, monkeypatch
-) -> None:
-    """PyTorch's where it was measured to be faster, unless ours are asked for."""
-    monkeypatch.setattr(native, "cpu_capability", capability)
-    x, weight = inputs((1, 3, 5, 6), 4, "transpose", kernel, dtype, layout).values()
-    for forced in (False, True):
-        with Recorder() as recorder, use_impl("native") if forced else contextlib.nullcontext():
-            upsample_block(x, weight, padding_mode=padding_mode)
-            said = explain("upsample_block", x, weight, padding_mode=padding_mode)
-        assert ("upsample_conv2d" in recorder.ops) == (own or forced)
-        assert ("the convolution is PyTorch's" not in said) == (own or forced)
-
-
-@pytest.mark.parametrize(
-    ("upsample", "dtype", "layout", "padding_mode", "own"),
-    [("transpose", torch.float32, "channels_last", "replicate", True),
-     ("transpose", torch.float64, "channels_last", "replicate", False),
-     ("transpose", torch.bfloat16, "channels_last", "zeros", False),
-     ("transpose", torch.bfloat16, "contiguous", "replicate", False),
-     ("nearest", torch.bfloat16, "channels_last", "zeros", True),
-     ("nearest", torch.float16, "contiguous", "replicate", False),
-     ("nearest", torch.float32, "channels_last", "replicate", False)],
-)  # fmt: skip
-def test_whose_convolution_it_is_on_a_gpu(upsample, dtype, layout, padding_mode, own) -> None:
-    x = random(1, 3, 5, 6, dtype=dtype, layout=layout)
-    assert (triton_declines(x, 3, upsample, padding_mode) is None) == own
-    with use_impl("triton"):
-        assert triton_declines(x, 3, upsample, padding_mode) is None
-
-
-@pytest.mark.core
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("upsample", "kernel"), KINDS[:4])
-def test_largest_error_in_half_precision(upsample, kernel, dtype, device) -> None:
+def check_largest_error(upsample, kernel, dtype, device) -> None:
     """Many draws are needed: one hides a rounding too many, such as that of sums of weights."""
     for seed in range(16):
         x = random(2, 5, 5, 7, dtype=dtype, device=device, seed=2 * seed)
@@ -275,63 +217,19 @@ def test_largest_error_in_half_precision(upsample, kernel, dtype, device) -> Non
         assert_accurate(y, in_torch.to(dtype), exact, f"draw {seed}")
 
 
+@pytest.mark.every_capability
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("upsample", "kernel"), KINDS[:4])
+def test_largest_error_in_half_precision(upsample, kernel, dtype, device) -> None:
+    check_largest_error(upsample, kernel, dtype, device)
+
+
 @pytest.mark.parametrize("grad_layout", ["contiguous", "channels_last", "cropped"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("upsample", "kernel"), KINDS[:3])
 def test_layout_of_the_gradient(upsample, kernel, layout, grad_layout, device) -> None:
     tensors = inputs((2, 5, 6, 7), 8, upsample, kernel, torch.float32, layout, device)
     check(tensors, upsample, "reflect", grad_layout=grad_layout)
-
-
-@pytest.mark.parametrize("norm", ["instance", "none"])
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize(("upsample", "kernel"), KINDS)
-def test_layout_where_pytorchs_ops_are_contiguous_alone(
-    upsample, kernel, padding_mode, norm, implementation, monkeypatch
-) -> None:
-    """Padding is so on a GPU, and cuDNN's convolution in float64."""
-
-    def contiguous_alone(function):
-        return lambda x, *args, **kwargs: function(x.contiguous(), *args, **kwargs)
-
-    for name in ("pad", "conv2d", "conv_transpose2d"):
-        monkeypatch.setattr(F, name, contiguous_alone(getattr(F, name)))
-    monkeypatch.setattr(native, "cpu_capability", None)  # convolutions are PyTorch's
-    tensors = inputs((2, 5, 6, 7), 8, upsample, kernel, torch.float32, "channels_last")
-    x, weight = (tensor.requires_grad_() for tensor in tensors.values())
-    y = upsample_block(x, weight, upsample=upsample, padding_mode=padding_mode, norm=norm)
-    assert_layout_of(y, x)
-    (grad,) = torch.autograd.grad(y.square().sum(), x)
-    assert_layout_of(grad, x)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize(("upsample", "kernel"), KINDS)
-def test_layout_costs_no_copy(upsample, kernel, padding_mode, layout, monkeypatch) -> None:
-    monkeypatch.setattr(native, "cpu_capability", None)
-    tensors = inputs((2, 5, 6, 7), 8, upsample, kernel, torch.float32, layout)
-    x, weight = (tensor.requires_grad_() for tensor in tensors.values())
-    with Recorder() as recorder:
-        upsample_block(x, weight, upsample=upsample, padding_mode=padding_mode)
-    assert "convolution" in recorder.ops
-    assert "clone" not in recorder.ops
-    # PyTorch pads on "meta" as on a GPU.
-    image = convolved_image(x.to("meta"), kernel, upsample, padding_mode)
-    assert_layout_of(image, x)
-
-
-@pytest.mark.parametrize("border", [1, 2, 4])
-@pytest.mark.parametrize("mode", ["reflect", "replicate"])
-def test_padding_in_channels_last(mode, border, device) -> None:
-    for layout in ("channels_last", "channels_last_cropped", "contiguous"):
-        x = random(2, 3, 5, 7, layout=layout, device=device)
-        y = pad_channels_last(x, border, mode)
-        assert torch.equal(y, F.pad(x, [border] * 4, mode))
-        assert y.is_contiguous(memory_format=torch.channels_last)
-    images = torch.func.vmap(lambda image: pad_channels_last(image[None], border, mode))(x)
-    assert torch.equal(images[:, 0], y)
-    assert pad_channels_last(x[:0], border, mode).shape == (0, *y.shape[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -378,11 +276,19 @@ def check_derivatives(upsample, kernel, padding_mode, norm, device, fast_mode=Fa
     assert torch.autograd.gradgradcheck(block, given, fast_mode=True)
 
 
-@pytest.mark.parametrize("norm", ["instance", "none"])
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize(("upsample", "kernel"), KINDS[:3])
-def test_gradcheck(upsample, kernel, padding_mode, norm, device) -> None:
-    check_derivatives(upsample, kernel, padding_mode, norm, device)
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+def test_gradcheck(upsample, kernel, padding_mode, device) -> None:
+    """Each convolution with a norm, in which its gradient is a part of the whole."""
+    check_derivatives(upsample, kernel, padding_mode, "instance", device)
+
+
+@pytest.mark.parametrize(
+    ("upsample", "kernel", "padding_mode"),
+    [("transpose", 4, "zeros"), ("transpose", 3, "replicate"), ("nearest", 3, "reflect")],
+)
+def test_gradcheck_without_a_norm(upsample, kernel, padding_mode, device) -> None:
+    check_derivatives(upsample, kernel, padding_mode, "none", device)
 
 
 @pytest.mark.parametrize(("upsample", "kernel"), KINDS[:3])
@@ -418,18 +324,6 @@ def test_backward_keeps_the_convolutions_input_and_output_once(
     output = 4 * x.numel() * 4
     assert len(kept) == 2
     assert output in kept
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("mode", ["reflect", "replicate"])
-def test_backward_of_padding_copies_the_image_once(mode, layout, device) -> None:
-    x = random(1, 8, 16, 16, layout=layout, device=device).requires_grad_()
-    y = pad(x, 2, mode)
-    cotangent = random(*y.shape, layout=layout, device=device, seed=1)
-    with Recorder() as recorded:
-        torch.autograd.grad(y, x, cotangent)
-    assert [shape for shape in recorded.images if shape.numel() > 8 * 2 * 20] == [x.shape]
-    assert "index_add" not in recorded.ops  # on a GPU it adds in any order
 
 
 @pytest.mark.parametrize("threads", [1, 2])
