@@ -1,4 +1,7 @@
-"""Every Triton kernel, compiled ahead of time: no GPU is needed for that."""
+"""Every Triton kernel, compiled ahead of time: no GPU is needed for that.
+
+For one GPU by default; `.ci/run` compiles for the others too (``-m other_gpus``).
+"""
 
 import os
 import subprocess
@@ -12,7 +15,12 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+OTHERS = ("sm_80", "sm_100", "gfx942")
+
+
+@pytest.mark.parametrize(
+    "target", ["sm_90", *(pytest.param(name, marks=pytest.mark.other_gpus) for name in OTHERS)]
+)
 def test_kernels_compile_and_fit(target, tmp_path) -> None:
     """Spills (where there must be none) and shared memory are judged by the command itself. In a
     process of its own: here Triton interprets."""
