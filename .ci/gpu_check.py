@@ -42,6 +42,7 @@ TEST_FILES = (
     "test_instance_norm_gradients.py",
     "test_norm_conv2d.py",
     "test_norm_conv2d_contract.py",
+    "test_norm_conv2d_ends.py",
     "test_training_step.py",
     "test_transforms.py",
     # Of Triton's own tests what the above don't run on a GPU.
@@ -51,6 +52,7 @@ TEST_FILES = (
     "test_triton_tuning.py",
     "test_triton_upsample_block.py",
     "test_upsample_block.py",
+    "test_upsample_block_convolution.py",
 )
 
 PASSED, FAILED, SKIPPED, CUT_SHORT = "passed", "failed", "skipped", "cut short"
