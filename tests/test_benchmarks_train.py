@@ -15,6 +15,16 @@ LIMITS = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 4e11}, "made up")
 SMALL = cases.Case("lite", 1, "float32", crop=32)
 
 
+@pytest.fixture(scope="module")
+def problem_in():
+    """Problems by dtype, with a small painting. Contenders share a problem, and so do tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "_PAINTING_SIDES", (48, 40))
+        found = {dtype: cases.Problem(replace(SMALL, dtype=dtype))
+                 for dtype in ("float32", "bfloat16")}  # fmt: skip
+    return found.__getitem__
+
+
 def ids(*arguments: str) -> list[str]:
     return [case.id for case in suite.TrainSuite.of(cli.parse(["train", *arguments])).cases]
 
@@ -38,8 +48,8 @@ def test_a_crop_too_small_for_the_loss_network_is_refused(capsys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ours_and_eager_take_the_same_step(dtype):
-    problem = cases.Problem(replace(SMALL, dtype=dtype))
+def test_ours_and_eager_take_the_same_step(problem_in, dtype):
+    problem = problem_in(dtype)
     before = [weight.clone() for weight in problem.generator.parameters()]
     entries = rivals.enter(problem, ("eager", "eager-nhwc"))
     assert [(entry.name, entry.error) for entry in entries] == [
@@ -67,7 +77,7 @@ def tamper(wrong: str, step: TrainingStep) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wrong", ["loss", "all gradients", "a gradient"])
-def test_a_wrong_step_is_refused(monkeypatch, wrong, dtype):
+def test_a_wrong_step_is_refused(problem_in, monkeypatch, wrong, dtype):
     make = rivals.make
 
     def tampered(name, problem, mode):
@@ -77,33 +87,33 @@ def test_a_wrong_step_is_refused(monkeypatch, wrong, dtype):
         return words, step, take
 
     monkeypatch.setattr(rivals, "make", tampered)
-    ours, eager = rivals.enter(cases.Problem(replace(SMALL, dtype=dtype)), ("eager",))
+    rival = ("eager",) if wrong == "loss" else ()
+    ours, *others = rivals.enter(problem_in(dtype), rival)
     assert ours.error.startswith("wrong: relative error ")
     assert ours.call is None
-    assert eager.error is None
+    assert [other.error for other in others] == [None] * len(rival)
 
 
-def test_a_step_that_moves_nothing_is_refused(monkeypatch):
+def test_a_step_that_moves_nothing_is_refused(problem_in, monkeypatch):
     monkeypatch.setattr(TrainingStep, "__call__", lambda step, *_: {"total": torch.ones(())})
-    step = rivals.plain_step(cases.Problem(SMALL), torch.float32)
+    step = rivals.plain_step(problem_in("float32"), torch.float32)
     with pytest.raises(RuntimeError, match="no weight moved"):
         rivals.answer(*step)
 
 
-def test_a_contender_that_cannot_be_made_ready_is_refused():
+def test_a_contender_that_cannot_be_made_ready_is_refused(problem_in):
     class Full(Cpu):
         def ready(self, calls):
             raise MemoryError("no room for a graph")
 
-    (ours,) = rivals.enter(cases.Problem(SMALL), (), device=Full())
+    (ours,) = rivals.enter(problem_in("float32"), (), device=Full())
     assert (ours.call, ours.error) == (None, "MemoryError: no room for a graph")
 
 
-def test_a_step_is_counted_forward_and_backward():
+def test_a_step_is_counted_forward_and_backward(problem_in):
     """Once forward for what is wanted, with gradients three times for the network's layers and two
     for the loss network's, whose weights stay."""
-    problem = cases.Problem(SMALL)
-    found = suite._flops(problem)
+    found = suite._flops(problem_in("float32"))
     side, channels, of_vgg, of_content = 32, 3, 0, 0
     for block, (width, count) in enumerate(((64, 2), (128, 2), (256, 4), (512, 4), (512, 1))):
         for index in range(count):

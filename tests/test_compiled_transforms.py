@@ -54,7 +54,10 @@ TRANSFORMS: dict[str, Callable[[Function], Callable]] = {
 }
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
+# The Hessian is the jacfwd of a jacrev, and vjp takes the gradient that grad does.
+@pytest.mark.parametrize(
+    "transform", ["vjp", "jvp", "hessian", "grad of grad", "vmap", "vmap of grad"]
+)
 @every_op_with_a_gradient
 def test_transform_in_compile(op, transform, device) -> None:
     torch._dynamo.reset()

@@ -2,12 +2,11 @@
 
 import ast
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 import stylekernels
 
@@ -16,16 +15,36 @@ TEXTS = [path for pattern in ("*.md", "docs/*.md", "stylekernels/weights/*.md")
          for path in sorted(ROOT.glob(pattern))]  # fmt: skip
 FENCED = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"(?<![\w./-])stylekernels(?:\.[A-Za-z_]\w*)+")
-BLOCKS = [
-    pytest.param(block, id=f"{path.name}-{index}")
-    for path in TEXTS
-    for index, block in enumerate(FENCED.findall(path.read_text()))
-]
+BLOCKS = [block for path in TEXTS for block in FENCED.findall(path.read_text())]
 NAMES = sorted({name for path in TEXTS for name in DOTTED.findall(path.read_text())})
 
 
-def run(source: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
+# Each line of Python in a process that has imported torch, which takes the time, and nothing else.
+FORKS = """
+import json, os, sys, traceback, torch
+for source in json.load(sys.stdin):
+    from_child, to_parent = os.pipe()
+    if os.fork() == 0:
+        try:
+            exec(source, {})
+        except BaseException:
+            os.write(to_parent, traceback.format_exc().encode()[-4000:])
+        os._exit(0)
+    os.close(to_parent)
+    said = open(from_child).read()
+    print(json.dumps([source, os.wait()[1], said]))
+"""
+
+
+def failures(sources: list[str]) -> list:
+    """Sources that fail, each in a process of its own, with the status and the traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS], input=json.dumps(sources), capture_output=True, text=True,
+        check=True, cwd=ROOT,
+    )  # fmt: skip
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [source for source, *_ in found] == sources
+    return [(source, status, said) for source, status, said in found if status or said]
 
 
 def test_there_is_something_to_test() -> None:
@@ -34,18 +53,22 @@ def test_there_is_something_to_test() -> None:
     assert DOTTED.findall("torch.ops.stylekernels.x, `stylekernels.a.b()`") == ["stylekernels.a.b"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_works_after_import_stylekernels(name) -> None:
-    if name.startswith("stylekernels.triton.") and importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    result = run(f"import stylekernels\n{name}")
-    assert result.returncode == 0, result.stderr
+def test_names_work_after_import_stylekernels() -> None:
+    without_triton = importlib.util.find_spec("triton") is None
+    names = [n for n in NAMES if not (without_triton and n.startswith("stylekernels.triton."))]
+    assert failures([f"import stylekernels\n{name}" for name in names]) == []
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_imports_of_an_example_work(block) -> None:
-    tree = ast.parse(block)
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert imports, "an example says where its names come from"
-    result = run("\n".join(map(ast.unparse, imports)))
-    assert result.returncode == 0, result.stderr
+def test_the_imports_of_examples_work() -> None:
+    sources = []
+    for block in BLOCKS:
+        nodes = ast.walk(ast.parse(block))
+        imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert imports, f"an example says where its names come from: {block}"
+        sources.append("\n".join(map(ast.unparse, imports)))
+    assert failures(sources) == []
+
+
+def test_a_failure_is_found() -> None:
+    (failure,) = failures(["import stylekernels", "import stylekernels\nstylekernels.no_such_name"])
+    assert "no attribute 'no_such_name'" in failure[2]

@@ -17,11 +17,11 @@ from tests.test_upsample_block import (
     PADDING_MODES,
     check,
     check_derivatives,
+    check_largest_error,
     inputs,
     test_a_large_bias_before_a_norm_does_not_cost_accuracy,  # noqa: F401
     test_backward_keeps_the_convolutions_input_and_output_once,  # noqa: F401
     test_bias_before_a_norm_has_no_effect_and_a_gradient_of_zeros,  # noqa: F401
-    test_largest_error_in_half_precision,  # noqa: F401
     test_nan_reaches_the_planes_of_its_image_only,  # noqa: F401
 )
 
@@ -58,6 +58,15 @@ def test_options(case, device) -> None:
         tensors, upsample, case["padding_mode"], activation=case["activation"],
         grad_layout=case["grad_layout"],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("upsample", "kernel", "dtype"),
+    [("transpose", 4, torch.bfloat16), ("transpose", 3, torch.float16),
+     ("nearest", 3, torch.bfloat16), ("nearest", 3, torch.float16)],
+)  # fmt: skip
+def test_largest_error_in_half_precision(upsample, kernel, dtype, device) -> None:
+    check_largest_error(upsample, kernel, dtype, device)
 
 
 @pytest.mark.parametrize(
