@@ -271,6 +271,34 @@ def test_empty_batch(layout, mode, device) -> None:
     check(tensors, stride=stride, padding=padding_of(mode, "half"), upsample=upsample)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_output_channels(dtype, device) -> None:
+    """Nothing is convolved, but the input that is returned is complete."""
+    x = torch.randn(2, 32, 6, 5, device=device).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.empty(0, 32, 3, 3, dtype=dtype, device=device)
+    y, mean, _, kept = norm_conv2d(
+        x, weight, activation="relu", padding=1, return_input=True, return_stats=True
+    )
+    assert (y.shape, mean.shape) == ((2, 0, 6, 5), (2, 0))
+    assert torch.equal(kept, x.relu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_output_columns(dtype) -> None:
+    """A part of a frame may be empty: every method of convolving leaves it alone."""
+    ops, mode = torch.ops.stylekernels, (1, 1, "zeros", "none")
+    x, weight = torch.randn(1, 32, 6, 5).to(dtype), torch.randn(32, 32, 3, 3).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    packed = ops.norm_conv2d_pack(weight, *mode)
+    workspace = torch.empty(ops.norm_conv2d_workspace(weight, 1, 6, 5, *mode), dtype=torch.float64)
+    y = torch.empty(1, 32, 4, 0, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    ops.norm_conv2d_out(
+        x, weight, packed, None, None, "none", 0.01, None, *mode, None, None, 0.0, y, None, None,
+        workspace,
+    )  # fmt: skip
+
+
 def check_statistics_of_large_means(mode, dtype, shape, layout, device) -> None:
     """Means of 1000 deviations, by way of the bias: E[x^2] - E[x]^2 in float32 is all wrong here,
     and in half precision the stored output has only a few values."""

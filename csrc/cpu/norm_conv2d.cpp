@@ -40,9 +40,9 @@ const NormConv2dKernels& kernels() {
   }
 }
 
-// Output rows of a task: few enough to share an image out, many enough that the rows which two
-// tasks both need are few beside them.
-constexpr int64_t kFewestTasks = 16;
+// Output rows of a band: few enough to share an image out, many enough that the rows which two
+// bands both need are few beside them.
+constexpr int64_t kFewestBands = 16;
 constexpr int64_t kMostRows = 16;
 constexpr int64_t kRowUnit = 4;  // Winograd's method makes four rows at a time
 // With large kernels nested transforms make three rows at a time, and tiles two.
@@ -107,10 +107,10 @@ void set_image(NormConv2d& args, int64_t n, int64_t h, int64_t w, const ConvMode
 
 // Adds how the work is shared out.
 void set_bands(NormConv2d& args) {
-  const int64_t per_task = (args.rows + kFewestTasks - 1) / kFewestTasks;
+  const int64_t per_band = (args.rows + kFewestBands - 1) / kFewestBands;
   const bool large = args.kernel >= kLargeKernel && args.stride == 1 && args.step == 1;
   const int64_t unit = large ? kRowUnitOfLarge : kRowUnit;
-  const int64_t rows = std::min(large ? kMostRowsOfLarge : kMostRows, per_task);
+  const int64_t rows = std::min(large ? kMostRowsOfLarge : kMostRows, per_band);
   args.band = std::max(unit, (rows + unit - 1) / unit * unit);
   args.bands = (args.rows + args.band - 1) / args.band;
   args.band_cost =
@@ -143,9 +143,9 @@ struct Workspace {
   }
 };
 
-// Shares the bands out and runs them. A task of several bands reads the rows that two of them need
-// once. Tasks get shorter towards the end, so that all threads end together: each takes its share
-// of half of what is left (guided self-scheduling, Polychronopoulos and Kuck, 1987).
+// Shares the bands out and runs them. On tiles, a task of several bands reads the rows that two of
+// them need once. Tasks get shorter towards the end, so that all threads end together: each takes
+// its share of half of what is left (guided self-scheduling, Polychronopoulos and Kuck, 1987).
 void run(NormConv2d& args) {
   const int64_t bands = args.n * args.bands;
   const int64_t workers = parallel_workers(bands, args.band_cost);

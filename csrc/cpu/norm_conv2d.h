@@ -35,10 +35,10 @@ struct NormConv2d : ConvGeometry {
   const void* norm_bias;    // null: 0
   double eps;
   void* next_scale_shift;  // (N, Cout, 2), out: what that norm comes to; null: not wanted
-  int64_t band;            // output rows of one parity in a task: depends on the shape alone
-  int64_t bands;           // per image
-  int64_t band_cost;       // of a task, in elements of a pass over memory
-  int64_t tasks;
+  int64_t band;       // output rows of one parity with statistics of their own: by the shape alone
+  int64_t bands;      // per image
+  int64_t band_cost;  // of a band, in elements of a pass over memory
+  int64_t tasks;      // of one band or several that follow each other
   const int64_t* task_begins;  // tasks + 1 bands, counted over all images
   double* partials;            // (N, bands, 2, Cout) scratch: means and sums of squared deviations
   void* coefficients;          // (2, N, Cin) scratch

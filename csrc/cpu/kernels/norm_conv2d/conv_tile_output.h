@@ -21,7 +21,8 @@ constexpr int64_t kTileSummed = 1024;
 
 struct TileChannels {
   float bias[kTileColumns], shift[kTileColumns], sum[kTileColumns], square[kTileColumns];
-  int64_t count, merged;
+  int64_t count;   // pixels in sum and square
+  int64_t merged;  // of the band, before those
 
   // With `in_pairs` the lanes are those of a pair of vectors.
   void merge_into(BandStatistics& statistics, int64_t first, int64_t channels, bool in_pairs) {
@@ -59,8 +60,8 @@ struct TileOutput {
   // The block: rows from `row` on of a parity's output, pixels from `begin` on.
   int64_t rows = 0, row = 0, row_parity = 0, column_parity = 0, begin = 0, pixels = 0;
   int64_t first = 0, channels = 0;
-  // Where `direct`: its first pixel in y, elements from a pixel and a row to the next, and the
-  // channels that are written.
+  // one_pass: `direct`, looked up once a block. Then: its first pixel in y, elements from a pixel
+  // and a row to the next, and the channels that are written.
   BFloat16* y = nullptr;
   int64_t y_pixel = 0, y_row = 0;
   uint32_t written = 0;

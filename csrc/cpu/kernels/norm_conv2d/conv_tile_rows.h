@@ -103,7 +103,8 @@ struct TileGeometry {
   int64_t ring_elements() const {
     return ceil_divide(rows * row_elements() + 2 * read_elements(), 32) * 32;
   }
-  // Columns of a row that are read in a piece, or spread.
+  // Columns that are spread in a piece, and pixels of a whole block of channels that are read in
+  // one.
   static constexpr int64_t kSpreadPiece = 64, kPiece = 8;
   int64_t read_piece(const NormConv2d& a) const {
     if (reads_whole_blocks(a)) return kPiece;
@@ -125,7 +126,7 @@ struct TileGeometry {
   int64_t worker_elements(const NormConv2d& a) const;
 };
 
-// The rows of the padded image that the output's rows at hand meet, each [32
+// The rows of the padded image that the output's rows at hand meet, each [block of 32
 // values][column][value], and those that the next ones will. Owned by a task, and read piece by
 // piece between products.
 struct TileRing {

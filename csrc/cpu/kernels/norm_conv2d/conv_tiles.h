@@ -9,8 +9,9 @@
 //
 // A tile of pixels is 16 pixels x 32 input channels, a tile of weights 16 pairs of input channels x
 // 16 outputs. A step is these four products: 64 cycles, for 4 KiB of tiles. The steps of a block
-// run over kernel rows, then over blocks of 32 channels, then over kernel columns. Neighbouring
-// columns have 15 of their 16 pixels in common, which come from the L1 cache for that reason. The
+// run over kernel rows, then over blocks of 32 channels, then over kernel columns. With
+// stride 1 neighbouring columns have 15 of their 16 pixels in common, which come from the L1 cache
+// for that reason. The
 // weights are packed in the order of the steps, and come from L2 where they exceed L1.
 //
 // Timeline, here of a layer with 36 steps a block (3 x 3 kernel, 128 channels):
@@ -24,9 +25,9 @@
 // epilogue reads them (conv_tile_output.h).
 //
 // Ring buffer (conv_tile_rows.h): rows of the padded input, normalised, activated and rounded to
-// bfloat16, in the L2 cache. Row r is at r % rows, as [channels / 32][columns][32 channels], so
-// that one tile is 16 consecutive columns of one block of channels. With a 3 x 3 kernel and stride
-// 1:
+// bfloat16, in the L2 cache. Position p of the padded image (it may be negative) is at
+// (p - low) % rows, as [channels / 32][columns][32 channels], so that one tile is 16 consecutive
+// columns of one block of channels. With a 3 x 3 kernel and stride 1:
 //
 //   output rows o, o + 1 read input rows      o - 1, o, o + 1, o + 2
 //   read meanwhile, for o + 2 and o + 3                              o + 3, o + 4
@@ -149,7 +150,7 @@ struct Turns {
   Turns() = default;
   Turns(int64_t pieces, int64_t steps)
       : period(pieces > 0 && pieces < steps ? steps / pieces : 1),
-        times(ceil_divide(pieces * period, steps)),
+        times(steps > 0 ? ceil_divide(pieces * period, steps) : 0),
         wait(period) {}
 
   template <class Piece>
@@ -164,7 +165,8 @@ struct Turns {
 struct TileWork {
   TileOutput& output;
   TileRing& ring;
-  Turns output_turns, ring_turns;
+  Turns output_turns;  // the pieces of the block before, over the steps of this one
+  Turns ring_turns;    // those of two output rows' input, over the steps of all their blocks
 
   TileWork(const NormConv2d& a, const TileGeometry& g, TileOutput& output, TileRing& ring)
       : output(output), ring(ring) {

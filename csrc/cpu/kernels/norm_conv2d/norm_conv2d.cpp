@@ -2,7 +2,7 @@
 //
 // Reads x once (twice where two tasks need the same rows) and writes y once; the multiply-adds are
 // Cout Cin per kernel element and output pixel, in float32 whatever x is, but for what is said of
-// bfloat16 below. A task owns a band of output rows. It keeps the input rows that its output row
+// bfloat16 below. A task owns bands of output rows. It keeps the input rows that its output row
 // meets in a ring of rows of float32, each normalised, activated, summed and padded once, as
 // [column][channel]: all the values that meet one row of the kernel then follow each other in
 // memory, whatever the layout of x, and are multiplied with panels of the weights, kRows pixels by
@@ -225,7 +225,7 @@ void run_bands(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input,
 
 // -- the op ----------------------------------------------------------------------------------
 
-// What an element type is convolved by: with functions run_band and pack_panels.
+// What an element type is convolved by: with functions run_bands and pack_panels.
 template <class T>
 struct GeometryOf {
   using Type = Geometry<T>;
@@ -271,13 +271,17 @@ void run_of(const NormConv2d& a) {
     }
     input.scale = scale, input.shift = shift;
   }
-  if (a.input != nullptr && !g.writes_input(a)) {
+  const bool is_empty = a.cout * a.rows * a.columns == 0;
+  if (a.input != nullptr && (is_empty || !g.writes_input(a))) {
     write_input(a, input);
     input = {};
     input.x = static_cast<const T*>(a.input);
   }
 
-  parallel_tasks(a.tasks, a.band_cost, [&](int64_t task, int64_t worker) {
+  if (is_empty) return;
+
+  const int64_t cost = a.n * a.bands * a.band_cost / (a.tasks > 0 ? a.tasks : 1);  // of a task
+  parallel_tasks(a.tasks, cost, [&](int64_t task, int64_t worker) {
     const int64_t n = a.task_begins[task] / a.bands, first = n * a.bands;
     run_bands(a, g, input, n, a.task_begins[task] - first, a.task_begins[task + 1] - first,
               static_cast<W*>(a.rows_memory) + worker * g.worker_elements(a));
