@@ -212,9 +212,10 @@ def convolution_kernel(
 ):
     """Compute BLOCK_N columns of BLOCK_M groups of one image.
 
-    x is padded, with CHANNELS elements to a pixel: every window lies inside. The columns of a block
-    read ROWS rows of the window; each row of the group begins FURTHER rows down. RAGGED: some groups
-    have pixels beyond the output. CROPPED: y has fewer rows or columns than the output.
+    x is padded, with CHANNELS elements to a pixel: every window lies inside. A block whose columns
+    are of one row of the group skips window rows of zero weights: it reads ROWS of them, FURTHER
+    rows down for each row of the group. RAGGED: some groups have pixels beyond the output. CROPPED:
+    y has fewer rows or columns than the output. "Columns" alone are those of the product.
 
     The accumulator has columns as its rows, (BLOCK_N, BLOCK_M): a thread holds many pixels of few
     channels, so statistics are sums within threads.

@@ -19,6 +19,9 @@
 // A kernel of 2 does without the point 0: the first row and column of B^T, the first column of A^T
 // and the first row of G are absent.
 //
+// Order: for every four output rows and every parity, for every block of squares: transform the
+// inputs; then for every panel of outputs: multiply all points, transform back, write.
+//
 // Layouts, in elements. A block is up to kWinogradTiles squares of one row of squares:
 //
 //    points     [kSide * kSide][squares][Cin]       pitch of a point: winograd_pitch(Cin)
