@@ -179,7 +179,7 @@ struct Input {
 
   template <Activation A, class V>
   inline V unrounded(V x, V added, V scale_of_channel, V shift_of_channel) const {
-    V z = scale == nullptr ? x : multiply_add(x, scale_of_channel, shift_of_channel);
+    V z = scale == nullptr ? x : multiply_add_rounded_once(x, scale_of_channel, shift_of_channel);
     z = activate<A>(z, negative_slope);
     if (residual != nullptr) z += added;
     return z;
