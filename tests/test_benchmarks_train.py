@@ -9,6 +9,7 @@ from benchmarks import ceilings, cli
 from benchmarks.cpu import Cpu
 from benchmarks.race import Entry
 from benchmarks.train import cases, report, rivals, suite
+from benchmarks.train.plain_step import PlainStep
 from stylekernels.training.step import TrainingStep
 
 LIMITS = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 4e11}, "made up")
@@ -63,7 +64,7 @@ def test_ours_and_eager_take_the_same_step(problem_in, dtype):
 
 def tamper(wrong: str, step: TrainingStep) -> None:
     """Spoil one thing in a step."""
-    inner, weights = step.loss, dict(step.generator.named_parameters())
+    inner, weights = step.loss, dict(step.network.working.named_parameters())
 
     def loss(*pictures):
         total = inner(*pictures)["total"]
@@ -95,7 +96,7 @@ def test_a_wrong_step_is_refused(problem_in, monkeypatch, wrong, dtype):
 
 
 def test_a_step_that_moves_nothing_is_refused(problem_in, monkeypatch):
-    monkeypatch.setattr(TrainingStep, "__call__", lambda step, *_: {"total": torch.ones(())})
+    monkeypatch.setattr(PlainStep, "__call__", lambda step, *_: {"total": torch.ones(())})
     step = rivals.plain_step(problem_in("float32"), torch.float32)
     with pytest.raises(RuntimeError, match="no weight moved"):
         rivals.answer(*step)

@@ -245,7 +245,7 @@ def test_networks_photos_and_targets_are_channels_last(config, monkeypatch):
     take, seen = TrainingStep.__call__, []
 
     def watch(step, photo, target, rate):
-        weights = [w for w in step.generator.parameters() if w.dim() == 4]
+        weights = [w for w in step.network.working.parameters() if w.dim() == 4]
         seen.extend([photo, target, *weights])
         return take(step, photo, target, rate)
 

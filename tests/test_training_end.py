@@ -172,7 +172,7 @@ def explode(patch, steps):
         count[0] += 1
         if count[0] == steps:
             with torch.no_grad():
-                next(self.generator.parameters()).fill_(math.inf)
+                next(self.network.network.parameters()).fill_(math.inf)
         return losses
 
     patch.setattr(TrainingStep, "__call__", step)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stylekernels.models import GeneratorConfig, StyleGenerator
-from stylekernels.training.step import TrainingStep
+from stylekernels.training.step import MixedPrecision, TrainingStep
 
 RATE = 5e-3
 
@@ -31,7 +31,7 @@ def start(device):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_steps_lower_the_loss(start, precision):
     network, photo, target = start
-    step = TrainingStep(network, distance, precision)
+    step = TrainingStep(MixedPrecision(network, precision), distance)
     assert step.scaler.is_enabled() == (precision == torch.float16)
     losses = [step(photo, target, RATE)["total"].item() for _ in range(40)]
     assert losses[-1] < 0.2 * losses[0]
@@ -44,7 +44,7 @@ def test_a_step_is_adams_at_the_rate_it_is_given(start):
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 3, 1))
     network.to(photo.device)
     plain = copy.deepcopy(network)
-    step = TrainingStep(network, distance, torch.float32)
+    step = TrainingStep(MixedPrecision(network, torch.float32), distance)
     optimizer = torch.optim.Adam(plain.parameters())
     for rate in (RATE, 0.0, RATE / 10):
         optimizer.param_groups[0]["lr"] = rate
@@ -63,7 +63,7 @@ def test_a_step_is_adams_at_the_rate_it_is_given(start):
 @pytest.mark.parametrize("device", ["cuda"])
 def test_a_step_can_be_captured(start, precision):
     network, photo, target = start
-    step = TrainingStep(network, distance, precision, capturable=True)
+    step = TrainingStep(MixedPrecision(network, precision), distance, capturable=True)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

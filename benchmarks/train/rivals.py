@@ -2,8 +2,8 @@
 
 Photos are read and get the colours of the painting before, which is not timed.
 
-All take the same step of the same optimiser, under autocast where it isn't float32. Rivals train
-the network in torch.nn and take Gram matrices by torch's product; their photos, weights and loss
+All take the same step of the same optimiser. Rivals train the network in torch.nn, under autocast
+where it isn't float32, and take Gram matrices by torch's product; their photos, weights and loss
 network have the layout that their name says, ours channels_last. On a GPU everything is a CUDA
 graph, so that what is timed is the GPU's work.
 """
@@ -23,8 +23,9 @@ from benchmarks.model.plain_network import plain_copy
 from benchmarks.race import Entry
 from benchmarks.train.cases import CONFIG, Problem
 from benchmarks.train.plain_loss import PlainLoss
+from benchmarks.train.plain_step import PlainStep, autocast
 from stylekernels.losses import PerceptualLoss
-from stylekernels.training.step import TrainingStep, autocast
+from stylekernels.training.step import MixedPrecision, TrainingStep
 
 RIVALS = ("eager", "eager-nhwc", "compile")
 
@@ -45,7 +46,7 @@ def plain_step(
     dtype: torch.dtype,
     memory_format: torch.memory_format = torch.contiguous_format,
     wrap: Callable[[Any], Any] = lambda module: module,
-) -> tuple[TrainingStep, Step]:
+) -> tuple[PlainStep, Step]:
     """The step in torch.nn: its parts, and a call that takes it.
 
     Args:
@@ -54,30 +55,34 @@ def plain_step(
         memory_format: of weights and pictures.
         wrap: what is made of the network and of the loss, ``torch.compile`` for example.
     """
-    place = problem.photo.device
-    network = plain_copy(problem.generator).to(place, memory_format=memory_format)
+    device = problem.photo.device
+    network = plain_copy(problem.generator).to(device, memory_format=memory_format)
     network.train().requires_grad_(True)
-    step = _step(problem, dtype, memory_format, network, PlainLoss)
-    step.generator, step.loss = wrap(network), wrap(step.loss)
+    features = copy.deepcopy(problem.features).to(dtype, memory_format=memory_format)
+    with autocast(device, dtype):
+        loss = PlainLoss(features, problem.painting, **CONFIG.loss_weights())
+    step = PlainStep(wrap(network), wrap(loss), dtype, capturable=device.type == "cuda")
     return step, _bind(step, problem.photo.contiguous(memory_format=memory_format))
 
 
-def _step(problem, dtype, memory_format, network, loss_type) -> TrainingStep:
-    """The training step of a network, with a kind of loss."""
-    features = copy.deepcopy(problem.features).to(memory_format=memory_format)
-    with autocast(problem.photo.device, dtype):
-        loss = loss_type(features, problem.painting, **CONFIG.loss_weights())
-    on_gpu = problem.photo.device.type == "cuda"
-    return TrainingStep(network, loss, dtype, capturable=on_gpu)
+def _our_step(problem: Problem) -> tuple[TrainingStep, Step]:
+    """The step of ``stylekernels train``: its parts, and a call that takes it."""
+    layout, device = torch.channels_last, problem.photo.device
+    network = copy.deepcopy(problem.generator).to(memory_format=layout)
+    features = copy.deepcopy(problem.features).to(problem.dtype, memory_format=layout)
+    loss = PerceptualLoss(features, problem.painting, **CONFIG.loss_weights())
+    network = MixedPrecision(network, problem.dtype)
+    step = TrainingStep(network, loss, capturable=device.type == "cuda")
+    return step, _bind(step, problem.photo.contiguous(memory_format=layout))
 
 
-def _bind(step: TrainingStep, photo: Tensor) -> Step:
+def _bind(step: TrainingStep | PlainStep, photo: Tensor) -> Step:
     return lambda: step(photo, photo, _LEARNING_RATE)
 
 
 def make(
     name: str, problem: Problem, compile_mode: str = "default"
-) -> tuple[str, TrainingStep, Step]:
+) -> tuple[str, TrainingStep | PlainStep, Step]:
     """Return the expression of a contender, in words, its step's parts, and a call that takes it.
 
     Args:
@@ -87,9 +92,7 @@ def make(
     """
     dtype, layout = problem.dtype, torch.channels_last
     if name == "ours":
-        network = copy.deepcopy(problem.generator).to(memory_format=layout)
-        step = _step(problem, dtype, layout, network, PerceptualLoss)
-        return "TrainingStep", step, _bind(step, problem.photo.contiguous(memory_format=layout))
+        return "TrainingStep", *_our_step(problem)
     if name == "eager":
         return "contiguous", *plain_step(problem, dtype)
     if name == "eager-nhwc":
@@ -102,7 +105,7 @@ def make(
     return words, *plain_step(problem, dtype, layout, wrap)
 
 
-def answer(step: TrainingStep, take: Step) -> list[Tensor]:
+def answer(step: TrainingStep | PlainStep, take: Step) -> list[Tensor]:
     """Return the loss of a first step, a scalar, and the gradient of each weight, float32.
 
     Raises:

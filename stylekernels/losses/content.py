@@ -40,4 +40,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
     check_not_empty(features, "features")
     wide = wide_dtype(features)
     features, target = features.to(wide), target.to(wide)
-    return (features - target).square().mean() / relative_to(target.square().mean())
+    # The gradient of PyTorch's mean fills a contiguous tensor, whatever the layout of the features;
+    # that of its sum is an expanded number.
+    error = (features - target).square().sum() / features.numel()
+    return error / relative_to(target.square().mean())

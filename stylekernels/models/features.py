@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylekernels.tensors import without_autocast
+
 _TORCHVISION = "https://download.pytorch.org/models/"
 # The last eight characters before .pth are the start of the file's sha256.
 PUBLISHED_WEIGHTS = {
@@ -51,7 +53,9 @@ class FeatureNetwork(nn.Module):
                 default. Nothing deeper than the deepest of them is computed.
 
         Returns:
-            One entry per name, (N, C, h, w).
+            One entry per name, (N, C, h, w), in the dtype of the weights. Images are converted to
+            it, and autocast changes nothing: the weights are never trained, so that they can be
+            in half precision for good, with ``network.to(torch.bfloat16)``.
 
         Raises:
             ValueError: for a layer name the network does not have, or if x has another shape.
@@ -69,7 +73,8 @@ class FeatureNetwork(nn.Module):
                 f"layers: expected names from {', '.join(self.layers)}, got {sorted(unknown)}"
             )
         found: dict[str, Tensor] = {}
-        self._collect(x, set(layers), found)
+        with without_autocast(x.device.type):
+            self._collect(x.to(next(self.parameters()).dtype), set(layers), found)
         return found
 
     def _collect(self, x: Tensor, wanted: set[str], found: dict[str, Tensor]) -> None:

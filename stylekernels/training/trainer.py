@@ -44,7 +44,7 @@ from stylekernels.training.data import (
 from stylekernels.training.errors import DivergedError, SettingError
 from stylekernels.training.log import Log
 from stylekernels.training.means import Means
-from stylekernels.training.step import TrainingStep, autocast
+from stylekernels.training.step import MixedPrecision, TrainingStep
 
 _WARMUP_LEARNING_RATE = 2e-3
 _LOWEST_RATE = 0.02
@@ -154,16 +154,16 @@ class _Run:
         resume = None if config.resume is None else matching_checkpoint(config)
         with naming("init" if resume is None else "resume"):
             self.generator = self.place(_start(config, resume)).train()
+        self.network = MixedPrecision(self.generator, self.precision)
         self.log = Log()
         photos, self.held_out = choose_photos(config.photos, config.held_out, self.log.skip)
         for name, path in config.outputs().items():
             with naming(name):
                 check_inputs_are_kept([path], [*photos, *self.held_out])
-        features = self.place(_features(config))
+        features = self.place(_features(config)).to(self.precision)
         painting = self.place(painting[None])
-        with self.autocast():
-            self.loss = PerceptualLoss(features, painting, **config.loss_weights())
-        self.optimise = TrainingStep(self.generator, self.loss, self.precision)
+        self.loss = PerceptualLoss(features, painting, **config.loss_weights())
+        self.optimise = TrainingStep(self.network, self.loss)
         self.step, self.warm, self.minutes = 0, config.init != "bilinear", 0.0
         if resume is not None:
             self.step, self.minutes, self.warm = resume["step"], resume["minutes"], True
@@ -187,9 +187,6 @@ class _Run:
             signal.default_int_handler(number, frame)
         self.stopped = True
 
-    def autocast(self) -> torch.autocast:
-        return autocast(self.device, self.precision)
-
     def place(self, tensors: _Placed) -> _Placed:
         """A network's weights, or images, as convolutions are fastest with them."""
         return tensors.to(self.device, memory_format=torch.channels_last)
@@ -209,7 +206,7 @@ class _Run:
         count = self.config.warmup_steps
         if self.warm or not count:
             return
-        optimise = TrainingStep(self.generator, _distance, self.precision)
+        optimise = TrainingStep(self.network, _distance)
         bar = tqdm(self.batches(0, count), "warm-up", count, disable=None)
         precision = str(self.precision).removeprefix("torch.")
         self.log.say(f"{count} steps of warm-up on {self.device}, {precision}")
@@ -301,15 +298,12 @@ class _Run:
     @torch.no_grad()
     def losses(self, photo: Tensor) -> dict[str, Tensor]:
         """All losses of the generator's picture of a photo, (1, 3, H, W)."""
-        with self.autocast():
-            return self.loss(self.target(photo), self.generator(photo))
+        return self.loss(self.target(photo), self.network(photo))
 
     @torch.no_grad()
     def stylize(self, photo: Tensor) -> Tensor:
         """(3, H, W) to (3, H, W), both in [0, 1]; on the CPU."""
-        with self.autocast():
-            picture = self.generator(self.place(photo[None]))[0]
-        return picture.float().clamp(0, 1).cpu()
+        return self.network(self.place(photo[None]))[0].float().clamp(0, 1).cpu()
 
     def measure(self) -> dict[str, float]:
         """Mean losses over square crops of the photos held out."""
