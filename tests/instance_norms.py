@@ -20,8 +20,9 @@ def planes(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.expand(x.shape[:2])[..., None, None]
 
 
-def before_activation(x, weight=None, bias=None, residual=None, mean=None, var=None, *,
-                      residual_first=False) -> Tensor:  # fmt: skip
+def before_activation(
+    x, weight=None, bias=None, residual=None, mean=None, var=None, *, residual_first=False
+) -> Tensor:
     if mean is None:
         mean, var = x.mean((2, 3)), x.var((2, 3), correction=0)
     z = (x - planes(mean, x)) / (planes(var, x) + 1e-5).sqrt()
@@ -30,16 +31,34 @@ def before_activation(x, weight=None, bias=None, residual=None, mean=None, var=N
     return z + residual if residual_first else z
 
 
-def exact(x, weight=None, bias=None, residual=None, mean=None, var=None, *, activation="none",
-          residual_first=False) -> Tensor:  # fmt: skip
+def exact(
+    x,
+    weight=None,
+    bias=None,
+    residual=None,
+    mean=None,
+    var=None,
+    *,
+    activation="none",
+    residual_first=False,
+) -> Tensor:
     first = residual_first and residual is not None
     z = before_activation(x, weight, bias, residual, mean, var, residual_first=first)
     y = ACTIVATIONS[activation](z)
     return y if residual is None or first else y + residual
 
 
-def in_torch(x, weight=None, bias=None, residual=None, mean=None, var=None, *, activation="none",
-             residual_first=False) -> Tensor:  # fmt: skip
+def in_torch(
+    x,
+    weight=None,
+    bias=None,
+    residual=None,
+    mean=None,
+    var=None,
+    *,
+    activation="none",
+    residual_first=False,
+) -> Tensor:
     """PyTorch's own ops. In half precision in float32 and rounded once: that is what our op
     promises, and stricter than a chain of half-precision ops."""
     wide = x if x.dtype == torch.float64 else x.float()

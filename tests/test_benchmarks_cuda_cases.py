@@ -74,8 +74,12 @@ def test_work_of_the_style_loss_is_that_of_five_layers():
     with FakeTensorMode():
         problem = problems.prepare(case)
     assert [tuple(x.shape[1:]) for x in problem.inputs[:5]] == [
-        (64, 256, 256), (128, 128, 128), (256, 64, 64), (512, 32, 32), (512, 16, 16)
-    ]  # fmt: skip
+        (64, 256, 256),
+        (128, 128, 128),
+        (256, 64, 64),
+        (512, 32, 32),
+        (512, 16, 16),
+    ]
     sizes = [math.prod(x.shape) for x in problem.inputs[:5]]
     assert problem.bytes == 3 * 2 * sum(sizes)
     channels = (64, 128, 256, 512, 512)
@@ -95,8 +99,8 @@ def test_convolutions_in_tf32_have_its_floor_and_its_tolerance(monkeypatch, allo
     assert found["upsample_block", "float32"] == expected
     assert found["upsample_block", "bfloat16"] == "bfloat16"
     assert found["gram_matrix", "float32"] == "float32"
-    assert problems.prepare(case_of("upsample_block", dtype="float32", shape=TINY,
-                                    device="cpu")).precision == "float32"  # fmt: skip
+    on_cpu = case_of("upsample_block", dtype="float32", shape=TINY, device="cpu")
+    assert problems.prepare(on_cpu).precision == "float32"
     row = row_of(case_of("upsample_block", dtype="float32", shape=TINY), ours=1.0)
     assert row.floor == pytest.approx(
         max(row.bytes / 1e12, row.flops / (1e14 if allowed else 1e13))
@@ -118,18 +122,38 @@ def floor_of(op: str, variant: str) -> float:
     ("op", "variant", "floors", "verdict", "reason"),
     [
         ("instance_norm", "relu", {"ours": 1.1, "eager": 2}, "win", None),
-        ("instance_norm", "relu", {"ours": 1.25, "eager": 2}, "short",
-         "80% of the floor's speed, target 85%"),
+        (
+            "instance_norm",
+            "relu",
+            {"ours": 1.25, "eager": 2},
+            "short",
+            "80% of the floor's speed, target 85%",
+        ),
         ("gram_matrix", "", {"ours": 1.1, "eager": 2}, "win", None),
         ("gram_loss", "style_loss", {"ours": 2, "compile": 3.2, "eager": 2.4}, "win", None),
-        ("gram_loss", "style_loss", {"ours": 2, "compile": 2.8, "eager": 9}, "short",
-         "1.40 times compile, target 1.5"),
-        ("upsample_block", "k4", {"ours": 2, "compile": 4, "eager_nhwc": 2.6}, "short",
-         "1.30 times eager-nhwc, target 1.5"),
-        ("upsample_block", "k4", {"ours": 2, "compile": 4, "eager_nhwc": 1.6}, "loss",
-         "eager-nhwc is 1.25 times faster"),
+        (
+            "gram_loss",
+            "style_loss",
+            {"ours": 2, "compile": 2.8, "eager": 9},
+            "short",
+            "1.40 times compile, target 1.5",
+        ),
+        (
+            "upsample_block",
+            "k4",
+            {"ours": 2, "compile": 4, "eager_nhwc": 2.6},
+            "short",
+            "1.30 times eager-nhwc, target 1.5",
+        ),
+        (
+            "upsample_block",
+            "k4",
+            {"ours": 2, "compile": 4, "eager_nhwc": 1.6},
+            "loss",
+            "eager-nhwc is 1.25 times faster",
+        ),
     ],
-)  # fmt: skip
+)
 def test_verdicts(op, variant, floors, verdict, reason):
     floor = floor_of(op, variant)
     row = row_of(case_of(op, variant), **{name: floor * value for name, value in floors.items()})

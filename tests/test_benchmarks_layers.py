@@ -7,6 +7,7 @@ from benchmarks import ceilings, cli
 from benchmarks.model import cases, layers, operations
 from stylekernels import native
 from stylekernels.models import GeneratorConfig
+from tests.direct_convolution import convolve_into
 
 CASE = cases.Case("full", (64, 64), "float32")
 COUNTED = operations.layers(GeneratorConfig(), 64, 64)
@@ -58,10 +59,8 @@ def test_the_table_names_every_layer_the_rest_and_the_frame():
     names = [line[28:40].strip() for line in lines]
     assert names == [*(layer.name for layer in COUNTED), "rest", "frame"]
     assert all(len(line) <= len(suite.table.header()) <= 120 for line in lines)
-    assert lines[1].split() == [
-        "full", "64x64", "f32", "down", "1", "32-64", "32x32", "2.00", "10%", "5%", "0.38", "-",
-        "18.9", "19%", "0.00",
-    ]  # fmt: skip
+    expected = "full 64x64 f32 down 1 32-64 32x32 2.00 10% 5% 0.38 - 18.9 19% 0.00"
+    assert lines[1].split() == expected.split()
     assert lines[-1].split() == ["full", "64x64", "f32", "frame", "40.0", "10%", "100%"]
 
 
@@ -83,26 +82,21 @@ def test_the_stopwatch_sees_each_layer_and_what_it_is_handed():
     def frame() -> None:
         for kept_input in (None, kept):
             (x * 2).relu()  # not a layer
-            ops.norm_conv2d_out(
-                x, weight, packed, None, None, "none", 0.01, x, *mode, None, None, 0.0, y,
-                kept_input, None, workspace,
-            )  # fmt: skip
+            convolve_into(y, workspace, x, weight, packed, mode, residual=x, input=kept_input)
 
     frames = layers.watch(frame, budget_s=0)
     assert len(frames) == 5
     for seconds, calls in frames:
-        assert [call.bytes for call in calls] == [
-            2 * x.nbytes + y.nbytes, 3 * x.nbytes + y.nbytes
-        ]  # fmt: skip
+        assert [call.bytes for call in calls] == [2 * x.nbytes + y.nbytes, 3 * x.nbytes + y.nbytes]
         assert 0 < sum(call.seconds for call in calls) < seconds
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_stylizer_runs_the_layers_that_are_counted(dtype):
+    options = ("--only", f"lite/34x33/{dtype}")
     suite = layers.LayersSuite(
-        cli.parse(["model", "--layers", "--only", f"lite/34x33/{dtype}", "--size", "34x33",
-                   "--seconds", "0"])
-    )  # fmt: skip
+        cli.parse(["model", "--layers", *options, "--size", "34x33", "--seconds", "0"])
+    )
     (case,) = suite.cases
     row = suite.measure(case, LIMITS)
     assert row.misses == []

@@ -38,20 +38,20 @@ def test_memory_is_judged_by_what_the_frame_added():
     assert (alone.verdict, alone.misses) == ("alone", ["eager: exit status 1"])
     assert memory.judge(case, {}, ["ours: exit status 1"]).verdict == "wrong"
     line = memory.MemorySuite(cli.parse(["model", "--memory"])).line(row)
-    assert line.split() == [
-        "full", "3840x2160", "f32", "800", "1800", "500", "500", "1500", "200", "3.00", "0.40",
-        "loss",
-    ]  # fmt: skip
+    expected = "full 3840x2160 f32 800 1800 500 500 1500 200 3.00 0.40 loss"
+    assert line.split() == expected.split()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--memory --rivals eager compile openvino",
-         "--rivals: model-memory has eager, eager-nhwc, got compile, openvino"),
+        (
+            "--memory --rivals eager compile openvino",
+            "--rivals: model-memory has eager, eager-nhwc, got compile, openvino",
+        ),
         ("--layers --rivals eager", "--rivals: model-layers has none, got eager"),
     ],
-)  # fmt: skip
+)
 def test_rivals_that_are_not_measured_are_refused(capsys, arguments, message):
     assert cli.main(["model", *arguments.split(), "--list"]) == 2
     captured = capsys.readouterr()

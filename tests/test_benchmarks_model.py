@@ -46,8 +46,10 @@ def test_ours_and_eager_give_the_right_picture(dtype):
     problem = problem_of(cases.Case("lite", (24, 16), dtype))
     entries = rivals.enter(problem, ("eager", "eager-nhwc"))
     assert [(entry.name, entry.error) for entry in entries] == [
-        ("ours", None), ("eager", None), ("eager-nhwc", None)
-    ]  # fmt: skip
+        ("ours", None),
+        ("eager", None),
+        ("eager-nhwc", None),
+    ]
     ours, eager, nhwc = (entry.call() for entry in entries)
     assert ours.dtype == np.uint8
     assert eager.dtype == nhwc.dtype == problem.dtype
@@ -163,11 +165,25 @@ def test_the_table_says_what_was_measured():
     cells = cells_of(row_of(case, ours=500, eager=2000, eager_nhwc=1500, openvino=1000))
     # 69.9 GFLOP at 100 GFLOP/s; with Winograd 12.1 of 48.3 in the residual blocks, and 3.4 of 8.6.
     assert cells == {
-        "network": "full", "size": "512x512", "type": "f32", "ours": "500", "±": "0%",
-        "eager": "2000", "NHWC": "1500", "comp.": "-", "ORT": "-", "OV": "1000", "floor": "699",
-        "wino.": "284", "rate": "140", "peak": "140%", "fps": "2.00", "/eager": "4.00",
-        "/best": "2.00", "verdict": "win",
-    }  # fmt: skip
+        "network": "full",
+        "size": "512x512",
+        "type": "f32",
+        "ours": "500",
+        "±": "0%",
+        "eager": "2000",
+        "NHWC": "1500",
+        "comp.": "-",
+        "ORT": "-",
+        "OV": "1000",
+        "floor": "699",
+        "wino.": "284",
+        "rate": "140",
+        "peak": "140%",
+        "fps": "2.00",
+        "/eager": "4.00",
+        "/best": "2.00",
+        "verdict": "win",
+    }
 
 
 def test_the_table_of_a_gpu_has_its_floor_and_its_target():
@@ -175,10 +191,21 @@ def test_the_table_of_a_gpu_has_its_floor_and_its_target():
     # 553 GFLOP at 400 GFLOP/s are 1.38 s, and so many bytes at 10 GB/s 2 s.
     row = row_of(case, int(2e10), ours=4000, eager=9000, eager_nhwc=8000, compile=6000)
     assert cells_of(row) == {
-        "network": "full", "size": "1920x1080", "type": "bf16", "ours": "4000", "±": "0%",
-        "eager": "9000", "NHWC": "8000", "comp.": "6000", "floor": "2000", "share": "50%",
-        "fps": "0.25", "/comp": "1.50", "/best": "1.50", "verdict": "short",
-    }  # fmt: skip
+        "network": "full",
+        "size": "1920x1080",
+        "type": "bf16",
+        "ours": "4000",
+        "±": "0%",
+        "eager": "9000",
+        "NHWC": "8000",
+        "comp.": "6000",
+        "floor": "2000",
+        "share": "50%",
+        "fps": "0.25",
+        "/comp": "1.50",
+        "/best": "1.50",
+        "verdict": "short",
+    }
     assert row.misses == ["1.50 times compile, target 2.0"]
     assert row.share_of_peak == pytest.approx(1.38 / 4, rel=1e-2)
     assert row.winograd_flops is row.winograd_floor is None
@@ -323,8 +350,13 @@ def test_partial_runs_do_not_replace_the_committed_results(monkeypatch):
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: "found")
     assert ModelSuite(cli.parse(["model"])).complete
     for argument in (
-        "--quick", "--only=full", "--dtype=float32", "--size=64x64", "--style=wave", "--rivals"
-    ):  # fmt: skip
+        "--quick",
+        "--only=full",
+        "--dtype=float32",
+        "--size=64x64",
+        "--style=wave",
+        "--rivals",
+    ):
         assert not ModelSuite(cli.parse(["model", argument])).complete, argument
 
 

@@ -21,8 +21,9 @@ def problem_in():
     """Problems by dtype, with a small painting. Contenders share a problem, and so do tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "_PAINTING_SIDES", (48, 40))
-        found = {dtype: cases.Problem(replace(SMALL, dtype=dtype))
-                 for dtype in ("float32", "bfloat16")}  # fmt: skip
+        found = {
+            dtype: cases.Problem(replace(SMALL, dtype=dtype)) for dtype in ("float32", "bfloat16")
+        }
     return found.__getitem__
 
 
@@ -34,8 +35,9 @@ def test_options_choose_the_cases(monkeypatch):
     monkeypatch.setattr(cases, "leaves_bfloat16_out", lambda _: False)
     assert len(ids()) == len(set(ids())) == 8
     assert ids("--dtype", "bfloat16", "--only", "full") == [
-        "full/1x256/bfloat16", "full/4x256/bfloat16",
-    ]  # fmt: skip
+        "full/1x256/bfloat16",
+        "full/4x256/bfloat16",
+    ]
     assert ids("--quick", "--crop", "64") == ["full/1x64/float32"]
     on_gpu = cases.select(cli.parse(["train", "--device", "cuda", "--only", "lite"]))
     assert [case.id for case in on_gpu] == [f"lite/{n}x256/bfloat16" for n in (1, 4, 16)]
@@ -54,8 +56,10 @@ def test_ours_and_eager_take_the_same_step(problem_in, dtype):
     before = [weight.clone() for weight in problem.generator.parameters()]
     entries = rivals.enter(problem, ("eager", "eager-nhwc"))
     assert [(entry.name, entry.error) for entry in entries] == [
-        ("ours", None), ("eager", None), ("eager-nhwc", None),
-    ]  # fmt: skip
+        ("ours", None),
+        ("eager", None),
+        ("eager-nhwc", None),
+    ]
     for entry in entries:
         assert torch.isfinite(entry.call()["total"])
     for old, new in zip(before, problem.generator.parameters(), strict=True):
@@ -126,9 +130,13 @@ def test_a_step_is_counted_forward_and_backward(problem_in):
         side //= 2
     full, half, quarter = 32**2, 16**2, 8**2
     of_network = 2 * (
-        81 * 3 * 16 * full * 2 + 9 * 16 * 32 * half + 9 * 32 * 64 * quarter
-        + 10 * 9 * 64 * 64 * quarter + 9 * 64 * 32 * half + 9 * 32 * 16 * full
-    )  # fmt: skip
+        81 * 3 * 16 * full * 2
+        + 9 * 16 * 32 * half
+        + 9 * 32 * 64 * quarter
+        + 10 * 9 * 64 * 64 * quarter
+        + 9 * 64 * 32 * half
+        + 9 * 32 * 16 * full
+    )
     # All but this: the photo's gradient in the first layer, and Gram matrices.
     expected = of_content + 2 * of_vgg + 3 * of_network
     assert found == pytest.approx(expected, rel=0.05)
@@ -144,10 +152,22 @@ def test_the_table_says_what_was_measured():
     row = row_of(cases.Case("full", 4, "float32"), ours=0.5, eager=1.0, eager_nhwc=0.75)
     titles = [title for title, _ in report.VIEW.table.columns]
     assert dict(zip(titles, report.VIEW.line(row).split(), strict=True)) == {
-        "network": "full", "photos": "4x256", "type": "f32", "ours": "500", "±": "0%",
-        "eager": "1000", "NHWC": "750", "comp.": "-", "floor": "200", "share": "40%",
-        "img/s": "8.00", "/eager": "2.00", "/comp": "-", "/best": "1.50", "verdict": "win",
-    }  # fmt: skip
+        "network": "full",
+        "photos": "4x256",
+        "type": "f32",
+        "ours": "500",
+        "±": "0%",
+        "eager": "1000",
+        "NHWC": "750",
+        "comp.": "-",
+        "floor": "200",
+        "share": "40%",
+        "img/s": "8.00",
+        "/eager": "2.00",
+        "/comp": "-",
+        "/best": "1.50",
+        "verdict": "win",
+    }
     document = report.as_json(row)
     assert (document["images_per_s"], document["share_of_floor"]) == (8.0, 0.4)
     assert len(report.VIEW.line(row)) == len(report.VIEW.table.header()) <= 120

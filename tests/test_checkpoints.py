@@ -129,9 +129,8 @@ def test_fast_neural_style_checkpoint_gives_the_same_pictures(tmp_path, widths, 
 def test_round_trip_keeps_weights_and_config(tmp_path, upsample):
     torch.manual_seed(3)
     config = GeneratorConfig(
-        channels=(4, 5, 6), residual_blocks=1, kernel_size=7, upsample=upsample,
-        value_range=2.0,
-    )  # fmt: skip
+        channels=(4, 5, 6), residual_blocks=1, kernel_size=7, upsample=upsample, value_range=2.0
+    )
     generator = StyleGenerator(config)
     path = tmp_path / "new folder" / "style"
     generator.save_pretrained(path)

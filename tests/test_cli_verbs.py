@@ -209,8 +209,11 @@ def test_names_that_the_terminal_cannot_show(folder, style, monkeypatch, encodin
     for name in names:
         assert main(["stylize", name, "-s", style, "-o", "out/"]) == 0
         assert main(["stylize", name, "-s", style, "-o", "out" + name]) == 0
-    assert written(folder) == {*names, *(f"out/{name}" for name in names),
-                               *(f"out{name}" for name in names)}  # fmt: skip
+    assert written(folder) == {
+        *names,
+        *(f"out/{name}" for name in names),
+        *(f"out{name}" for name in names),
+    }
     shown.flush()
     said = shown.buffer.getvalue().decode(encoding)
     first = names[0] if encoding == "utf-8" else r"\u3042.png"

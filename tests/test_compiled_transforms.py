@@ -144,17 +144,24 @@ def test_direct_call_with_given_statistics(device) -> None:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6, affine=True), nn.ReLU(),
-        nn.Conv2d(6, 4, 3), nn.InstanceNorm2d(4), nn.Tanh(), nn.Conv2d(4, 2, 1),
-    )  # fmt: skip
+        nn.Conv2d(3, 6, 3),
+        nn.InstanceNorm2d(6, affine=True),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.InstanceNorm2d(4),
+        nn.Tanh(),
+        nn.Conv2d(4, 2, 1),
+    )
 
 
 def test_exported_network(network, device) -> None:
     """Its parameters and its input get the gradients of the network that was not exported."""
     network = network.to(device)
     x = random(2, 3, 9, 8, device=device)
-    expected = [torch.autograd.grad(scalar(network)(y := x.clone().requires_grad_()), y)[0],
-                *torch.autograd.grad(scalar(network)(x), list(network.parameters()))]  # fmt: skip
+    expected = [
+        torch.autograd.grad(scalar(network)(y := x.clone().requires_grad_()), y)[0],
+        *torch.autograd.grad(scalar(network)(x), list(network.parameters())),
+    ]
     converted, report = convert(network)
     assert len(report.replaced) == 4  # norms and activations
     exported = torch.export.export(converted, (x,)).module()

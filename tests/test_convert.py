@@ -296,9 +296,14 @@ class TestWhatStaysAndWhy:
 
     @pytest.mark.parametrize("where", [0, 1])
     @pytest.mark.parametrize(
-        "register", ["register_forward_hook", "register_forward_pre_hook",
-                     "register_full_backward_hook", "register_full_backward_pre_hook"]
-    )  # fmt: skip
+        "register",
+        [
+            "register_forward_hook",
+            "register_forward_pre_hook",
+            "register_full_backward_hook",
+            "register_full_backward_pre_hook",
+        ],
+    )
     def test_hooks_go_on_seeing_what_they_saw(self, where, register):
         model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
         seen: list[Tensor] = []

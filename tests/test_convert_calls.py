@@ -191,10 +191,25 @@ def of_kind(kind):
 
 
 MODELS = (
-    Layers, PlainList, ListAndSequential, Dictionary, Closure, Indexed, Walked, Sliced,
-    SlicedBefore, RegisteredSlices, SharedActivation, SharedNorm, SharedSequential, Submodule,
-    Pruned, Parametrized, InPlace, *map(of_kind, (OwnForward, OwnOrder, Subclass)),
-)  # fmt: skip
+    Layers,
+    PlainList,
+    ListAndSequential,
+    Dictionary,
+    Closure,
+    Indexed,
+    Walked,
+    Sliced,
+    SlicedBefore,
+    RegisteredSlices,
+    SharedActivation,
+    SharedNorm,
+    SharedSequential,
+    Submodule,
+    Pruned,
+    Parametrized,
+    InPlace,
+    *map(of_kind, (OwnForward, OwnOrder, Subclass)),
+)
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:

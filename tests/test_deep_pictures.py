@@ -22,8 +22,18 @@ def grey_tiff(path, samples, bits, photometric, sample_format=1, order="<"):
         data = packed.astype(np.uint8).tobytes()
     else:
         data = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
-    values = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1,
-              278: height, 279: len(data), 339: sample_format}  # fmt: skip
+    values = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 0,
+        277: 1,
+        278: height,
+        279: len(data),
+        339: sample_format,
+    }
     values[273] = 8 + 2 + 12 * len(values) + 4
     tags = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in values.items())
     start = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(values))

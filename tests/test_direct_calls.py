@@ -7,6 +7,7 @@ import torch
 import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
 from stylekernels import native
 from tests.conftest import random
+from tests.direct_convolution import convolve_into
 
 pytestmark = [
     pytest.mark.parametrize("implementation", ["native", "triton"], indirect=True),
@@ -33,22 +34,32 @@ def norm_backward(grad=X, x=X, weight=None, bias=None, residual=None, mean=MEAN,
     return OPS.instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, *options)
 
 
-def convolve(x=X, weight=KERNEL, bias=None, scale_shift=None, residual=None, stride=1, padding=1,
-             padding_mode="zeros", upsample="none"):  # fmt: skip
-    return OPS.norm_conv2d(x, weight, bias, scale_shift, "none", 0.0, residual, False, stride,
-                           padding, padding_mode, upsample, True)  # fmt: skip
+def convolve(stride=1, padding=1, padding_mode="zeros", upsample="none", **changed):
+    tensors = {"x": X, "weight": KERNEL, "bias": None, "scale_shift": None, "residual": None}
+    return OPS.norm_conv2d(
+        **(tensors | changed),
+        activation="none",
+        negative_slope=0.0,
+        return_input=False,
+        stride=stride,
+        padding=padding,
+        padding_mode=padding_mode,
+        upsample=upsample,
+        return_stats=True,
+    )
 
 
-def convolve_into(x=X, weight=KERNEL, packed=None, scale_shift=None, residual=None, norm_bias=None,
-                  y=None, input=None, next_scale_shift=None, workspace=None):  # fmt: skip
+def convolve_directly(
+    x=X, weight=KERNEL, packed=None, y=None, norm_bias=None, workspace=None, **options
+):
     mode = (1, 1, "zeros", "none")
     packed = OPS.norm_conv2d_pack(KERNEL, *mode) if packed is None else packed
     y = torch.empty(N, 8, H, W) if y is None else y
     if workspace is None:
         size = OPS.norm_conv2d_workspace(KERNEL, N, H, W, *mode)
         workspace = torch.empty(size, dtype=torch.float64)
-    OPS.norm_conv2d_out(x, weight, packed, None, scale_shift, "none", 0.0, residual, *mode, None,
-                        norm_bias, 1e-5, y, input, next_scale_shift, workspace)  # fmt: skip
+    options["norm"] = (None, norm_bias, 1e-5)
+    convolve_into(y, workspace, x, weight, packed, mode, **options)
 
 
 CALLS = {
@@ -59,9 +70,9 @@ CALLS = {
         lambda: OPS.gram_matrix(X[0, 0], None, False),
         lambda: OPS.gram_matrix(X[None], None, True),
         lambda: OPS.gram_loss(X[0, 0], GRAMS, None),
-        lambda: convolve(X[:, :8]),
-        lambda: convolve(X[0]),
-        lambda: convolve_into(X[:, :8]),
+        lambda: convolve(x=X[:, :8]),
+        lambda: convolve(x=X[0]),
+        lambda: convolve_directly(X[:, :8]),
     ],
     "weight": [
         lambda: norm(weight=ONE),
@@ -85,7 +96,7 @@ CALLS = {
         lambda: norm_backward(residual=X[:1]),
         lambda: convolve(residual=X[:, :1]),
         lambda: convolve(residual=HALF),
-        lambda: convolve_into(residual=X[:1]),
+        lambda: convolve_directly(residual=X[:1]),
     ],
     "mean": [
         lambda: norm(mean=ONE, var=PLANES),
@@ -119,9 +130,9 @@ CALLS = {
     "scale_shift": [
         lambda: convolve(scale_shift=PLANES),
         lambda: convolve(scale_shift=random(N, 1, 2)),
-        lambda: convolve_into(scale_shift=random(1, C, 2)),
+        lambda: convolve_directly(scale_shift=random(1, C, 2)),
     ],
-    "next_scale_shift": [lambda: convolve_into(next_scale_shift=random(N, 1, 2))],
+    "next_scale_shift": [lambda: convolve_directly(next_scale_shift=random(N, 1, 2))],
     "activation": [
         lambda: OPS.instance_norm(X, *NONE, "gelu", *NORM[1:]),
         lambda: OPS.norm_conv2d(
@@ -154,20 +165,20 @@ CALLS = {
         lambda: OPS.gram_loss(X, GRAMS.to("meta"), None),
         lambda: norm_backward(grad=X.to("meta")),
     ],
-    "norm_bias": [lambda: convolve_into(norm_bias=ONE)],
+    "norm_bias": [lambda: convolve_directly(norm_bias=ONE)],
     "input": [
-        lambda: convolve_into(input=torch.empty(N, C, H, 1)),
-        lambda: convolve_into(input=torch.empty_like(HALF)),
+        lambda: convolve_directly(input=torch.empty(N, C, H, 1)),
+        lambda: convolve_directly(input=torch.empty_like(HALF)),
     ],
     "y": [
-        lambda: convolve_into(y=torch.empty(N, 4, H, W)),
-        lambda: convolve_into(y=torch.empty(1, 8, H, W)),
-        lambda: convolve_into(y=torch.empty(N, 8, H + 1, W)),
+        lambda: convolve_directly(y=torch.empty(N, 4, H, W)),
+        lambda: convolve_directly(y=torch.empty(1, 8, H, W)),
+        lambda: convolve_directly(y=torch.empty(N, 8, H + 1, W)),
     ],
-    "packed": [lambda: convolve_into(packed=ONE)],
+    "packed": [lambda: convolve_directly(packed=ONE)],
     "workspace": [
-        lambda: convolve_into(workspace=torch.empty(1, dtype=torch.float64)),
-        lambda: convolve_into(workspace=torch.empty(1 << 20)),
+        lambda: convolve_directly(workspace=torch.empty(1, dtype=torch.float64)),
+        lambda: convolve_directly(workspace=torch.empty(1 << 20)),
     ],
 }
 

@@ -11,8 +11,11 @@ from pathlib import Path
 import stylekernels
 
 ROOT = Path(stylekernels.__file__).parents[1]
-TEXTS = [path for pattern in ("*.md", "docs/*.md", "stylekernels/weights/*.md")
-         for path in sorted(ROOT.glob(pattern))]  # fmt: skip
+TEXTS = [
+    path
+    for pattern in ("*.md", "docs/*.md", "stylekernels/weights/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
 FENCED = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"(?<![\w./-])stylekernels(?:\.[A-Za-z_]\w*)+")
 BLOCKS = [block for path in TEXTS for block in FENCED.findall(path.read_text())]
@@ -39,9 +42,13 @@ for source in json.load(sys.stdin):
 def failures(sources: list[str]) -> list:
     """Sources that fail, each in a process of its own, with the status and the traceback."""
     done = subprocess.run(
-        [sys.executable, "-c", FORKS], input=json.dumps(sources), capture_output=True, text=True,
-        check=True, cwd=ROOT,
-    )  # fmt: skip
+        [sys.executable, "-c", FORKS],
+        input=json.dumps(sources),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert [source for source, *_ in found] == sources
     return [(source, status, said) for source, status, said in found if status or said]

@@ -105,10 +105,19 @@ def test_too_little_memory_for_training_is_a_line(training_config, capsys, monke
 
 def train_command(config):
     return [
-        "train", f"--style={config.style}", f"--photos={config.photos}", f"--init={config.init}",
-        f"--output={config.output}", f"--backbones={config.backbones}", "--features=mixed",
-        "--steps=2", "--crop=32", "--style-size=64", "--threads=1", "--batch-size=2",
-    ]  # fmt: skip
+        "train",
+        f"--style={config.style}",
+        f"--photos={config.photos}",
+        f"--init={config.init}",
+        f"--output={config.output}",
+        f"--backbones={config.backbones}",
+        "--features=mixed",
+        "--steps=2",
+        "--crop=32",
+        "--style-size=64",
+        "--threads=1",
+        "--batch-size=2",
+    ]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (15, 400), (1, 1)])

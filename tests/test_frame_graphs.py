@@ -56,9 +56,15 @@ def no_gpu(monkeypatch) -> None:
         return contextlib.nullcontext()
 
     cuda = types.SimpleNamespace(
-        Stream=_Stream, Event=_Event, CUDAGraph=object, graph=_no_capture, device=nothing,
-        stream=nothing, current_stream=_Stream, synchronize=lambda: None,
-    )  # fmt: skip
+        Stream=_Stream,
+        Event=_Event,
+        CUDAGraph=object,
+        graph=_no_capture,
+        device=nothing,
+        stream=nothing,
+        current_stream=_Stream,
+        synchronize=lambda: None,
+    )
     monkeypatch.setattr(
         graphs, "torch", types.SimpleNamespace(cuda=cuda, zeros=zeros, uint8=torch.uint8)
     )

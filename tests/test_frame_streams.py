@@ -130,11 +130,15 @@ def simulation(request, monkeypatch) -> Simulation:
         yield
 
     cuda = types.SimpleNamespace(
-        Stream=simulation.new_stream, Event=lambda: Event(simulation), CUDAGraph=object,
-        graph=no_capture, device=lambda _: contextlib.nullcontext(), stream=simulation.use,
+        Stream=simulation.new_stream,
+        Event=lambda: Event(simulation),
+        CUDAGraph=object,
+        graph=no_capture,
+        device=lambda _: contextlib.nullcontext(),
+        stream=simulation.use,
         current_stream=lambda: simulation.current,
         synchronize=lambda: [stream.synchronize() for stream in simulation.streams],
-    )  # fmt: skip
+    )
     fake = types.SimpleNamespace(cuda=cuda, zeros=zeros, uint8=torch.uint8)
     monkeypatch.setattr(graphs, "torch", fake)
     monkeypatch.setattr(negative, "between", torch.zeros(1, 3, 2, 2), raising=False)
@@ -170,8 +174,10 @@ def test_two_streams_that_take_turns(run) -> None:
 
 
 def test_streams_of_other_lengths_and_speeds(run, simulation) -> None:
-    expected = {begin: list(range(begin, begin + length)) for begin, length in
-                ((1, 9), (51, 3), (101, 1), (151, 6))}  # fmt: skip
+    expected = {
+        begin: list(range(begin, begin + length))
+        for begin, length in ((1, 9), (51, 3), (101, 1), (151, 6))
+    }
     streams = {begin: run.stream(map(frame, of)) for begin, of in expected.items()}
     found = {begin: [] for begin in expected}
     while streams:

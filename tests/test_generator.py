@@ -45,8 +45,11 @@ def test_default_is_the_published_network_and_lite_half_of_it():
 
 
 def test_convolutions_before_a_norm_have_no_bias():
-    biased = [n for n, m in small().named_modules() if getattr(m, "bias", None) is not None
-              and isinstance(m, torch.nn.Conv2d)]  # fmt: skip
+    biased = [
+        n
+        for n, m in small().named_modules()
+        if getattr(m, "bias", None) is not None and isinstance(m, torch.nn.Conv2d)
+    ]
     assert biased == ["to_rgb"]
 
 

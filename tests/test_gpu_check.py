@@ -48,8 +48,10 @@ def test_a_failing_step_hides_no_other(gpu_check, step, tmp_path, capsys):
     ]
     outcomes = gpu_check.check(todo, tmp_path)
     assert [(one.status, one.reason) for one in outcomes] == [
-        ("failed", "exit status 3"), ("passed", ""), ("skipped", "no compiler")
-    ]  # fmt: skip
+        ("failed", "exit status 3"),
+        ("passed", ""),
+        ("skipped", "no compiler"),
+    ]
     assert (tmp_path / "first.log").read_text() == "to the log\n"
     assert (tmp_path / "second.log").read_text() == "value 7\n"
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -165,9 +167,8 @@ def test_what_runs_on_a_gpu(gpu_check, tmp_path, monkeypatch):
     assert memory[0] == "/cuda/bin/compute-sanitizer"
     assert memory[memory.index(sys.executable) + 1].endswith("gpu_ops.py")
     assert memory[-4:] == ["--device", "cuda", "--time-limit", "60"]
-    assert benchmark[1:] == [
-        "-m", "benchmarks", "ops", "--device", "cuda", "--time-limit", "55", "--json", str(tmp_path)
-    ]  # fmt: skip
+    options = "--device cuda --time-limit 55 --json"
+    assert benchmark[1:] == ["-m", "benchmarks", "ops", *options.split(), str(tmp_path)]
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(None, 1), (2, 1), (8, 6), (16, 14), (64, 16)])
@@ -210,17 +211,26 @@ def test_fewer_than_no_cases_are_refused(gpu_check, tmp_path, capsys):
     [
         (0, "....\n12 passed, 3 skipped in 4.25s\n", ("passed", "12 passed, 3 skipped")),
         (0, "== 12 passed, 1 warning in 62.25s (0:01:02) ==\n", ("passed", "12 passed, 1 warning")),
-        (1, "FAILED tests/a.py::b - Error\n1 failed, 2 passed in 1.00s\n",
-         ("failed", "1 failed, 2 passed")),
+        (
+            1,
+            "FAILED tests/a.py::b - Error\n1 failed, 2 passed in 1.00s\n",
+            ("failed", "1 failed, 2 passed"),
+        ),
         (5, "3 deselected in 0.10s\n", ("failed", "3 deselected")),
         (0, "7 skipped in 0.10s\n", ("failed", "7 skipped")),
         (4, "ERROR: usage\n", ("failed", "no tests ran")),
-        (1, "[gw0] [ 3%] PASSED tests/a.py::b\n[gw1] [ 4%] FAILED tests/a.py::c[1]\n",
-         ("failed", "1 failed, 1 passed until then")),
-        (1, "tests/a.py::b PASSED [ 3%]\ntests/a.py::c[1] FAILED [ 4%]\n",
-         ("failed", "1 failed, 1 passed until then")),
+        (
+            1,
+            "[gw0] [ 3%] PASSED tests/a.py::b\n[gw1] [ 4%] FAILED tests/a.py::c[1]\n",
+            ("failed", "1 failed, 1 passed until then"),
+        ),
+        (
+            1,
+            "tests/a.py::b PASSED [ 3%]\ntests/a.py::c[1] FAILED [ 4%]\n",
+            ("failed", "1 failed, 1 passed until then"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_outcome_of_the_tests(gpu_check, status, log, expected):
     judged, reason, lines = gpu_check.judge_tests(status, log)
     assert (judged, reason) == expected
@@ -230,15 +240,21 @@ def test_outcome_of_the_tests(gpu_check, status, log, expected):
 @pytest.mark.parametrize(
     ("status", "log", "expected"),
     [
-        (0, "29 of 29 cases, 0 wrong\n========= ERROR SUMMARY: 0 errors\n",
-         ("passed", "29 of 29 cases, 0 wrong; ERROR SUMMARY: 0 errors")),
-        (66, "========= Invalid __global__ read\n29 of 29 cases, 0 wrong\n"
-         "========= ERROR SUMMARY: 1 error\n",
-         ("failed", "29 of 29 cases, 0 wrong; ERROR SUMMARY: 1 error")),
+        (
+            0,
+            "29 of 29 cases, 0 wrong\n========= ERROR SUMMARY: 0 errors\n",
+            ("passed", "29 of 29 cases, 0 wrong; ERROR SUMMARY: 0 errors"),
+        ),
+        (
+            66,
+            "========= Invalid __global__ read\n29 of 29 cases, 0 wrong\n"
+            "========= ERROR SUMMARY: 1 error\n",
+            ("failed", "29 of 29 cases, 0 wrong; ERROR SUMMARY: 1 error"),
+        ),
         (255, "Device not supported\n", ("skipped", "compute-sanitizer: Device not supported")),
         (1, "", ("failed", "exit status 1")),
     ],
-)  # fmt: skip
+)
 def test_outcome_of_the_memory_checker(gpu_check, status, log, expected):
     judged, reason, lines = gpu_check.judge_memory(status, log)
     assert (judged, reason) == expected
@@ -252,16 +268,26 @@ def test_outcome_of_the_benchmark(gpu_check, tmp_path):
     judge = gpu_check.judge_benchmark(tmp_path)
     assert judge(2, "error: no GPU\n") == ("failed", "exit status 2", ["error: no GPU"])
     row = {
-        "id": "gram_matrix/fwd", "verdict": "loss", "best_rival": "eager", "share_of_floor": 0.5,
-        "seconds": {"ours": {"median": 1e-4}}, "speedup_over_best": {"median": 0.8},
-    }  # fmt: skip
+        "id": "gram_matrix/fwd",
+        "verdict": "loss",
+        "best_rival": "eager",
+        "share_of_floor": 0.5,
+        "seconds": {"ours": {"median": 1e-4}},
+        "speedup_over_best": {"median": 0.8},
+    }
     document = {"rows": [row], "failed": {}, "left_out": ["another"]}
     (tmp_path / "ops-cuda.json").write_text(json.dumps(document))
     status, reason, (_titles, line) = judge(0, "")
     assert (status, reason) == ("passed", "1 loss; 1 left out for time")
     assert line.split() == ["gram_matrix/fwd", "100.0", "us", "50%", "0.80", "eager", "loss"]
-    refused = {**row, "verdict": "wrong", "seconds": {}, "share_of_floor": None,
-               "best_rival": None, "speedup_over_best": None}  # fmt: skip
+    refused = {
+        **row,
+        "verdict": "wrong",
+        "seconds": {},
+        "share_of_floor": None,
+        "best_rival": None,
+        "speedup_over_best": None,
+    }
     document["rows"].append(refused)
     document["failed"] = {"a third": "RuntimeError: no engine"}
     (tmp_path / "ops-cuda.json").write_text(json.dumps(document))

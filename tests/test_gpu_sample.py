@@ -76,9 +76,12 @@ def test_a_sample_has_at_most_so_many_cases_of_each_function(sampled):
     names, status, said = sampled("--most-cases", "9")
     assert status == 0
     assert cases(names) == {
-        "TestOfTheSameName::test_of_many_cases": 9, "test_of_few_cases": 4,
-        "test_of_many_cases": 9, "test_of_no_cases": 1, "test_of_the_marker": 9,
-    }  # fmt: skip
+        "TestOfTheSameName::test_of_many_cases": 9,
+        "test_of_few_cases": 4,
+        "test_of_many_cases": 9,
+        "test_of_no_cases": 1,
+        "test_of_the_marker": 9,
+    }
     # 60 are not of the marker, and 51 of three functions too many: nothing is counted twice.
     assert f"32 passed, {60 + 3 * 51} deselected" in said
     assert not any("False" in name for name in names), "chosen before -m"
@@ -109,9 +112,12 @@ def test_every_worker_has_the_same_sample(sampled):
 def test_without_a_number_all_cases_run(sampled, arguments):
     names, _, said = sampled(*arguments)
     assert cases(names) == {
-        "TestOfTheSameName::test_of_many_cases": 60, "test_of_few_cases": 4,
-        "test_of_many_cases": 60, "test_of_no_cases": 1, "test_of_the_marker": 60,
-    }  # fmt: skip
+        "TestOfTheSameName::test_of_many_cases": 60,
+        "test_of_few_cases": 4,
+        "test_of_many_cases": 60,
+        "test_of_no_cases": 1,
+        "test_of_the_marker": 60,
+    }
     assert "185 passed, 60 deselected" in said
 
 

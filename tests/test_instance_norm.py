@@ -35,10 +35,20 @@ from tests.pairwise import missing_pairs, name_of, pairwise
 pytestmark = pytest.mark.usefixtures("implementation")
 
 SHAPES = (
-    (0, 8, 4, 4), (1, 1, 2, 2), (3, 3, 3, 5), (2, 5, 1, 37), (2, 5, 37, 1), (1, 16, 7, 9),
-    (3, 17, 17, 31), (1, 32, 64, 64), (2, 33, 9, 7), (1, 64, 16, 16), (1, 100, 5, 3),
-    (1, 128, 8, 8), (1, 3, 130, 67),
-)  # fmt: skip
+    (0, 8, 4, 4),
+    (1, 1, 2, 2),
+    (3, 3, 3, 5),
+    (2, 5, 1, 37),
+    (2, 5, 37, 1),
+    (1, 16, 7, 9),
+    (3, 17, 17, 31),
+    (1, 32, 64, 64),
+    (2, 33, 9, 7),
+    (1, 64, 16, 16),
+    (1, 100, 5, 3),
+    (1, 128, 8, 8),
+    (1, 3, 130, 67),
+)
 
 
 def check(tensors: dict[str, Tensor | None], grad_layout="contiguous", **options) -> None:
@@ -61,8 +71,10 @@ def check(tensors: dict[str, Tensor | None], grad_layout="contiguous", **options
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_dtypes_layouts(shape, dtype, layout, device) -> None:
     x = random(*shape, dtype=dtype, layout=layout, device=device)
-    parameters = {name: random(shape[1], dtype=dtype, device=device, seed=i, shift=1.0)
-                  for i, name in enumerate(("weight", "bias"), 1)}  # fmt: skip
+    parameters = {
+        name: random(shape[1], dtype=dtype, device=device, seed=i, shift=1.0)
+        for i, name in enumerate(("weight", "bias"), 1)
+    }
     check({"x": x, **parameters}, activation="relu")
 
 
@@ -70,10 +82,14 @@ OPTIONS = {
     "of_output": tuple(itertools.product(ACTIVATIONS, ("none", "after", "first"))),
     "stats": ("none", "(C,)", "(N, C)"),
     "parameters": ("none", "(C,)", "(N, C)"),
-    "dtypes": ((torch.float32,) * 2, (torch.bfloat16, torch.float32), (torch.float16,) * 2,
-               (torch.float64,) * 2),
+    "dtypes": (
+        (torch.float32,) * 2,
+        (torch.bfloat16, torch.float32),
+        (torch.float16,) * 2,
+        (torch.float64,) * 2,
+    ),
     "layout": ("contiguous", "channels_last"),
-}  # fmt: skip
+}
 CASES = tuple(pairwise(OPTIONS))
 
 

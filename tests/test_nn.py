@@ -67,11 +67,19 @@ class TestStyleLoss:
 
     @pytest.mark.parametrize(
         "cast",
-        [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.to(torch.float16),
-         lambda m: m.to("cpu", torch.bfloat16), lambda m: m.type(torch.float16),
-         lambda m: m.double().half(), lambda m: m.half().double(), lambda m: m.half().float(),
-         lambda m: nn.Sequential(m).half()[0], lambda m: copy.deepcopy(m).half()],
-    )  # fmt: skip
+        [
+            lambda m: m.half(),
+            lambda m: m.bfloat16(),
+            lambda m: m.to(torch.float16),
+            lambda m: m.to("cpu", torch.bfloat16),
+            lambda m: m.type(torch.float16),
+            lambda m: m.double().half(),
+            lambda m: m.half().double(),
+            lambda m: m.half().float(),
+            lambda m: nn.Sequential(m).half()[0],
+            lambda m: copy.deepcopy(m).half(),
+        ],
+    )
     def test_keeps_targets_beyond_the_range_of_half_precision(self, cast):
         features = 1000 * random(1, 5, 6, 8, seed=1)
         target = gram_matrix(features)

@@ -147,9 +147,14 @@ class TestInstanceNorm2d:
     def test_activation_and_residual(self, activation, residual_first, training):
         _, theirs = twins(4, affine=True, track_running_stats=True, dtype=torch.float64)
         ours = InstanceNorm2d(
-            4, affine=True, track_running_stats=True, dtype=torch.float64,
-            activation=activation, negative_slope=0.2, residual_first=residual_first,
-        )  # fmt: skip
+            4,
+            affine=True,
+            track_running_stats=True,
+            dtype=torch.float64,
+            activation=activation,
+            negative_slope=0.2,
+            residual_first=residual_first,
+        )
         ours.load_state_dict(theirs.state_dict())
         x = random(2, 4, 6, 5, dtype=torch.float64)
         residual = random(2, 4, 6, 5, dtype=torch.float64, seed=1)
@@ -363,8 +368,8 @@ class TestAdaptiveInstanceNorm2d:
         style = random(2, 4, 5, 6, dtype=dtype, layout=layout, scale=0.3, shift=1, seed=1)
         exact = self.expected(content.double(), style.double())
         y = AdaptiveInstanceNorm2d()(content, style)
-        assert_accurate(y, self.expected(content.float(), style.float()).to(dtype)
-                        if dtype != torch.float64 else exact, exact)  # fmt: skip
+        half = self.expected(content.float(), style.float()).to(dtype)
+        assert_accurate(y, exact if dtype == torch.float64 else half, exact)
         assert_layout_of(y, content)
 
     @pytest.mark.parametrize("shape", [(2, 4), (4,)])

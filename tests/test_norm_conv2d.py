@@ -18,6 +18,7 @@ from tests.conftest import (
     poisoned_memory,
     random,
 )
+from tests.direct_convolution import convolve_into
 from tests.instance_norms import ACTIVATIONS
 from tests.pairwise import missing_pairs, pairwise
 from tests.test_upsample_block import PADDING_MODES, TORCH_MODES, convolution_in_torch
@@ -58,6 +59,11 @@ def padding_of(mode: tuple[str, int, int], border: str) -> int:
     return kernel // 2 if upsample == "nearest" else 0
 
 
+def half_padded(mode: tuple[str, int, int]) -> dict:
+    upsample, _, stride = mode
+    return {"upsample": upsample, "stride": stride, "padding": padding_of(mode, "half")}
+
+
 def is_possible(case: dict) -> bool:
     """Whether the image is large enough to be convolved and to reflect."""
     upsample, kernel, _ = case["mode"]
@@ -84,9 +90,18 @@ def per_plane(scale_shift: Tensor, which: int, dtype: torch.dtype) -> Tensor:
 
 
 def in_torch(
-    x, weight, bias=None, scale_shift=None, residual=None, *, activation="none", stride=1,
-    padding=0, padding_mode="zeros", upsample="none",
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x,
+    weight,
+    bias=None,
+    scale_shift=None,
+    residual=None,
+    *,
+    activation="none",
+    stride=1,
+    padding=0,
+    padding_mode="zeros",
+    upsample="none",
+) -> tuple[Tensor, Tensor]:
     """Output and input of the convolution by PyTorch's ops. In half precision the input is computed
     in float32 and rounded once: stricter than a chain of half-precision ops."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -109,10 +124,20 @@ def in_torch(
 
 
 def inputs(
-    shape, out_channels, kernel, dtype, *, layout="contiguous", device="cpu", shift=0.0,
-    upsample="none", scale_shift=False, bias=None, residual=None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Images whose channels' means are around ``shift``, and what normalises them."""
+    mode: tuple[str, int, int],
+    shape,
+    out_channels,
+    dtype,
+    layout="contiguous",
+    device="cpu",
+    *,
+    shift=0.0,
+    scale_shift=False,
+    bias=None,
+    residual=None,
+) -> dict[str, Tensor]:
+    """Images whose channel means are near ``shift``, weights, and factors that normalise."""
+    upsample, kernel, _ = mode
     n, channels = shape[:2]
     tensors = {"x": random(*shape, dtype=dtype, layout=layout, device=device, shift=shift)}
     sizes = (channels, out_channels) if upsample == "transpose" else (out_channels, channels)
@@ -154,9 +179,12 @@ def check(
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     with poisoned_memory():
         y, mean, var, given = norm_conv2d(
-            **tensors, **options, negative_slope=0.2, return_input=return_input,
+            **tensors,
+            **options,
+            negative_slope=0.2,
+            return_input=return_input,
             return_stats=return_stats,
-        )  # fmt: skip
+        )
     wide = {name: tensor.double().contiguous() for name, tensor in tensors.items()}
     exact, exact_given = in_torch(**wide, **options)
     torchs, torchs_given = in_torch(**tensors, **options)
@@ -182,17 +210,28 @@ def test_every_pair_of_options_meets() -> None:
 
 def check_case(case: dict, device: str, winograd: bool = True) -> None:
     """A case of the grid."""
-    upsample, kernel, stride = case["mode"]
+    upsample, _kernel, stride = case["mode"]
     tensors = inputs(
-        (case["batch"], case["channels"], *case["size"]), case["out_channels"], kernel,
-        case["dtype"], layout=case["layout"], device=device, shift=3.0, upsample=upsample,
-        scale_shift=case["scale_shift"], bias=case["bias"], residual=case["residual"],
-    )  # fmt: skip
+        case["mode"],
+        (case["batch"], case["channels"], *case["size"]),
+        case["out_channels"],
+        case["dtype"],
+        case["layout"],
+        device,
+        shift=3.0,
+        scale_shift=case["scale_shift"],
+        bias=case["bias"],
+        residual=case["residual"],
+    )
     names = ("activation", "padding_mode", "return_input", "return_stats")
     check(
-        tensors, stride=stride, padding=padding_of(case["mode"], case["border"]),
-        upsample=upsample, winograd=winograd, **{name: case[name] for name in names},
-    )  # fmt: skip
+        tensors,
+        stride=stride,
+        padding=padding_of(case["mode"], case["border"]),
+        upsample=upsample,
+        winograd=winograd,
+        **{name: case[name] for name in names},
+    )
 
 
 @pytest.mark.every_capability
@@ -207,13 +246,10 @@ def test_options(case, device) -> None:
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_large_images(mode, dtype, layout, device) -> None:
     """Wider than any block of a loop in both directions, and not a multiple of it."""
-    upsample, kernel, stride = mode
-    tensors = inputs((1, 19, 37, 71), 35, kernel, dtype, layout=layout, device=device,
-                     upsample=upsample, scale_shift=True, residual=layout)  # fmt: skip
-    check(
-        tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
-        padding_mode="reflect", upsample=upsample,
-    )  # fmt: skip
+    tensors = inputs(
+        mode, (1, 19, 37, 71), 35, dtype, layout, device, scale_shift=True, residual=layout
+    )
+    check(tensors, activation="relu", padding_mode="reflect", **half_padded(mode))
 
 
 @pytest.mark.every_capability
@@ -221,54 +257,59 @@ def test_large_images(mode, dtype, layout, device) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("mode", "channels", "out_channels"),
-    [(("none", 3, 1), 128, 128), (("none", 9, 1), 3, 32), (("none", 9, 1), 32, 3),
-     (("none", 3, 2), 32, 64), (("transpose", 4, 1), 64, 32), (("nearest", 3, 1), 64, 32)],
-)  # fmt: skip
+    [
+        (("none", 3, 1), 128, 128),
+        (("none", 9, 1), 3, 32),
+        (("none", 9, 1), 32, 3),
+        (("none", 3, 2), 32, 64),
+        (("transpose", 4, 1), 64, 32),
+        (("nearest", 3, 1), 64, 32),
+    ],
+)
 def test_layers_of_a_generator(mode, channels, out_channels, dtype, layout, device) -> None:
-    upsample, kernel, stride = mode
-    tensors = inputs((1, channels, 24, 31), out_channels, kernel, dtype, layout=layout,
-                     device=device, upsample=upsample, scale_shift=True)  # fmt: skip
+    upsample, _, _ = mode
+    tensors = inputs(
+        mode, (1, channels, 24, 31), out_channels, dtype, layout, device, scale_shift=True
+    )
     padding_mode = "replicate" if upsample == "transpose" else "reflect"
     check(
-        tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
-        padding_mode=padding_mode, upsample=upsample, return_input=False,
-    )  # fmt: skip
+        tensors,
+        activation="relu",
+        padding_mode=padding_mode,
+        **half_padded(mode),
+        return_input=False,
+    )
 
 
 @pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", [("none", 3, 1), ("none", 7, 2), ("nearest", 3, 1),
-                                  ("transpose", 3, 1)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "mode", [("none", 3, 1), ("none", 7, 2), ("nearest", 3, 1), ("transpose", 3, 1)], ids=str
+)
 def test_inputs_with_large_means(mode, dtype, layout, device) -> None:
     """Means of 1000 deviations, which the shift takes away."""
-    upsample, kernel, stride = mode
-    tensors = inputs((2, 6, 13, 19), 7, kernel, dtype, layout=layout, device=device, shift=1000.0,
-                     upsample=upsample, scale_shift=True)  # fmt: skip
-    check(
-        tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
-        padding_mode="replicate", upsample=upsample,
-    )  # fmt: skip
+    tensors = inputs(mode, (2, 6, 13, 19), 7, dtype, layout, device, shift=1000.0, scale_shift=True)
+    check(tensors, activation="relu", padding_mode="replicate", **half_padded(mode))
 
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kernel", "padding"), [(1, 1), (1, 3), (2, 2), (3, 4), (4, 6)])
 def test_padding_wider_than_the_kernel(kernel, padding, dtype, padding_mode, device) -> None:
-    tensors = inputs((2, 5, 7, 8), 6, kernel, dtype, device=device, scale_shift=True)
+    tensors = inputs(("none", kernel, 1), (2, 5, 7, 8), 6, dtype, device=device, scale_shift=True)
     for stride in (1, 2):
         check(tensors, stride=stride, padding=padding, padding_mode=padding_mode)
 
 
 @pytest.mark.filterwarnings("ignore:var_mean")  # of no image, or of one pixel
-@pytest.mark.parametrize("mode", [("none", 3, 1), ("none", 2, 2), ("nearest", 3, 1),
-                                  ("transpose", 4, 1)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "mode", [("none", 3, 1), ("none", 2, 2), ("nearest", 3, 1), ("transpose", 4, 1)], ids=str
+)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_empty_batch(layout, mode, device) -> None:
-    upsample, kernel, stride = mode
-    tensors = inputs((0, 3, 6, 5), 4, kernel, torch.float32, layout=layout, device=device,
-                     upsample=upsample, scale_shift=True)  # fmt: skip
-    check(tensors, stride=stride, padding=padding_of(mode, "half"), upsample=upsample)
+    tensors = inputs(mode, (0, 3, 6, 5), 4, torch.float32, layout, device, scale_shift=True)
+    check(tensors, **half_padded(mode))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -293,23 +334,15 @@ def test_no_output_columns(dtype) -> None:
     packed = ops.norm_conv2d_pack(weight, *mode)
     workspace = torch.empty(ops.norm_conv2d_workspace(weight, 1, 6, 5, *mode), dtype=torch.float64)
     y = torch.empty(1, 32, 4, 0, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    ops.norm_conv2d_out(
-        x, weight, packed, None, None, "none", 0.01, None, *mode, None, None, 0.0, y, None, None,
-        workspace,
-    )  # fmt: skip
+    convolve_into(y, workspace, x, weight, packed, mode)
 
 
 def check_statistics_of_large_means(mode, dtype, shape, layout, device) -> None:
     """Means of 1000 deviations, by way of the bias: E[x^2] - E[x]^2 in float32 is all wrong here,
     and in half precision the stored output has only a few values."""
-    upsample, kernel, stride = mode
-    tensors = inputs(shape, 9, kernel, dtype, layout=layout, device=device, upsample=upsample,
-                     bias="float32")  # fmt: skip
+    tensors = inputs(mode, shape, 9, dtype, layout, device, bias="float32")
     tensors["bias"] = tensors["bias"] * 1000
-    y, mean, var, _ = norm_conv2d(
-        **tensors, stride=stride, padding=padding_of(mode, "half"), padding_mode="replicate",
-        upsample=upsample,
-    )  # fmt: skip
+    y, mean, var, _ = norm_conv2d(**tensors, padding_mode="replicate", **half_padded(mode))
     assert (mean.abs() / var.sqrt()).median() > 100
     assert_stats_of(y, mean, var)
 
@@ -317,8 +350,18 @@ def check_statistics_of_large_means(mode, dtype, shape, layout, device) -> None:
 @pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 3, 2), ("none", 9, 1),
-                                  ("nearest", 3, 1), ("transpose", 4, 1)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ("none", 1, 1),
+        ("none", 3, 1),
+        ("none", 3, 2),
+        ("none", 9, 1),
+        ("nearest", 3, 1),
+        ("transpose", 4, 1),
+    ],
+    ids=str,
+)
 def test_statistics_of_planes_with_large_means(mode, dtype, layout, device) -> None:
     check_statistics_of_large_means(mode, dtype, (2, 5, 45, 67), layout, device)
 
@@ -355,9 +398,8 @@ def test_half_precision_is_rounded_twice_and_nowhere_else(dtype, device) -> None
 
 def check_padded_zeros(mode: tuple[str, int, int], layout: str, device: str) -> None:
     """A shift of 100 that reached the padding would be the largest thing in the output."""
-    upsample, kernel, stride = mode
-    tensors = inputs((1, 3, 9, 9), 4, kernel, torch.float32, layout=layout, device=device,
-                     upsample=upsample)  # fmt: skip
+    upsample, _, stride = mode
+    tensors = inputs(mode, (1, 3, 9, 9), 4, torch.float32, layout, device)
     tensors["scale_shift"] = torch.tensor([1.0, 100.0], device=device).expand(1, 3, 2)
     check(tensors, stride=stride, padding=padding_of(mode, "most"), upsample=upsample)
 

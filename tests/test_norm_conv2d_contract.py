@@ -11,16 +11,11 @@ from torch.nn import functional as F
 from stylekernels import instance_norm_stats, norm_conv2d, norm_scale_shift
 from tests.conftest import assert_accurate, laid_out, random
 from tests.instance_norms import ACTIVATIONS
-from tests.test_norm_conv2d import MODES, in_torch, inputs, padding_of
+from tests.test_norm_conv2d import MODES, half_padded, in_torch, inputs
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
 FEW_MODES = (("none", 3, 1), ("none", 9, 2), ("nearest", 3, 1), ("transpose", 4, 1))
-
-
-def half_padded(mode: tuple[str, int, int]) -> dict:
-    upsample, _, stride = mode
-    return {"upsample": upsample, "stride": stride, "padding": padding_of(mode, "half")}
 
 
 # Statistics that are handed on.
@@ -83,13 +78,21 @@ def test_a_residual_block_is_that_of_pytorch(dtype, layout, device) -> None:
 
     first = norm_conv2d(x, weights[0], **reflect)
     second = norm_conv2d(
-        first.y, weights[1], activation="relu", **reflect,
+        first.y,
+        weights[1],
+        activation="relu",
+        **reflect,
         scale_shift=norm_scale_shift(first.mean, first.var, gain, offset),
-    )  # fmt: skip
+    )
     ours = norm_conv2d(
-        second.y, weights[0], residual=x, return_input=True, return_stats=False, **reflect,
+        second.y,
+        weights[0],
+        residual=x,
+        return_input=True,
+        return_stats=False,
+        **reflect,
         scale_shift=norm_scale_shift(second.mean, second.var, gain, offset),
-    )  # fmt: skip
+    )
 
     def in_pytorch(dtype: torch.dtype) -> Tensor:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -107,7 +110,7 @@ def test_a_residual_block_is_that_of_pytorch(dtype, layout, device) -> None:
 
 def test_the_result_is_always_the_same_four(device) -> None:
     """A result never moves, and what came is a tensor of its own even where nothing was done."""
-    x, weight = inputs((1, 3, 6, 7), 4, 3, torch.float32, device=device).values()
+    x, weight = inputs(("none", 3, 1), (1, 3, 6, 7), 4, torch.float32, device=device).values()
     y, mean, var, given = norm_conv2d(x, weight, return_stats=False)
     assert (mean, var, given) == (None, None, None)
     full = norm_conv2d(x, weight, return_input=True)
@@ -134,9 +137,8 @@ def check_bad_pixels(
     mode, out_channels, dtype, *, shape=(2, 5, 19, 23), spoilt=0, layout, padding_mode, device
 ) -> None:
     """Inf and NaN reach the outputs that see them, and ``spoilt`` pixels around these."""
-    upsample, kernel, _ = mode
-    healthy = inputs(shape, out_channels, kernel, dtype, layout=layout, device=device,
-                     upsample=upsample, scale_shift=True)  # fmt: skip
+    upsample, _, _ = mode
+    healthy = inputs(mode, shape, out_channels, dtype, layout, device, scale_shift=True)
     options = {"padding_mode": padding_mode, **half_padded(mode)}
     height, width = shape[2:]
     places = ((height // 2, width // 2), (0, width - 1), (height - 1, 1))
@@ -171,8 +173,15 @@ def test_a_bad_pixel_reaches_what_sees_it(
         spoilt = 4 if kernel >= 5 else 3 if kernel == 3 and dtype == torch.float32 else 0
     if upsample != "none" and device == "cuda":
         spoilt = max(spoilt, 1)
-    check_bad_pixels(mode, out_channels, dtype, spoilt=spoilt, layout=layout,
-                     padding_mode=padding_mode, device=device)  # fmt: skip
+    check_bad_pixels(
+        mode,
+        out_channels,
+        dtype,
+        spoilt=spoilt,
+        layout=layout,
+        padding_mode=padding_mode,
+        device=device,
+    )
 
 
 @pytest.mark.every_capability
@@ -200,8 +209,15 @@ def test_activations_of_bad_values(activation, dtype, value, device) -> None:
         "residual": (0, 2, 3, 4),
         "scale_shift": (0, 1, 0),
     }.items():
-        tensors = inputs((2, 5, 9, 8), 4, 2, dtype, device=device, scale_shift=True,
-                         residual="contiguous")  # fmt: skip
+        tensors = inputs(
+            ("none", 2, 1),
+            (2, 5, 9, 8),
+            4,
+            dtype,
+            device=device,
+            scale_shift=True,
+            residual="contiguous",
+        )
         tensors[name] = tensors[name].clone()
         tensors[name][place] = value
         y, _, _, given = norm_conv2d(
@@ -222,9 +238,9 @@ def test_activations_of_bad_values(activation, dtype, value, device) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("mode", FEW_MODES, ids=str)
 def test_deterministic(mode, layout, dtype, threads, device) -> None:
-    upsample, kernel, _ = mode
-    tensors = inputs((2, 16, 65, 67), 33, kernel, dtype, layout=layout, device=device,
-                     upsample=upsample, scale_shift=True, residual=layout)  # fmt: skip
+    tensors = inputs(
+        mode, (2, 16, 65, 67), 33, dtype, layout, device, scale_shift=True, residual=layout
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -246,8 +262,7 @@ class Layer(torch.nn.Module):
 
     def __init__(self, mode: tuple[str, int, int], device: str) -> None:
         super().__init__()
-        upsample, kernel, _ = mode
-        made = inputs((2, 6, 9, 8), 4, kernel, torch.float32, device=device, upsample=upsample)
+        made = inputs(mode, (2, 6, 9, 8), 4, torch.float32, device=device)
         self.weight = torch.nn.Buffer(made["weight"])
         self.options = {**half_padded(mode), "padding_mode": "reflect", "activation": "tanh"}
 
@@ -255,10 +270,14 @@ class Layer(torch.nn.Module):
         scale_shift = norm_scale_shift(*instance_norm_stats(x))
         return tuple(
             norm_conv2d(
-                x, self.weight, scale_shift=scale_shift, residual=x, return_input=True,
+                x,
+                self.weight,
+                scale_shift=scale_shift,
+                residual=x,
+                return_input=True,
                 **self.options,
             )
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("mode", FEW_MODES, ids=str)
@@ -301,8 +320,16 @@ def test_export_with_dynamic_shapes(mode, device) -> None:
 
 @pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
 def test_autocast_casts_as_a_convolution_does(device, implementation) -> None:
-    tensors = inputs((2, 5, 9, 8), 4, 3, torch.float32, device=device, scale_shift=True,
-                     bias="float32", residual="contiguous")  # fmt: skip
+    tensors = inputs(
+        ("none", 3, 1),
+        (2, 5, 9, 8),
+        4,
+        torch.float32,
+        device=device,
+        scale_shift=True,
+        bias="float32",
+        residual="contiguous",
+    )
     cast = {k: t.bfloat16() if k in ("x", "weight", "residual") else t for k, t in tensors.items()}
     expected = norm_conv2d(**cast, return_input=True)
     with torch.autocast(device, dtype=torch.bfloat16):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import LAYOUTS, assert_accurate
+from tests.direct_convolution import convolve_into
 from tests.test_norm_conv2d import check, in_torch, inputs
 from tests.test_upsample_block import PADDING_MODES
 
@@ -34,9 +35,17 @@ def test_ends_of_a_generator(end, dtype, device) -> None:
         padding = min(kernel // 2, min(height, width) - 1) if padding_mode == "reflect" else 4
         if min(height, width) + 2 * padding < kernel:
             height, width = height + kernel, width + kernel
-        tensors = inputs((1 + index % 2, channels, height, width), out_channels, kernel, dtype,
-                         layout=layout, device=device, scale_shift=True,
-                         bias="float32", residual=layout)  # fmt: skip
+        tensors = inputs(
+            ("none", kernel, 1),
+            (1 + index % 2, channels, height, width),
+            out_channels,
+            dtype,
+            layout,
+            device,
+            scale_shift=True,
+            bias="float32",
+            residual=layout,
+        )
         check(tensors, activation="relu", padding=padding, padding_mode=padding_mode)
 
 
@@ -45,7 +54,7 @@ def test_ends_of_a_generator(end, dtype, device) -> None:
 @pytest.mark.parametrize(("channels", "width"), [(64, 14), (32, 6), (32, 18)])
 def test_planes_in_scratch_as_far_apart_as_pixels(channels, width, dtype, device) -> None:
     """With vectors of 16, 8 and 4 values; few outputs are computed from planes."""
-    tensors = inputs((1, channels, 3, width), 3, 3, dtype, layout="channels_last", device=device)
+    tensors = inputs(("none", 3, 1), (1, channels, 3, width), 3, dtype, "channels_last", device)
     check(tensors, padding=1, padding_mode="zeros")
 
 
@@ -61,24 +70,23 @@ def test_bytes_and_cropped_outputs_at_the_ends(channels, out_channels, dtype, la
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(256, (2, channels, 23, 76), dtype=torch.uint8, generator=generator)
     x = x.to(memory_format=memory_format)
-    tensors = inputs((2, channels, 23, 76), out_channels, 9, dtype, bias="float32")
+    tensors = inputs(("none", 9, 1), (2, channels, 23, 76), out_channels, dtype, bias="float32")
     weight, bias = tensors["weight"] * 0.3, tensors["bias"] + 100
-    exact, _ = in_torch(x.double(), weight.double(), bias.double(), padding=4,
-                        padding_mode="reflect")  # fmt: skip
+    exact, _ = in_torch(
+        x.double(), weight.double(), bias.double(), padding=4, padding_mode="reflect"
+    )
     torchs, _ = in_torch(x.to(dtype), weight, bias, padding=4, padding_mode="reflect")
     packed = ops.norm_conv2d_pack(weight, *mode)
-    memory = torch.full((ops.norm_conv2d_workspace(weight, *x.shape[:1], 23, 76, *mode),),
-                        torch.nan, dtype=torch.float64)  # fmt: skip
+    size = ops.norm_conv2d_workspace(weight, 2, 23, 76, *mode)
+    memory = torch.full((size,), torch.nan, dtype=torch.float64)
     for rows, columns in ((23, 76), (22, 74), (1, 1), (19, 73)):
         for y_dtype in (dtype, torch.uint8):
-            y = torch.empty(2, out_channels, rows, columns, dtype=y_dtype,
-                            memory_format=memory_format)  # fmt: skip
+            y = torch.empty(
+                2, out_channels, rows, columns, dtype=y_dtype, memory_format=memory_format
+            )
             whole = (rows, columns) == (23, 76)
             pairs = torch.empty(2, out_channels, 2) if whole else None
-            ops.norm_conv2d_out(
-                x, weight, packed, bias, None, "none", 0.01, None, *mode, None, None, 1e-5, y,
-                None, pairs, memory,
-            )  # fmt: skip
+            convolve_into(y, memory, x, weight, packed, mode, bias=bias, next_scale_shift=pairs)
             part = exact[..., :rows, :columns]
             if y_dtype == torch.uint8:
                 step = torch.finfo(dtype).eps * 256 + 0.5 if dtype != torch.float32 else 0.501

@@ -17,6 +17,7 @@ from torch import Tensor
 import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
 from stylekernels import instance_norm_stats, native, norm_scale_shift
 from tests.conftest import DTYPES, allowed_errors, assert_accurate, random
+from tests.direct_convolution import convolve_into
 from tests.instance_norms import ACTIVATIONS
 from tests.test_norm_conv2d import MODES, in_torch, inputs, is_possible, padding_of
 from tests.test_norm_conv2d_contract import FEW_MODES, half_padded
@@ -86,10 +87,25 @@ def output_size(x: Tensor, weight: Tensor, stride: int, padding: int, upsample: 
 
 
 def out(
-    x, weight, bias=None, scale_shift=None, residual=None, *, activation="none", stride=1,
-    padding=0, padding_mode="zeros", upsample="none", layout="channels_last", y_dtype=None,
-    crop=(0, 0), norm=None, keep=False, packed=None, more_workspace=0,
-) -> Result:  # fmt: skip
+    x,
+    weight,
+    bias=None,
+    scale_shift=None,
+    residual=None,
+    *,
+    activation="none",
+    stride=1,
+    padding=0,
+    padding_mode="zeros",
+    upsample="none",
+    layout="channels_last",
+    y_dtype=None,
+    crop=(0, 0),
+    norm=None,
+    keep=False,
+    packed=None,
+    more_workspace=0,
+) -> Result:
     """norm_conv2d_out with places for its results, of which ``crop`` takes rows and columns."""
     mode = (stride, padding, padding_mode, upsample)
     places, dtype = Places(x.device), weight.dtype
@@ -106,10 +122,22 @@ def out(
         packed = OPS.norm_conv2d_pack(weight, *mode)
     given = (x, weight, packed, bias, scale_shift, residual, *(norm or ())[:2])
     copies = [t.clone() if isinstance(t, Tensor) else t for t in given]
-    OPS.norm_conv2d_out(
-        x, weight, packed, bias, scale_shift, activation, 0.2, residual, *mode,
-        *(norm or (None, None, 0.0)), y, kept, following, workspace,
-    )  # fmt: skip
+    convolve_into(
+        y,
+        workspace,
+        x,
+        weight,
+        packed,
+        mode,
+        bias=bias,
+        scale_shift=scale_shift,
+        activation=activation,
+        negative_slope=0.2,
+        residual=residual,
+        norm=norm or (None, None, 0.0),
+        input=kept,
+        next_scale_shift=following,
+    )
     places.assert_surroundings_are_untouched()
     for tensor, copy in zip(given, copies, strict=True):
         if tensor is not None:
@@ -222,16 +250,22 @@ def check_draws(mode: tuple[str, int, int], count: int, device: str = "cpu") -> 
     choose = python_random.Random(str(mode))
     for _ in range(count):
         case = draw(choose, mode)
-        upsample, kernel, stride = mode
+        upsample, _, stride = mode
         n, layout = case["batch"], "contiguous" if case["x"] == "contiguous" else "channels_last"
         if case["channels"] == 1:
             layout = "contiguous"  # both, and then this counts
         shape = (n, case["channels"], *case["size"])
         tensors = inputs(
-            shape, case["out_channels"], kernel, case["dtype"], layout=layout, device=device,
-            upsample=upsample, scale_shift=case["scale_shift"], bias=case["bias"],
+            case["mode"],
+            shape,
+            case["out_channels"],
+            case["dtype"],
+            layout,
+            device,
+            scale_shift=case["scale_shift"],
+            bias=case["bias"],
             residual=layout if case["residual"] else None,
-        )  # fmt: skip
+        )
         if case["x"] == "bytes":
             tensors["x"] = frames(*shape, device=device)
         elif case["y"] == "bytes":
@@ -240,12 +274,18 @@ def check_draws(mode: tuple[str, int, int], count: int, device: str = "cpu") -> 
             tensors["bias"] = tensors["bias"] * 50 + 128  # both ends are met
         norm_dtype = choose.choice((torch.float32, case["dtype"]))
         check(
-            tensors, norm_of(case["norm"], case["out_channels"], norm_dtype, device),
-            stride=stride, padding=padding_of(mode, case["border"]),
-            padding_mode=case["padding_mode"], upsample=upsample, activation=case["activation"],
-            layout=layout, keep=case["keep"], crop=case["crop"],
+            tensors,
+            norm_of(case["norm"], case["out_channels"], norm_dtype, device),
+            stride=stride,
+            padding=padding_of(mode, case["border"]),
+            padding_mode=case["padding_mode"],
+            upsample=upsample,
+            activation=case["activation"],
+            layout=layout,
+            keep=case["keep"],
+            crop=case["crop"],
             y_dtype=torch.uint8 if case["y"] == "bytes" else None,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.every_capability
@@ -260,9 +300,15 @@ def test_options(mode) -> None:
 @pytest.mark.every_capability
 @pytest.mark.parametrize(
     ("channels", "out_channels", "padding_mode"),
-    [(17, 33, "zeros"), (17, 33, "reflect"), (17, 33, "replicate"), (48, 16, "reflect"),
-     (15, 16, "zeros"), (16, 15, "replicate")],
-)  # fmt: skip
+    [
+        (17, 33, "zeros"),
+        (17, 33, "reflect"),
+        (17, 33, "replicate"),
+        (48, 16, "reflect"),
+        (15, 16, "zeros"),
+        (16, 15, "replicate"),
+    ],
+)
 def test_every_size_about_a_tile(channels, out_channels, padding_mode) -> None:
     for height in range(1, 10):
         for width in range(1, 10):
@@ -271,11 +317,15 @@ def test_every_size_about_a_tile(channels, out_channels, padding_mode) -> None:
                 padding = 0
             if min(height, width) + 2 * padding < 3:
                 continue
-            tensors = inputs((1, channels, height, width), out_channels, 3, torch.float32,
-                             layout="channels_last", scale_shift=True)  # fmt: skip
-            check(
-                tensors, Norm(), activation="relu", padding=padding, padding_mode=padding_mode
-            )  # fmt: skip
+            tensors = inputs(
+                ("none", 3, 1),
+                (1, channels, height, width),
+                out_channels,
+                torch.float32,
+                "channels_last",
+                scale_shift=True,
+            )
+            check(tensors, Norm(), activation="relu", padding=padding, padding_mode=padding_mode)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -285,17 +335,31 @@ def test_every_size_about_a_tile(channels, out_channels, padding_mode) -> None:
 )
 def test_rows_of_many_tiles(channels, out_channels, size, layout) -> None:
     """And residuals, kept inputs, statistics: a residual block's layers."""
-    tensors = inputs((2, channels, *size), out_channels, 3, torch.float32, layout=layout,
-                     scale_shift=True, residual=layout)  # fmt: skip
+    tensors = inputs(
+        ("none", 3, 1),
+        (2, channels, *size),
+        out_channels,
+        torch.float32,
+        layout,
+        scale_shift=True,
+        residual=layout,
+    )
     norm = norm_of("(C,)", out_channels, torch.float32)
-    check(tensors, norm, activation="none", padding=1, padding_mode="reflect", layout=layout,
-          keep=True)  # fmt: skip
+    check(
+        tensors,
+        norm,
+        activation="none",
+        padding=1,
+        padding_mode="reflect",
+        layout=layout,
+        keep=True,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_of_any_dtype(dtype) -> None:
     """All that norm_scale_shift takes for all images, whatever they are."""
-    tensors = inputs((2, 5, 9, 8), 4, 3, torch.float32, layout="channels_last")
+    tensors = inputs(("none", 3, 1), (2, 5, 9, 8), 4, torch.float32, "channels_last")
     for kind in ({"weight": None}, {"bias": None}, {}):
         check(tensors, norm_of("(C,)", 4, dtype)._replace(**kind), padding=1)
 
@@ -308,9 +372,7 @@ CROPPED = tuple(mode for mode in MODES if mode[0] == "none" and mode[1] % 2 == 1
 @pytest.mark.parametrize("mode", CROPPED, ids=str)
 def test_any_crop_is_the_first_rows_and_columns(mode, dtype) -> None:
     """Down to a single pixel, odd and even."""
-    upsample, kernel, _ = mode
-    tensors = inputs((2, 16, 19, 11), 17, kernel, dtype, layout="channels_last",
-                     upsample=upsample, scale_shift=True)  # fmt: skip
+    tensors = inputs(mode, (2, 16, 19, 11), 17, dtype, "channels_last", scale_shift=True)
     options = {**half_padded(mode), "padding_mode": "reflect"}
     whole = out(**tensors, **options).y
     height, width = whole.shape[2:]
@@ -329,9 +391,7 @@ def test_any_crop_is_the_first_rows_and_columns(mode, dtype) -> None:
 @pytest.mark.parametrize("mode", [("none", 5, 1), ("none", 9, 1), ("none", 3, 2)], ids=str)
 def test_threads_do_not_meet_in_a_narrow_crop(mode, columns) -> None:
     """Rows that are done at once: two threads overtake each other, in one of twenty runs or all."""
-    upsample, kernel, _ = mode
-    tensors = inputs((2, 16, 19, 11), 17, kernel, torch.float32, layout="channels_last",
-                     upsample=upsample, scale_shift=True)  # fmt: skip
+    tensors = inputs(mode, (2, 16, 19, 11), 17, torch.float32, "channels_last", scale_shift=True)
     options = {**half_padded(mode), "padding_mode": "reflect"}
     with threads(1):
         whole = out(**tensors, **options).y
@@ -348,11 +408,16 @@ def test_threads_do_not_meet_in_a_narrow_crop(mode, columns) -> None:
     ("mode", "norm"), [(("none", 3, 1), Norm()), (("nearest", 3, 1), None)], ids=str
 )
 def test_parts_of_upsampled_outputs_and_of_statistics_are_refused(norm, mode) -> None:
-    upsample, kernel, _ = mode
-    tensors = inputs((1, 4, 9, 8), 4, kernel, torch.float32, upsample=upsample)
+    tensors = inputs(mode, (1, 4, 9, 8), 4, torch.float32)
     with pytest.raises(RuntimeError, match="y: expected the size of the whole output"):
-        out(**tensors, **half_padded(mode), padding_mode="reflect", norm=norm, crop=(1, 0),
-            layout="contiguous")  # fmt: skip
+        out(
+            **tensors,
+            **half_padded(mode),
+            padding_mode="reflect",
+            norm=norm,
+            crop=(1, 0),
+            layout="contiguous",
+        )
 
 
 @pytest.mark.skipif(not COMPILED, reason="PyTorch's bits depend on the number of threads")
@@ -362,14 +427,17 @@ def test_parts_of_upsampled_outputs_and_of_statistics_are_refused(norm, mode) ->
 def test_the_same_bits_run_after_run_and_for_any_number_of_threads(mode, dtype, x) -> None:
     """The statistics too: enough rows for several tasks, and a last one that is short. And with
     more workspace than is needed, as the largest layer leaves it to the others."""
-    upsample, kernel, _ = mode
     layout = "contiguous" if x == "contiguous" else "channels_last"
-    tensors = inputs((2, 16, 45, 67), 33, kernel, dtype, layout=layout, upsample=upsample,
-                     scale_shift=True, residual=layout)  # fmt: skip
+    tensors = inputs(mode, (2, 16, 45, 67), 33, dtype, layout, scale_shift=True, residual=layout)
     if x == "bytes":
         tensors["x"] = frames(2, 16, 45, 67)
-    options = {**half_padded(mode), "activation": "relu", "layout": layout, "keep": True,
-               "norm": Norm()}  # fmt: skip
+    options = {
+        **half_padded(mode),
+        "activation": "relu",
+        "layout": layout,
+        "keep": True,
+        "norm": Norm(),
+    }
     results = []
     for number in (1, 2, 3, 2):
         with threads(number):
@@ -382,12 +450,11 @@ def test_the_same_bits_run_after_run_and_for_any_number_of_threads(mode, dtype, 
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 1, 2)], ids=str)
 def test_packed_weights_serve_any_size(mode, dtype) -> None:
     """They depend on weights and mode alone."""
-    upsample, kernel, stride = mode
+    upsample, _, stride = mode
     options = {"stride": stride, "padding": padding_of(mode, "half"), "upsample": upsample}
     packed = None
     for n, height, width in ((1, 12, 9), (3, 9, 40), (1, 12, 9)):
-        tensors = inputs((n, 16, height, width), 17, kernel, dtype, layout="channels_last",
-                         upsample=upsample)  # fmt: skip
+        tensors = inputs(mode, (n, 16, height, width), 17, dtype, "channels_last")
         if packed is None:
             packed = OPS.norm_conv2d_pack(
                 tensors["weight"], stride, options["padding"], "zeros", upsample

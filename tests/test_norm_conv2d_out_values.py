@@ -14,8 +14,18 @@ from tests.test_upsample_block import PADDING_MODES
 @pytest.mark.every_capability
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("y_layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 1), ("none", 9, 2), ("none", 5, 2),
-                                  ("nearest", 3, 1), ("transpose", 3, 1)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ("none", 1, 1),
+        ("none", 3, 1),
+        ("none", 9, 2),
+        ("none", 5, 2),
+        ("nearest", 3, 1),
+        ("transpose", 3, 1),
+    ],
+    ids=str,
+)
 def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, y_layout, dtype) -> None:
     """Kernels of a single 1 leave the image as it is, and the bias adds what is to be rounded. Only
     where the sums are plain ones: Winograd's method does not come to exact halves."""
@@ -46,9 +56,9 @@ def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, y_layout, dtype) ->
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_means_that_the_shift_takes_away(mode, dtype) -> None:
     """1000 deviations, on 16 channels: before Winograd's method can lose them."""
-    upsample, kernel, _ = mode
-    tensors = inputs((1, 16, 13, 19), 17, kernel, dtype, layout="channels_last", shift=1000.0,
-                     upsample=upsample, scale_shift=True)  # fmt: skip
+    tensors = inputs(
+        mode, (1, 16, 13, 19), 17, dtype, "channels_last", shift=1000.0, scale_shift=True
+    )
     check(tensors, Norm(), activation="relu", padding_mode="replicate", **half_padded(mode))
 
 
@@ -56,9 +66,7 @@ def test_means_that_the_shift_takes_away(mode, dtype) -> None:
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_statistics_of_large_means(mode, dtype) -> None:
     """And of output that is a thousand deviations from zero."""
-    upsample, kernel, _ = mode
-    tensors = inputs((2, 16, 45, 67), 17, kernel, dtype, layout="channels_last",
-                     upsample=upsample, bias="float32")  # fmt: skip
+    tensors = inputs(mode, (2, 16, 45, 67), 17, dtype, "channels_last", bias="float32")
     tensors["bias"] = tensors["bias"] * 1000
     result = out(**tensors, norm=Norm(eps=1e-3), padding_mode="replicate", **half_padded(mode))
     assert_scale_shift_of(result.y, Norm(eps=1e-3), result.next)
@@ -70,11 +78,9 @@ def test_statistics_of_large_means(mode, dtype) -> None:
 def test_a_bad_pixel_reaches_what_sees_it(mode, dtype, padding_mode) -> None:
     """On 16 channels, where Winograd's method spoils the tiles about it but nothing else. What is
     no number must not stay in the workspace either: a healthy image follows."""
-    upsample, kernel, _ = mode
     # How far a tile reaches: 4 pixels, or 8 where each of its pixels is one of a phase.
     reach = {("none", 3, 1): 3, ("nearest", 3, 1): 7, ("transpose", 4, 1): 7}.get(mode, 0)
-    healthy = inputs((2, 16, 19, 23), 17, kernel, dtype, layout="channels_last",
-                     upsample=upsample, scale_shift=True)  # fmt: skip
+    healthy = inputs(mode, (2, 16, 19, 23), 17, dtype, "channels_last", scale_shift=True)
     options = {"padding_mode": padding_mode, **half_padded(mode)}
     for value, (row, column) in ((torch.inf, (9, 11)), (torch.nan, (0, 22)), (-torch.inf, (18, 1))):
         x = healthy["x"].clone()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stylekernels import norm_scale_shift
 from tests.conftest import assert_accurate
+from tests.direct_convolution import convolve_into
 from tests.test_norm_conv2d import check, in_torch, inputs, padding_of
 
 pytestmark = [pytest.mark.every_capability, pytest.mark.usefixtures("implementation")]
@@ -15,12 +16,29 @@ pytestmark = [pytest.mark.every_capability, pytest.mark.usefixtures("implementat
 # 16 pixels, 32 channels and 32 outputs are multiplied at a time, of two rows; the columns of a
 # kernel may stand beside few channels, or beside few outputs.
 CHANNELS = (
-    (1, 1), (3, 32), (3, 3), (5, 40), (10, 33), (31, 3), (32, 10), (33, 31), (64, 16), (40, 65),
-)  # fmt: skip
+    (1, 1),
+    (3, 32),
+    (3, 3),
+    (5, 40),
+    (10, 33),
+    (31, 3),
+    (32, 10),
+    (33, 31),
+    (64, 16),
+    (40, 65),
+)
 MODES = (
-    ("none", 1, 1), ("none", 3, 1), ("none", 9, 1), ("none", 3, 2), ("none", 4, 2), ("none", 9, 2),
-    ("nearest", 3, 1), ("nearest", 5, 1), ("transpose", 3, 1), ("transpose", 4, 1),
-)  # fmt: skip
+    ("none", 1, 1),
+    ("none", 3, 1),
+    ("none", 9, 1),
+    ("none", 3, 2),
+    ("none", 4, 2),
+    ("none", 9, 2),
+    ("nearest", 3, 1),
+    ("nearest", 5, 1),
+    ("transpose", 3, 1),
+    ("transpose", 4, 1),
+)
 SIZES = ((1, 1), (1, 16), (69, 2), (2, 15), (3, 17), (7, 31), (6, 33))  # 69 rows: 8 in a task
 PADDING_MODES = ("zeros", "reflect", "replicate")
 
@@ -37,26 +55,43 @@ def padding_mode_for(index: int, size: tuple[int, int], mode: tuple[str, int, in
 @pytest.mark.parametrize("channels", CHANNELS, ids=str)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_edges_of_blocks(mode, channels, device) -> None:
-    upsample, kernel, stride = mode
+    upsample, _, stride = mode
     for index, size in enumerate(SIZES):
         layout = ("contiguous", "channels_last")[index % 2]
         tensors = inputs(
-            (1 + index % 2, channels[0], *size), channels[1], kernel, torch.bfloat16,
-            layout=layout, device=device, upsample=upsample, scale_shift=index % 3 != 0,
-            bias="float32" if index % 2 else None, residual=layout if index > 2 else None,
-        )  # fmt: skip
+            mode,
+            (1 + index % 2, channels[0], *size),
+            channels[1],
+            torch.bfloat16,
+            layout,
+            device,
+            scale_shift=index % 3 != 0,
+            bias="float32" if index % 2 else None,
+            residual=layout if index > 2 else None,
+        )
         check(
-            tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
-            padding_mode=padding_mode_for(index, size, mode), upsample=upsample,
+            tensors,
+            activation="relu",
+            stride=stride,
+            padding=padding_of(mode, "half"),
+            padding_mode=padding_mode_for(index, size, mode),
+            upsample=upsample,
             return_input=index % 2 == 0,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.bfloat16
 def test_statistics_of_many_pixels(device) -> None:
     """Several times as many per task as are summed in float32, of rows with means of their own."""
-    tensors = inputs((1, 32, 250, 170), 40, 1, torch.bfloat16, layout="channels_last",
-                     device=device, bias="float32")  # fmt: skip
+    tensors = inputs(
+        ("none", 1, 1),
+        (1, 32, 250, 170),
+        40,
+        torch.bfloat16,
+        "channels_last",
+        device,
+        bias="float32",
+    )
     tensors["x"] += torch.arange(250, device=device)[:, None] % 11 * 4
     check(tensors)
 
@@ -78,10 +113,18 @@ def frame_maker(x: Tensor, weight: Tensor, mode: tuple, layout: str):
         y.fill_(77 if dtype == torch.uint8 else torch.nan)
         given = torch.empty_like(x, dtype=weight.dtype)
         pairs = torch.full((x.shape[0], cout, 2), torch.nan) if statistics else None
-        ops.norm_conv2d_out(
-            x, weight, packed, options.get("bias"), options.get("scale_shift"), "relu", 0.0,
-            options.get("residual"), *mode, None, None, 1e-5, y, given, pairs, workspace,
-        )  # fmt: skip
+        convolve_into(
+            y,
+            workspace,
+            x,
+            weight,
+            packed,
+            mode,
+            activation="relu",
+            input=given,
+            next_scale_shift=pairs,
+            **options,
+        )
         assert workspace[size:].isnan().all(), "more memory was written than was asked for"
         return y, given, pairs
 
@@ -101,9 +144,15 @@ def test_bytes_and_parts_of_frames(mode, channels, dtype, layout, device) -> Non
     options = (stride, padding_of(mode, "half"), "replicate", upsample)
     names = dict(zip(("stride", "padding", "padding_mode", "upsample"), options, strict=True))
     tensors = inputs(
-        (2, channels[0], 9, 35), channels[1], kernel, dtype, layout=layout, device=device,
-        upsample=upsample, scale_shift=True, bias="float32",
-    )  # fmt: skip
+        mode,
+        (2, channels[0], 9, 35),
+        channels[1],
+        dtype,
+        layout,
+        device,
+        scale_shift=True,
+        bias="float32",
+    )
     x, weight = (tensors.pop(name) for name in ("x", "weight"))
     x = (x * 50 + 100).clamp(0, 255).byte()
     tensors["scale_shift"] = tensors["scale_shift"] * torch.tensor([0.5, 10.0])
@@ -135,7 +184,7 @@ def test_bytes_and_parts_of_frames(mode, channels, dtype, layout, device) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_part_needs_no_more_memory_than_the_whole(dtype) -> None:
     """64 rows would be 16 tasks of their own, 65 rows are 9."""
-    tensors = inputs((1, 3, 65, 20), 4, 3, dtype)
+    tensors = inputs(("none", 3, 1), (1, 3, 65, 20), 4, dtype)
     make = frame_maker(tensors["x"], tensors["weight"], (1, 1, "reflect", "none"), "contiguous")
     whole, part = make((65, 20), dtype)[0], make((64, 20), dtype)[0]
     assert torch.equal(part, whole[:, :, :64])

@@ -102,10 +102,12 @@ def test_train_refuses_to_replace_a_photo_it_learns_from(training_config, tmp_pa
     (tmp_path / "other").symlink_to(tmp_path / "album")
     path = tmp_path / "other" / ("1" if name == "preview" else "1.preview.png")
     config = dataclasses.replace(
-        training_config, photos=tmp_path / "album", backbones=tmp_path / "none",
+        training_config,
+        photos=tmp_path / "album",
+        backbones=tmp_path / "none",
         **{"output" if name == "preview" else name: path},
         preview=training_config.style if name == "preview" else None,
-    )  # fmt: skip
+    )
     with pytest.raises(SettingError, match=rf"^{name}: .*1\.preview\.png: the result would repl"):
         train(config)
 

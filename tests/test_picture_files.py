@@ -84,10 +84,15 @@ def raw(magic, samples, white):
 def turned(orientation, name, **options):
     """The file of a camera held in one of eight ways: upright it shows COLOR."""
     stored = {
-        1: COLOR, 2: COLOR[:, ::-1], 3: COLOR[::-1, ::-1], 4: COLOR[::-1],
-        5: COLOR.swapaxes(0, 1), 6: np.rot90(COLOR), 7: COLOR[::-1, ::-1].swapaxes(0, 1),
+        1: COLOR,
+        2: COLOR[:, ::-1],
+        3: COLOR[::-1, ::-1],
+        4: COLOR[::-1],
+        5: COLOR.swapaxes(0, 1),
+        6: np.rot90(COLOR),
+        7: COLOR[::-1, ::-1].swapaxes(0, 1),
         8: np.rot90(COLOR, -1),
-    }  # fmt: skip
+    }
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     return pillows(np.ascontiguousarray(stored[orientation]), name, exif=exif, **options)
@@ -122,9 +127,7 @@ FILES = {
     "grey-8.png": (png(GREY, 8, 0), as_rgb(GREY), 0),
     "grey-16.png": (png(DEEP, 16, 0), as_rgb(ROUNDED), 0),
     "grey-alpha-8.png": (png(np.dstack([GREY, ALPHA]), 8, 4), as_rgb(GREY), 0),
-    "grey-alpha-16.png": (
-        png(np.dstack([GREY, ALPHA]).astype("u2") * 257, 16, 4), as_rgb(GREY), 0,
-    ),
+    "grey-alpha-16.png": (png(np.dstack([GREY, ALPHA]).astype("u2") * 257, 16, 4), as_rgb(GREY), 0),
     "rgb-8.png": (png(COLOR, 8, 2), COLOR, 0),
     "rgb-16.png": (png(DEEP_COLOR, 16, 2), COLOR, 0),
     "rgba-8.png": (png(np.dstack([COLOR, ALPHA]), 8, 6), COLOR, 0),
@@ -142,7 +145,8 @@ FILES = {
     "cmyk.jpg": (pillows(cmyk(), "JPEG", quality=100), COLOR, 3),
     "phone.mpo.jpg": (
         pillows(COLOR, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))], **JPEG),
-        COLOR, 3,
+        COLOR,
+        3,
     ),
     "rgb.tif": (pillows(COLOR, "TIFF"), COLOR, 0),
     "lzw.tif": (pillows(COLOR, "TIFF", compression="tiff_lzw"), COLOR, 0),
@@ -157,18 +161,24 @@ FILES = {
     "tiled.tif": (lambda: tifffiles(COLOR, tile=(16, 16)), COLOR, 0),
     "planar-8.tif": (lambda: tifffiles(np.moveaxis(COLOR, 2, 0), **PLANES), COLOR, 0),
     "planar-16-deflate.tif": (
-        lambda: tifffiles(np.moveaxis(DEEP_COLOR, 2, 0), compression="zlib", **PLANES), COLOR, 0,
+        lambda: tifffiles(np.moveaxis(DEEP_COLOR, 2, 0), compression="zlib", **PLANES),
+        COLOR,
+        0,
     ),
     "rgba-16.tif": (
         lambda: tifffiles(
-            np.dstack([DEEP_COLOR, ALPHA.astype("u2") * 257]), photometric="rgb",
+            np.dstack([DEEP_COLOR, ALPHA.astype("u2") * 257]),
+            photometric="rgb",
             extrasamples=["unassalpha"],
         ),
-        COLOR, 0,
+        COLOR,
+        0,
     ),
     "plain.pbm": (plain("P1", 1 - BITS), as_rgb(BITS * 255), 0),
     "raw.pbm": (
-        f"P4 {WIDTH} {HEIGHT}\n".encode() + packed(1 - BITS, 1).tobytes(), as_rgb(BITS * 255), 0,
+        f"P4 {WIDTH} {HEIGHT}\n".encode() + packed(1 - BITS, 1).tobytes(),
+        as_rgb(BITS * 255),
+        0,
     ),
     "plain.pgm": (plain("P2", GREY, 255), as_rgb(GREY), 0),
     "plain-16.pgm": (plain("P2", DEEP, 65535), as_rgb(ROUNDED), 0),
@@ -188,7 +198,7 @@ FILES = {
     "reversible.jp2": (pillows(COLOR, "JPEG2000", irreversible=False), COLOR, 0),
     "grey-16.jp2": (pillows(DEEP, "JPEG2000", irreversible=False), as_rgb(ROUNDED), 0),
     "rgb.tga": (pillows(COLOR, "TGA"), COLOR, 0),
-}  # fmt: skip
+}
 
 
 def write(path, content):
@@ -276,10 +286,16 @@ def test_every_verb_reads_alike(training_config, style, tmp_path, monkeypatch, n
     monkeypatch.setattr(trainer._Run, "stylize", stylized)
     train(
         dataclasses.replace(
-            training_config, style=path, preview=path, photos=tmp_path / "album", steps=1,
-            batch_size=1, log_every=1, style_size=max(expected.shape),
+            training_config,
+            style=path,
+            preview=path,
+            photos=tmp_path / "album",
+            steps=1,
+            batch_size=1,
+            log_every=1,
+            style_size=max(expected.shape),
         )
-    )  # fmt: skip
+    )
     image = Image.fromarray(expected)
     np.testing.assert_array_equal(seen["painting"][0], to_tensor(resized(image, WIDTH)))
     np.testing.assert_array_equal(seen["preview"], to_tensor(image))

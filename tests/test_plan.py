@@ -338,8 +338,16 @@ def test_sizes_and_threads_change_between_frames(plans) -> None:
     generator = generator_of(**TINY)
     stylizer = Stylizer(generator, torch.float32)
     first = {}
-    for number, size in ((1, (33, 43)), (2, (33, 43)), (2, (48, 32)), (3, (48, 32)), (2, (33, 43)),
-                         (2, (33, 43)), (1, (2, 48, 32)), (1, (33, 43))):  # fmt: skip
+    for number, size in (
+        (1, (33, 43)),
+        (2, (33, 43)),
+        (2, (48, 32)),
+        (3, (48, 32)),
+        (2, (33, 43)),
+        (2, (33, 43)),
+        (1, (2, 48, 32)),
+        (1, (33, 43)),
+    ):
         frames = frames_of(*size)
         with threads(number):
             picture = stylizer(frames)
@@ -363,10 +371,16 @@ def test_two_stylizers_do_not_disturb_each_other() -> None:
 
 @pytest.mark.parametrize(
     "view",
-    [lambda f: f[:, ::2, 1:], lambda f: f[..., [2, 1, 0]].flip(1), lambda f: f.transpose(1, 2),
-     lambda f: f[::2], lambda f: f[1, 3:, :-5], lambda f: f[:1, :, :1].expand(1, 60, 47, 3)],
+    [
+        lambda f: f[:, ::2, 1:],
+        lambda f: f[..., [2, 1, 0]].flip(1),
+        lambda f: f.transpose(1, 2),
+        lambda f: f[::2],
+        lambda f: f[1, 3:, :-5],
+        lambda f: f[:1, :, :1].expand(1, 60, 47, 3),
+    ],
     ids=["cropped", "mirrored", "transposed", "every other frame", "one of a batch", "expanded"],
-)  # fmt: skip
+)
 def test_tensors_that_are_views(view) -> None:
     stylizer = Stylizer(generator_of(**TINY), torch.float32)
     frames = frames_of(3, 60, 47)

@@ -142,32 +142,32 @@ def conv_inputs(x):
         torch.empty(n, channels, scale * height, scale * width, dtype=x.dtype, memory_format=layout)
         for scale in (2, 1)
     )
-    pairs, nothing = torch.empty(n, channels, 2, dtype=wide), (None, None, 1e-5)
+    pairs = torch.empty(n, channels, 2, dtype=wide)
+    # bias, scale_shift, activation, negative_slope, residual
+    plain = (None, None, "none", 0.01, None)
+    scaled = (None, scale_shift, "tanh", 0.01, None)
+    biased = (bias, scale_shift, "leaky_relu", 0.1, None)
+    fused = (bias, scale_shift, "relu", 0.01, residual)
     return {
         "norm_conv2d_pack": [(even, *mode)],
         "norm_conv2d_workspace": [(even, n, height, width, *mode)],
         "norm_conv2d_out": [
-            (x, even, packed, None, None, "none", 0.01, None, *mode, *nothing, y, None, None,
-             memory),
-            (x, even, packed, bias, scale_shift, "relu", 0.01, residual, *mode, bias, bias, 1e-3,
-             y, given, pairs, memory),
+            (x, even, packed, *plain, *mode, None, None, 1e-5, y, None, None, memory),
+            (x, even, packed, *fused, *mode, bias, bias, 1e-3, y, given, pairs, memory),
         ],
         "norm_conv2d": [
-            (x, square, None, None, "none", 0.01, None, False, 1, 0, "zeros", "none", False),
-            (x, square, bias, scale_shift, "relu", 0.01, residual, True, 2, 1, "reflect", "none",
-             True),
-            (x, even, None, None, "none", 0.01, None, True, 2, 4, "replicate", "none", True),
-            (x, larger, None, scale_shift, "tanh", 0.01, None, True, 1, 2, "reflect", "nearest",
-             False),
-            (x, even, bias, scale_shift, "leaky_relu", 0.1, None, False, 1, 0, "replicate",
-             "transpose", True),
+            (x, square, *plain, False, 1, 0, "zeros", "none", False),
+            (x, square, *fused, True, 2, 1, "reflect", "none", True),
+            (x, even, *plain, True, 2, 4, "replicate", "none", True),
+            (x, larger, *scaled, True, 1, 2, "reflect", "nearest", False),
+            (x, even, *biased, False, *mode, True),
         ],
         "upsampled_image": [(x, 0, "zeros"), (x, 1, "replicate"), (x, 2, "reflect")],
         "upsample_conv2d": [
             (x, even, None, "transpose", "replicate", True),
             (x, square, bias.to(x.dtype), "nearest", "reflect", False),
         ],
-    }  # fmt: skip
+    }
 
 
 def check_op(name: str, x: torch.Tensor) -> None:
@@ -184,9 +184,14 @@ def check_op(name: str, x: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "layout"),
-    [(torch.float32, "contiguous"), (torch.float32, "channels_last"), (torch.bfloat16, "cropped"),
-     (torch.bfloat16, "channels_last"), (torch.float64, "contiguous")],
-)  # fmt: skip
+    [
+        (torch.float32, "contiguous"),
+        (torch.float32, "channels_last"),
+        (torch.bfloat16, "cropped"),
+        (torch.bfloat16, "channels_last"),
+        (torch.float64, "contiguous"),
+    ],
+)
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_opcheck(name, dtype, layout) -> None:
     """A rule takes dtypes from dtypes and strides from strides: each value meets another once."""

@@ -159,8 +159,12 @@ CHANGES = {
     "one module more": lambda g: g.residual.append(torch.nn.ReLU()),
     "a block twice": share_blocks,
     "dilation": replace_convolution(padding=2, dilation=2, padding_mode="reflect"),
-    "dilation set later": assign("residual.0.first.conv", dilation=(2, 2), padding=(2, 2),
-                                 _reversed_padding_repeated_twice=[2] * 4),
+    "dilation set later": assign(
+        "residual.0.first.conv",
+        dilation=(2, 2),
+        padding=(2, 2),
+        _reversed_padding_repeated_twice=[2] * 4,
+    ),
     "groups": replace_convolution(groups=2, padding_mode="reflect"),
     "zeros around": replace_convolution(),
     "circular padding": replace_convolution(padding_mode="circular"),
@@ -174,14 +178,18 @@ CHANGES = {
     "border of the upsampling": assign("up.0", padding_mode="zeros"),
     "residual first": assign("residual.0.second.norm", residual_first=True, activation="relu"),
     "running statistics": track_statistics,
-    "norm without weights": lambda g: (setattr(g.down[1].norm, "weight", None),
-                                       setattr(g.down[1].norm, "bias", None)),
+    "norm without weights": lambda g: (
+        setattr(g.down[1].norm, "weight", None),
+        setattr(g.down[1].norm, "bias", None),
+    ),
     "parametrization": lambda g: parametrize.register_parametrization(g.to_rgb, "weight", Halved()),
     "pruning": lambda g: prune.random_unstructured(g.to_rgb, "weight", 0.5),
-    "weight norm": lambda g: (torch.nn.utils.parametrizations.weight_norm(g.to_rgb),
-                              g.to_rgb.parametrizations.weight.original0.data.mul_(0.5)),
+    "weight norm": lambda g: (
+        torch.nn.utils.parametrizations.weight_norm(g.to_rgb),
+        g.to_rgb.parametrizations.weight.original0.data.mul_(0.5),
+    ),
     "config": lambda g: setattr(g, "config", dataclasses.replace(g.config, value_range=4.0)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -271,9 +279,11 @@ def test_bfloat16_differs_by_its_rounding_only(generator):
 def test_the_default_arithmetic_is_the_fastest_of_our_kernels(generator, monkeypatch):
     monkeypatch.setattr(native, "cpu_missing", None)
     for capability, dtype in (
-        ("avx2", torch.float32), ("avx512", torch.float32), ("avx512_bf16", torch.bfloat16),
+        ("avx2", torch.float32),
+        ("avx512", torch.float32),
+        ("avx512_bf16", torch.bfloat16),
         ("amx", torch.bfloat16),
-    ):  # fmt: skip
+    ):
         monkeypatch.setattr(native, "cpu_capability", capability)
         assert Stylizer(generator).dtype == dtype
     assert Stylizer(generator, dtype=torch.float32).dtype == torch.float32

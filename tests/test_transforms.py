@@ -127,12 +127,16 @@ def test_autocast_of_the_norms(device) -> None:
     assert weight.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32,) * 2,
-                                    (torch.float32, torch.bfloat16)])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtypes",
+    [(torch.bfloat16, torch.float32), (torch.float32,) * 2, (torch.float32, torch.bfloat16)],
+)
 def test_autocast_of_a_residual(dtypes, device) -> None:
     """A network's input is float32 where its convolutions give bfloat16: the sum is float32."""
-    x, residual = (random(2, 6, 9, 7, device=device, dtype=dtype, seed=seed).requires_grad_()
-                   for seed, dtype in enumerate(dtypes))  # fmt: skip
+    x, residual = (
+        random(2, 6, 9, 7, device=device, dtype=dtype, seed=seed).requires_grad_()
+        for seed, dtype in enumerate(dtypes)
+    )
     with torch.autocast(device, dtype=torch.bfloat16):
         y = instance_norm(x, residual=residual, activation="relu")
     expected = instance_norm(x.float(), residual=residual.float(), activation="relu")

@@ -11,6 +11,7 @@ import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
 from stylekernels import gram_loss, gram_matrix, instance_norm, norm_conv2d, upsample_block
 from stylekernels.triton import launch
 from tests.conftest import TRITON, random
+from tests.direct_convolution import convolve_into
 
 pytestmark = [
     *TRITON,
@@ -60,13 +61,21 @@ def norm_conv2d_out(eps: float, slope: float) -> Tensor:
     y = torch.empty(2, 4, 6, 7).contiguous(memory_format=torch.channels_last)
     x = X.contiguous(memory_format=torch.channels_last)
     pairs = torch.empty(2, 4, 2)
-    workspace = torch.empty(
-        ops.norm_conv2d_workspace(WEIGHT, 2, 6, 7, *mode), dtype=torch.float64
-    )  # fmt: skip
-    ops.norm_conv2d_out(
-        x, WEIGHT, ops.norm_conv2d_pack(WEIGHT, *mode), None, SCALE_SHIFT, "leaky_relu", slope,
-        None, *mode, None, None, eps, y, None, pairs, workspace,
-    )  # fmt: skip
+    workspace = torch.empty(ops.norm_conv2d_workspace(WEIGHT, 2, 6, 7, *mode), dtype=torch.float64)
+    packed = ops.norm_conv2d_pack(WEIGHT, *mode)
+    convolve_into(
+        y,
+        workspace,
+        x,
+        WEIGHT,
+        packed,
+        mode,
+        scale_shift=SCALE_SHIFT,
+        activation="leaky_relu",
+        negative_slope=slope,
+        norm=(None, None, eps),
+        next_scale_shift=pairs,
+    )
     return pairs
 
 

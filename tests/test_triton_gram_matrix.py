@@ -40,9 +40,17 @@ from tests.test_gram_matrix import (
 pytestmark = TRITON
 
 SHAPES = (
-    (0, 5, 4, 4), (1, 1, 1, 1), (3, 1, 9, 7), (2, 3, 1, 37), (1, 16, 2, 2), (2, 17, 9, 11),
-    (1, 33, 7, 9), (2, 5, 23, 31), (3, 6, 41), (1, 40, 515),
-)  # fmt: skip
+    (0, 5, 4, 4),
+    (1, 1, 1, 1),
+    (3, 1, 9, 7),
+    (2, 3, 1, 37),
+    (1, 16, 2, 2),
+    (2, 17, 9, 11),
+    (1, 33, 7, 9),
+    (2, 5, 23, 31),
+    (3, 6, 41),
+    (1, 40, 515),
+)
 OPTIONS = {
     "shape": SHAPES,
     "layout": LAYOUTS,
@@ -159,9 +167,12 @@ def test_deterministic_and_equal_without_grad(dtype, device) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "layouts"),
-    [*((dtype, "mixed") for dtype in DTYPES), (torch.float32, "contiguous"),
-     (torch.bfloat16, "channels_last")],
-)  # fmt: skip
+    [
+        *((dtype, "mixed") for dtype in DTYPES),
+        (torch.float32, "contiguous"),
+        (torch.bfloat16, "channels_last"),
+    ],
+)
 def test_layers(dtype, layouts, device) -> None:
     scales = SCALES if layouts == "mixed" else None
     check_losses(layers_of(LAYERS, dtype, LAYOUTS_OF_LAYERS[layouts], device), scales)

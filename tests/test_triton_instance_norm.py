@@ -43,9 +43,15 @@ from tests.test_instance_norm_gradients import (
 pytestmark = TRITON
 
 SHAPES = (
-    (0, 8, 4, 4), (1, 1, 2, 2), (3, 3, 3, 5), (2, 5, 1, 37), (2, 5, 37, 1), (2, 33, 5, 3),
-    (1, 3, 61, 67), (1, 17, 31, 33),
-)  # fmt: skip
+    (0, 8, 4, 4),
+    (1, 1, 2, 2),
+    (3, 3, 3, 5),
+    (2, 5, 1, 37),
+    (2, 5, 37, 1),
+    (2, 33, 5, 3),
+    (1, 3, 61, 67),
+    (1, 17, 31, 33),
+)
 OPTIONS = {
     "shape": SHAPES,
     "dtype": DTYPES,
@@ -160,9 +166,13 @@ def test_a_bad_pixel_of_a_plane_in_pieces(value, pixel, device) -> None:
 
 @pytest.mark.parametrize(
     ("activation", "stats", "residual_first"),
-    [("relu", "none", True), ("leaky_relu", "(N, C)", True), ("tanh", "(C,)", False),
-     ("sigmoid", "none", False)],
-)  # fmt: skip
+    [
+        ("relu", "none", True),
+        ("leaky_relu", "(N, C)", True),
+        ("tanh", "(C,)", False),
+        ("sigmoid", "none", False),
+    ],
+)
 def test_gradcheck(activation, stats, residual_first, device) -> None:
     check_derivatives(activation, stats, residual_first, device, fast_mode=True)
 

@@ -82,9 +82,13 @@ print(*(product_precision(x, flags) for flags in backends))
 print(*(product_precision(half, flags) for flags in backends))
 """
     found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parents[1], env={**os.environ, "TRITON_INTERPRET": "1"},
-    ).stdout.splitlines()  # fmt: skip
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    ).stdout.splitlines()
     assert found == ["tf32x3 tf32", "tf32 tf32x3", "tf32x3 tf32x3"]
 
 

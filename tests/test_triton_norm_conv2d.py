@@ -23,7 +23,6 @@ from tests.test_norm_conv2d import (
     inputs,
     is_possible,
     name_of,
-    padding_of,
     test_empty_batch,  # noqa: F401
     test_half_precision_is_rounded_twice_and_nowhere_else,  # noqa: F401
     test_padding_wider_than_the_kernel,  # noqa: F401
@@ -41,10 +40,19 @@ from tests.test_upsample_block import PADDING_MODES
 pytestmark = TRITON
 
 MODES = (
-    ("none", 1, 1), ("none", 1, 2), ("none", 2, 1), ("none", 3, 1), ("none", 3, 2), ("none", 4, 2),
-    ("none", 5, 1), ("none", 9, 1), ("nearest", 3, 1), ("nearest", 5, 1), ("transpose", 3, 1),
+    ("none", 1, 1),
+    ("none", 1, 2),
+    ("none", 2, 1),
+    ("none", 3, 1),
+    ("none", 3, 2),
+    ("none", 4, 2),
+    ("none", 5, 1),
+    ("none", 9, 1),
+    ("nearest", 3, 1),
+    ("nearest", 5, 1),
+    ("transpose", 3, 1),
     ("transpose", 4, 1),
-)  # fmt: skip
+)
 SMALL_OPTIONS = OPTIONS | {
     "mode": MODES,
     "channels": (1, 3, 8, 9, 17, 40),
@@ -68,9 +76,16 @@ def test_options(case, device) -> None:
 @pytest.mark.parametrize("mode", [("none", 3, 1), ("nearest", 3, 1)], ids=str)
 def test_several_blocks_of_channels_and_of_pixels(mode, dtype, device) -> None:
     """A block of output channels is 128; float64's are 16, and others meet several of them."""
-    upsample, kernel, _ = mode
-    tensors = inputs((1, 70, 9, 15), 130, kernel, dtype, layout="channels_last", device=device,
-                     upsample=upsample, scale_shift=True, residual="channels_last")  # fmt: skip
+    tensors = inputs(
+        mode,
+        (1, 70, 9, 15),
+        130,
+        dtype,
+        "channels_last",
+        device,
+        scale_shift=True,
+        residual="channels_last",
+    )
     check(tensors, activation="relu", padding_mode="replicate", winograd=False, **half_padded(mode))
 
 
@@ -86,8 +101,9 @@ def test_blocks_that_are_a_row_of_their_groups(mode, dtype, out_channels, device
     further, rows = geometry.rows_of_one
     assert (further, rows) == ((0, 2) if mode == ("transpose", 3, 1) else (1, 2))
     assert further == 0 or rows < geometry.window[0]
-    tensors = inputs((1, 9, 5, 7), out_channels, kernel, dtype, layout="channels_last",
-                     device=device, upsample=upsample, scale_shift=True)  # fmt: skip
+    tensors = inputs(
+        mode, (1, 9, 5, 7), out_channels, dtype, "channels_last", device, scale_shift=True
+    )
     check(tensors, activation="relu", padding_mode="replicate", winograd=False, **half_padded(mode))
 
 
@@ -96,27 +112,37 @@ def test_blocks_that_are_a_row_of_their_groups(mode, dtype, out_channels, device
 @pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 2)], ids=str)
 def test_a_border_around_small_kernels(mode, padding_mode, dtype, device) -> None:
     """sigmoid makes no zero of the zeros around an image, and the image itself is not returned."""
-    _, kernel, stride = mode
-    tensors = inputs((2, 17, 7, 9), 5, kernel, dtype, layout="channels_last", device=device,
-                     scale_shift=True, bias="x's")  # fmt: skip
+    _, _, stride = mode
+    tensors = inputs(
+        mode, (2, 17, 7, 9), 5, dtype, "channels_last", device, scale_shift=True, bias="x's"
+    )
     check(
-        tensors, activation="sigmoid", stride=stride, padding=1, padding_mode=padding_mode,
-        return_input=False, winograd=False,
-    )  # fmt: skip
+        tensors,
+        activation="sigmoid",
+        stride=stride,
+        padding=1,
+        padding_mode=padding_mode,
+        return_input=False,
+        winograd=False,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_inputs_with_large_means(mode, dtype, device) -> None:
     """Means of 1000 deviations, which the shift takes away, of few channels and of more."""
-    upsample, kernel, stride = mode
+    _, kernel, _ = mode
     for channels in (6, 9) if kernel < 9 else (6,):
-        tensors = inputs((1, channels, 7, 9), 7, kernel, dtype, device=device, shift=1000.0,
-                         upsample=upsample, scale_shift=True)  # fmt: skip
+        tensors = inputs(
+            mode, (1, channels, 7, 9), 7, dtype, device=device, shift=1000.0, scale_shift=True
+        )
         check(
-            tensors, activation="relu", stride=stride, padding=padding_of(mode, "half"),
-            padding_mode="replicate", upsample=upsample, winograd=False,
-        )  # fmt: skip
+            tensors,
+            activation="relu",
+            padding_mode="replicate",
+            **half_padded(mode),
+            winograd=False,
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -130,7 +156,7 @@ def test_statistics_of_planes_with_large_means(mode, dtype, device) -> None:
 def test_more_tiles_than_are_merged_at_once(dtype, device, monkeypatch) -> None:
     monkeypatch.setattr(planes, "MERGED", 2)
     monkeypatch.setattr(planes, "_MERGED_FIRST", 2)
-    tensors = inputs((2, 9, 19, 17), 7, 3, dtype, device=device, shift=100.0)
+    tensors = inputs(("none", 3, 1), (2, 9, 19, 17), 7, dtype, device=device, shift=100.0)
     check(tensors, padding=1, padding_mode="zeros", winograd=False)
 
 
@@ -142,24 +168,38 @@ def test_zeros_are_padded_after_normalising(mode, device) -> None:
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize(
     ("mode", "channels", "dtype"),
-    [(("none", 3, 1), 5, torch.float32), (("none", 9, 2), 5, torch.bfloat16),
-     (("none", 3, 1), 9, torch.bfloat16), (("none", 3, 2), 9, torch.float32),
-     (("nearest", 3, 1), 5, torch.float32), (("transpose", 4, 1), 5, torch.bfloat16),
-     (("none", 9, 1), 3, torch.float32), (("none", 5, 1), 12, torch.bfloat16)],
+    [
+        (("none", 3, 1), 5, torch.float32),
+        (("none", 9, 2), 5, torch.bfloat16),
+        (("none", 3, 1), 9, torch.bfloat16),
+        (("none", 3, 2), 9, torch.float32),
+        (("nearest", 3, 1), 5, torch.float32),
+        (("transpose", 4, 1), 5, torch.bfloat16),
+        (("none", 9, 1), 3, torch.float32),
+        (("none", 5, 1), 12, torch.bfloat16),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_bad_pixel_reaches_what_sees_it(mode, channels, dtype, padding_mode, device) -> None:
     spoilt = 3 if mode[1] >= 5 else 1 if mode[0] != "none" else 0
-    check_bad_pixels(mode, 3, dtype, shape=(2, channels, 11, 12), spoilt=spoilt,
-                     layout="channels_last", padding_mode=padding_mode, device=device)  # fmt: skip
+    check_bad_pixels(
+        mode,
+        3,
+        dtype,
+        shape=(2, channels, 11, 12),
+        spoilt=spoilt,
+        layout="channels_last",
+        padding_mode=padding_mode,
+        device=device,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", FEW_MODES, ids=str)
 def test_deterministic(mode, dtype, device) -> None:
-    upsample, kernel, _ = mode
-    tensors = inputs((1, 5, 13, 11), 17, kernel, dtype, device=device, upsample=upsample,
-                     scale_shift=True, residual="contiguous")  # fmt: skip
+    tensors = inputs(
+        mode, (1, 5, 13, 11), 17, dtype, device=device, scale_shift=True, residual="contiguous"
+    )
     first, again = (
         norm_conv2d(**tensors, activation="relu", return_input=True, **half_padded(mode))
         for _ in range(2)

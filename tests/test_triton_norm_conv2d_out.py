@@ -26,9 +26,7 @@ def test_options(mode, device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
 def test_bytes_in_and_out(mode, dtype, device) -> None:
-    upsample, kernel, _ = mode
-    tensors = inputs((2, 3, 9, 8), 4, kernel, dtype, device=device, upsample=upsample,
-                     bias="float32")  # fmt: skip
+    tensors = inputs(mode, (2, 3, 9, 8), 4, dtype, device=device, bias="float32")
     tensors["x"] = frames(2, 3, 9, 8, device=device)
     tensors["bias"] = tensors["bias"] * 100 + 60  # both ends are met
     for y_dtype in (dtype, torch.uint8):
@@ -64,8 +62,15 @@ def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, dtype, device) -> N
 @pytest.mark.parametrize("mode", [("none", 3, 1), ("none", 3, 2), ("none", 9, 1)], ids=str)
 def test_any_crop_is_the_first_rows_and_columns(mode, dtype, device) -> None:
     _, kernel, _ = mode
-    tensors = inputs((2, 9 if kernel == 3 else 3, 11, 13), 5, kernel, dtype, device=device,
-                     layout="channels_last", scale_shift=True)  # fmt: skip
+    tensors = inputs(
+        mode,
+        (2, 9 if kernel == 3 else 3, 11, 13),
+        5,
+        dtype,
+        "channels_last",
+        device,
+        scale_shift=True,
+    )
     options = {**half_padded(mode), "padding_mode": "reflect"}
     whole = out(**tensors, **options).y
     height, width = whole.shape[2:]
@@ -77,7 +82,7 @@ def test_any_crop_is_the_first_rows_and_columns(mode, dtype, device) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_of_any_dtype(dtype, device) -> None:
     """All that norm_scale_shift takes for all images, whatever they are."""
-    tensors = inputs((2, 5, 9, 8), 4, 3, torch.float32, layout="channels_last", device=device)
+    tensors = inputs(("none", 3, 1), (2, 5, 9, 8), 4, torch.float32, "channels_last", device)
     for kind in ({"weight": None}, {"bias": None}, {}):
         check(tensors, norm_of("(C,)", 4, dtype, device)._replace(**kind), padding=1)
 
@@ -86,9 +91,7 @@ def test_norms_of_any_dtype(dtype, device) -> None:
 @pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
 def test_statistics_of_large_means(mode, dtype, device) -> None:
     """Of output that is a thousand deviations from zero, in several tiles."""
-    upsample, kernel, _ = mode
-    tensors = inputs((1, 5, 13, 11), 5, kernel, dtype, layout="channels_last", device=device,
-                     upsample=upsample, bias="float32")  # fmt: skip
+    tensors = inputs(mode, (1, 5, 13, 11), 5, dtype, "channels_last", device, bias="float32")
     tensors["bias"] = tensors["bias"] * 1000
     check(tensors, Norm(eps=1e-3), padding_mode="replicate", **half_padded(mode))
 
@@ -97,9 +100,16 @@ def test_statistics_of_large_means(mode, dtype, device) -> None:
 @pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
 def test_the_same_bits_again_and_with_more_workspace(mode, dtype, device) -> None:
     """As the largest layer of a network leaves it to the others."""
-    upsample, kernel, _ = mode
-    tensors = inputs((2, 5, 9, 11), 17, kernel, dtype, layout="channels_last", device=device,
-                     upsample=upsample, scale_shift=True, residual="channels_last")  # fmt: skip
+    tensors = inputs(
+        mode,
+        (2, 5, 9, 11),
+        17,
+        dtype,
+        "channels_last",
+        device,
+        scale_shift=True,
+        residual="channels_last",
+    )
     options = {**half_padded(mode), "activation": "relu", "keep": True, "norm": Norm()}
     first, again = (out(**tensors, **options, more_workspace=more) for more in (0, 1000))
     assert_same(first, again)

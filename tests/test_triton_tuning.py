@@ -72,9 +72,12 @@ def is_enabled(file, measured) -> bool:
 def test_blocks_may_end_in_any_order(file, measured) -> None:
     first, second = autotune(), autotune()
     found = [is_enabled(file, measured)]
-    for step in (first.__enter__, second.__enter__,
-                 lambda: first.__exit__(None, None, None),
-                 lambda: second.__exit__(None, None, None)):  # fmt: skip
+    for step in (
+        first.__enter__,
+        second.__enter__,
+        lambda: first.__exit__(None, None, None),
+        lambda: second.__exit__(None, None, None),
+    ):
         step()
         found.append(is_enabled(file, measured))
     assert found == [False, True, True, True, False]

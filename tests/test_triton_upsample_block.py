@@ -55,16 +55,23 @@ def test_options(case, device) -> None:
         for seed, name in enumerate(("norm_weight", "norm_bias"), 3):
             tensors[name] = random(*size, device=device, seed=seed, shift=0.5)
     check(
-        tensors, upsample, case["padding_mode"], activation=case["activation"],
+        tensors,
+        upsample,
+        case["padding_mode"],
+        activation=case["activation"],
         grad_layout=case["grad_layout"],
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
     ("upsample", "kernel", "dtype"),
-    [("transpose", 4, torch.bfloat16), ("transpose", 3, torch.float16),
-     ("nearest", 3, torch.bfloat16), ("nearest", 3, torch.float16)],
-)  # fmt: skip
+    [
+        ("transpose", 4, torch.bfloat16),
+        ("transpose", 3, torch.float16),
+        ("nearest", 3, torch.bfloat16),
+        ("nearest", 3, torch.float16),
+    ],
+)
 def test_largest_error_in_half_precision(upsample, kernel, dtype, device) -> None:
     check_largest_error(upsample, kernel, dtype, device)
 

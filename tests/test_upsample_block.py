@@ -105,9 +105,18 @@ def check(
 ) -> None:
     def ours(x, weight, norm_weight=None, norm_bias=None, bias=None) -> Tensor:
         return upsample_block(
-            x, weight, norm_weight, norm_bias, bias=bias, upsample=upsample, norm=norm,
-            activation=activation, negative_slope=0.2, padding_mode=padding_mode, eps=1e-4,
-        )  # fmt: skip
+            x,
+            weight,
+            norm_weight,
+            norm_bias,
+            bias=bias,
+            upsample=upsample,
+            norm=norm,
+            activation=activation,
+            negative_slope=0.2,
+            padding_mode=padding_mode,
+            eps=1e-4,
+        )
 
     def in_torch(x, weight, norm_weight=None, norm_bias=None, bias=None) -> Tensor:
         y = convolution_in_torch(x, weight, bias, upsample, padding_mode)
@@ -179,9 +188,17 @@ def test_kinds_dtypes_layouts(case, device) -> None:
 @pytest.mark.parametrize(("upsample", "kernel"), KINDS[:3])
 @pytest.mark.parametrize(
     ("shape", "outputs"),
-    [((0, 3, 4, 4), 5), ((1, 1, 1, 5), 1), ((3, 3, 2, 2), 16), ((1, 16, 9, 7), 33),
-     ((1, 33, 5, 3), 3), ((1, 64, 8, 8), 32), ((1, 100, 3, 4), 2), ((1, 4, 31, 17), 8)],
-)  # fmt: skip
+    [
+        ((0, 3, 4, 4), 5),
+        ((1, 1, 1, 5), 1),
+        ((3, 3, 2, 2), 16),
+        ((1, 16, 9, 7), 33),
+        ((1, 33, 5, 3), 3),
+        ((1, 64, 8, 8), 32),
+        ((1, 100, 3, 4), 2),
+        ((1, 4, 31, 17), 8),
+    ],
+)
 def test_shapes(shape, outputs, upsample, kernel, dtype, layout, device) -> None:
     check(inputs(shape, outputs, upsample, kernel, dtype, layout, device), upsample, "replicate")
 
@@ -208,8 +225,9 @@ def check_largest_error(upsample, kernel, dtype, device) -> None:
         x = random(2, 5, 5, 7, dtype=dtype, device=device, seed=2 * seed)
         sizes = (17, 5) if upsample == "nearest" else (5, 17)
         spread = (5 * kernel * kernel) ** -0.5
-        weight = random(*sizes, kernel, kernel, dtype=dtype, device=device, scale=spread,
-                        seed=2 * seed + 1)  # fmt: skip
+        weight = random(
+            *sizes, kernel, kernel, dtype=dtype, device=device, scale=spread, seed=2 * seed + 1
+        )
         y = upsample_block(x, weight, upsample=upsample, activation="tanh")
         raw = convolution_in_torch(x, weight, None, upsample, "replicate").float()
         exact = convolution_in_torch(x.double(), weight.double(), None, upsample, "replicate")
@@ -267,9 +285,14 @@ def check_derivatives(upsample, kernel, padding_mode, norm, device, fast_mode=Fa
         if norm == "instance":
             given = {"norm_weight": first, "norm_bias": second}
         return upsample_block(
-            x, weight, **given, upsample=upsample, norm=norm, activation="tanh",
+            x,
+            weight,
+            **given,
+            upsample=upsample,
+            norm=norm,
+            activation="tanh",
             padding_mode=padding_mode,
-        )  # fmt: skip
+        )
 
     given = (x, weight, first, second)
     assert torch.autograd.gradcheck(block, given, check_forward_ad=True, fast_mode=fast_mode)

@@ -17,13 +17,19 @@ pytestmark = pytest.mark.usefixtures("implementation")
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "upsample", "kernel", "own"),
-    [("avx2", torch.float32, "transpose", 4, True), ("avx2", torch.bfloat16, "nearest", 3, True),
-     ("avx2", torch.float32, "nearest", 1, False), ("baseline", torch.float32, "nearest", 3, False),
-     ("amx", torch.bfloat16, "nearest", 3, False), ("amx", torch.bfloat16, "transpose", 4, True),
-     ("amx_emulated", torch.bfloat16, "nearest", 3, False),
-     ("amx", torch.float16, "nearest", 3, True), ("amx", torch.float32, "nearest", 3, True),
-     (None, torch.float32, "transpose", 4, False)],
-)  # fmt: skip
+    [
+        ("avx2", torch.float32, "transpose", 4, True),
+        ("avx2", torch.bfloat16, "nearest", 3, True),
+        ("avx2", torch.float32, "nearest", 1, False),
+        ("baseline", torch.float32, "nearest", 3, False),
+        ("amx", torch.bfloat16, "nearest", 3, False),
+        ("amx", torch.bfloat16, "transpose", 4, True),
+        ("amx_emulated", torch.bfloat16, "nearest", 3, False),
+        ("amx", torch.float16, "nearest", 3, True),
+        ("amx", torch.float32, "nearest", 3, True),
+        (None, torch.float32, "transpose", 4, False),
+    ],
+)
 def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monkeypatch) -> None:
     """Ours where it is faster and as exact, and our op takes such kernels; `explain` knows the
     first two."""
@@ -40,15 +46,17 @@ def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monke
 
 @pytest.mark.parametrize(
     ("capability", "kernel", "dtype", "layout", "padding_mode", "own"),
-    [("avx512", 3, torch.float32, "channels_last", "zeros", False),
-     ("avx512", 3, torch.float32, "contiguous", "zeros", True),
-     ("avx512", 3, torch.float32, "channels_last", "replicate", True),
-     ("avx512", 4, torch.bfloat16, "channels_last", "zeros", True),
-     ("avx512_bf16", 4, torch.bfloat16, "channels_last", "zeros", False),
-     ("avx512_bf16", 4, torch.bfloat16, "channels_last", "replicate", True),
-     ("avx512_bf16", 3, torch.bfloat16, "contiguous", "zeros", True),
-     ("amx", 3, torch.bfloat16, "channels_last", "zeros", True)],
-)  # fmt: skip
+    [
+        ("avx512", 3, torch.float32, "channels_last", "zeros", False),
+        ("avx512", 3, torch.float32, "contiguous", "zeros", True),
+        ("avx512", 3, torch.float32, "channels_last", "replicate", True),
+        ("avx512", 4, torch.bfloat16, "channels_last", "zeros", True),
+        ("avx512_bf16", 4, torch.bfloat16, "channels_last", "zeros", False),
+        ("avx512_bf16", 4, torch.bfloat16, "channels_last", "replicate", True),
+        ("avx512_bf16", 3, torch.bfloat16, "contiguous", "zeros", True),
+        ("amx", 3, torch.bfloat16, "channels_last", "zeros", True),
+    ],
+)
 def test_whose_transposed_kernels_are(
     capability, kernel, dtype, layout, padding_mode, own, monkeypatch
 ) -> None:
@@ -65,14 +73,16 @@ def test_whose_transposed_kernels_are(
 
 @pytest.mark.parametrize(
     ("upsample", "dtype", "layout", "padding_mode", "own"),
-    [("transpose", torch.float32, "channels_last", "replicate", True),
-     ("transpose", torch.float64, "channels_last", "replicate", False),
-     ("transpose", torch.bfloat16, "channels_last", "zeros", False),
-     ("transpose", torch.bfloat16, "contiguous", "replicate", False),
-     ("nearest", torch.bfloat16, "channels_last", "zeros", True),
-     ("nearest", torch.float16, "contiguous", "replicate", False),
-     ("nearest", torch.float32, "channels_last", "replicate", False)],
-)  # fmt: skip
+    [
+        ("transpose", torch.float32, "channels_last", "replicate", True),
+        ("transpose", torch.float64, "channels_last", "replicate", False),
+        ("transpose", torch.bfloat16, "channels_last", "zeros", False),
+        ("transpose", torch.bfloat16, "contiguous", "replicate", False),
+        ("nearest", torch.bfloat16, "channels_last", "zeros", True),
+        ("nearest", torch.float16, "contiguous", "replicate", False),
+        ("nearest", torch.float32, "channels_last", "replicate", False),
+    ],
+)
 def test_whose_convolution_it_is_on_a_gpu(upsample, dtype, layout, padding_mode, own) -> None:
     x = random(1, 3, 5, 6, dtype=dtype, layout=layout)
     assert (triton_declines(x, 3, upsample, padding_mode) is None) == own
