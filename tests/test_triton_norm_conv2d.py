@@ -98,7 +98,7 @@ def test_blocks_that_are_a_row_of_their_groups(mode, dtype, out_channels, device
     upsample, kernel, _ = mode
     padding = kernel // 2 if upsample == "nearest" else 0
     geometry = Geometry.of(kernel, 9, out_channels, 1, padding, "replicate", upsample)
-    further, rows = geometry.rows_of_one
+    further, rows = geometry.rows_of_group_row
     assert (further, rows) == ((0, 2) if mode == ("transpose", 3, 1) else (1, 2))
     assert further == 0 or rows < geometry.window[0]
     tensors = inputs(

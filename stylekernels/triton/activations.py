@@ -9,7 +9,7 @@ from stylekernels.triton.launch import INTERPRETED
 
 @triton.jit
 def _tanh(z):
-    if INTERPRETED:  # which has no libdevice
+    if INTERPRETED:  # the interpreter has no libdevice
         size = tl.abs(z).to(tl.float64)
         large = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)
         return tl.where(z < 0, -large, large).to(z.dtype)
@@ -19,8 +19,8 @@ def _tanh(z):
 
 @triton.jit
 def _of_type(number, TYPE: tl.constexpr):
-    """A float64 argument of a kernel in the dtype of what it is multiplied with."""
-    if INTERPRETED:  # where it is Python's float, which takes any dtype
+    """Convert a float64 argument of a kernel to the dtype that it is multiplied with."""
+    if INTERPRETED:  # a Python float there, which multiplies any dtype
         return number
     else:
         return number.to(TYPE)
@@ -28,7 +28,7 @@ def _of_type(number, TYPE: tl.constexpr):
 
 @triton.jit
 def activate(z, negative_slope, ACTIVATION: tl.constexpr):
-    """``relu(NaN)`` is NaN, as in PyTorch."""
+    """The activation of ``z``. ``relu(NaN)`` is NaN, as in PyTorch."""
     if ACTIVATION == "relu":
         z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "leaky_relu":
@@ -42,7 +42,7 @@ def activate(z, negative_slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def activation_gradient(grad, z, negative_slope, ACTIVATION: tl.constexpr):
-    """The gradient before the activation, from ``z`` there and the gradient after it."""
+    """The gradient at the activation's input ``z``, from the gradient ``grad`` at its output."""
     if ACTIVATION == "relu":
         grad = tl.where(z <= 0, 0.0, grad)
     elif ACTIVATION == "leaky_relu":

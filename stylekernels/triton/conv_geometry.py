@@ -1,51 +1,53 @@
-"""A convolution's mode as what its kernel multiplies, and its weights in that order.
+"""The matrix product of a convolution: groups of output pixels times windows of input pixels.
 
-Every mode is the same matrix product. Output pixels are computed in groups; a group sees a window
-of input pixels, of which a row lies in one piece in channels_last memory. The rows of the product
-are groups, its inner dimension the window's pixels times the input channels, its columns the
-pixels of a group times the output channels. The weights hold zeros where a pixel of a group does
-not see one of the window.
+Every mode of convolution is the same matrix product. Output pixels are computed in groups, and a
+group reads a window of input pixels, each row of which is consecutive in channels_last memory. The
+product has a row for each group. Its inner dimension is the window's pixels times the input
+channels. Its columns are the pixels of a group times the output channels. The weights are zero
+where a pixel of the group does not depend on a pixel of the window.
 
-Most convolutions have groups of one pixel. Where the output is twice the size of the input, the
-four pixels that come from one are a group: each sees 2x2 of the window's 3x3 pixels, say, which
-costs multiplications and saves half of the loads. With nearest upsampling several kernel elements
-meet the same small pixel, and are added up. The large kernels at the ends of a network have three
-channels on one side, which would leave matrix instructions idle: there groups are larger. Of 9x9
-kernels and groups of 4x4, for example, a pixel is loaded 9 times instead of 81.
+Most convolutions have groups of one pixel. If the output has twice the size of the input, the four
+output pixels at one input pixel are a group. Each depends on, say, 2x2 of the window's 3x3 pixels:
+that costs multiplications and saves half of the loads. With nearest upsampling several kernel
+elements multiply the same small pixel, and are summed. The large kernels at the ends of a network
+have three channels on one side, too few for matrix instructions, so groups are larger there. With a
+9x9 kernel and groups of 4x4, for example, a pixel is loaded 9 times instead of 81.
 """
 
 import functools
 from dataclasses import dataclass
 from math import ceil
 
-#: Up to here a pixel's channels are filled up to a power of two, from there on to a multiple.
+#: Up to so many channels a pixel is filled up to a power of two, else to a multiple of 8.
 _FEW_INPUTS = 8
-#: Up to here 16 pixels of a group make no more than 128 columns.
+#: Up to so many output channels the 16 pixels of a group make at most 128 columns.
 _FEW_OUTPUTS = 8
-#: Rows and columns of a group at most. A value that is not finite spoils the pixels of a group
-#: beyond those that see it.
+#: The most rows and columns of a group. A value that is not finite spoils the whole group, and not
+#: only the pixels that depend on it.
 _GROUP = 4
-#: The kernels that pixels are grouped for.
+#: The smallest kernel whose output pixels are grouped.
 _LARGE_KERNEL = 5
-#: Elements of a window's row that are multiplied in one step.
+#: Possible sizes of a step: elements of a window's row that are multiplied at once.
 _STEPS = (64, 32, 16)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What of a convolution is known without its images. Pairs are of rows and columns.
+    """Properties of a convolution that do not depend on the size of images. Pairs are (rows,
+    columns).
 
     Attributes:
-        kernel: its side.
+        kernel: side of the kernel.
         group: output pixels that are computed together.
-        window: input pixels that they see.
-        advance: input pixels from a group to the next.
-        elements: a, b, c and how many: between pixel w of the window and pixel p of the group lie
-            the kernel elements from a w + b p + c on, in one direction, as far as there are such.
-        border: pixels before the input that the first window begins with.
-        padding_mode: how the input goes on there and behind.
-        repeats: 2 where the input is each pixel twice, else 1.
-        channels: of a pixel, with those that are filled up with zeros.
+        window: input pixels that a group reads.
+        advance: input pixels from one group to the next.
+        elements: (a, b, c, count). In each direction the weight between pixel w of the window and
+            pixel p of the group is the sum of ``count`` kernel elements, from element
+            a w + b p + c on, without those outside of the kernel.
+        border: pixels of padding before the input, where the first window begins.
+        padding_mode: values of the padding before and behind the input.
+        repeats: 2 if each pixel of the input is repeated in both directions, else 1.
+        channels: channels of a pixel, including zeros that fill it up.
         step: elements of a window's row that are multiplied in one step.
     """
 
@@ -63,23 +65,29 @@ class Geometry:
     @classmethod
     @functools.lru_cache(maxsize=256)
     def of(
-        cls, kernel: int, channels: int, outputs: int, stride: int, padding: int,
-        padding_mode: str, upsample: str,
-    ) -> "Geometry":  # fmt: skip
+        cls,
+        kernel: int,
+        channels: int,
+        outputs: int,
+        stride: int,
+        padding: int,
+        padding_mode: str,
+        upsample: str,
+    ) -> "Geometry":
         filled = 8 * ceil(channels / 8)
         if channels <= _FEW_INPUTS:
             filled = 1 << (channels - 1).bit_length()
         group, advance, repeats = (2, 2), (1, 1), 1
         if upsample == "transpose":
-            # Output o gets input i times element o + 1 - 2 i.
+            # Output o is the sum of input i times kernel element o + 1 - 2 i.
             window, border = (kernel - 1,) * 2, kernel - 3
             elements = (-2, 1, 1 + 2 * border, 1)
         elif upsample == "nearest" and (padding_mode != "reflect" or kernel == 3):
-            # Output o meets input (o - padding + t) // 2 with element t.
+            # Output o is the sum of input (o - padding + t) // 2 times kernel element t.
             border = ceil(padding / 2)
             window = ((kernel - padding) // 2 + border + 1,) * 2
             elements = (2, -1, padding - 2 * border, 2)
-            if padding_mode == "reflect":  # one row of the large image, the last of the small one
+            if padding_mode == "reflect":  # reflecting one row of the enlarged image replicates
                 padding_mode = "replicate"
         else:
             repeats = 2 if upsample == "nearest" else 1
@@ -90,29 +98,40 @@ class Geometry:
             advance = (stride * group[0], stride * group[1])
             elements = (1, -stride, 0, 1)
         return cls(
-            kernel, group, window, advance, elements, border, padding_mode, repeats, filled,
+            kernel,
+            group,
+            window,
+            advance,
+            elements,
+            border,
+            padding_mode,
+            repeats,
+            filled,
             _step(window[1] * filled),
-        )  # fmt: skip
+        )
 
     @property
     def doubles(self) -> bool:
-        """Whether a group is the four pixels that come from one."""
+        """Return whether a group is the four output pixels at one input pixel."""
         return self.group == (2, 2)
 
     @property
     def pixels(self) -> int:
-        """Of a group."""
+        """The number of pixels of a group."""
         return self.group[0] * self.group[1]
 
     @property
     def run(self) -> int:
-        """Elements of a window's row, with those that fill up its last step."""
+        """The elements of a window's row, filled up to whole steps."""
         return self.step * ceil(self.window[1] * self.channels / self.step)
 
     @property
-    def rows_of_one(self) -> tuple[int, int]:
-        """Of the window's rows those that one of the two rows of a group sees, where the image is
-        doubled: how many rows further on for the second, and how many. Else 0, and all."""
+    def rows_of_group_row(self) -> tuple[int, int]:
+        """(offset, count): the window rows that one row of the group depends on.
+
+        With `doubles`, those of the group's first row start at 0 and those of its second at offset.
+        Otherwise (0, all rows of the window).
+        """
         if not self.doubles:
             return 0, self.window[0]
         of_window, of_pixel, first, count = self.elements
@@ -128,11 +147,11 @@ class Geometry:
         return firsts[1], max(ends[0], ends[1] - firsts[1])
 
     def groups(self, rows: int, columns: int) -> tuple[int, int]:
-        """Of an output of this size."""
+        """The rows and columns of groups in an output of this size."""
         return ceil(rows / self.group[0]), ceil(columns / self.group[1])
 
     def seen(self, rows: int, columns: int) -> tuple[int, int]:
-        """Rows and columns that all windows of an output of this size see."""
+        """The rows and columns of input that the windows of an output of this size cover."""
         first, second = (
             (groups - 1) * advance + window
             for groups, advance, window in zip(
@@ -143,9 +162,9 @@ class Geometry:
 
 
 def _large_group(kernel: int, channels: int, outputs: int) -> tuple[int, int]:
-    """Of a large kernel with few channels on one side."""
+    """The group of a large kernel with few channels on one side."""
     if channels <= _FEW_INPUTS:
-        # As many as there is room for in the steps that one pixel takes.
+        # As many columns as fit into the steps that one pixel takes anyway.
         step = _step(kernel * channels)
         room = step * ceil(kernel * channels / step)
         columns = 1
@@ -156,6 +175,6 @@ def _large_group(kernel: int, channels: int, outputs: int) -> tuple[int, int]:
 
 
 def _step(run: int) -> int:
-    """The step by which a row of this length takes the least time, if a step has a cost of its own
-    besides what it multiplies."""
+    """The step for which a row of this length takes the least time. A step is modelled to cost as
+    much as 24 elements, besides its own."""
     return min(_STEPS, key=lambda step: ceil(run / step) * (step + 24))

@@ -1,7 +1,8 @@
-"""The kernels of the deferred-norm convolution: what is convolved, and the convolution.
+"""Kernels of the deferred-norm convolution: one prepares the input, one convolves it.
 
-A group of output pixels is computed from a window of input pixels (`conv_geometry.Geometry`). With
-doubling and a kernel of 3, for example, the group is 2 x 2 pixels and the window 3 x 3::
+A group of output pixels is computed from a window of input pixels (`conv_geometry.Geometry`). For
+example, if the output has twice the input's size and the kernel is 3 x 3, a group is 2 x 2 pixels
+and its window 3 x 3::
 
     window: WINDOW_Y rows of WINDOW_X pixels         group: GROUP_Y x GROUP_X pixels
     +-----+-----+-----+                              +-----+-----+
@@ -26,7 +27,7 @@ from stylekernels.triton.planes import store_moments
 
 @triton.jit
 def _continued(at, size, PADDING_MODE: tl.constexpr):
-    """Return the pixel of an image of ``size`` for position ``at``, inside or beyond its border."""
+    """Return the pixel of an image of ``size`` that position ``at``, inside or outside, shows."""
     if PADDING_MODE == "reflect":
         at = tl.abs(at)
         at = size - 1 - tl.abs(size - 1 - at)
@@ -44,8 +45,8 @@ def _scale_and_shift(scale_shift, n, channels, C):
 
 @triton.jit
 def _scaled(z, scale, shift):
-    """z * scale + shift rounded once: the product may be far larger than the sum."""
-    if INTERPRETED:  # whose fma rounds twice
+    """z * scale + shift, rounded once, since the product may be far larger than the sum."""
+    if INTERPRETED:  # its fma rounds twice
         return (z.to(tl.float64) * scale.to(tl.float64) + shift.to(tl.float64)).to(z.dtype)
     else:
         return tl.fma(z, tl.broadcast_to(scale, z.shape), tl.broadcast_to(shift, z.shape))
@@ -75,10 +76,10 @@ def pack_kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The weights as `convolution_kernel` reads them: (columns, rows of the window, RUN).
+    """Write the weights as `convolution_kernel` reads them: (columns, rows of the window, RUN).
 
-    Between a pixel of the window and one of the group lie COUNT kernel elements a direction, which
-    are added up; see `Geometry.elements`.
+    The weight between a pixel of the window and a pixel of the group is the sum of COUNT kernel
+    elements in each direction: see `Geometry.elements`.
     """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     element = at % RUN
@@ -132,37 +133,44 @@ def prepare_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """activation(x * scale + shift) + residual, each pixel REPEATS times a direction, to ``padded``
-    with a border before it and more behind, in CHANNELS >= C channels, those beyond C zero; and as
-    it is to ``kept``, where there is one."""
+    """Write activation(x * scale + shift) + residual to ``padded``, and to ``kept`` if given.
+
+    In ``padded`` each pixel is repeated REPEATS times in both directions, a border of padding
+    surrounds the image, and pixels have CHANNELS >= C channels, zero from C on.
+    """
     program = tl.program_id(0)
     size = padded_height * padded_width
     blocks: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     spans = tl.cdiv(size, BLOCK_P)
     channels = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    places = program // blocks % spans * BLOCK_P + tl.arange(0, BLOCK_P)
+    positions = program // blocks % spans * BLOCK_P + tl.arange(0, BLOCK_P)
     n = (program // blocks // spans).to(tl.int64)
-    in_image = places < size
-    row, column = places // padded_width - BORDER, places % padded_width - BORDER
+    in_image = positions < size
+    row, column = positions // padded_width - BORDER, positions % padded_width - BORDER
     own = in_image & (row >= 0) & (row < H * REPEATS) & (column >= 0) & (column < W * REPEATS)
     known = own if PADDING_MODE == "zeros" else in_image
     pixels = _continued(row, H * REPEATS, PADDING_MODE) // REPEATS * W
     pixels += _continued(column, W * REPEATS, PADDING_MODE) // REPEATS
     inside = known[:, None] & (channels < C)[None, :]
     columns, lines = channels.to(INDEX)[None, :], pixels.to(INDEX)[:, None]
-    z = tl.load(x + n * x_stride_n + columns * x_stride_c + lines * x_stride_p,
-                mask=inside, other=0).to(WIDE)  # fmt: skip
+    z = tl.load(
+        x + n * x_stride_n + columns * x_stride_c + lines * x_stride_p, mask=inside, other=0
+    ).to(WIDE)
     if scale_shift is not None:
         scale, shift = _scale_and_shift(scale_shift, n, channels, C)
         z = _scaled(z, scale, shift)
     z = activate(z, negative_slope, ACTIVATION)
     if residual is not None:
         z += tl.load(
-            residual + n * residual_stride_n + columns * residual_stride_c
-            + lines * residual_stride_p, mask=inside, other=0.0,
-        ).to(WIDE)  # fmt: skip
+            residual
+            + n * residual_stride_n
+            + columns * residual_stride_c
+            + lines * residual_stride_p,
+            mask=inside,
+            other=0.0,
+        ).to(WIDE)
     z = rounded(tl.where(inside, z, 0.0), padded.dtype.element_ty)
-    to = padded + n * size * CHANNELS + columns + (places.to(INDEX) * CHANNELS)[:, None]
+    to = padded + n * size * CHANNELS + columns + (positions.to(INDEX) * CHANNELS)[:, None]
     tl.store(to, z, mask=in_image[:, None] & (channels < CHANNELS)[None, :])
     if kept is not None:
         if REPEATS > 1:
@@ -197,7 +205,7 @@ def convolution_kernel(
     WINDOW_X: tl.constexpr,
     GROUP_Y: tl.constexpr,
     GROUP_X: tl.constexpr,
-    FURTHER: tl.constexpr,
+    ROW_OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
     RUN: tl.constexpr,
@@ -210,15 +218,15 @@ def convolution_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Compute BLOCK_N columns of BLOCK_M groups of one image.
+    """Compute BLOCK_N columns of the product for BLOCK_M groups of one image.
 
-    x is padded, with CHANNELS elements to a pixel: every window lies inside. A block whose columns
-    are of one row of the group skips window rows of zero weights: it reads ROWS of them, FURTHER
-    rows down for each row of the group. RAGGED: some groups have pixels beyond the output. CROPPED:
-    y has fewer rows or columns than the output. "Columns" alone are those of the product.
+    x is padded, with CHANNELS elements per pixel, so that every window lies inside of it. If all
+    columns of a tile belong to one row of the group, window rows with zero weights are skipped: the
+    tile reads ROWS rows, from ROW_OFFSET times the row of the group on. RAGGED: some groups have
+    pixels outside of the output. CROPPED: y has fewer rows or columns than the output.
 
-    The accumulator has columns as its rows, (BLOCK_N, BLOCK_M): a thread holds many pixels of few
-    channels, so statistics are sums within threads.
+    The accumulator is transposed, (BLOCK_N, BLOCK_M): a thread holds many pixels of few channels,
+    so that statistics are sums within threads.
     """
     PIXELS: tl.constexpr = GROUP_Y * GROUP_X
     STEPS: tl.constexpr = RUN // BLOCK_K
@@ -230,17 +238,17 @@ def convolution_kernel(
     group_rows, group_columns = tl.cdiv(rows_out, GROUP_Y), tl.cdiv(columns_out, GROUP_X)
     groups = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
-    first_row = block * BLOCK_N // (outputs * GROUP_X) * FURTHER
+    first_row = block * BLOCK_N // (outputs * GROUP_X) * ROW_OFFSET
 
-    # What is beyond the last group or column is loaded from there, and left out at the end.
+    # Groups and columns beyond the last load what the last one loads, and are masked at the end.
     near_groups = tl.minimum(groups, group_rows * group_columns - 1)
     near_row, near_column = near_groups // group_columns, near_groups % group_columns
     k = tl.arange(0, BLOCK_K)  # elements of a run
     at = (near_row * ADVANCE_Y + first_row).to(INDEX) * W + near_column * ADVANCE_X
-    # (BLOCK_M, BLOCK_K): the first elements of each group's window.
+    # (BLOCK_M, BLOCK_K): addresses of the first elements of each group's window.
     from_x = x + n * H * W * CHANNELS + (at * CHANNELS)[:, None] + k[None, :]
     near_columns = tl.minimum(columns, outputs * PIXELS - 1)
-    # (BLOCK_N, BLOCK_K)
+    # (BLOCK_N, BLOCK_K): addresses of the first weights of each column.
     from_weight = weight + (near_columns * (WINDOW_Y * RUN) + first_row * RUN)[:, None] + k[None, :]
     sums = tl.zeros([BLOCK_N, BLOCK_M], WIDE)
     for step in range(ROWS * STEPS):
@@ -256,16 +264,16 @@ def convolution_kernel(
         sums = tl.dot(factors, tl.trans(values), sums, input_precision=PRECISION, out_dtype=WIDE)
 
     row, column = groups // group_columns * GROUP_Y, groups % group_columns * GROUP_X
-    # (BLOCK_N, BLOCK_M): whether an output is one of the image.
+    # (BLOCK_N, BLOCK_M): True inside of the output.
     real = (columns < outputs * PIXELS)[:, None] & (groups < group_rows * group_columns)[None, :]
     count = tl.minimum(group_rows * group_columns - tile * BLOCK_M, BLOCK_M).to(WIDE)
     # Offsets of a group in y, (BLOCK_M,).
     from_group = row.to(INDEX) * y_stride_h + column.to(INDEX) * y_stride_w
     from_column = tl.zeros([BLOCK_N], INDEX)  # offsets of a column in y, (BLOCK_N,)
-    channels, place = columns, 0
+    channels, pixel = columns, 0  # (BLOCK_N,): the output channel and the pixel of the group
     if PIXELS > 1:
-        channels, place = columns % outputs, columns // outputs
-        own_row, own_column = place // GROUP_X, place % GROUP_X
+        channels, pixel = columns % outputs, columns // outputs
+        own_row, own_column = pixel // GROUP_X, pixel % GROUP_X
         from_column = own_row.to(INDEX) * y_stride_h + own_column.to(INDEX) * y_stride_w
         if RAGGED:
             real = real & (row[None, :] < (rows_out - own_row)[:, None])
@@ -284,7 +292,7 @@ def convolution_kernel(
         of_channel = tl.load(bias + channels, mask=columns < outputs * PIXELS, other=0.0)
         sums += of_channel.to(WIDE)[:, None]
     if y.dtype.element_ty == tl.uint8:
-        # To the nearest, and halves to the even one: so does adding what leaves no fraction.
+        # Round to nearest, halves to even: adding a number this large leaves no fraction bits.
         whole: tl.constexpr = 6755399441055744.0 if tl.float64 == WIDE else 12582912.0
         level = (tl.minimum(tl.maximum(sums, 0.0), 255.0) + whole) - whole
         tl.store(to, level.to(tl.uint8), mask=wanted)
@@ -298,6 +306,16 @@ def convolution_kernel(
             distance = row_sums(away) / most
             squares = row_sums(away * away) - distance * distance * most
             store_moments(
-                moments, n, tile * PIXELS + place, channels, columns < outputs * PIXELS, N,
-                tiles * PIXELS, outputs, count, near, distance, squares,
-            )  # fmt: skip
+                moments,
+                n,
+                tile * PIXELS + pixel,
+                channels,
+                columns < outputs * PIXELS,
+                N,
+                tiles * PIXELS,
+                outputs,
+                count,
+                near,
+                distance,
+                squares,
+            )

@@ -1,4 +1,4 @@
-"""The kernels of the gradient of Gram matrices: a list of layers in one launch, as in
+"""Kernels for the gradient of Gram matrices: one launch serves a list of layers, as in
 gram_kernels.py."""
 
 from typing import NamedTuple
@@ -12,8 +12,11 @@ from stylekernels.triton.launch import INTERPRETED, rounded
 
 
 class SymmetricLayer(NamedTuple):
-    """The gradient of a Gram matrix, (N, C, C) by strides; ``scale`` as in `ProductLayer`, and the
-    place of the loss that the matrix is the slope of. COLUMNS is at least C."""
+    """The gradient of a Gram matrix, (N, C, C) by strides.
+
+    ``scale`` is as in `ProductLayer`. LOSS is the index of the loss that the matrix is the gradient
+    of. COLUMNS is at least C.
+    """
 
     grad: Tensor
     stride_n: int
@@ -24,12 +27,15 @@ class SymmetricLayer(NamedTuple):
     scale: int
     ROWS: tl.constexpr
     COLUMNS: tl.constexpr
-    PLACE: tl.constexpr
+    LOSS: tl.constexpr
 
 
 class GradientLayer(NamedTuple):
-    """Features and their gradient, (N, C, P) by strides. With PIXEL_ROWS pixels are the rows of the
-    product, else channels: its columns are what threads write together."""
+    """Features and their gradient, (N, C, P) by strides.
+
+    The rows of the product are pixels with PIXEL_ROWS, else channels. Its columns are the dimension
+    that is dense in memory, so that neighbouring threads write neighbouring addresses.
+    """
 
     x: Tensor
     x_stride_n: int
@@ -63,12 +69,12 @@ def _symmetric_rows(layer, grad_losses, weights, powers, program, WIDE: tl.const
     values += tl.load(at, mask=inside, other=0.0)
     factor = float64_of(layer.scale)
     if grad_losses is not None:
-        factor *= tl.load(grad_losses + layer.PLACE).to(tl.float64)
+        factor *= tl.load(grad_losses + layer.LOSS).to(tl.float64)
     values = values * tl.full([1, 1], factor, WIDE)
     if powers is not None:
         size = tl.abs(values)
         largest = tl.max(tl.where(size < float("inf"), size, 0.0), 1)
-        bits = largest.to(tl.int32, bitcast=True) & 0x7F800000  # of the exponent
+        bits = largest.to(tl.int32, bitcast=True) & 0x7F800000  # the exponent's bits
         bits = tl.minimum(tl.maximum(bits, 1 << 23), 253 << 23)
         values = values * ((254 << 23) - bits).to(tl.float32, bitcast=True)[:, None]
         tl.store(powers + n * C + i, bits.to(tl.float32, bitcast=True), mask=i < C)
@@ -78,11 +84,11 @@ def _symmetric_rows(layer, grad_losses, weights, powers, program, WIDE: tl.const
 
 @triton.jit
 def symmetric_kernel(layers, grad_losses, weights, powers, WIDE: tl.constexpr):
-    """S = scale (grad + grad^T), times the gradient of the layer's loss if there is one: some rows
-    of an image's. ``weights`` are (N, C, C) of each layer, one after the other.
+    """Compute some rows of S = scale (grad + grad^T), times the gradient of the layer's loss if
+    there is one. ``weights`` holds the (N, C, C) of all layers, one after the other.
 
-    With ``powers``, (N, C) of each layer, a row is divided by a power of two that is stored there
-    and brings its largest value to between 1 and 4: float16 has few exponents.
+    With ``powers``, (N, C) of each layer, each row is divided by a power of two, which is stored
+    there: its largest value becomes 1 to 4, for float16 has a small range of exponents.
     """
     program = tl.program_id(0)
     first = 0
@@ -140,9 +146,11 @@ def _gradient_tile(
     if powers is not None:
         sums *= tl.load(powers + n * C + i, mask=i < C, other=0.0)[:, None]
     to = (
-        layer.grad_x + n * layer.to_stride_n + (i.to(INDEX) * layer.to_stride_c)[:, None]
+        layer.grad_x
+        + n * layer.to_stride_n
+        + (i.to(INDEX) * layer.to_stride_c)[:, None]
         + (pixels.to(INDEX) * layer.to_stride_p)[None, :]
-    )  # fmt: skip
+    )
     tl.store(to, rounded(sums, to.dtype.element_ty), mask=(i < C)[:, None] & (pixels < P)[None, :])
 
 
@@ -157,7 +165,7 @@ def gradient_kernel(
     WIDE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """grad_x = S (x - mean), with S from `symmetric_kernel`: some channels of some pixels."""
+    """Compute a tile of grad_x = S (x - mean), with S from `symmetric_kernel`."""
     program = tl.program_id(0)
     first = 0
     for k in tl.static_range(len(layers)):

@@ -1,9 +1,9 @@
-"""The kernels of Gram matrices: products of channels, their sums, and losses.
+"""Kernels for Gram matrices: products of channels, their sums, and losses.
 
-Each serves a list of layers of different sizes in one launch. Every layer gets so many programs in
-a row, and a program runs the code that was compiled for its layer: tiles and memory layouts differ
-between layers, and only as constants of the compiler cost they nothing. What a kernel knows of a
-layer is a tuple; its fields in capitals are such constants.
+One launch serves a list of layers of different sizes. Each layer gets some consecutive programs,
+and a program runs the code that was compiled for its layer: tiles and memory layouts differ between
+layers, and cost nothing only as compile-time constants. A layer is described by a tuple, whose
+fields in capitals are such constants.
 """
 
 from typing import NamedTuple
@@ -16,10 +16,11 @@ from stylekernels.triton.launch import INTERPRETED
 
 
 class ProductLayer(NamedTuple):
-    """Features, (N, C, P) by strides in elements, and how their products are shared out.
+    """Features, (N, C, P) by strides in elements, and the division of their products into tiles and
+    pieces.
 
-    ``scale`` has the bits of a float64: a float in a tuple arrives as float32. STAGES is how many
-    steps are under way at once.
+    ``scale`` holds the bits of a float64 in an integer: Triton passes a float in a tuple as
+    float32. STAGES is the number of steps in flight.
     """
 
     x: Tensor
@@ -39,8 +40,8 @@ class ProductLayer(NamedTuple):
 
 
 class SumLayer(NamedTuple):
-    """A Gram matrix, (N, C, C), the shares of `ProductLayer` that it is made of, and the place of
-    its loss. A program adds up ROWS rows of a tile, PIECES pieces at once."""
+    """A Gram matrix, (N, C, C), the tiles and pieces of `ProductLayer` that it is the sum of, and
+    LOSS, the index of its loss. A program sums ROWS rows of a tile, PIECES pieces at once."""
 
     gram: Tensor
     N: int
@@ -50,11 +51,11 @@ class SumLayer(NamedTuple):
     BLOCK: tl.constexpr
     ROWS: tl.constexpr
     PIECES: tl.constexpr
-    PLACE: tl.constexpr
+    LOSS: tl.constexpr
 
 
 class Target(NamedTuple):
-    """Gram matrices to reach; stride_n is 0 for one that all images share."""
+    """Target Gram matrices. stride_n is 0 if all images share one."""
 
     gram: Tensor
     stride_n: int
@@ -73,8 +74,11 @@ def _triangle(t):
 
 @triton.jit
 def _kept(row, column, i, j):
-    """Which elements of a tile are kept in partial sums: all, and of a tile on the diagonal those
-    below it, in runs of 8 columns that are loaded and stored whole."""
+    """Mask of the elements of a tile that are stored as partial sums.
+
+    Tiles on the diagonal store the lower triangle, rounded up to 8 columns, so that memory
+    transactions are whole. All others store everything.
+    """
     return (row != column) | (j // 8 <= i // 8)
 
 
@@ -85,7 +89,7 @@ def float64_of(bits):
 
 @triton.jit
 def centered(value, mean, n, channels, N, C, WIDE: tl.constexpr):
-    """``value`` less the mean of its channel, which is (2, N, C) with its rounding error."""
+    """``value`` minus the mean of its channel; ``mean`` is (2, N, C), with its rounding error."""
     inside = channels < C
     near = tl.load(mean + n * C + channels, mask=inside, other=0.0)
     error = tl.load(mean + (N + n) * C + channels, mask=inside, other=0.0)
@@ -94,7 +98,7 @@ def centered(value, mean, n, channels, N, C, WIDE: tl.constexpr):
 
 @triton.jit
 def _features(layer, mean, n, channels, pixels, last, INDEX: tl.constexpr, WIDE: tl.constexpr):
-    """Some channels of the pixels before ``last``, 0 beyond."""
+    """Load some channels of some pixels, with 0 for pixels from ``last`` on."""
     inside = (channels < layer.C)[:, None] & (pixels < last)[None, :]
     at = layer.x + n * layer.stride_n + (channels.to(INDEX) * layer.stride_c)[:, None]
     value = tl.load(at + (pixels.to(INDEX) * layer.stride_p)[None, :], mask=inside, other=0.0)
@@ -120,7 +124,7 @@ def _products(
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Of channels i and j, which are the SAME or not, summed over a piece of pixels."""
+    """Products of channels i and j, summed over a piece of pixels. SAME: i and j are equal."""
     first = piece * layer.piece_pixels
     last = tl.minimum(first + layer.piece_pixels, layer.P)
     factor = tl.full([1, 1], float64_of(layer.scale), WIDE)
@@ -136,8 +140,8 @@ def _products(
 
 @triton.jit
 def _store(gram, below, above, n, row, column, i, j, C):
-    """A tile of the lower triangle, and its mirror image. Vectors of memory are stored whole but on
-    the diagonal, where masks cut them."""
+    """Store a tile of the lower triangle and its mirror image. Masks split memory transactions only
+    in tiles on the diagonal."""
     inside = (i < C) & (j < C)
     lower = gram + n * C * C + i * C + j
     upper = gram + n * C * C + j * C + i
@@ -167,7 +171,7 @@ def _product_tile(
     local = tl.arange(0, BLOCK)
     i = row * BLOCK + local
     j = column * BLOCK + local
-    if layer.ONE_TILE:  # noqa: SIM114, which the compiler decides
+    if layer.ONE_TILE:  # noqa: SIM114, a branch at compile time
         sums = _products(layer, mean, n, i, i, piece, True, PRECISION, INDEX, WIDE, BLOCK_P)
     elif row == column:
         sums = _products(layer, mean, n, i, i, piece, True, PRECISION, INDEX, WIDE, BLOCK_P)
@@ -192,11 +196,11 @@ def product_kernel(
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """One tile of the products of one piece of pixels: partial (N, pieces, tiles, BLOCK, BLOCK) of
-    each layer, one after the other; or ``gram`` (N, C, C) itself, of a single layer of one piece.
-    ``mean`` is that of a single layer, or None.
+    """Compute one tile of the products of one piece of pixels.
 
-    The scale is applied to every BLOCK_P pixels, before sums can overflow.
+    It is stored to ``partial``, (N, pieces, tiles, BLOCK, BLOCK) of all layers one after the other,
+    or to ``gram`` (N, C, C) if there is a single layer of one piece. ``mean`` is that of a single
+    layer, or None. The scale is applied in each step of BLOCK_P pixels, before sums can overflow.
     """
     program = tl.program_id(0)
     first = 0
@@ -255,7 +259,7 @@ def _sum_rows(layer, target, partial, squares, program, WIDE: tl.constexpr):
 
 @triton.jit
 def _elements(layer):
-    """Of a layer's Gram matrices, in float64."""
+    """The number of elements of a layer's Gram matrices, in float64."""
     return tl.cast(layer.N, tl.float64) * layer.C * layer.C
 
 
@@ -266,10 +270,11 @@ def _sum_programs(layer):
 
 @triton.jit
 def sum_kernel(layers, targets, partial, squares, WIDE: tl.constexpr):
-    """Some rows of a tile, summed over pieces in float64, to both triangles of ``gram`` (N, C, C).
+    """Sum some rows of a tile over pieces in float64, and store them to both triangles of ``gram``
+    (N, C, C).
 
-    With targets what is written is the slope of the mean squared error, and a program's sum of
-    squared differences goes to ``squares``, a number of float64 for each program.
+    With targets ``gram`` gets the gradient of the mean squared error instead, and ``squares`` the
+    sum of squared differences of each program, in float64.
     """
     program = tl.program_id(0)
     first = 0
@@ -287,7 +292,7 @@ def sum_kernel(layers, targets, partial, squares, WIDE: tl.constexpr):
 
 @triton.jit
 def loss_kernel(layers, squares, losses, BLOCK: tl.constexpr):
-    """The loss of each layer from the squares of `sum_kernel`: a program a layer."""
+    """Compute the loss of each layer from the ``squares`` of `sum_kernel`, a program per layer."""
     first = 0
     for k in tl.static_range(len(layers)):
         count = _sum_programs(layers[k])
@@ -296,5 +301,5 @@ def loss_kernel(layers, squares, losses, BLOCK: tl.constexpr):
             for start in range(0, count, BLOCK):
                 at = start + tl.arange(0, BLOCK)
                 sums += tl.load(squares + first + at, mask=at < count, other=0.0)
-            tl.store(losses + layers[k].PLACE, tl.sum(sums) / _elements(layers[k]))
+            tl.store(losses + layers[k].LOSS, tl.sum(sums) / _elements(layers[k]))
         first += count

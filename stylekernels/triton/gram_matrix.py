@@ -1,20 +1,20 @@
 """Gram matrix, its gradient, and Gram loss, of one layer or of several in the same launches.
 
-Bytes: the features once for C <= 128, where one tile holds all products of a piece of pixels;
-above, each tile of one triangle reads the two blocks of channels that it multiplies, most often
-from the L2 cache. Operations: C (C + 1) P useful ones an image; whole tiles on the diagonal make it
-C (C + 128) P. With 128 operations a byte at C = 128 in half precision, the features' bytes decide
-up to there on every GPU so far.
+Bytes: the features are read once for C <= 128, where one tile holds all products of a piece of
+pixels. For larger C each tile of one triangle reads the two blocks of channels that it multiplies,
+mostly from the L2 cache. Operations: an image takes C (C + 1) P useful ones, and C (C + 128) P with
+those of whole tiles on the diagonal. At C = 128 in half precision that is 128 operations a byte, so
+up to there memory bandwidth is the limit on all GPUs so far.
 
-Programs share out tiles and pieces of pixels, since C x C is small and H W large; the pieces'
-products are added up in their order by a second kernel, which also mirrors the triangle and
-compares it with a target. A Gram matrix alone whose tiles fill the GPU unsplit needs no second
-kernel. The deep layers of a style loss are too small for that: all layers share one launch of each
-kernel, in which each has programs in proportion to what it reads.
+C x C is small and H W large, so work is divided among programs by tiles and by pieces of pixels. A
+second kernel sums the products of pieces in order, mirrors the triangle and compares it with a
+target. A single Gram matrix whose tiles fill the GPU is not split and needs no second kernel. The
+deep layers of a style loss are too small to fill a GPU: all layers share one launch of each kernel,
+and the number of a layer's programs is proportional to what it reads.
 
-The gradient is S x with S = scale (grad + grad^T), 2 C^2 P operations an image: a first kernel
-writes S, C^2 numbers of x's dtype, rounded as PyTorch rounds the gradient of a bmm, and a second
-multiplies. It reads x once for C <= 128 and C / 128 times above, and writes as much as x has.
+The gradient is S x with S = scale (grad + grad^T), 2 C^2 P operations an image. A first kernel
+writes S: C^2 numbers in x's dtype, rounded as PyTorch rounds the gradient of a bmm. A second kernel
+multiplies. It reads x once for C <= 128 and C / 128 times above, and writes as many bytes as x has.
 """
 
 import functools
@@ -52,33 +52,33 @@ from stylekernels.triton.launch import (
 )
 from stylekernels.triton.planes import Planes
 
-#: Channels of a tile where C is larger, or half as many, by bytes of the values that are multiplied
-#: (float32 takes three products, and registers for them), and pixels of a step over products.
+#: By bytes of an operand: the most channels of a tile (a tile has these or half as many; float32
+#: takes three products, and registers for them), and the pixels of a step.
 _BLOCKS = {2: 128, 4: 64, 8: 32}
 _PIXELS = {2: 64, 4: 32, 8: 16}
-#: Programs for each processor, bytes of shared memory for the steps that one has under way, how
-#: many these may be, and the most pieces of an image.
+#: Programs for each processor, bytes of shared memory for the stages of one, the most stages, and
+#: the most pieces of an image.
 _PROGRAMS = 1
-_STEPS_BYTES = 96 * 1024
-_STEPS = 8
+_STAGE_BYTES = 96 * 1024
+_MOST_STAGES = 8
 _PIECES = 256
-#: The kernel that adds up pieces: partial sums that a program has at once, but no less than one
-#: row of each piece; pieces at once, at most; warps.
+#: `sum_kernel`: partial sums that a program holds at once, but at least one row of each piece; the
+#: most pieces at once; warps.
 _SUMS = 1024
 _SUM_PIECES = 64
 _SUM_WARPS = 4
-#: Rows of S that a program of `symmetric_kernel` makes, and elements, at most.
+#: The most rows of S that a program of `symmetric_kernel` computes, and the most elements.
 _SYMMETRIC = (8, 4096)
-#: The gradient's product, by bytes of the values that are multiplied: the most channels of a
-#: program, channels of a step, elements and most pixels of a tile, and warps.
+#: The gradient's product, by bytes of an operand: the most channels of a tile, channels of a step,
+#: elements and the most pixels of a tile, and warps.
 _GRADIENT = {
     2: (128, 64, 16384, 256, 8),
     4: (64, 32, 4096, 64, 4),
     8: (32, 16, 512, 32, 4),
 }
 
-#: Makes a constant of the compiler; the same object each time, by which Triton finds its kernel
-#: without comparing values. Typed, for True is not 1 there.
+#: Returns the same compile-time constant object for equal values, so that Triton finds the compiled
+#: kernel without comparing values. Typed, since True and 1 are different constants.
 _constant = functools.lru_cache(typed=True)(tl.constexpr)
 
 
@@ -103,8 +103,11 @@ class _Share:
     read: int
 
     def cost(self, bytes_of_value: int, wanted: float) -> float:
-        """The cost in bytes read, or in as much time with fewer programs than ``wanted``. Partial
-        sums, of float32 or more, are written and read again, at half the speed (measured)."""
+        """The time that a division takes, as bytes read at full bandwidth.
+
+        Fewer programs than ``wanted`` use a part of the bandwidth. Partial sums, in float32 or
+        wider, are written and read again, at half the speed (measured).
+        """
         sums = self.programs * self.block**2 if self.pieces > 1 else 0
         reads = self.read * max(1.0, wanted / self.programs)
         return bytes_of_value * reads + 4 * max(4, bytes_of_value) * sums
@@ -114,8 +117,8 @@ class _Share:
 def _share_out(
     sizes: tuple[tuple[int, int, int], ...], bytes_of_value: int, programs: int
 ) -> tuple[_Share, ...]:
-    """Shares of layers of so many images, channels and pixels: ``programs`` in all, or one for each
-    tile where that is more."""
+    """Divide layers of sizes (images, channels, pixels) among ``programs`` programs in all, or more
+    where there are more tiles."""
     reads = [_share(*size, _BLOCKS[bytes_of_value], 1, bytes_of_value).read for size in sizes]
     shares = []
     for size, read in zip(sizes, reads, strict=True):
@@ -127,7 +130,7 @@ def _share_out(
 
 
 def _candidates(n: int, c: int, p: int, bytes_of_value: int, wanted: float) -> Iterator[_Share]:
-    """Shares of about as many programs as are wanted, the larger tiles first."""
+    """Yield divisions into about ``wanted`` programs, those with the larger tiles first."""
     for block in (_BLOCKS[bytes_of_value], _BLOCKS[bytes_of_value] // 2):
         whole = _share(n, c, p, block, 1, bytes_of_value)
         pieces = int(wanted / whole.programs)
@@ -148,8 +151,8 @@ def _share(n: int, c: int, p: int, most: int, pieces: int, bytes_of_value: int) 
     return _Share(block, tiles, pieces, piece, n * tiles * pieces, n * p * block * rows * rows)
 
 
-def _steps(x: Tensor, share: _Share, bytes_of_value: int, centered: bool) -> int:
-    """The stages of software pipelining in the loop over pixels; centring makes a copy of one.
+def _stages(x: Tensor, share: _Share, bytes_of_value: int, centered: bool) -> int:
+    """The number of stages of the loop over pixels. Centring copies the operands of one stage.
     Loads in flight take registers, and float64 spills beyond one stage."""
     if x.dtype == torch.float64:
         return 1
@@ -157,11 +160,11 @@ def _steps(x: Tensor, share: _Share, bytes_of_value: int, centered: bool) -> int
         return stages()
     operands = 1 if share.tiles == 1 else 2
     step = operands * share.block * _PIXELS[bytes_of_value] * bytes_of_value
-    return max(2, min(_STEPS, _STEPS_BYTES // step - centered))
+    return max(2, min(_MOST_STAGES, _STAGE_BYTES // step - centered))
 
 
 def _bits(scale: float) -> int:
-    """The bits of a float64, made odd: Triton compiles once more for numbers that 16 divides."""
+    """The bits of a float64, made odd: Triton compiles a kernel again for multiples of 16."""
     return struct.unpack("q", struct.pack("d", scale))[0] | 1
 
 
@@ -179,15 +182,15 @@ def _grams(
     mean: Tensor | None = None,
     targets: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Gram matrices; or with targets the slope of each layer's loss, and the losses, (layers,)."""
+    """Gram matrices; or with targets the gradient of each layer's loss, and losses, (layers,)."""
     x = layers[0].x
     bytes_of_value = max(4 if mean is not None else 0, x.element_size())
     sizes = tuple([(f.n, f.c, f.p) for f in layers])
     shares = _share_out(sizes, bytes_of_value, _PROGRAMS * processors(x.device))
-    steps = [_steps(x, share, bytes_of_value, mean is not None) for share in shares]
+    depths = [_stages(x, share, bytes_of_value, mean is not None) for share in shares]
     scales = _scales(layers, scales)
     grams = [x.new_empty((f.n, f.c, f.c), dtype=wide_dtype(x)) for f in layers]
-    # The last programs to start should not be long ones.
+    # Layers with long programs first: the last programs to start should be short.
     order = sorted(range(len(layers)), key=lambda k: shares[k].read, reverse=True)
     products, sums, wanted = [], [], []
     programs = sum_programs = elements = 0
@@ -196,18 +199,35 @@ def _grams(
         block = _constant(s.block)
         products.append(
             ProductLayer(
-                f.x, f.n, f.c, f.p, *f.strides, _bits(scales[k]), s.tiles, s.pieces, s.piece,
-                block, _constant(s.tiles == 1), _constant(steps[k]),
+                f.x,
+                f.n,
+                f.c,
+                f.p,
+                *f.strides,
+                _bits(scales[k]),
+                s.tiles,
+                s.pieces,
+                s.piece,
+                block,
+                _constant(s.tiles == 1),
+                _constant(depths[k]),
             )
-        )  # fmt: skip
+        )
         pieces = min(triton.next_power_of_2(s.pieces), _SUM_PIECES)
         rows = max(1, min(s.block, _SUMS // (pieces * s.block)))
         sums.append(
             SumLayer(
-                grams[k], f.n, f.c, s.tiles, s.pieces, block, _constant(rows), _constant(pieces),
+                grams[k],
+                f.n,
+                f.c,
+                s.tiles,
+                s.pieces,
+                block,
+                _constant(rows),
+                _constant(pieces),
                 _constant(k),
             )
-        )  # fmt: skip
+        )
         if targets is not None:
             target = targets[k].expand(f.n, f.c, f.c)
             wanted.append(Target(targets[k], *target.stride()))
@@ -217,11 +237,16 @@ def _grams(
     whole = targets is None and shares[0].pieces == 1  # without targets there is a single layer
     partial = None if whole else x.new_empty((elements,), dtype=wide_dtype(x))
     product_kernel[(programs,)](
-        tuple(products), mean, partial, grams[0] if whole else None,
+        tuple(products),
+        mean,
+        partial,
+        grams[0] if whole else None,
         PRECISION=product_precision(x, torch.backends.cuda.matmul),
-        INDEX=_index_type(layers), WIDE=wide_type(x), BLOCK_P=_PIXELS[bytes_of_value],
+        INDEX=_index_type(layers),
+        WIDE=wide_type(x),
+        BLOCK_P=_PIXELS[bytes_of_value],
         num_warps=8 if any(s.block == 128 for s in shares) else 4,
-    )  # fmt: skip
+    )
     if whole:
         return grams, None
     squares = losses = None
@@ -229,9 +254,13 @@ def _grams(
         squares = x.new_empty((sum_programs,), dtype=torch.float64)
         losses = x.new_empty((len(layers),), dtype=wide_dtype(x))
     sum_kernel[(sum_programs,)](
-        tuple(sums), tuple(wanted) or None, partial, squares, WIDE=wide_type(x),
+        tuple(sums),
+        tuple(wanted) or None,
+        partial,
+        squares,
+        WIDE=wide_type(x),
         num_warps=_SUM_WARPS,
-    )  # fmt: skip
+    )
     if losses is not None:
         loss_kernel[(len(layers),)](tuple(sums), squares, losses, BLOCK=256, num_warps=4)
     return grams, losses
@@ -244,7 +273,7 @@ def _gradients(
     mean: Tensor | None = None,
     grad_losses: Tensor | None = None,
 ) -> list[Tensor]:
-    """Gradients of features from those of their Gram matrices, times those of losses if given."""
+    """Gradients of features from the gradients of their Gram matrices, times ``grad_losses``."""
     layers = [Planes.of(x) for x in features]
     scales = _scales(layers, scales)
     grad_features = [dense_like(x) for x in features]
@@ -259,19 +288,34 @@ def _gradients(
         some = max(1, min(_SYMMETRIC[0], _SYMMETRIC[1] // columns))
         symmetric.append(
             SymmetricLayer(
-                grads[k], *grads[k].stride(), f.n, f.c, _bits(scales[k]), _constant(some),
-                _constant(columns), _constant(k),
+                grads[k],
+                *grads[k].stride(),
+                f.n,
+                f.c,
+                _bits(scales[k]),
+                _constant(some),
+                _constant(columns),
+                _constant(k),
             )
-        )  # fmt: skip
+        )
         block_c = max(16, min(columns, widest))
         block_p = max(16, min(triton.next_power_of_2(f.p), elements // block_c, most_pixels))
-        steps = 1 if x.dtype == torch.float64 else min(stages(), triton.cdiv(f.c, block_k))
+        depth = 1 if x.dtype == torch.float64 else min(stages(), triton.cdiv(f.c, block_k))
         products.append(
             GradientLayer(
-                f.x, *f.strides, to.x, *to.strides, f.n, f.c, f.p, _constant(block_c),
-                _constant(block_p), _constant(steps), _constant(to.stride_c == 1 and f.c > 1),
+                f.x,
+                *f.strides,
+                to.x,
+                *to.strides,
+                f.n,
+                f.c,
+                f.p,
+                _constant(block_c),
+                _constant(block_p),
+                _constant(depth),
+                _constant(to.stride_c == 1 and f.c > 1),
             )
-        )  # fmt: skip
+        )
         symmetric_programs += f.n * triton.cdiv(f.c, some)
         programs += f.n * triton.cdiv(f.c, block_c) * triton.cdiv(f.p, block_p)
         rows += f.n * f.c
@@ -282,10 +326,16 @@ def _gradients(
         tuple(symmetric), grad_losses, weights, powers, WIDE=wide_type(x), num_warps=4
     )
     gradient_kernel[(programs,)](
-        tuple(products), mean, weights, powers,
-        PRECISION=product_precision(x, torch.backends.cuda.matmul), INDEX=_index_type(layers),
-        WIDE=wide_type(x), BLOCK_K=block_k, num_warps=warps,
-    )  # fmt: skip
+        tuple(products),
+        mean,
+        weights,
+        powers,
+        PRECISION=product_precision(x, torch.backends.cuda.matmul),
+        INDEX=_index_type(layers),
+        WIDE=wide_type(x),
+        BLOCK_K=block_k,
+        num_warps=warps,
+    )
     return grad_features
 
 

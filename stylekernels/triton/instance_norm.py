@@ -1,10 +1,9 @@
 """Instance norm, forward and backward.
 
-Bytes: forward reads x (and the residual) and writes y; backward reads grad and x and writes grad_x.
-That is also what one kernel moves where a plane fits into the registers of a program, for then its
-statistics come from the tile that is there already. Larger planes are read twice, once for
-statistics or sums in pieces and once to write; of images up to some 50 MB the second reading comes
-from the L2 cache.
+Bytes: forward reads x (and the residual) and writes y. Backward reads grad and x and writes grad_x.
+One kernel moves no more than that where a plane fits into the registers of a program: statistics
+are computed from the tile that is loaded already. Larger planes are read twice, once for statistics
+or sums of pieces and once to write. The second read hits the L2 cache for images up to some 50 MB.
 """
 
 import torch
@@ -18,9 +17,9 @@ from stylekernels.triton.activations import activate, activation_gradient
 from stylekernels.triton.launch import column_sums, rounded, wide_type
 from stylekernels.triton.planes import (
     Planes,
+    assigned,
     inverse_deviation,
     moments_of,
-    place,
     tiling_of,
     write_statistics,
 )
@@ -28,14 +27,14 @@ from stylekernels.triton.planes import (
 
 @triton.jit
 def _per_channel(parameter, n, stride_n, channels, C, WIDE: tl.constexpr):
-    """[1, BLOCK_C] of a (C,) or (N, C) parameter, whose stride over images is 0 or C."""
+    """Load [1, BLOCK_C] of a (C,) or (N, C) parameter, whose stride over images is 0 or C."""
     inside = channels < C
     return tl.load(parameter + n * stride_n + channels, mask=inside, other=0.0).to(WIDE)[None, :]
 
 
 @triton.jit
 def _statistics(mean, error, rstd, plane, in_channels):
-    """[1, BLOCK_C] each: mean, its rounding error and inverse deviation."""
+    """Load mean, its rounding error and inverse deviation, [1, BLOCK_C] each."""
     at = plane[None, :]
     center = tl.load(mean + at, mask=in_channels, other=0.0)
     center_error = tl.load(error + at, mask=in_channels, other=0.0)
@@ -44,7 +43,7 @@ def _statistics(mean, error, rstd, plane, in_channels):
 
 @triton.jit
 def _scale_and_shift(center_error, inverse, gain, offset):
-    """Scale and shift of the input less its mean; the shift corrects the mean's rounding error."""
+    """Scale and shift of (input - mean). The shift corrects the rounding error of the mean."""
     scale = inverse
     if gain is not None:
         scale = inverse * gain
@@ -91,10 +90,10 @@ def normalize_kernel(
 ):
     """activation((x - mean) * rstd * weight + bias) + residual for a piece of some channels.
 
-    With OWN_STATISTICS the tile is the whole plane, and its mean and rstd are computed and stored;
-    else they are read.
+    With OWN_STATISTICS the tile is the whole plane: mean and rstd are computed and stored.
+    Otherwise they are loaded.
     """
-    n, piece, channels = place(C, pieces, BLOCK_C)
+    n, piece, channels = assigned(C, pieces, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
     first = piece * piece_pixels
     last = tl.minimum(first + piece_pixels, P)
@@ -109,7 +108,7 @@ def normalize_kernel(
     if bias is not None:
         offset = _per_channel(bias, n, bias_stride_n, channels, C, WIDE)
     if OWN_STATISTICS:
-        # About a pixel of the plane, so that no large mean takes digits from the sums.
+        # Sums are of distances from the plane's first pixel: a large mean costs no precision.
         near = tl.load(from_x, mask=in_channels, other=0.0).to(WIDE)
         near = tl.where(tl.abs(near) < float("inf"), near, 0.0)
         whole = (rows < P)[:, None] & in_channels
@@ -130,7 +129,7 @@ def normalize_kernel(
     else:
         center, center_error, inverse = _statistics(mean, error, rstd, plane, in_channels)
     scale, shift = _scale_and_shift(center_error, inverse, gain, offset)
-    # Pixels that were read last for the statistics are in the cache, so they come first.
+    # Tiles in reverse order: the pixels read last for the statistics may still be in the cache.
     tiles = tl.cdiv(last - first, BLOCK_P)
     for tile in range(tiles):
         pixels = first + (tiles - 1 - tile) * BLOCK_P + rows
@@ -139,10 +138,13 @@ def normalize_kernel(
         z = (value - center) * scale + shift
         if residual is not None:
             addend = tl.load(
-                residual + n * residual_stride_n
-                + (channels.to(INDEX) * residual_stride_c)[None, :] + lines * residual_stride_p,
-                mask=inside, other=0.0,
-            ).to(WIDE)  # fmt: skip
+                residual
+                + n * residual_stride_n
+                + (channels.to(INDEX) * residual_stride_c)[None, :]
+                + lines * residual_stride_p,
+                mask=inside,
+                other=0.0,
+            ).to(WIDE)
             if RESIDUAL_FIRST:
                 z = z + addend
         z = activate(z, negative_slope, ACTIVATION)
@@ -153,11 +155,23 @@ def normalize_kernel(
 
 @triton.jit
 def _gradient_tile(
-    from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p, residual_stride_p,
-    center, scale, shift, negative_slope, ACTIVATION: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """The gradient before the activation, 0 outside, and the input less its mean, at the pixels
-    ``lines``, [BLOCK_P, 1]."""
+    from_grad,
+    from_x,
+    from_residual,
+    lines,
+    inside,
+    grad_stride_p,
+    x_stride_p,
+    residual_stride_p,
+    center,
+    scale,
+    shift,
+    negative_slope,
+    ACTIVATION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Gradient before the activation (0 outside), and input - mean, at the pixels ``lines``,
+    [BLOCK_P, 1]."""
     away = tl.load(from_x + lines * x_stride_p, mask=inside, other=0.0).to(WIDE) - center
     after = tl.load(from_grad + lines * grad_stride_p, mask=inside, other=0.0).to(WIDE)
     if ACTIVATION != "none":
@@ -171,7 +185,8 @@ def _gradient_tile(
 
 @triton.jit
 def _store_sums(to_sums, g, g_away, center_error, inverse, kinds, in_channels):
-    """Sums of the gradient, and of it times the normalised input, stored and [1, BLOCK_C]."""
+    """Store the sums of the gradient and of gradient times normalised input, [1, BLOCK_C] each, and
+    return them."""
     total_g = column_sums(g)[None, :]
     total_gz = (column_sums(g_away)[None, :] - center_error * total_g) * inverse
     tl.store(to_sums, total_g, mask=in_channels)
@@ -181,8 +196,8 @@ def _store_sums(to_sums, g, g_away, center_error, inverse, kinds, in_channels):
 
 @triton.jit
 def _slope_and_level(total_g, total_gz, center_error, inverse, scale, P):
-    """Slope and level of the line, over the input less its mean, that the plane's sums subtract
-    from each gradient."""
+    """Coefficients of ``slope * (input - mean) + level``, which the statistics subtract from each
+    gradient of the plane."""
     slope = scale * inverse * (total_gz / P)
     return slope, scale * (total_g / P) - center_error * slope
 
@@ -191,7 +206,7 @@ def _slope_and_level(total_g, total_gz, center_error, inverse, scale, P):
 def _write_gradients(
     grad_x, grad_residual, at, inside, g, away, factor, slope, level, OWN_STATISTICS: tl.constexpr
 ):
-    """grad_x = factor * g - slope * away - level, or factor * g without OWN_STATISTICS."""
+    """Write grad_x = factor * g - slope * away - level; factor * g without OWN_STATISTICS."""
     if grad_residual is not None:
         tl.store(grad_residual + at, rounded(g, grad_residual.dtype.element_ty), mask=inside)
     g = g * factor
@@ -242,14 +257,14 @@ def gradient_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums over planes, gradients, or where the tile is the whole plane (SUM and WRITE) both.
+    """Sums over planes (SUM), gradients (WRITE), or both where the tile is the whole plane.
 
-    SUM: the sums of a piece of the gradient g before the activation, and of g times the normalised
-    input, go to ``sums`` (2, N, pieces, C). WRITE: ``sums`` are those of planes, (2, N, C), and
-    grad_x = weight * rstd * (g - sum / P - normalised * other sum / P), or without OWN_STATISTICS
-    weight * rstd * g.
+    SUM: sums over a piece of g, the gradient before the activation, and of g times the normalised
+    input are stored to ``sums`` (2, N, pieces, C). WRITE: ``sums`` are those of planes, (2, N, C),
+    and grad_x = weight * rstd * (g - sums[0] / P - normalised * sums[1] / P). Without
+    OWN_STATISTICS grad_x = weight * rstd * g.
     """
-    n, piece, channels = place(C, pieces, BLOCK_C)
+    n, piece, channels = assigned(C, pieces, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
     first = piece * piece_pixels
     last = tl.minimum(first + piece_pixels, P)
@@ -274,15 +289,37 @@ def gradient_kernel(
     if SUM and WRITE:
         lines, inside = rows.to(INDEX)[:, None], (rows < P)[:, None] & in_channels
         g, away = _gradient_tile(
-            from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p,
-            residual_stride_p, center, scale, shift, negative_slope, ACTIVATION, WIDE,
-        )  # fmt: skip
+            from_grad,
+            from_x,
+            from_residual,
+            lines,
+            inside,
+            grad_stride_p,
+            x_stride_p,
+            residual_stride_p,
+            center,
+            scale,
+            shift,
+            negative_slope,
+            ACTIVATION,
+            WIDE,
+        )
         total_g, total_gz = _store_sums(
             to_sums, g, g * away, center_error, inverse, N * pieces * C, in_channels
         )
         slope, level = _slope_and_level(total_g, total_gz, center_error, inverse, scale, P)
-        _write_gradients(grad_x, grad_residual, to + lines * to_stride_p, inside, g, away, scale,
-                         slope, level, OWN_STATISTICS)  # fmt: skip
+        _write_gradients(
+            grad_x,
+            grad_residual,
+            to + lines * to_stride_p,
+            inside,
+            g,
+            away,
+            scale,
+            slope,
+            level,
+            OWN_STATISTICS,
+        )
     else:
         if SUM:
             total_g = tl.zeros([BLOCK_P, BLOCK_C], WIDE)
@@ -293,27 +330,50 @@ def gradient_kernel(
             slope, level = _slope_and_level(total_g, total_gz, center_error, inverse, scale, P)
         tiles = tl.cdiv(last - first, BLOCK_P)
         for tile in range(tiles):
-            # Pixels that were read last for the sums are in the cache, so they come first.
+            # WRITE goes in reverse order: the pixels read last by SUM may still be in the cache.
             start = first + (tile if SUM else tiles - 1 - tile) * BLOCK_P
             pixels = start + rows
             lines, inside = pixels.to(INDEX)[:, None], (pixels < last)[:, None] & in_channels
             g, away = _gradient_tile(
-                from_grad, from_x, from_residual, lines, inside, grad_stride_p, x_stride_p,
-                residual_stride_p, center, scale, shift, negative_slope, ACTIVATION, WIDE,
-            )  # fmt: skip
+                from_grad,
+                from_x,
+                from_residual,
+                lines,
+                inside,
+                grad_stride_p,
+                x_stride_p,
+                residual_stride_p,
+                center,
+                scale,
+                shift,
+                negative_slope,
+                ACTIVATION,
+                WIDE,
+            )
             if SUM:
                 total_g += g
                 total_away += g * away
             else:
-                _write_gradients(grad_x, grad_residual, to + lines * to_stride_p, inside, g, away,
-                                 scale, slope, level, OWN_STATISTICS)  # fmt: skip
+                _write_gradients(
+                    grad_x,
+                    grad_residual,
+                    to + lines * to_stride_p,
+                    inside,
+                    g,
+                    away,
+                    scale,
+                    slope,
+                    level,
+                    OWN_STATISTICS,
+                )
         if SUM:
-            _store_sums(to_sums, total_g, total_away, center_error, inverse, N * pieces * C,
-                        in_channels)  # fmt: skip
+            _store_sums(
+                to_sums, total_g, total_away, center_error, inverse, N * pieces * C, in_channels
+            )
 
 
 def _over_images(parameter: Tensor | None) -> tuple[Tensor | None, int]:
-    """A (C,) or (N, C) parameter, dense, and its stride over images."""
+    """Return a (C,) or (N, C) parameter, made dense, and its stride over images."""
     if parameter is None:
         return None, 0
     parameter = parameter.contiguous()
@@ -348,7 +408,7 @@ def instance_norm(
     rstd = x.new_empty((planes.n, planes.c), dtype=wide_dtype(x))
     if mean is not None:
         means[0], means[1] = mean, 0
-        # Computed here in float64: a kernel's numbers are float32.
+        # In float64, by PyTorch: kernels compute in float32.
         rstd.copy_(reference.inverse_deviation(var.double(), eps))
     elif not tiling.one_tile:
         write_statistics(
@@ -359,21 +419,50 @@ def instance_norm(
     weight, weight_stride = _over_images(weight)
     bias, bias_stride = _over_images(bias)
     normalize_kernel[(tiling.programs,)](
-        planes.x, y, None if residual is None else other.x, weight, bias, means[0], means[1], rstd,
-        planes.c, planes.p, *planes.strides, *target.strides, *other.strides, weight_stride,
-        bias_stride, tiling.pieces, tiling.piece, negative_slope, eps,
-        OWN_STATISTICS=mean is None and tiling.one_tile, ACTIVATION=activation,
-        RESIDUAL_FIRST=residual_first, INDEX=planes.index_type,
-        WIDE=wide_type(x), BLOCK_P=tiling.block_p, BLOCK_C=tiling.block_c,
+        planes.x,
+        y,
+        None if residual is None else other.x,
+        weight,
+        bias,
+        means[0],
+        means[1],
+        rstd,
+        planes.c,
+        planes.p,
+        *planes.strides,
+        *target.strides,
+        *other.strides,
+        weight_stride,
+        bias_stride,
+        tiling.pieces,
+        tiling.piece,
+        negative_slope,
+        eps,
+        OWN_STATISTICS=mean is None and tiling.one_tile,
+        ACTIVATION=activation,
+        RESIDUAL_FIRST=residual_first,
+        INDEX=planes.index_type,
+        WIDE=wide_type(x),
+        BLOCK_P=tiling.block_p,
+        BLOCK_C=tiling.block_c,
         num_warps=tiling.num_warps,
-    )  # fmt: skip
+    )
     return y, means, rstd
 
 
 def instance_norm_backward(
-    grad, x, weight, bias, residual, mean, rstd, activation, negative_slope, own_stats,
+    grad,
+    x,
+    weight,
+    bias,
+    residual,
+    mean,
+    rstd,
+    activation,
+    negative_slope,
+    own_stats,
     want_residual,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op of this name. ``grad`` may have another layout than ``x``."""
     planes, gradient = Planes.of(x), Planes.of(grad)
     other = planes if residual is None else Planes.of(residual)
@@ -388,21 +477,48 @@ def instance_norm_backward(
 
     def launch(sums: Tensor, sum: bool, write: bool) -> None:
         gradient_kernel[(tiling.programs,)](
-            gradient.x, planes.x, None if residual is None else other.x, weight, bias, mean[0],
-            mean[1], rstd, sums, grad_x, grad_residual, planes.n, planes.c, planes.p,
-            *gradient.strides, *planes.strides, *other.strides, *target.strides, weight_stride,
-            bias_stride, tiling.pieces, tiling.piece, negative_slope, SUM=sum, WRITE=write,
-            OWN_STATISTICS=own_stats, ACTIVATION=activation,
-            INDEX=planes.index_type, WIDE=wide_type(x), BLOCK_P=tiling.block_p,
-            BLOCK_C=tiling.block_c, num_warps=tiling.num_warps,
-        )  # fmt: skip
+            gradient.x,
+            planes.x,
+            None if residual is None else other.x,
+            weight,
+            bias,
+            mean[0],
+            mean[1],
+            rstd,
+            sums,
+            grad_x,
+            grad_residual,
+            planes.n,
+            planes.c,
+            planes.p,
+            *gradient.strides,
+            *planes.strides,
+            *other.strides,
+            *target.strides,
+            weight_stride,
+            bias_stride,
+            tiling.pieces,
+            tiling.piece,
+            negative_slope,
+            SUM=sum,
+            WRITE=write,
+            OWN_STATISTICS=own_stats,
+            ACTIVATION=activation,
+            INDEX=planes.index_type,
+            WIDE=wide_type(x),
+            BLOCK_P=tiling.block_p,
+            BLOCK_C=tiling.block_c,
+            num_warps=tiling.num_warps,
+        )
 
     launch(sums, sum=True, write=tiling.one_tile)
     sums = sums.sum(2)
     if not tiling.one_tile:
         launch(sums, sum=False, write=True)
-    # A copy of one of them: an op's results share no memory.
+    # A clone, since the results of an op may not share memory.
     return (
-        grad_x, x.new_empty((0,)) if grad_residual is None else grad_residual, sums[0],
+        grad_x,
+        x.new_empty((0,)) if grad_residual is None else grad_residual,
+        sums[0],
         sums[1].clone(),
-    )  # fmt: skip
+    )

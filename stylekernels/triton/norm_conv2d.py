@@ -1,15 +1,17 @@
 """The deferred-norm convolution.
 
-Two kernels a layer. The first writes what is convolved: the input, normalised, activated and with
-the residual added, rounded once, and padded. It reads and writes every value once, so that the
-second, which meets each input up to k x k times, loads it as it is, by addresses that are sums; and
-an image that nothing is to be done to is convolved where it is.
+A layer takes two kernels. The first writes the convolution's input: x normalised, activated, with
+the residual added, rounded once, and padded. It reads and writes every value once. The second reads
+each input up to k x k times, and needs no masks or index arithmetic for it. Where the first kernel
+would change nothing, the second reads x itself.
 
-The second is the matrix product that `conv_geometry` describes. The tile's statistics are taken
-from its values as they are rounded, a piece of `planes` for each tile, and merged afterwards.
+The second kernel is the matrix product that `conv_geometry` describes. A tile's statistics are
+computed from its rounded values. Each tile is a piece in the sense of `planes`; the moments of all
+pieces are merged afterwards.
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import triton
@@ -28,39 +30,42 @@ from stylekernels.triton.launch import (
 from stylekernels.triton.planes import Planes, write_statistics
 from stylekernels.triton.tuning import Config, tune, tuned
 
-#: Products of so many terms, and of so many groups of pixels, take twice the pixels at once where
-#: shared memory has room for them.
+#: A product of at least so many terms, for at least so many groups of pixels, uses larger tiles
+#: where shared memory has room for them.
 _LONG, _MANY = 1024, 1 << 16
 
 
 def _config(
     geometry: Geometry, dtype: torch.dtype, outputs: int, groups: int, channels_last: bool
 ) -> Config:
-    """Defaults: as large as the layer fills. A step's values and weights are 16 KB each in half
-    precision, and three steps are under way."""
+    """The default configuration: the largest tile that the layer fills. In half precision the
+    values and the weights of a step are 16 KB each, and three steps are in flight."""
     if dtype == torch.float64:
         return Config(32, 16, min(geometry.step, 16), num_warps=4, num_stages=1)
     half = dtype.itemsize == 2
-    # A block of two of the four pixels that are computed together reads fewer rows of their window.
+    # Two of the four pixels of a doubled group read fewer rows of the window (rows_of_group_row).
     # Hopper's matrix instructions take at least 64 rows of a product.
     rows = 1 if geometry.doubles else geometry.group[0]
     block_n = triton.next_power_of_2(outputs * rows * geometry.group[1])
     block_n = min(max(64 if half else 16, block_n), 128)
     block_m = 64 if groups <= 64 else 128
     block_k = min(geometry.step, 64 if half else 32)
-    inner = geometry.run * geometry.rows_of_one[1]
+    inner = geometry.run * geometry.rows_of_group_row[1]
     if half and channels_last and inner >= _LONG and groups >= _MANY and on_hopper():
         return Config(256, block_n, block_k, num_warps=8, num_stages=3 if block_n == 128 else 4)
-    # Results for NCHW are stored one by one, by addresses that take registers.
+    # NCHW results are stored one by one; their addresses take registers.
     warps = 8 if block_n * dtype.itemsize > 256 or not channels_last else 4
     return Config(block_m, block_n, block_k, num_warps=warps, num_stages=stages())
 
 
 def _candidates(default: Config) -> list[Config]:
-    """The default and its neighbours: half the pixels, for small layers leave processors idle;
-    other warps, where each has much to keep or little to do; one step less under way, which leaves
-    memory for another program beside the first; and twice the pixels with one more, where there is
-    memory for it."""
+    """The default and its neighbours.
+
+    - Half the pixels: more programs for small layers, which leave processors idle.
+    - Another number of warps: fewer registers or more work for each.
+    - One stage less: memory for a second program on the processor.
+    - Twice the pixels and one stage more, if there is memory for it.
+    """
     fewer_pixels = replace(default, block_m=default.block_m // 2)
     other_warps = replace(default, num_warps=12 - default.num_warps)
     fewer_stages = replace(default, num_stages=max(1, default.num_stages - 1))
@@ -88,42 +93,86 @@ def _output_size(
     return (height + reach) // stride + 1, (width + reach) // stride + 1
 
 
+class Prologue(NamedTuple):
+    """The first kernel's computation: activation(x * scale + shift) + residual."""
+
+    scale_shift: Tensor | None = None
+    activation: str = "none"
+    negative_slope: float = 0.0
+    residual: Tensor | None = None
+
+    def changes(self) -> bool:
+        """Return whether the result differs from x."""
+        moved = self.scale_shift is not None or self.residual is not None
+        return moved or self.activation != "none"
+
+
 def prepare(
-    x: Tensor, prepared: Tensor, border: int, repeats: int, padding_mode: str,
-    scale_shift: Tensor | None = None, activation: str = "none", negative_slope: float = 0.0,
-    residual: Tensor | None = None, kept: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Run the first kernel: write what is convolved to ``prepared``, which is channels_last and
-    gives the size, and as it is to ``kept``."""
+    x: Tensor,
+    prepared: Tensor,
+    border: int,
+    repeats: int,
+    padding_mode: str,
+    prologue: Prologue | None = None,
+    kept: Tensor | None = None,
+) -> None:
+    """Run the first kernel: write the convolution's input to ``prepared``, which is channels_last
+    and gives the padded size, and without padding to ``kept``."""
     planes, to = Planes.of(x), Planes.into(prepared)
+    scale_shift, activation, negative_slope, residual = prologue or Prologue()
     other = planes if residual is None else Planes.of(residual)
     to_kept = planes if kept is None else Planes.into(kept)
     block_c = min(triton.next_power_of_2(to.c), 64)
     block_p = max(16, 2048 // block_c)
     programs = to.n * triton.cdiv(to.c, block_c) * triton.cdiv(to.p, block_p)
     prepare_kernel[(programs,)](
-        planes.x, scale_shift, None if residual is None else other.x, prepared, kept, planes.c,
-        *x.shape[2:], *prepared.shape[2:], *planes.strides, *other.strides, *to_kept.strides,
-        negative_slope, CHANNELS=to.c, BORDER=border, REPEATS=repeats, PADDING_MODE=padding_mode,
-        ACTIVATION=activation, INDEX=_widest(planes.index_type, to.index_type),
-        WIDE=wide_type(prepared), BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
-    )  # fmt: skip
+        planes.x,
+        scale_shift,
+        None if residual is None else other.x,
+        prepared,
+        kept,
+        planes.c,
+        *x.shape[2:],
+        *prepared.shape[2:],
+        *planes.strides,
+        *other.strides,
+        *to_kept.strides,
+        negative_slope,
+        CHANNELS=to.c,
+        BORDER=border,
+        REPEATS=repeats,
+        PADDING_MODE=padding_mode,
+        ACTIVATION=activation,
+        INDEX=_widest(planes.index_type, to.index_type),
+        WIDE=wide_type(prepared),
+        BLOCK_P=block_p,
+        BLOCK_C=block_c,
+        num_warps=4,
+    )
 
 
 class _Layer:
     """A convolution of images of one size: its launches and its memory.
 
     Args:
-        weight: in the dtype of the arithmetic.
+        weight: weights in the dtype of the arithmetic.
         n, height, width: size of the input.
         stride, padding, padding_mode, upsample: as `norm_conv2d` takes them.
-        channels_last: whether the output is.
+        channels_last: whether the output is channels_last.
     """
 
     def __init__(
-        self, weight: Tensor, n: int, height: int, width: int, stride: int, padding: int,
-        padding_mode: str, upsample: str, channels_last: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        weight: Tensor,
+        n: int,
+        height: int,
+        width: int,
+        stride: int,
+        padding: int,
+        padding_mode: str,
+        upsample: str,
+        channels_last: bool = True,
+    ) -> None:
         transposed = upsample == "transpose"
         self.n, self.height, self.width = n, height, width
         self.channels = weight.shape[0 if transposed else 1]
@@ -132,11 +181,20 @@ class _Layer:
         self.geometry = _geometry(weight, stride, padding, padding_mode, upsample)
         self.rows, self.columns = _output_size(weight, height, width, stride, padding, upsample)
         self._problem = (
-            "norm_conv2d", str(self.dtype).removeprefix("torch."), self.channels, self.outputs,
-            *weight.shape[2:], self.rows, self.columns, n, stride, padding_mode, upsample,
+            "norm_conv2d",
+            str(self.dtype).removeprefix("torch."),
+            self.channels,
+            self.outputs,
+            *weight.shape[2:],
+            self.rows,
+            self.columns,
+            n,
+            stride,
+            padding_mode,
+            upsample,
             "NHWC" if channels_last else "NCHW",
             product_precision(weight, torch.backends.cudnn.conv),
-        )  # fmt: skip
+        )
         self._candidates = self._configurations(channels_last)
         self.config = tuned(self._problem, self.device, self._candidates)
 
@@ -153,12 +211,12 @@ class _Layer:
 
     @property
     def ragged(self) -> bool:
-        """Return whether some groups have pixels beyond the output."""
+        """Return whether some groups have pixels outside of the output."""
         rows, columns = self.geometry.group
         return self.rows % rows > 0 or self.columns % columns > 0
 
     def _moments(self, block_m: int) -> tuple[int, int, int, int]:
-        """The shape of the moments of tiles of so many groups."""
+        """The shape of the moments for tiles of ``block_m`` groups."""
         pieces = triton.cdiv(self.groups, block_m) * self.geometry.pixels
         return 4, self.n, pieces, self.outputs
 
@@ -168,8 +226,8 @@ class _Layer:
 
     @property
     def prepared_shape(self) -> tuple[int, int, int, int]:
-        """The shape of the image that the first kernel writes. Columns are rounded up to 16, so
-        that Triton knows that each row begins at a whole line of memory."""
+        """The shape of the image that the first kernel writes. Columns are rounded up to a multiple
+        of 16, so that Triton can assume that rows are aligned."""
         geometry = self.geometry
         rows, columns = (
             max(seen, geometry.border + size * geometry.repeats)
@@ -181,8 +239,8 @@ class _Layer:
 
     @property
     def most_moments(self) -> tuple[int, int, int, int]:
-        """The shape of the moments in the smallest tiles of any configuration, for outputs in
-        either layout."""
+        """The largest shape of moments: for the smallest tiles of all configurations, with outputs
+        in either layout."""
         configs = (*self._configurations(True), *self._configurations(False))
         return self._moments(min(config.block_m for config in configs))
 
@@ -190,64 +248,82 @@ class _Layer:
     def moments_shape(self) -> tuple[int, int, int, int]:
         return self._moments(self.config.block_m)
 
-    def prepare(self, x, scale_shift, activation, negative_slope, residual, prepared, kept) -> None:
-        """Run the first kernel."""
-        geometry = self.geometry
-        prepare(
-            x, prepared, geometry.border, geometry.repeats, geometry.padding_mode, scale_shift,
-            activation, negative_slope, residual, kept,
-        )  # fmt: skip
-
     def convolve(self, x, packed, bias, y, moments) -> None:
-        """Run the second kernel, on channels_last x that has all that windows see."""
+        """Run the second kernel on x, which is channels_last and covers all windows."""
         planes, to = Planes.of(x), Planes.into(y)
         geometry, config = self.geometry, self.config
         tiles = triton.cdiv(self.groups, config.block_m)
         columns = triton.cdiv(self.outputs * geometry.pixels, config.block_n)
-        further, rows = 0, geometry.window[0]
-        if self.outputs * geometry.group[1] % config.block_n == 0:  # one row of the groups a block
-            further, rows = geometry.rows_of_one
+        row_offset, rows = 0, geometry.window[0]
+        if self.outputs * geometry.group[1] % config.block_n == 0:  # a tile has one row of groups
+            row_offset, rows = geometry.rows_of_group_row
         convolution_kernel[(self.n * tiles * columns,)](
-            x, packed, bias, y, moments, self.n, *x.shape[2:], self.outputs, self.rows,
-            self.columns, *y.shape[2:], to.stride_n, to.stride_c, to.stride_p * y.shape[3],
-            to.stride_p, tiles, ADVANCE_Y=geometry.advance[0], ADVANCE_X=geometry.advance[1],
-            WINDOW_Y=geometry.window[0], WINDOW_X=geometry.window[1], GROUP_Y=geometry.group[0],
-            GROUP_X=geometry.group[1], FURTHER=further, ROWS=rows, CHANNELS=geometry.channels,
-            RUN=geometry.run, RAGGED=self.ragged, CROPPED=y.shape[2:] != self.y_shape[2:],
+            x,
+            packed,
+            bias,
+            y,
+            moments,
+            self.n,
+            *x.shape[2:],
+            self.outputs,
+            self.rows,
+            self.columns,
+            *y.shape[2:],
+            to.stride_n,
+            to.stride_c,
+            to.stride_p * y.shape[3],
+            to.stride_p,
+            tiles,
+            ADVANCE_Y=geometry.advance[0],
+            ADVANCE_X=geometry.advance[1],
+            WINDOW_Y=geometry.window[0],
+            WINDOW_X=geometry.window[1],
+            GROUP_Y=geometry.group[0],
+            GROUP_X=geometry.group[1],
+            ROW_OFFSET=row_offset,
+            ROWS=rows,
+            CHANNELS=geometry.channels,
+            RUN=geometry.run,
+            RAGGED=self.ragged,
+            CROPPED=y.shape[2:] != self.y_shape[2:],
             PRECISION=product_precision(x, torch.backends.cudnn.conv),
-            INDEX=_widest(planes.index_type, to.index_type), WIDE=wide_type(x),
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
+            INDEX=_widest(planes.index_type, to.index_type),
+            WIDE=wide_type(x),
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
+            BLOCK_K=config.block_k,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
 
     def _is_convolved_in(self, image: Tensor) -> bool:
-        """Return whether the second kernel reads images of this layout and size as they are."""
+        """Return whether the second kernel can read an image of this layout directly."""
         geometry = self.geometry
         seen = geometry.seen(self.rows, self.columns)
         channels_last = self.channels == 1 or Planes.of(image).stride_c == 1
         complete = geometry.channels == self.channels and geometry.repeats == 1
         return (
-            channels_last and complete and geometry.border == 0
-            and seen[0] <= self.height and seen[1] <= self.width
-        )  # fmt: skip
+            channels_last
+            and complete
+            and geometry.border == 0
+            and seen[0] <= self.height
+            and seen[1] <= self.width
+        )
 
-    def run(
-        self, x, packed, bias, scale_shift, activation, negative_slope, residual, prepared, kept, y,
-        moments,
-    ) -> Tensor | None:  # fmt: skip
-        """Both kernels, or the second alone where it can do without the first.
+    def run(self, x, packed, bias, prologue, prepared, kept, y, moments) -> Tensor | None:
+        """Run both kernels, or only the second where the first is not needed.
 
-        ``prepared`` and ``moments`` give the room that is needed, for moments of the shape that
-        they are given; ``moments`` is None where none are wanted. Returns the moments.
+        ``prepared()`` returns memory for the first kernel's image, ``moments(shape)`` memory for
+        moments; ``moments`` is None if none are wanted. Returns the moments.
         """
-        changed = x.dtype != self.dtype or residual is not None or activation != "none"
-        changed = changed or scale_shift is not None
+        changed = x.dtype != self.dtype or prologue.changes()
         x = Planes.of(x).x  # a view with gaps is copied once
         if kept is not None or changed or not self._is_convolved_in(x):
             made, also = prepared(), kept
             if kept is not None and self._is_convolved_in(kept):
                 made, also = kept, None
-            self.prepare(x, scale_shift, activation, negative_slope, residual, made, also)
+            padding = (self.geometry.border, self.geometry.repeats, self.geometry.padding_mode)
+            prepare(x, made, *padding, prologue, also)
             x = made
 
         def convolve(config: Config) -> Tensor | None:
@@ -265,9 +341,20 @@ def _widest(*types: tl.dtype) -> tl.dtype:
 
 
 def norm_conv2d(
-    x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, stride,
-    padding, padding_mode, upsample, return_stats,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    x,
+    weight,
+    bias,
+    scale_shift,
+    activation,
+    negative_slope,
+    residual,
+    return_input,
+    stride,
+    padding,
+    padding_mode,
+    upsample,
+    return_stats,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op of this name."""
     geometry = _geometry(weight, stride, padding, padding_mode, upsample)
     n, height, width = _image_sizes(x)
@@ -275,12 +362,19 @@ def norm_conv2d(
     size = _output_size(weight, height, width, stride, padding, upsample)
     y = written = dense_like(x, (n, outputs, *size))
     if Planes.of(y).stride_c != 1 and geometry.pixels > 1:
-        # The pixels of a group would be written one by one, which takes far longer than a copy.
+        # Writing the pixels of a group one by one takes far longer than a copy does.
         written = torch.empty_like(y, memory_format=torch.channels_last)
     layer = _Layer(
-        weight, n, height, width, stride, padding, padding_mode, upsample,
+        weight,
+        n,
+        height,
+        width,
+        stride,
+        padding,
+        padding_mode,
+        upsample,
         Planes.of(written).stride_c == 1,
-    )  # fmt: skip
+    )
     kept = dense_like(x) if return_input else None
     wide = wide_dtype(x)
     mean, var = (x.new_empty(y.shape[:2] if return_stats else (0,), dtype=wide) for _ in range(2))
@@ -292,11 +386,17 @@ def norm_conv2d(
         n, c, h, w = layer.prepared_shape
         return x.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
+    pairs = None if scale_shift is None else scale_shift.contiguous()
     found = layer.run(
-        x, _pack(weight, geometry, upsample), None if bias is None else bias.contiguous(),
-        None if scale_shift is None else scale_shift.contiguous(), activation, negative_slope,
-        residual, prepared, kept, written, moments if return_stats else None,
-    )  # fmt: skip
+        x,
+        _pack(weight, geometry, upsample),
+        None if bias is None else bias.contiguous(),
+        Prologue(pairs, activation, negative_slope, residual),
+        prepared,
+        kept,
+        written,
+        moments if return_stats else None,
+    )
     if written is not y:
         y.copy_(written)
     if found is not None:
@@ -316,7 +416,7 @@ def norm_conv2d_pack(
 
 
 def _pack(weight: Tensor, geometry: Geometry, upsample: str) -> Tensor:
-    """The weights as the second kernel reads them: (columns of the product, inner dimension)."""
+    """Pack the weights as the second kernel reads them: (columns, inner dimension)."""
     strides, (outputs, channels) = weight.stride(), weight.shape[:2]
     of_output, of_channel = strides[:2]
     if upsample == "transpose":
@@ -324,24 +424,46 @@ def _pack(weight: Tensor, geometry: Geometry, upsample: str) -> Tensor:
     packed = weight.new_empty((geometry.pixels * outputs, geometry.window[0] * geometry.run))
     of_window, of_pixel, first, count = geometry.elements
     pack_kernel[(triton.cdiv(packed.numel(), 1024),)](
-        weight, packed, packed.numel(), channels, outputs, of_output, of_channel, *strides[2:],
-        KERNEL=geometry.kernel, OF_WINDOW=of_window, OF_PIXEL=of_pixel, FIRST=first, COUNT=count,
-        GROUP_X=geometry.group[1], WINDOW_Y=geometry.window[0], WINDOW_X=geometry.window[1],
-        CHANNELS=geometry.channels, RUN=geometry.run, WIDE=wide_type(weight), BLOCK=1024,
+        weight,
+        packed,
+        packed.numel(),
+        channels,
+        outputs,
+        of_output,
+        of_channel,
+        *strides[2:],
+        KERNEL=geometry.kernel,
+        OF_WINDOW=of_window,
+        OF_PIXEL=of_pixel,
+        FIRST=first,
+        COUNT=count,
+        GROUP_X=geometry.group[1],
+        WINDOW_Y=geometry.window[0],
+        WINDOW_X=geometry.window[1],
+        CHANNELS=geometry.channels,
+        RUN=geometry.run,
+        WIDE=wide_type(weight),
+        BLOCK=1024,
         num_warps=4,
-    )  # fmt: skip
+    )
     return packed
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """A multiple of 256, so that what follows begins at a whole line of memory."""
+    """The size in bytes, rounded up to a multiple of 256, so that what follows is aligned."""
     return -(-torch.Size(shape).numel() * dtype.itemsize // 256) * 256
 
 
 def norm_conv2d_workspace(
-    weight: Tensor, n: int, h: int, w: int, stride: int, padding: int, padding_mode: str,
+    weight: Tensor,
+    n: int,
+    h: int,
+    w: int,
+    stride: int,
+    padding: int,
+    padding_mode: str,
     upsample: str,
-) -> int:  # fmt: skip
+) -> int:
     """The op of this name."""
     layer = _Layer(weight, n, h, w, stride, padding, padding_mode, upsample)
     prepared = _bytes(layer.prepared_shape, layer.dtype)
@@ -351,7 +473,7 @@ def norm_conv2d_workspace(
 def _check_memory(
     layer: _Layer, packed: Tensor, y: Tensor, workspace: Tensor, prepared: int, stats: bool
 ) -> None:
-    """Check that the caller's memory is as large as the kernels take it to be."""
+    """Raise ValueError where the caller's memory is smaller than the kernels assume."""
     geometry = layer.geometry
     weights = geometry.pixels * layer.outputs * geometry.window[0] * geometry.run
     if packed.numel() != weights or packed.dtype != layer.dtype:
@@ -371,14 +493,36 @@ def _check_memory(
 
 
 def norm_conv2d_out(
-    x, weight, packed, bias, scale_shift, activation, negative_slope, residual, stride, padding,
-    padding_mode, upsample, norm_weight, norm_bias, eps, y, input, next_scale_shift, workspace,
-) -> None:  # fmt: skip
+    x,
+    weight,
+    packed,
+    bias,
+    scale_shift,
+    activation,
+    negative_slope,
+    residual,
+    stride,
+    padding,
+    padding_mode,
+    upsample,
+    norm_weight,
+    norm_bias,
+    eps,
+    y,
+    input,
+    next_scale_shift,
+    workspace,
+) -> None:
     """The op of this name. Images are dense, contiguous or channels_last."""
     layer = _Layer(
-        weight, *_image_sizes(x), stride, padding, padding_mode, upsample,
+        weight,
+        *_image_sizes(x),
+        stride,
+        padding,
+        padding_mode,
+        upsample,
         Planes.of(y).stride_c == 1,
-    )  # fmt: skip
+    )
     prepared_bytes = _bytes(layer.prepared_shape, layer.dtype)
     _check_memory(layer, packed, y, workspace, prepared_bytes, next_scale_shift is not None)
     memory = workspace.view(torch.uint8)
@@ -392,10 +536,9 @@ def norm_conv2d_out(
         values = memory[:prepared_bytes].view(layer.dtype)[: n * c * h * w]
         return values.view(n, h, w, c).permute(0, 3, 1, 2)
 
-    found = layer.run(
-        x, packed, bias, scale_shift, activation, negative_slope, residual, prepared, input, y,
-        None if next_scale_shift is None else moments,
-    )  # fmt: skip
+    prologue = Prologue(scale_shift, activation, negative_slope, residual)
+    wanted = None if next_scale_shift is None else moments
+    found = layer.run(x, packed, bias, prologue, prepared, input, y, wanted)
     if found is not None:
         write_statistics(
             found, scale_shift=next_scale_shift, weight=norm_weight, bias=norm_bias, eps=eps

@@ -3,11 +3,11 @@
 One kernel serves both memory layouts: an image is addressed as ``n * stride_n + c * stride_c +
 pixel * stride_p``, one of the last two strides is 1, and Triton compiles a kernel for which.
 
-Moments are four numbers of a piece of a plane: how many pixels it has, their mean as the sum of two
-numbers, a value near them and the mean's distance from it, and the sum of their squared
-deviations. They are kept in one tensor (4, N, pieces, C) and merged in float64 in the order of the
-pieces (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983): what comes
-out is exact for large means too, and the same in every run.
+Moments are four numbers of a piece of a plane: the number of its pixels, their mean as the sum of
+two numbers (a value near the mean, and the distance of the mean from it), and the sum of their
+squared deviations. They are stored in one tensor (4, N, pieces, C). They are merged in float64 in
+the order of the pieces (Chan, Golub and LeVeque, "Algorithms for computing the sample variance",
+1983): the result is exact for large means too, and the same in every run.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from torch import Tensor
 from stylekernels.tensors import wide_dtype
 from stylekernels.triton.launch import column_sums, processors, wide_type
 
-#: Pieces whose moments one program merges at most, and how many of several merge first where there
-#: are more; and channels of a program, which are few where pieces are many.
+#: The most pieces whose moments one program merges. More are merged in two passes, of
+#: _MERGED_FIRST pieces a program in the first. _CHANNELS: the fewest channels of a program.
 MERGED = 1024
 _MERGED_FIRST = 256
 _CHANNELS = 4
-#: Elements of a tile, and of the largest one: 16 a thread of 4 warps, and 32 of 16 warps.
+#: Elements of a tile (16 for each thread of 4 warps), and the most (32 for each of 16 warps).
 _TILE = 2048
 _LARGEST_TILE = 16384
-#: Programs for each processor, as many as registers let run at once: of a tile of a plane, of one
-#: of pixels (twice as large: each thread keeps what it knows of 8 channels), and of two tiles.
+#: Programs for each processor, as many as registers allow at once: with a tile of planes; with a
+#: tile of whole pixels, which is twice as large since a thread holds 8 channels; with two tiles.
 _PROGRAMS, _PROGRAMS_OF_PIXELS, _PROGRAMS_OF_TWO = 8, 4, 6
 
 
@@ -109,12 +109,14 @@ class Tiling:
 
 
 def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
-    """Tiles along the direction that is dense in memory, a whole plane in one where it fits and
-    there are planes enough to fill the device, and else as many pieces as do.
+    """Choose tiles along the direction that is dense in memory.
+
+    A tile is a whole plane where the plane fits and there are enough planes to fill the device.
+    Otherwise planes are split into as many pieces as fill it.
 
     Args:
         planes: planes of the input.
-        tensors: number of tensors of its size that a program holds a tile of.
+        tensors: number of tensors of this size of which a program holds a tile.
     """
     n, c, p = planes.n, planes.c, planes.p
     device, wide = planes.x.device, 2 if planes.x.dtype == torch.float64 else 1
@@ -123,7 +125,7 @@ def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
     pixels = triton.next_power_of_2(p)
     if dense_channels:
         block_c = min(triton.next_power_of_2(c), 64)
-        fits = pixels * 16 <= largest  # 16 channels are a line of memory or two
+        fits = pixels * 16 <= largest  # 16 channels are one or two cache lines
         if fits and n * triton.cdiv(c, 16) >= processors(device):
             block_c = min(block_c, max(16, largest // pixels))
     else:
@@ -150,14 +152,14 @@ def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
 
 @triton.jit
 def inverse_deviation(var, eps):
-    """1 / sqrt(var + eps), and 0 where that is infinite."""
+    """1 / sqrt(var + eps), or 0 where that is infinite."""
     square = var + eps
     return tl.where(square == 0, 0.0, 1.0 / tl.sqrt(square))
 
 
 @triton.jit
-def place(C, pieces, BLOCK_C: tl.constexpr):
-    """The image, piece and channels of this program."""
+def assigned(C, pieces, BLOCK_C: tl.constexpr):
+    """The image, piece and channels that this program works on."""
     program = tl.program_id(0)
     piece = program % pieces
     blocks = tl.cdiv(C, BLOCK_C)
@@ -168,7 +170,7 @@ def place(C, pieces, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def load_columns(at, in_channels, EVEN: tl.constexpr):
-    """A tile of whole pixels; EVEN: all its channels are there."""
+    """Load a tile of whole pixels. EVEN: C is a multiple of its channels, so no mask is needed."""
     if EVEN:
         return tl.load(at)
     else:
@@ -179,8 +181,8 @@ def load_columns(at, in_channels, EVEN: tl.constexpr):
 def store_moments(
     moments, n, piece, channels, inside, N, pieces, C, count, near, distance, squares
 ):
-    """Moments of some channels of a piece, or of as many pieces: [BLOCK_C] each, but one count may
-    do for all."""
+    """Store the moments of some channels, [BLOCK_C] each; ``count`` may be a scalar, and ``piece``
+    a vector of one piece for each of them."""
     plane = tl.cast(N, tl.int64) * pieces * C
     to = moments + (n * pieces + piece) * C + channels
     tl.store(to, tl.where(inside, count, 0), mask=inside)
@@ -201,7 +203,7 @@ def merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS: tl.cons
     near = tl.load(at + plane, mask=inside, other=0.0).to(tl.float64)
     distance = tl.load(at + 2 * plane, mask=inside, other=0.0).to(tl.float64)
     squares = tl.load(at + 3 * plane, mask=inside, other=0.0).to(tl.float64)
-    # Distances from the first piece's mean, so that one look at the pieces is enough.
+    # Distances are taken from the first piece's mean, so that one pass over the pieces is enough.
     at = moments + plane + (n * pieces + first) * C + channels
     center = tl.load(at, mask=channels < C, other=0.0).to(tl.float64)
     center = tl.where(tl.abs(center) < float("inf"), center, 0.0)
@@ -231,14 +233,14 @@ def moments_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Moments of every piece of every plane: each pixel is read once, by the program of its piece.
+    """Moments of every piece of every plane. Each pixel is read once, by the program of its piece.
 
-    Each place of the tile adds up distances from a value near the mean, and their squares: that of
-    the piece's first tile. It is among the values, so what its distance from the mean takes from
-    the digits of the squares is limited by the number of tiles. No sum crosses threads within the
-    loop.
+    Each element of the accumulator tile sums distances from a reference value, and their squares.
+    The reference is the mean of the piece's first tile. It lies within the range of the values, so
+    the cancellation in the squares is bounded by the number of tiles. Threads exchange sums only
+    after the loop.
     """
-    n, piece, channels = place(C, pieces, BLOCK_C)
+    n, piece, channels = assigned(C, pieces, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
     first = piece * piece_pixels
     last = tl.minimum(first + piece_pixels, P)
@@ -269,9 +271,19 @@ def moments_kernel(
     squares = column_sums(squares).to(tl.float64) - sum * distance
     squares = tl.where(squares < 0, 0.0, squares)
     store_moments(
-        moments, n, piece, channels, channels < C, N, pieces, C, total, tl.sum(near, 0), distance,
+        moments,
+        n,
+        piece,
+        channels,
+        channels < C,
+        N,
+        pieces,
+        C,
+        total,
+        tl.sum(near, 0),
+        distance,
         squares,
-    )  # fmt: skip
+    )
 
 
 @triton.jit
@@ -285,16 +297,26 @@ def merge_kernel(
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Moments of every ROWS pieces together."""
-    n, piece, channels = place(C, merged_pieces, BLOCK_C)
+    """Merge the moments of every ROWS consecutive pieces."""
+    n, piece, channels = assigned(C, merged_pieces, BLOCK_C)
     first = piece * ROWS
     last = tl.minimum(first + ROWS, pieces)
     total, mean, squares = merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS)
     near = mean.to(moments.dtype.element_ty)
     store_moments(
-        merged, n, piece, channels, channels < C, N, merged_pieces, C, total, near,
-        mean - near.to(tl.float64), squares,
-    )  # fmt: skip
+        merged,
+        n,
+        piece,
+        channels,
+        channels < C,
+        N,
+        merged_pieces,
+        C,
+        total,
+        near,
+        mean - near.to(tl.float64),
+        squares,
+    )
 
 
 @triton.jit
@@ -314,10 +336,10 @@ def statistics_kernel(
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Write the statistics of every plane that there is a place for: mean, its rounding error,
+    """Write those statistics of every plane whose output is not None: mean, its rounding error,
     biased variance, inverse deviation, and scale and shift of instance norm with ``weight`` and
     ``bias``, (C,). The shift is computed from the rounded scale: see `norm_scale_shift`."""
-    n, _, channels = place(C, 1, BLOCK_C)
+    n, _, channels = assigned(C, 1, BLOCK_C)
     total, mean, squares = merge_moments(moments, n, channels, N, pieces, C, 0, pieces, ROWS)
     inside = channels < C
     to = n * C + channels
@@ -344,14 +366,25 @@ def statistics_kernel(
 
 
 def moments_of(planes: Planes, tiling: Tiling) -> Tensor:
-    """Moments of the tiling's pieces."""
+    """Compute the moments of the pieces of a tiling."""
     x = planes.x
     moments = x.new_empty((4, planes.n, tiling.pieces, planes.c), dtype=wide_dtype(x))
     moments_kernel[(tiling.programs,)](
-        x, moments, planes.n, planes.c, planes.p, *planes.strides, tiling.pieces, tiling.piece,
-        EVEN=planes.c % tiling.block_c == 0, INDEX=planes.index_type, WIDE=wide_type(x),
-        BLOCK_P=tiling.block_p, BLOCK_C=tiling.block_c, num_warps=tiling.num_warps,
-    )  # fmt: skip
+        x,
+        moments,
+        planes.n,
+        planes.c,
+        planes.p,
+        *planes.strides,
+        tiling.pieces,
+        tiling.piece,
+        EVEN=planes.c % tiling.block_c == 0,
+        INDEX=planes.index_type,
+        WIDE=wide_type(x),
+        BLOCK_P=tiling.block_p,
+        BLOCK_C=tiling.block_c,
+        num_warps=tiling.num_warps,
+    )
     return moments
 
 
@@ -367,7 +400,8 @@ def write_statistics(
     bias: Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """Merge moments and write what is given a tensor, (N, C) or for ``scale_shift`` (N, C, 2)."""
+    """Merge moments and write the statistics that have an output tensor: (N, C), or (N, C, 2) for
+    ``scale_shift``."""
     _, n, pieces, c = moments.shape
     while pieces > MERGED:
         fewer = triton.cdiv(pieces, _MERGED_FIRST)
@@ -380,6 +414,19 @@ def write_statistics(
     rows = triton.next_power_of_2(pieces)
     block = min(triton.next_power_of_2(c), max(_CHANNELS, MERGED // rows), 64)
     statistics_kernel[(n * triton.cdiv(c, block),)](
-        moments, mean, error, var, rstd, scale_shift, weight, bias, n, c, pieces, eps,
-        BLOCK_C=block, ROWS=rows, num_warps=max(4, min(16, rows * block // 256)),
-    )  # fmt: skip
+        moments,
+        mean,
+        error,
+        var,
+        rstd,
+        scale_shift,
+        weight,
+        bias,
+        n,
+        c,
+        pieces,
+        eps,
+        BLOCK_C=block,
+        ROWS=rows,
+        num_warps=max(4, min(16, rows * block // 256)),
+    )

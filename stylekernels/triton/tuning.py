@@ -1,9 +1,9 @@
-"""Configurations that were measured on this GPU, kept on disk.
+"""Configurations measured on this GPU, stored on disk.
 
-Defaults are fixed, so that a first call takes no longer than compiling it. Under `autotune` (or
-``STYLEKERNELS_AUTOTUNE=1``) every call that meets a problem for the first time measures a few
-configurations and keeps the fastest, for this process and, in a file for each GPU and version of
-Triton, for later ones.
+Defaults are fixed, so that a first call only compiles. Under `autotune` (or
+``STYLEKERNELS_AUTOTUNE=1``) the first call with a new problem measures a few configurations and
+keeps the fastest: in memory for this process, and in a file for each GPU and version of Triton for
+later ones.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from stylekernels.triton.launch import INTERPRETED
 _KERNELS = 2
 _REFUSALS = (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError)
 _always = os.environ.get("STYLEKERNELS_AUTOTUNE") == "1"
-#: The blocks that are open: each thread and task has its own, and they may end in any order.
-_blocks: ContextVar[frozenset[object]] = ContextVar("autotune", default=frozenset())
+#: The open ``with autotune()`` contexts. Each thread and task has its own; they end in any order.
+_contexts: ContextVar[frozenset[object]] = ContextVar("autotune", default=frozenset())
 
 
 @dataclass(frozen=True)
 class Config:
-    """Groups of pixels, columns and inner dimension of a program's step; warps; steps under way."""
+    """Groups of pixels and columns of a tile, inner dimension of a step; warps; stages."""
 
     block_m: int
     block_n: int
@@ -42,20 +42,22 @@ class Config:
 
 @contextlib.contextmanager
 def autotune() -> Iterator[None]:
-    """Measure configurations inside a ``with`` block: run what is to become fast there once, a
-    Stylizer on a frame of its size for example. Not while a CUDA graph is captured. Other threads
-    go on as they were."""
-    block = object()
-    _blocks.set(_blocks.get() | {block})
+    """Measure configurations inside a ``with`` statement.
+
+    Run the calls that should become fast there once, for example a Stylizer on a frame of its size.
+    Do not use it while a CUDA graph is captured. Other threads are not affected.
+    """
+    context = object()
+    _contexts.set(_contexts.get() | {context})
     try:
         yield
     finally:
-        _blocks.set(_blocks.get() - {block})
+        _contexts.set(_contexts.get() - {context})
 
 
 def tuned(problem: tuple, device: torch.device, candidates: Sequence[Config]) -> Config:
-    """Return the configuration that was measured for this problem before. The default, the first
-    candidate, is returned if none was measured, or if it is not among the candidates."""
+    """Return the configuration that was measured as fastest for this problem, or the default (the
+    first candidate) if none was measured or it is not among the candidates."""
     found = _table(_name_of(device)).get(_key(problem))
     return next((c for c in candidates if [*astuple(c)] == found), candidates[0])
 
@@ -69,34 +71,34 @@ def tune(
     """Measure the candidates for a problem that is new, and keep the fastest.
 
     Args:
-        problem: all that a configuration's speed depends on.
+        problem: everything that the speed of a configuration depends on.
         device: the device that ``run`` runs on.
         candidates: configurations, the default among them.
         run: runs the problem; may be called any number of times.
 
     Returns:
-        The fastest, or None where nothing is to be measured: not enabled, or known already.
+        The fastest candidate; None if measuring is not enabled or the problem is known already.
     """
     name = _name_of(device)
     table = _table(name)
-    if not (_always or _blocks.get()) or _key(problem) in table:
+    if not (_always or _contexts.get()) or _key(problem) in table:
         return None
     times = {}
     for config in candidates:
-        # One that takes more registers or memory than this GPU has does not run.
+        # A candidate may need more registers or shared memory than this GPU has.
         with contextlib.suppress(*_REFUSALS):
             times[config] = seconds(lambda config=config: run(config))
     if not times:
         return None
     best = min(times, key=times.get)
-    table |= _read(name)  # what other processes have found
+    table |= _read(name)  # results of other processes
     table[_key(problem)] = [*astuple(best)]
     _save(name, table)
     return best
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Median time of a call on the GPU. In the interpreter all are as fast."""
+    """Median time of a call on the GPU; 0 in the interpreter, where all calls count as equal."""
     if INTERPRETED.value:
         call()
         return 0.0
@@ -125,7 +127,7 @@ def _table(name: str) -> dict[str, list[int]]:
 
 
 def _read(name: str) -> dict[str, list[int]]:
-    """The configurations in the file; none if it isn't there or can't be read."""
+    """The configurations in the file; none if it does not exist or cannot be read."""
     try:
         return dict(json.loads(_path(name).read_text()))
     except (OSError, ValueError, TypeError):
@@ -133,7 +135,7 @@ def _read(name: str) -> dict[str, list[int]]:
 
 
 def _save(name: str, table: dict[str, list[int]]) -> None:
-    """Write the file. A read-only home is no reason to stop."""
+    """Write the file. Failing to, as in a read-only home, is no error."""
     text = json.dumps(table, indent=1) + "\n"
     with contextlib.suppress(OSError):
         write_whole(_path(name), lambda part: part.write_text(text))

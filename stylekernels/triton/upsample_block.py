@@ -1,4 +1,4 @@
-"""The enlarged and padded image that the convolution of an upsampling block reads."""
+"""Launcher that enlarges and pads the image that an upsampling block convolves."""
 
 from torch import Tensor
 
