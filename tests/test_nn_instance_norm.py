@@ -391,7 +391,7 @@ class TestAdaptiveInstanceNorm2d:
         for style, error, message in (
             (None, TypeError, "style: expected a torch.Tensor, got NoneType"),
             ((1.0, 2.0), TypeError, r"style\[0\]: expected a torch.Tensor, got float"),
-            ([random(4)], ValueError, r"style: expected a pair \(mean, std\), got 1 of them"),
+            ([random(4)], ValueError, r"style: expected a pair \(mean, std\), got 1 values"),
             ((random(4), random(5)), ValueError, r"style\[1\]: expected shape \(C,\) = \(4,\)"),
         ):
             with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""Modules over the fused ops; those named as torch's own are drop-in replacements for them."""
+"""Modules over the fused ops. Those with a name of torch's are drop-in replacements."""
 
 from stylekernels.nn.gram_matrix import GramMatrix, StyleLoss
 from stylekernels.nn.instance_norm import (

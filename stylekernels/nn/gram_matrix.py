@@ -43,10 +43,10 @@ class StyleLoss(nn.Module):
 
     Args:
         target: Gram matrices to reach, as `stylekernels.gram_matrix` returns them: (N, C, C), or
-            (1, C, C) or (C, C) for the same target for every image. Kept as a buffer, so that it
-            follows the module to a device and into its state_dict; in float32 (or float64) whatever
-            the module is cast to, because Gram matrices exceed the range of float16.
-        scale: factor of the Gram matrix of the features, the one the target was made with;
+            (1, C, C) or (C, C) for one target for all images. It is a buffer, so that it moves
+            with the module and is in its state_dict. It stays in float32 (or float64) even if the
+            module is cast, because Gram matrices exceed the range of float16.
+        scale: factor of the Gram matrix of the features, equal to that of the target;
             ``1 / (C * H * W)`` by default.
 
     Shape:
@@ -68,7 +68,7 @@ class StyleLoss(nn.Module):
         if not target.is_floating_point():
             raise TypeError(
                 f"target: expected a floating-point tensor, got {target.dtype}; "
-                "targets are what gram_matrix returns"
+                "make targets with gram_matrix"
             )
         if target.dim() not in (2, 3) or target.shape[-1] != target.shape[-2]:
             raise ValueError(
@@ -80,7 +80,7 @@ class StyleLoss(nn.Module):
 
     @classmethod
     def from_features(cls, features: Tensor, scale: float | None = None) -> "StyleLoss":
-        """The loss whose target is the Gram matrix of a style image's features.
+        """Return the loss whose target is the Gram matrix of a style image's features.
 
         Args:
             features: (N, C, H, W) or (N, C, L).
@@ -89,7 +89,7 @@ class StyleLoss(nn.Module):
         return cls(gram_matrix(features.detach(), scale=scale), scale)
 
     def _apply(self, fn, recurse: bool = True) -> "StyleLoss":
-        """Apply Module.to, half, cuda and the like; casts to half precision are undone."""
+        """Apply Module.to, half, cuda and so on. A cast of the target to half precision is undone."""
         target = self.target
         super()._apply(fn, recurse)
         if self.target.dtype.itemsize < torch.float32.itemsize:

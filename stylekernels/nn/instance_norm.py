@@ -1,4 +1,4 @@
-"""Instance norm modules: torch's own with more speed, and the conditional and adaptive kinds."""
+"""Instance norm modules: a faster drop-in for torch's, and conditional and adaptive ones."""
 
 import warnings
 
@@ -38,7 +38,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         track_running_stats: keep running statistics, and normalise by them in evaluation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
         negative_slope: slope of ``leaky_relu`` below zero.
-        residual_first: add the residual before the activation and not after it.
+        residual_first: add the residual before the activation instead of after it.
 
     Shape:
         x (N, C, H, W) or (C, H, W), residual the same or None; to x's shape, dtype and layout.
@@ -46,7 +46,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     Raises:
         ValueError: if a shape does not fit, or in training if there is one pixel per channel.
         TypeError: if a dtype does not fit.
-        RuntimeError: as torch's class, if the running statistics are of another number of channels.
+        RuntimeError: as torch's class, if the running statistics have another number of channels.
 
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
     """
@@ -85,7 +85,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
         Args:
             input, residual: see the class.
-            then: activation and negative slope to use in this call in place of the module's own.
+            then: activation and negative slope for this call, instead of the module's own.
         """
         activation = then or (self.activation, self.negative_slope)
         self._check_input_dim(input)
@@ -138,16 +138,16 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
     @torch.no_grad()
     def _update_running_stats(self, x: Tensor, momentum: float) -> None:
-        # A pass of its own over x: normalising by these statistics would save it, and would cost
-        # three in the backward pass, where own statistics have one fused op.
+        # This takes another pass over x. Passing these statistics to instance_norm would save it,
+        # but cost three in the backward pass, which has a fused op only for own statistics.
         mean, var = instance_norm_stats(x)
         pixels = x.shape[2] * x.shape[3]
         for running, new in (
             (self.running_mean, mean.mean(0)),
             (self.running_var, var.mean(0) * (pixels / (pixels - 1))),
         ):
-            # An alias, as in torch's own: a tensor from outside a function that torch.func
-            # differentiates can't be written to in it, its alias can.
+            # An alias, as in torch's own class: a function that torch.func differentiates cannot
+            # write to a tensor from outside, but can write to an alias of it.
             update = torch.lerp(running.to(new.dtype), new, momentum)
             torch.ops.aten.alias(running).copy_(update)
 
@@ -165,14 +165,14 @@ class ConditionalInstanceNorm2d(nn.Module):
         activation, negative_slope, residual_first: as for `InstanceNorm2d`.
 
     Shape:
-        x (N, C, H, W); style an index or a mixture: an int, or integers () or (N,); or weights of
-        the styles, floating-point, (S,) or (N, S). residual as x, or None. To x's shape, dtype and
-        layout.
+        x (N, C, H, W). style: an index, as an int or integers () or (N,); or a mixture, as
+        floating-point weights of the styles (S,) or (N, S). residual as x, or None. The result has
+        x's shape, dtype and layout.
 
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if a dtype does not fit.
-        IndexError: if a style's index is not below S.
+        IndexError: if the index of a style is not below S.
 
     Dumoulin, Shlens and Kudlur, "A learned representation for artistic style", 2017, sections 2.2
     and 3.4.
@@ -261,16 +261,16 @@ class AdaptiveInstanceNorm2d(nn.Module):
         activation, negative_slope, residual_first: as for `InstanceNorm2d`.
 
     Shape:
-        content (N, C, H, W); style features (N, C, H', W') or (1, C, H', W'), or their (mean, std)
-        as a pair of (N, C) or (C,). residual as content, or None. To content's shape, dtype and
-        layout.
+        content (N, C, H, W). style: features (N, C, H', W') or (1, C, H', W'), or their (mean, std)
+        as a pair of (N, C) or (C,). residual as content, or None. The result has content's shape,
+        dtype and layout.
 
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if a dtype does not fit.
 
     Huang and Belongie, "Arbitrary style transfer in real-time with adaptive instance
-    normalization", 2017, equation 8; the deviation is that of its equation 3.
+    normalization", 2017, equation 8; the deviation is defined in equation 3.
     """
 
     def __init__(
@@ -308,7 +308,7 @@ class AdaptiveInstanceNorm2d(nn.Module):
         check_image_batch(content, "content")
         if isinstance(style, (tuple, list)):
             if len(style) != 2:
-                raise ValueError(f"style: expected a pair (mean, std), got {len(style)} of them")
+                raise ValueError(f"style: expected a pair (mean, std), got {len(style)} values")
             mean, std = style
             for index, tensor in enumerate(style):
                 check_tensor(tensor, f"style[{index}]")

@@ -15,7 +15,7 @@ ACTIVATIONS = {
 
 
 def runs_in_order(module: nn.Module) -> bool:
-    """Whether a module is a Sequential whose forward hands each output to the next module."""
+    """Return whether a module is a Sequential that passes each output to the next module."""
     plain = getattr(type(module), "forward", None) in (nn.Sequential.forward, _Fusing.forward)
     return isinstance(module, nn.Sequential) and plain and "forward" not in module.__dict__
 
@@ -30,7 +30,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
-    """Why an instance norm and the module after it can't be one op; None if they can."""
+    """Return why an instance norm and the module after it cannot be one op; None if they can."""
     if successor is None:
         return "nothing follows it in a Sequential"
     kind = type(successor)
@@ -48,8 +48,8 @@ def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
 class _Fusing(nn.Sequential):
     """Runs each plain `InstanceNorm2d` together with the activation after it.
 
-    Both modules stay as they are: called by itself, from a list, by index or in a slice, each
-    computes what it always did.
+    The modules do not change: called alone, from a list, by index or in a slice, each computes what
+    it computed before.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -78,13 +78,13 @@ class _Fusing(nn.Sequential):
 
 @functools.cache
 def fusing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
-    """The subclass of a Sequential class that fuses; one for each class."""
+    """Return the fusing subclass of a Sequential class. Each class has one."""
     if issubclass(kind, _Fusing):
         return kind
     return type(f"Fusing{kind.__name__}", (_Fusing, kind), {"__module__": kind.__module__})
 
 
 def _new(kind: type[nn.Sequential]) -> nn.Sequential:
-    """An object to be filled by pickle or copy."""
+    """Return an empty object for pickle or copy to fill."""
     made = fusing(kind)
     return made.__new__(made)

@@ -9,8 +9,8 @@ from stylekernels.ops import upsample_block
 from stylekernels.ops.arguments import check_choice
 from stylekernels.tensors import ACTIVATIONS, PADDING_MODES
 
-# Two-fold linear interpolation in one dimension. Nearest has repeated each pixel already; a
-# transposed kernel of 4 and the nearest one of 3 both give the pixels weights of 3/4 and 1/4.
+# Taps of 2x linear interpolation in one dimension. `nearest` convolves repeated pixels: its kernel
+# of 3 and the transposed kernel of 4 both give pixels the weights 3/4 and 1/4.
 _LINEAR = {
     ("transpose", 3): (0.5, 1.0, 0.5),
     ("transpose", 4): (0.25, 0.75, 0.75, 0.25),
@@ -29,9 +29,8 @@ class UpsampleBlock(nn.Module):
             repeated twice and a convolution of stride 1.
         norm: ``instance``, affine, or ``none``.
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
-        padding_mode: ``zeros``, ``reflect`` or ``replicate``: how the image goes on past its
-            border.
-        bias: whether the convolution has one; by default only with ``norm="none"``, because
+        padding_mode: ``zeros``, ``reflect`` or ``replicate``: the pixels around the image.
+        bias: whether the convolution has a bias; by default only with ``norm="none"``, because
             instance norm cancels it.
         negative_slope: slope of ``leaky_relu`` below zero.
         eps: added to the variance.
@@ -115,17 +114,18 @@ class UpsampleBlock(nn.Module):
     def init_bilinear_(self) -> "UpsampleBlock":
         """Initialise the kernels as bilinear interpolation of random mixtures of the channels.
 
-        Training starts without the checkerboard that independent random taps draw. Returns self.
+        Training then starts without the checkerboard pattern of independent random taps. Returns
+        self.
 
         Raises:
-            ValueError: for a kernel of one pixel.
+            ValueError: if the kernel has one pixel.
 
         Long, Shelhamer and Darrell, "Fully convolutional networks for semantic segmentation",
         2015, section 3.3; Odena, Dumoulin and Olah, 2016.
         """
         if self.kernel_size == 1:
             raise ValueError("kernel_size: expected at least 3 to interpolate with, got 1")
-        if self.weight.is_meta:  # no values; PyTorch takes seconds to import arithmetic for it
+        if self.weight.is_meta:  # nothing to initialise, and arithmetic on meta imports slowly
             return self
         if self.upsample == "nearest":
             taps, border = _LINEAR["nearest", 3], (self.kernel_size - 3) // 2

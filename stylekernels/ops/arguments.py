@@ -1,4 +1,4 @@
-"""Checks of op arguments. A message names the argument, what was expected and what came."""
+"""Checks of op arguments. A message names the argument, what was expected and what was given."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stylekernels.tensors import DTYPES, knows_autocast
 
-#: Kernels that the modes of `norm_conv2d` take: in words, and whether it takes one of this size.
+#: Kernel sizes that each mode of `norm_conv2d` takes, in words and as a predicate.
 CONV_KERNELS = {
     "none": ("k from 1 to 9", lambda k: 1 <= k <= 9),
     "nearest": ("k = 3, 5, 7 or 9", lambda k: 3 <= k <= 9 and k % 2 == 1),
@@ -54,8 +54,8 @@ def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
 def check_dtype(
     tensor: Tensor, name: str, x: Tensor, of: str = "x", *, or_float32: bool = False
 ) -> None:
-    """``tensor`` must have the dtype of ``x``, whose name is ``of``, or float32 where that is
-    allowed."""
+    """``tensor`` must have the dtype of ``x``, which messages call ``of``, or float32 if
+    ``or_float32``."""
     if tensor.dtype != x.dtype and not (or_float32 and tensor.dtype == torch.float32):
         other = " or torch.float32" if or_float32 and x.dtype != torch.float32 else ""
         raise TypeError(
@@ -75,15 +75,15 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 def fits(tensor: Tensor, *shapes: tuple[int, ...]) -> bool:
     """Return whether ``tensor`` has one of these shapes.
 
-    Only shapes of its rank are compared: Python compares tuples from the left, and comparing a
-    dynamic batch with a number of channels would become a guard in torch.export.
+    Only shapes of the same rank are compared. Python compares tuples from the left: comparing a
+    dynamic batch size with a number of channels would become a guard in torch.export.
     """
     return any(tensor.shape == shape for shape in shapes if len(shape) == tensor.dim())
 
 
 def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | None = None) -> None:
-    """``tensor`` must be (C,) or (N, C), in x's dtype or float32, on x's device. C is x's own
-    unless ``channels`` says otherwise."""
+    """``tensor`` must be (C,) or (N, C), in x's dtype or float32, on x's device. C is ``channels``,
+    or by default that of x."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(tensor).__name__}")
     n, c = x.shape[0], x.shape[1] if channels is None else channels
@@ -97,7 +97,7 @@ def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | N
 
 
 def check_device(tensor: Tensor, name: str, x: Tensor, of: str = "x") -> None:
-    """``tensor`` must be on the device of ``x``, whose name is ``of``."""
+    """``tensor`` must be on the device of ``x``, which messages call ``of``."""
     if tensor.device != x.device:
         raise ValueError(
             f"{name}: expected {of}'s device {x.device}, got {tensor.device}; "
@@ -115,7 +115,7 @@ def check_conv_weight(
     weight: Tensor, x: Tensor, upsample: str, kernels: str, takes: Callable[[int], bool]
 ) -> None:
     """``weight`` must be (Cout, Cin, k, k), or (Cin, Cout, k, k) for a transposed convolution, with
-    x's Cin, dtype and device, and a k that it ``takes``; ``kernels`` says in words which."""
+    x's Cin, dtype and device. ``takes(k)`` must be true; ``kernels`` says in words for which k."""
     check_tensor(weight, "weight")
     channels, dim = x.shape[1], 0 if upsample == "transpose" else 1
     if (
@@ -157,7 +157,7 @@ def check_can_reflect(x: Tensor, border: int, upsample: str) -> None:
 def check_conv_geometry(
     x: Tensor, kernel: int, stride: int, padding: int, padding_mode: str, upsample: str
 ) -> None:
-    """Stride and padding must be what the mode allows, and ``x`` large enough for them."""
+    """The mode must allow stride and padding, and ``x`` must be large enough for them."""
     for value, name in ((stride, "stride"), (padding, "padding")):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name}: expected an int for both directions, got {value!r}")

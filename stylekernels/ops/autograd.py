@@ -1,5 +1,5 @@
-"""Recording of the ops' gradients: by each op's kernel for PyTorch's autograd keys, or, in a public
-function that runs eagerly, without that dispatch."""
+"""Recording of gradients: in each op's kernel for PyTorch's autograd keys. A public function that
+runs eagerly records without that dispatch."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,14 +13,14 @@ from stylekernels.tensors import without_autocast
 
 
 def below_autograd(op: Callable, *arguments):
-    """``op(*arguments)`` by its kernel for the device; autograd records nothing."""
+    """Run ``op(*arguments)`` by its kernel for the device. Autograd records nothing."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
 
 
 def forward_of(op: Callable, *arguments):
-    """``op(*arguments)`` in the forward pass of an autograd function. PyTorch switches gradients
-    off there, for outer levels of torch.func as well, which have to record the op themselves."""
+    """Run ``op(*arguments)`` in the forward pass of an autograd function. PyTorch disables
+    gradients there. Outer levels of torch.func must still record the op, so they are enabled."""
     if not inside_transform():
         return below_autograd(op, *arguments)
     with torch.enable_grad():
@@ -28,22 +28,22 @@ def forward_of(op: Callable, *arguments):
 
 
 def derivative(op: Callable, *arguments):
-    """``op(*arguments)``, a first derivative in the backward pass of an autograd function: recorded
-    where it may be differentiated again."""
+    """Run ``op(*arguments)``, a first derivative, in the backward pass of an autograd function. It
+    is recorded if it may be differentiated again."""
     return op(*arguments) if torch.is_grad_enabled() else below_autograd(op, *arguments)
 
 
 def needs_grad(*arguments: object) -> bool:
-    """Return whether autograd has to record an op on these arguments: tensors, lists of tensors (no
-    tuples) and others."""
+    """Return whether autograd must record an op on these arguments. It looks at tensors and lists
+    of tensors, not at tuples."""
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
 
 
 def apply(function: type[torch.autograd.Function], *inputs):
-    """``function.apply(*inputs)``, of all inputs, at the level of torch.func that autograd is at.
+    """``function.apply(*inputs)`` with all inputs, at the level of torch.func that autograd is at.
 
-    PyTorch's ``apply``, before 2.14, also inspects the signature of ``forward`` each time, to fill
-    in defaults, which takes longer than a small op.
+    Before 2.14 PyTorch's ``apply`` inspects the signature of ``forward`` in each call, to fill in
+    defaults. That takes longer than a small op.
     """
     record = super(torch.autograd.Function, function).apply
     if torch._C._functorch.peek_interpreter_stack() is None:
@@ -53,10 +53,10 @@ def apply(function: type[torch.autograd.Function], *inputs):
 
 
 def call(op: Callable, record: Callable, *arguments):
-    """``op(*arguments)``, as a public function calls it.
+    """Run ``op(*arguments)`` for a public function.
 
-    Compilers and the transforms of torch.func see the op, and meet `autograd_kernel` below it.
-    Otherwise the result is the same without PyTorch's way to that kernel and back (5 us).
+    Compilers and the transforms of torch.func get the op, and dispatch to its `autograd_kernel`.
+    Otherwise this function does what that kernel does, without the dispatch (5 us).
 
     Args:
         op: an op of ``torch.ops.stylekernels``.
@@ -70,7 +70,7 @@ def call(op: Callable, record: Callable, *arguments):
 
 
 def autograd_kernel(op: Callable, record: Callable, formula: Callable) -> Callable:
-    """The kernel of an op for PyTorch's autograd keys.
+    """Return the kernel of an op for PyTorch's autograd keys.
 
     Args:
         op, record: as `call` takes them.
@@ -89,8 +89,8 @@ def autograd_kernel(op: Callable, record: Callable, formula: Callable) -> Callab
 
 
 def by_formula(op: Callable, formula: Callable) -> Callable:
-    """Records an op whose gradient is that of its plain formula: a first derivative, which has a
-    kernel, differentiated again."""
+    """Return a function that records an op, with the gradient of its plain formula. It is for first
+    derivatives, whose own derivatives have no kernel."""
 
     class Differentiated(torch.autograd.Function):
         @staticmethod
@@ -135,25 +135,25 @@ def vjp(
     cotangents: Tensor | tuple[Tensor, ...],
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Vector-Jacobian product of ``formula`` at ``inputs``; None for an input that is not
-    ``wanted``. Itself differentiable, because ``formula`` is plain PyTorch."""
-    places = [index for index, want in enumerate(wanted) if want]
+    """Vector-Jacobian product of ``formula`` at ``inputs``, with None for inputs that are not
+    ``wanted``. It is differentiable, because ``formula`` is plain PyTorch."""
+    indices = [index for index, want in enumerate(wanted) if want]
 
     def of_wanted(*tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         full = list(inputs)
-        for index, tensor in zip(places, tensors, strict=True):
+        for index, tensor in zip(indices, tensors, strict=True):
             full[index] = tensor
         return formula(*full)
 
     products: list[Tensor | None] = [None] * len(inputs)
-    given = [inputs[index] for index in places]
+    given = [inputs[index] for index in indices]
     with without_autocast(given[0].device.type):
         _, pull_back = torch.func.vjp(of_wanted, *given)
-        for index, product in zip(places, pull_back(cotangents), strict=True):
+        for index, product in zip(indices, pull_back(cotangents), strict=True):
             products[index] = product
     return tuple(products)
 
 
 def with_gradient_of(value: Tensor, formula: Tensor) -> Tensor:
-    """``value``, differentiated as ``formula``, which is the same number less exactly."""
+    """``value``, with the gradient of ``formula``, a less exact way to compute the same number."""
     return value + (formula - formula.detach())

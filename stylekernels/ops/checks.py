@@ -1,8 +1,8 @@
-"""Checks of the shapes that Triton's kernels index by, before each launch: a function per op, with
-the op's arguments.
+"""Checks of the shapes that Triton's kernels index by, before each launch. Each op has a function
+here, with the op's arguments.
 
-Public functions check first and name the remedy. These are for direct calls of
-``torch.ops.stylekernels`` and for exported programs.
+Public functions check before, and their messages name a remedy. These checks are for direct calls
+of ``torch.ops.stylekernels`` and for exported programs.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def _expect(
     *shapes: tuple[int, ...],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """``tensor`` is None or on the device of ``x``, of one of the shapes and of ``dtype`` (of any
-    that is a floating-point number, if None)."""
+    """``tensor`` must be None, or have x's device, one of the shapes and ``dtype`` (None: any
+    floating-point dtype)."""
     if tensor is None:
         return
     if tensor.device != x.device:
@@ -56,7 +56,7 @@ def instance_norm(x, weight, bias, residual, mean, var, activation, *_options) -
         _expect(parameter, name, x, (c,), (n, c))
     _expect(residual, "residual", x, x.shape, dtype=x.dtype)
     if (mean is None) != (var is None):
-        raise ValueError("mean, var: expected both or neither, got one of them")
+        raise ValueError("mean, var: expected both or neither, got one of them; pass both")
 
 
 def instance_norm_backward(
@@ -116,7 +116,9 @@ def gram_losses_backward(
 def _one_per_layer(features: Sequence[Tensor], **others: Sequence | None) -> None:
     for name, values in others.items():
         if values is not None and len(values) != len(features):
-            raise ValueError(f"{name}: expected one for each of {len(features)} layers")
+            raise ValueError(
+                f"{name}: expected one for each of {len(features)} layers, got {len(values)}"
+            )
 
 
 def norm_conv2d(
@@ -137,9 +139,26 @@ def norm_conv2d_workspace(weight, n, h, w, *mode) -> None:
 
 
 def norm_conv2d_out(
-    x, weight, packed, bias, scale_shift, activation, negative_slope, residual, stride, padding,
-    padding_mode, upsample, norm_weight, norm_bias, eps, y, input, next_scale_shift, workspace,
-) -> None:  # fmt: skip
+    x,
+    weight,
+    packed,
+    bias,
+    scale_shift,
+    activation,
+    negative_slope,
+    residual,
+    stride,
+    padding,
+    padding_mode,
+    upsample,
+    norm_weight,
+    norm_bias,
+    eps,
+    y,
+    input,
+    next_scale_shift,
+    workspace,
+) -> None:
     if x.dim() != 4 or y.dim() != 4:
         raise ValueError(f"x, y: expected rank 4, got {tuple(x.shape)} and {tuple(y.shape)}")
     mode = (stride, padding, padding_mode, upsample)
@@ -177,7 +196,7 @@ def _kernel(weight: Tensor, padding_mode: str, upsample: str) -> None:
 
 
 def _convolution(x, weight, bias, scale_shift, activation, residual, mode) -> int:
-    """Returns the channels of the output."""
+    """Check a convolution's arguments and return the channels of its output."""
     *_, padding_mode, upsample = mode
     _kernel(weight, padding_mode, upsample)
     check_choice(activation, "activation", ACTIVATIONS)

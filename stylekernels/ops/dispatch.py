@@ -1,10 +1,10 @@
-"""The table of implementations: op x type of device -> implementations in order of preference.
+"""The table of implementations: (op, type of device) -> implementations in order of preference.
 
 ``native``     C++ kernels behind ``torch.ops.stylekernels``
 ``triton``     Triton kernels on a GPU, or on the CPU in Triton's interpreter
-``reference``  plain PyTorch, on every device; a compiler can inline it. It ends every row.
+``reference``  plain PyTorch, on every device, which a compiler can inline; the last of every row
 
-Each op registers its row, with predicates that decline arguments, beside its public function.
+Each op registers its row beside its public function, with predicates that decline arguments.
 """
 
 import importlib.util
@@ -27,14 +27,14 @@ def _triton_lacks() -> str | None:
         return "Triton is not installed (pip install triton)"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
-    # Triton compiles its own launchers, a few lines of C.
+    # Triton compiles a launcher in C for each kernel.
     if not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):
         return "Triton finds no C compiler (gcc or clang) for its launchers"
     return None
 
 
-#: The reason why there are no Triton kernels; None if there are. The interpreter runs them on the
-#: CPU for tests: it takes a second for the work of microseconds on a GPU.
+#: The reason why there are no Triton kernels, or None. The interpreter runs them on the CPU for
+#: tests: it takes seconds for what takes microseconds on a GPU.
 triton_missing: str | None = _triton_lacks()
 interprets_triton: bool = triton_missing is None and os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -45,8 +45,8 @@ class Implementation:
 
     Attributes:
         name: ``native`` or ``triton``.
-        declines: called with the arguments of a choice; returns why the next implementation of the
-            row is better for them, or None. None: it takes all arguments.
+        declines: a predicate of the arguments of `choose`, or None to accept all. It returns the
+            reason why the next implementation of the row is better for them, or None.
     """
 
     name: str
@@ -72,9 +72,9 @@ def register(
     """Put an op into the table.
 
     Args:
-        op: its name.
+        op: name of the op.
         cpu, cuda: implementations in order of preference; the reference follows them.
-        note: called with the op's arguments; returns what `explain` adds to the reason, or "".
+        note: a function of the op's arguments that returns text for `explain` to add, or "".
         public: whether `explain` takes the op.
     """
     _table[op] = {"cpu": cpu, "cuda": cuda}
@@ -89,11 +89,11 @@ def choose(op: str, device_type: str, *arguments: object) -> str:
 
     Args:
         op: a name from the table.
-        device_type: ``cpu`` or ``cuda``, or one that has the reference only.
+        device_type: ``cpu`` or ``cuda``; all others have only the reference.
         arguments: the arguments of the row's predicates.
 
     Raises:
-        RuntimeError: if an implementation is forced that is not there.
+        RuntimeError: if the forced implementation is not available.
     """
     row = _table[op].get(device_type, ())
     name = forced()
@@ -113,7 +113,7 @@ def choose(op: str, device_type: str, *arguments: object) -> str:
     if missing is not None:
         raise RuntimeError(
             f"the implementation {name!r} was forced, but {missing}; "
-            f"leave use_impl and {ENVIRONMENT} unset to use what is there"
+            f"leave use_impl and {ENVIRONMENT} unset to use what is available"
         )
     declines = found[0].declines
     return name if declines is None or declines(*arguments) is None else "reference"
@@ -125,7 +125,7 @@ def use_reference(op: str, x: Tensor) -> bool:
 
 
 def reason_of(op: str, device_type: str, *arguments: object) -> str:
-    """Return why `choose` takes what it takes, in words."""
+    """Return the reason for what `choose` returns, in words."""
     name = choose(op, device_type, *arguments)
     if name == forced():
         return f"forced by use_impl or {ENVIRONMENT}"
@@ -169,7 +169,7 @@ def _no_kernels(name: str, device_type: str) -> str:
 
 
 def tensors_in(arguments: Iterable[object]) -> Iterator[Tensor]:
-    """Yield the tensors among an op's arguments, also those in lists."""
+    """Yield the tensors among an op's arguments, including those in lists."""
     for argument in arguments:
         if isinstance(argument, Tensor):
             yield argument
@@ -181,15 +181,15 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     """Say which implementation of ``op`` runs for these arguments, and why.
 
     Args:
-        op: name of a public op, e.g. ``"gram_matrix"``.
+        op: name of a public op, for example ``"gram_matrix"``.
         args, kwargs: the op's own arguments; the first tensor among them decides.
 
     Returns:
         One line of text: the op, shape, dtype, layout and device; the implementations for that
-        device in order of preference; after a colon the one that runs, and why.
+        device in order of preference; after a colon the one that runs, and the reason.
 
     Raises:
-        ValueError: for an unknown op.
+        ValueError: if op is not the name of a public op.
         TypeError: if there is no tensor among the arguments.
     """
     if op not in OPS:

@@ -1,4 +1,4 @@
-"""Forces one implementation of every op, in a ``with`` block or for a process."""
+"""`use_impl`: force one implementation of every op, in a ``with`` block or for a process."""
 
 import contextlib
 import os
@@ -20,21 +20,21 @@ def _check_name(name: str | None, source: str) -> str | None:
 
 
 @dataclass(eq=False)
-class _Block:
-    """A ``with use_impl(...)`` block that was entered. Two blocks are never equal."""
+class _Forcing:
+    """A ``with use_impl(...)`` statement that was entered. Two of them are never equal."""
 
     name: str
     ended: bool = False
 
 
 _IN_ENVIRONMENT: str | None = _check_name(os.environ.get(ENVIRONMENT) or None, ENVIRONMENT)
-# The blocks that this thread or asyncio task has entered, and the open blocks of all threads.
-# Blocks may end in any order and in any thread; then the state is that from before.
-_own: ContextVar[tuple[_Block, ...]] = ContextVar("stylekernels.use_impl", default=())
-_all: list[_Block] = []
+# The ``with`` blocks that this thread or asyncio task has entered, and the open ones of all
+# threads. Blocks may end in any order and in any thread. The end of one undoes its effect.
+_own: ContextVar[tuple[_Forcing, ...]] = ContextVar("stylekernels.use_impl", default=())
+_all: list[_Forcing] = []
 _lock = threading.Lock()
-# The name of the last of `_all`, else the environment's. torch.compile guards on this variable:
-# compiled functions follow use_impl.
+# The name of the last of `_all`, or the environment's. torch.compile guards on this variable, so
+# that compiled functions follow use_impl.
 _anywhere: str | None = _IN_ENVIRONMENT
 
 
@@ -42,35 +42,35 @@ _anywhere: str | None = _IN_ENVIRONMENT
 def use_impl(name: str) -> Iterator[None]:
     """Force one implementation of every op inside a ``with`` block.
 
-    A thread or asyncio task with blocks of its own follows the innermost of these. Others, such as
-    those of PyTorch's backward pass on a GPU, follow the block entered last by anyone, and so do
-    functions compiled with ``torch.compile``, which cannot tell threads apart.
+    A thread or asyncio task that has entered blocks follows its innermost one. Other threads, such
+    as those of PyTorch's backward pass on a GPU, follow the block that any thread entered last. So
+    do functions compiled with ``torch.compile``, which cannot tell threads apart.
 
     Args:
         name: ``"native"``, ``"triton"`` or ``"reference"``. The environment variable
             ``STYLEKERNELS_IMPL`` does the same for a whole process.
 
     Raises:
-        ValueError: for any other name. An op called inside the block raises RuntimeError if it
-            has no such implementation for the tensor's device.
+        ValueError: if there is no such name. An op called inside the block raises RuntimeError if
+            it has no such implementation for the tensor's device.
     """
-    block = _Block(_check_name(name, "use_impl"))
+    block = _Forcing(_check_name(name, "use_impl"))
     _enter(block)
     _own.set((*(other for other in _own.get() if not other.ended), block))
     try:
         yield
-    finally:  # perhaps in another thread or task
+    finally:  # may run in another thread or task
         _leave(block)
 
 
-def _enter(block: _Block) -> None:
+def _enter(block: _Forcing) -> None:
     global _anywhere
     with _lock:
         _all.append(block)
         _anywhere = block.name
 
 
-def _leave(block: _Block) -> None:
+def _leave(block: _Forcing) -> None:
     global _anywhere
     with _lock:
         block.ended = True

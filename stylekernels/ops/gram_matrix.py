@@ -19,8 +19,8 @@ from stylekernels.ops.dispatch import register, use_reference
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.tensors import DTYPES, dense_like, new_like, wide_dtype
 
-# The mean that comes back is (2, N, C): its value, and the rounding error of that value; empty if
-# it was not asked for.
+# The returned mean is (2, N, C): its value, and the rounding error of that value. Without
+# ``center`` it is empty.
 SCHEMAS = (
     "gram_matrix(Tensor x, float? scale, bool center) -> (Tensor gram, Tensor mean)",
     "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) -> Tensor grad_x",
@@ -166,7 +166,7 @@ class _GramLoss(torch.autograd.Function):
         _loss, grad_gram = output
         ctx.mark_non_differentiable(grad_gram)
         ctx.set_materialize_grads(False)
-        # The target is kept for second derivatives alone; it is small and the caller holds it.
+        # The target is saved for second derivatives only. It is small, and the caller holds it.
         ctx.save_for_backward(x, target, grad_gram)
 
     @staticmethod
@@ -186,7 +186,7 @@ class _GramLoss(torch.autograd.Function):
 
 
 class _GramLosses(torch.autograd.Function):
-    """`_GramLoss` of several layers; takes the scales, all features and all targets."""
+    """`_GramLoss` for several layers. The inputs are the scales, all features and all targets."""
 
     @staticmethod
     def forward(scales: Sequence[float] | None, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -204,7 +204,7 @@ class _GramLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor | None, *_grads_of_grad_grams: None):
-        saved = ctx.saved_tensors  # once: reading them unpacks them
+        saved = ctx.saved_tensors  # read once: each read unpacks all of them
         layers = len(saved) // 3
         if grad is None:
             return None, *[None] * 2 * layers
@@ -218,7 +218,7 @@ class _GramLosses(torch.autograd.Function):
                 _gram_gradient(*layer) for layer in zip(features, targets, scales, strict=True)
             ]
         grad_features = [None] * layers
-        if any(wanted[:layers]):  # then mostly all of them: they are layers of one network
+        if any(wanted[:layers]):  # mostly all or none: they are layers of one network
             grad_features = derivative(
                 _gram_losses_backward_op, features, grad_grams, grad, ctx.scales
             )
@@ -232,7 +232,7 @@ class _GramLosses(torch.autograd.Function):
 
 
 def _gram_gradient(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
-    """The gradient of a Gram loss at the Gram matrix, for a second derivative."""
+    """The gradient of a Gram loss with respect to the Gram matrix, differentiable once more."""
     difference = _gram_matrix_op(x, scale, False)[0] - target
     return difference * (2 / difference.numel())
 
@@ -268,7 +268,8 @@ def _check_features(x: Tensor, name: str = "x") -> None:
 
 
 def _checked_target(target: Tensor, x: Tensor, name: str = "target", of: str = "x") -> Tensor:
-    """A target for the Gram matrices of ``x``, whose name is ``of``; in the dtype of these."""
+    """Check a target for the Gram matrices of ``x``, which messages call ``of``, and return it in
+    their dtype."""
     check_tensor(target, name)
     n, c = x.shape[0], x.shape[1]
     if not fits(target, (1, c, c), (n, c, c), (c, c)):
@@ -277,11 +278,11 @@ def _checked_target(target: Tensor, x: Tensor, name: str = "target", of: str = "
             f"got {tuple(target.shape)}"
         )
     if autocast_dtype(x) is not None and target.dtype in DTYPES:
-        target = target.to(wide_dtype(x))  # a product made under autocast has its dtype
+        target = target.to(wide_dtype(x))  # a target computed under autocast has autocast's dtype
     if target.dtype != wide_dtype(x):
         raise TypeError(
             f"{name}: expected dtype {wide_dtype(x)} for {of} of {x.dtype}, got {target.dtype}; "
-            "targets are what gram_matrix returns"
+            "make targets with gram_matrix"
         )
     check_device(target, name, x, of)
     return target
@@ -322,13 +323,13 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
 def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tensor:
     """Style loss of one layer: mean squared error between ``gram_matrix(x)`` and ``target``.
 
-    The gradient is one product of x with a C x C matrix; besides x nothing of image size is kept.
+    The gradient is one product of x with a C x C matrix. Nothing of image size is saved besides x.
 
     Args:
         x: features, (N, C, H, W), contiguous or channels_last, or (N, C, L); float32, bfloat16,
             float16 or float64.
-        target: Gram matrices to reach, (N, C, C), or (1, C, C) or (C, C) for the same target for
-            every image; float32 (float64 for float64 x), any floating dtype under autocast. It
+        target: Gram matrices to reach, (N, C, C), or (1, C, C) or (C, C) for one target for all
+            images; float32 (float64 for float64 x), any floating-point dtype under autocast. It
             may require a gradient.
         scale: factor of the Gram matrix of x; ``1 / (C * H * W)`` by default.
 
@@ -355,16 +356,16 @@ def gram_losses(
     *,
     scales: Sequence[float] | None = None,
 ) -> Tensor:
-    """Style losses of several layers: `gram_loss` of each, to be weighed and added up.
+    """Style losses of several layers: the `gram_loss` of each, for a weighted sum.
 
-    On a GPU all layers share the launches of one: deep layers are too small to fill it alone.
+    On a GPU all layers share the kernel launches of one: deep layers are too small to fill a GPU.
 
     Args:
         features: for each layer (N, C, H, W), contiguous or channels_last, or (N, C, L); float32,
             bfloat16, float16 or float64, the same for all layers. Sizes and memory layouts may
             differ from layer to layer.
         targets: Gram matrices to reach, one for each layer: (N, C, C), or (1, C, C) or (C, C) for
-            the same target for every image; float32 (float64 for float64 features), any floating
+            one target for all images; float32 (float64 for float64 features), any floating-point
             dtype under autocast. They may require gradients.
         scales: factors of the layers' Gram matrices; ``1 / (C * H * W)`` by default.
 
@@ -372,10 +373,10 @@ def gram_losses(
         The loss of each layer, (layers,), float32 (float64 for float64 features).
 
     Raises:
-        TypeError: if features or targets are not lists of tensors of these dtypes, or scales not
-            a list.
-        ValueError: if there is no layer, not a target or a scale for each, or a shape or device
-            does not fit.
+        TypeError: if features or targets are not lists of tensors of these dtypes, or scales is
+            not a list.
+        ValueError: if there is no layer, if a layer lacks a target or a scale, or if a shape or
+            device does not fit.
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     equations 4 to 6.

@@ -22,8 +22,8 @@ SCHEMAS = (
     "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
     "Tensor? var, str activation, float negative_slope, bool residual_first, float eps, "
     "bool own_stats) -> (Tensor y, Tensor mean, Tensor rstd)",
-    # own_stats: the given mean and var are those of x, and gradients go through them to x, as where
-    # none are given. The returned mean is (2, N, C): its value and that value's rounding error.
+    # own_stats: the given mean and var are those of x. Gradients go through them to x, as they do
+    # if none are given. The returned mean is (2, N, C): its value and that value's rounding error.
     # sum_grad and sum_grad_normalized are (N, C): the sums over a plane of the gradient before
     # the activation, and of its product with the normalised input.
     "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
@@ -136,8 +136,8 @@ class _Stats(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-        # d mean / d x = 1 / (H W);  d var / d x = 2 (x - mean) / (H W). Plain PyTorch: it is one
-        # multiply-add per pixel, and it can be differentiated again.
+        # d mean / d x = 1 / (H W);  d var / d x = 2 (x - mean) / (H W). In plain PyTorch: one
+        # multiply-add per pixel, and differentiable again.
         x, mean = ctx.saved_tensors
         count = x.shape[2] * x.shape[3]
         slope, offset = (2.0 / count) * grad_var, grad_mean / count
@@ -173,7 +173,7 @@ class _InstanceNorm(torch.autograd.Function):
         # A residual added after the activation has the gradient of the output.
         grad_residual = grad if wanted[3] and not residual_first else None
         wanted[3] = wanted[3] and residual_first
-        if mean is None:  # those of x, given or not
+        if mean is None:  # the statistics are those of x, whether they were given or not
             wanted[4] = wanted[5] = False
         grads = [None] * 6
         if any(wanted):
@@ -189,8 +189,8 @@ class _InstanceNorm(torch.autograd.Function):
 def _with_gradients(
     used_mean: Tensor, rstd: Tensor, x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The mean (2, N, C) and 1 / sqrt(var + eps) that were used, as differentiable results of what
-    they were taken from: given statistics, or x."""
+    """Return the mean (2, N, C) and 1 / sqrt(var + eps) that were used, as differentiable functions
+    of the given statistics, or of x if none were given."""
     if mean is None:
         mean, var = reference.instance_norm_stats(x)
     mean, var = mean.to(rstd.dtype).expand(rstd.shape), var.to(rstd.dtype).expand(rstd.shape)
@@ -201,17 +201,17 @@ def _with_gradients(
 
 
 def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
-    """(N, C) to the shape and dtype of a parameter, (C,) or (N, C)."""
+    """Reduce (N, C) to the shape and dtype of a parameter, (C,) or (N, C)."""
     return (grad.sum(0) if like.dim() == 1 else grad).to(like.dtype)
 
 
 def _gradients(inputs, mean, var, activation, negative_slope, wanted) -> list[Tensor | None]:
-    """Gradients of x, weight, bias, residual (where it came before the activation), mean, var;
-    None for those that are not wanted.
+    """Gradients of x, weight, bias, residual (if added before the activation), mean and var; None
+    for those that are not wanted.
 
     Args:
         inputs: the tensors of `_backward_op`.
-        mean, var: the given statistics; None for those of x.
+        mean, var: the given statistics, or None if they are those of x.
     """
     _grad, _x, weight, bias, _residual, _used_mean, rstd = inputs
     grad_x, grad_residual, sum_grad, sum_grad_normalized = derivative(
@@ -260,10 +260,10 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
         x: (N, C, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
 
     Returns:
-        mean and variance (divided by H W), (N, C) each, float32 (float64 for float64 input),
-        differentiable. Exact also where the mean is large against the deviation: blocks of pixels
-        are reduced about a local shift and merged in double precision (Chan, Golub and LeVeque,
-        1983).
+        Mean and variance (divided by H W), (N, C) each, float32 (float64 for float64 input),
+        differentiable. They are exact even if the mean is large compared to the deviation: pieces
+        of a plane are reduced about a local shift and merged in double precision (Chan, Golub and
+        LeVeque, 1983).
 
     Raises:
         TypeError: if x is not a floating-point tensor.
@@ -298,21 +298,22 @@ def instance_norm(
             instance norm, in x's dtype or float32; 1 by default.
         bias: shift, as weight; 0 by default.
         residual: added after the activation; x's shape and dtype. Under autocast it may have
-            another dtype; the wider one is then that of the result, as in a sum.
+            another dtype; the result then has the wider one, as a sum has.
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
         negative_slope: slope of ``leaky_relu`` below zero.
         residual_first: add the residual before the activation instead.
-        eps: added to the variance. Without it constant planes are normalised to 0.
-        stats: (mean, biased variance) to use in place of the image's own: (C,) or (N, C) each, in
-            x's dtype or float32. Running statistics, or those of a whole image for its tiles.
+        eps: added to the variance. With 0, constant planes are normalised to 0.
+        stats: (mean, biased variance) to use instead of the image's own: (C,) or (N, C) each, in
+            x's dtype or float32. Examples are running statistics, and those of a whole image for
+            its tiles.
 
     Returns:
         x's shape, dtype and layout.
 
     Raises:
-        TypeError: if a dtype does not fit, or what should be a tensor or a pair of them is none.
-        ValueError: if a shape, device or name does not fit, or if planes of a single pixel are to
-            be normalised by their own statistics.
+        TypeError: if a dtype does not fit, or an argument is no tensor or no pair of tensors.
+        ValueError: if a shape, device or name does not fit, or if planes have a single pixel and
+            no ``stats`` are given.
 
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016; Huang and Belongie, "Arbitrary
     style transfer in real-time with adaptive instance normalization", 2017, equation 8.
@@ -321,7 +322,7 @@ def instance_norm(
     check_choice(activation, "activation", ACTIVATIONS)
     if isinstance(residual, Tensor) and residual.dtype != x.dtype and autocast_dtype(x) is not None:
         check_image_batch(residual, "residual")
-        wider = torch.promote_types(x.dtype, residual.dtype)  # as adding them would give
+        wider = torch.promote_types(x.dtype, residual.dtype)  # the dtype of their sum
         x, residual = x.to(wider), residual.to(wider)
     if weight is not None:
         check_per_channel(weight, "weight", x)
@@ -350,7 +351,7 @@ def instance_norm(
     elif x.shape[2] * x.shape[3] == 1:
         raise ValueError(
             f"x: expected more than one pixel per plane to take statistics of, got "
-            f"{tuple(x.shape)}; pass stats to normalise by others"
+            f"{tuple(x.shape)}; pass stats to normalise by given ones"
         )
     inputs = (x, weight, bias, residual, mean, var)
     # Without an activation the order makes no difference, and the backward pass needs no residual.
@@ -367,7 +368,7 @@ def normalize(
     *,
     own_stats_known: bool = False,
 ) -> Tensor:
-    """`instance_norm` by its op, of checked arguments.
+    """Run the op of `instance_norm` on checked arguments.
 
     Args:
         inputs: x, weight, bias, residual, mean, var.

@@ -33,12 +33,12 @@ from stylekernels.tensors import (
     wide_dtype,
 )
 
-# Results that were not asked for are empty tensors: mean and var in their own dtype, input in x's.
+# Results that are not requested are empty tensors: mean and var in their own dtype, input in x's.
 #
-# The last three ops make frames in `inference`: weights are packed once, and nothing is allocated.
-# There x may be bytes, 0..255, and y too (rounded, and clamped). Without upsampling and statistics
-# y may be smaller than the convolution's output: it gets the first rows and columns of it.
-# norm_weight and norm_bias are (Cout,).
+# The last three ops are for `inference`: weights are packed once, and frames allocate nothing.
+# x and y may be bytes, 0..255 (y is rounded and clamped). Without upsampling and statistics y may
+# be smaller than the convolution's output: it receives the first rows and columns. norm_weight and
+# norm_bias are (Cout,).
 SCHEMAS = (
     "norm_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? scale_shift, str activation, "
     "float negative_slope, Tensor? residual, bool return_input, int stride, int padding, "
@@ -57,7 +57,7 @@ SCHEMAS = (
 
 
 class NormConv2dOutput(NamedTuple):
-    """The results of `norm_conv2d`; None for results that were not asked for.
+    """The results of `norm_conv2d`. Those that were not requested are None.
 
     Attributes:
         y: the raw output of the convolution, (N, Cout, Hout, Wout).
@@ -72,14 +72,15 @@ class NormConv2dOutput(NamedTuple):
 
 
 def _in_layout_of(x: Tensor, *results: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The results in x's layout, and none of them x itself."""
+    """Return the results in x's layout. A result that is x itself is copied."""
     layout = layout_of(x)
-    return tuple(
-        None if result is None
-        else result.clone(memory_format=layout) if result is x
-        else result.contiguous(memory_format=layout)
-        for result in results
-    )  # fmt: skip
+
+    def laid_out(result: Tensor | None) -> Tensor | None:
+        if result is x:
+            return result.clone(memory_format=layout)
+        return None if result is None else result.contiguous(memory_format=layout)
+
+    return tuple(map(laid_out, results))
 
 
 def _formula(x: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,9 +96,20 @@ def _formula(x: Tensor, *arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _fake(
-    x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, stride,
-    padding, padding_mode, upsample, return_stats,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    x,
+    weight,
+    bias,
+    scale_shift,
+    activation,
+    negative_slope,
+    residual,
+    return_input,
+    stride,
+    padding,
+    padding_mode,
+    upsample,
+    return_stats,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels = weight.shape[1 if upsample == "transpose" else 0]
     if upsample == "none":
         reach = 2 * padding - weight.shape[2]
@@ -111,14 +123,42 @@ def _fake(
 
 
 def norm_conv2d_out_formula(
-    x, weight, packed, bias, scale_shift, activation, negative_slope, residual, stride, padding,
-    padding_mode, upsample, norm_weight, norm_bias, eps, y, input, next_scale_shift, workspace,
-) -> None:  # fmt: skip
+    x,
+    weight,
+    packed,
+    bias,
+    scale_shift,
+    activation,
+    negative_slope,
+    residual,
+    stride,
+    padding,
+    padding_mode,
+    upsample,
+    norm_weight,
+    norm_bias,
+    eps,
+    y,
+    input,
+    next_scale_shift,
+    workspace,
+) -> None:
     """The op `norm_conv2d_out` in plain PyTorch."""
     whole, mean, var, given = reference.norm_conv2d(
-        x.to(weight.dtype), weight, bias, scale_shift, activation, negative_slope, residual,
-        input is not None, stride, padding, padding_mode, upsample, next_scale_shift is not None,
-    )  # fmt: skip
+        x.to(weight.dtype),
+        weight,
+        bias,
+        scale_shift,
+        activation,
+        negative_slope,
+        residual,
+        input is not None,
+        stride,
+        padding,
+        padding_mode,
+        upsample,
+        next_scale_shift is not None,
+    )
     if input is not None:
         input.copy_(given)
     if next_scale_shift is not None:
@@ -155,7 +195,7 @@ def _check_scale_shift(scale_shift: Tensor, x: Tensor) -> None:
     if not fits(scale_shift, shape):
         raise ValueError(
             f"scale_shift: expected shape (N, Cin, 2) = {shape}, got {tuple(scale_shift.shape)}; "
-            "norm_scale_shift makes it of statistics"
+            "norm_scale_shift makes it from statistics"
         )
     if scale_shift.dtype != wide_dtype(x):
         raise TypeError(
@@ -187,52 +227,53 @@ def norm_conv2d(
     upsample: str = "none",
     return_stats: bool = True,
 ) -> NormConv2dOutput:
-    """A convolution that normalises its input as it reads, and takes statistics as it writes.
+    """A convolution that normalises its input while reading, and takes statistics while writing.
 
-    In this order: ``activation(x * scale + shift) + residual``, upsample, pad, convolve, add the
-    bias. Where instance norm stands between two convolutions, the first one's statistics become
-    the second one's ``scale_shift``, and between them is nothing but raw output::
+    The order is: ``activation(x * scale + shift) + residual``, upsample, pad, convolve, add the
+    bias. If instance norm stands between two convolutions, `norm_scale_shift` turns the statistics
+    of the first into the ``scale_shift`` of the second. Only raw output is stored between them::
 
         a = norm_conv2d(image, weight1, padding=4, padding_mode="reflect")
         b = norm_conv2d(a.y, weight2, scale_shift=norm_scale_shift(a.mean, a.var, gain, offset),
                         activation="relu", stride=2, padding=1, padding_mode="reflect")
 
-    A convolution's bias cancels in the instance norm that follows it: leave it out there. For
-    inference only; `upsample_block` and `instance_norm` are what trains.
+    An instance norm cancels the bias of the convolution before it: leave that bias out. This op is
+    for inference; train with `upsample_block` and `instance_norm`.
 
     Args:
         x: (N, Cin, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
         weight: (Cout, Cin, k, k), k from 1 to 9, odd and at least 3 for ``nearest``;
             (Cin, Cout, k, k), k 3 or 4, for ``transpose``. x's dtype.
         bias: (Cout,), in x's dtype or float32; added before the output is rounded.
-        scale_shift: (N, Cin, 2), the factor and the addend of each image's channels, float32
-            (float64 for float64 ``x``), as `norm_scale_shift` makes it. None: x as it is.
+        scale_shift: (N, Cin, 2), scale and shift of each image's channels, float32 (float64 for
+            float64 ``x``), as `norm_scale_shift` makes it. None: x is not normalised.
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
         negative_slope: slope of ``leaky_relu`` below zero.
         residual: added after the activation; x's shape and dtype.
-        return_input: also return what is convolved, for the next skip connection.
+        return_input: also return the convolved input, for the next skip connection.
         stride: 1 or 2; 1 with ``nearest`` and ``transpose``.
         padding: pixels on every side; k // 2 with ``nearest``; left at 0 with ``transpose``, which
             implies it.
-        padding_mode: ``zeros``, ``reflect`` or ``replicate``: how the normalised, upsampled image
-            goes on past its border (zeros are zeros of the normalised image). A transposed
-            convolution with ``zeros`` is torch's; with another mode its input goes on instead.
+        padding_mode: ``zeros``, ``reflect`` or ``replicate``: the pixels around the normalised,
+            upsampled image (zeros are zeros after normalising). A transposed convolution with
+            ``zeros`` is torch's; with another mode its input is padded instead.
         upsample: ``none``; ``nearest``, each pixel repeated twice in both directions; or
             ``transpose``, a transposed convolution of stride 2 and padding 1 (and output padding
             1 for k = 3). Both give 2 H by 2 W.
         return_stats: also return the mean and biased variance of the output's planes.
 
     Returns:
-        ``NormConv2dOutput(y, mean, var, input)``, always these four, None for what was not asked
-        for: an option never moves a result. ``y`` is (N, Cout, Hout, Wout) in x's dtype and
-        layout. ``mean`` and ``var`` are (N, Cout), float32 (float64 for float64), of ``y`` as
-        stored, that is after rounding: what its reader normalises. ``input`` has x's shape, dtype
-        and layout, and is never x itself. What is computed in half precision is computed in
-        float32 and rounded twice: the input, and the output (with ``nearest``, on AMX and in
-        Triton's kernels, sums of weights besides). Inf and NaN spread, as NaN, a few pixels further
-        than the kernel reaches where pixels are computed together: by Winograd's method on the CPU,
-        and on GPUs in large kernels and upsampling. Under autocast x, weight and residual are cast
-        first, as a convolution's are.
+        ``NormConv2dOutput(y, mean, var, input)``. There are always four results; those that were
+        not requested are None. ``y`` is (N, Cout, Hout, Wout) in x's dtype and layout. ``mean`` and
+        ``var`` are (N, Cout), float32 (float64 for float64): the statistics of ``y`` after
+        rounding, since its reader normalises the rounded values. ``input`` has x's shape, dtype and
+        layout, and is never x itself.
+
+        Half precision is computed in float32 and rounded twice: the input and the output. With
+        ``nearest``, on AMX and in Triton's kernels, sums of weights are rounded as well. Inf and
+        NaN spread, as NaN, a few pixels further than the kernel reaches if pixels are computed
+        together: by Winograd's method on the CPU, and for large kernels and upsampling on GPUs.
+        Under autocast x, weight and residual are cast first, as a convolution's are.
 
     Raises:
         TypeError: if a dtype does not fit.
@@ -267,15 +308,26 @@ def norm_conv2d(
     check_conv_geometry(x, weight.shape[2], stride, padding, padding_mode, upsample)
     _refuse_gradients(x=x, weight=weight, bias=bias, scale_shift=scale_shift, residual=residual)
     arguments = (
-        x, weight, bias, scale_shift, activation, negative_slope, residual, return_input, stride,
-        padding, padding_mode, upsample, return_stats,
-    )  # fmt: skip
-    # The dtypes are chosen; autocast would round what the formula computes in float32.
+        x,
+        weight,
+        bias,
+        scale_shift,
+        activation,
+        negative_slope,
+        residual,
+        return_input,
+        stride,
+        padding,
+        padding_mode,
+        upsample,
+        return_stats,
+    )
+    # Dtypes are chosen at this point. Autocast would round what the formula computes in float32.
     device = x.device.type
     with torch.autocast(device, enabled=False) if dtype is not None else contextlib.nullcontext():
         if use_reference("norm_conv2d", x):
             y, mean, var, given = reference.norm_conv2d(*arguments)
-            if not transformed():  # vmap cannot tell a layout
+            if not transformed():  # under vmap tensors have no known layout
                 y, given = _in_layout_of(x, y, given)
             return NormConv2dOutput(y, mean, var, given)
         if torch.compiler.is_compiling():
@@ -297,16 +349,16 @@ def norm_scale_shift(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """The ``scale_shift`` of `norm_conv2d` that makes instance norm of statistics.
+    """Return the ``scale_shift`` of `norm_conv2d` for an instance norm with these statistics.
 
     ``scale = weight / sqrt(var + eps)`` and ``shift = bias - mean * scale``, so that
     ``x * scale + shift`` is ``(x - mean) / sqrt(var + eps) * weight + bias``.
 
     Precision: both numbers are computed in float64 and rounded once. In float32 the rounding of the
     mean and of the shift moves a plane by up to 2^-23 |mean| / sqrt(var) of its deviation (times
-    weight): 1e-4 at a mean of 1000 deviations. ``F.instance_norm`` and ``F.batch_norm`` come to
-    the same two numbers, and lose as much; `instance_norm` subtracts the mean first, with its
-    rounding error, and loses nothing.
+    weight): 1e-4 at a mean of 1000 deviations. ``F.instance_norm`` and ``F.batch_norm`` use the
+    same two numbers and have the same error. `instance_norm` subtracts the mean and its rounding
+    error first, and does not have it.
 
     Args:
         mean, var: mean and biased variance of each image's channels, (N, C), as `norm_conv2d` and

@@ -1,4 +1,4 @@
-"""Padding for training: it keeps an image's memory layout, and keeps no image for the backward
+"""Padding for training: it preserves an image's memory layout, and saves no image for the backward
 pass."""
 
 import torch
@@ -17,10 +17,10 @@ def convolved_image(x: Tensor, kernel: int, upsample: str, padding_mode: str) ->
 
 
 def pad(x: Tensor, border: int, padding_mode: str) -> Tensor:
-    """Continue ``x`` by ``border`` pixels on every side.
+    """Pad ``x`` by ``border`` pixels on every side.
 
-    The gradient of a channels_last image is channels_last. Transforms of torch.func have rules for
-    PyTorch's own padding, and get that.
+    The gradient of a channels_last image is channels_last. Under transforms of torch.func, which
+    have rules only for PyTorch's own ops, PyTorch pads.
     """
     if inside_transform():
         return reference.pad(x, border, padding_mode)
@@ -37,22 +37,22 @@ def pad_channels_last(x: Tensor, border: int, mode: str) -> Tensor:
     height, width = (side + 2 * border for side in x.shape[2:])
     image = empty_channels_last(x, height, width)
     image[:, :, border : height - border, border : width - border].copy_(x)
-    for dim in (3, 2):  # the corners come with the rows
+    for dim in (3, 2):  # rows are copied last, whole, and so fill the corners
         first, last = border, border + x.shape[dim] - 1
-        for step in range(1, border + 1):
-            inward = step if mode == "reflect" else 0
-            image.select(dim, first - step).copy_(image.select(dim, first + inward))
-            image.select(dim, last + step).copy_(image.select(dim, last - inward))
+        for distance in range(1, border + 1):
+            inward = distance if mode == "reflect" else 0
+            image.select(dim, first - distance).copy_(image.select(dim, first + inward))
+            image.select(dim, last + distance).copy_(image.select(dim, last - inward))
     return image
 
 
 class _Pad(torch.autograd.Function):
-    """``F.pad`` for reflect and replicate that keeps nothing for the backward pass. PyTorch keeps
-    the whole input there, and needs only its size."""
+    """``F.pad`` for reflect and replicate that saves nothing for the backward pass. PyTorch saves
+    the whole input, and needs only its size."""
 
     @staticmethod
     def forward(x: Tensor, border: int, mode: str) -> Tensor:
-        # PyTorch pads channels_last images as such on the CPU alone; compilers choose layouts.
+        # PyTorch preserves channels_last only on the CPU. Compilers choose layouts themselves.
         if channels_last(x) and x.device.type != "cpu" and not torch.compiler.is_compiling():
             return pad_channels_last(x, border, mode)
         return F.pad(x, [border] * 4, mode)
@@ -86,8 +86,9 @@ class _KeepLayout(torch.autograd.Function):
 
 
 def _fold(grad: Tensor, dims: tuple[int, ...], border: int, mode: str) -> Tensor:
-    """Cut the border off and add it, in wide_dtype, to the pixels that it repeated. The image is
-    copied once; the strips of the border are thin. ``index_add`` would add in any order on a GPU.
+    """The gradient of padding: cut the border off, and add it in wide_dtype to the pixels that it
+    repeated. The image is copied once; the strips of the border are thin. ``index_add`` is not
+    used, for on a GPU its order of additions varies.
     """
     dim, *rest = dims
     size = grad.shape[dim] - 2 * border

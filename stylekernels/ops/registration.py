@@ -1,5 +1,5 @@
-"""Makes ops known to PyTorch: schema, formula, tracing rule, gradient, and Triton's launcher for
-GPUs."""
+"""Registration of ops with PyTorch: schema, formula, tracing rule, gradient, and Triton's launcher
+for GPUs."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 def define(
     schema: str, formula: Callable, fake: Callable | None, *, triton: str | None = None
 ) -> None:
-    """Make an op known to PyTorch.
+    """Register an op with PyTorch.
 
     Args:
-        schema: as PyTorch writes it, without the namespace. Defined here only where no compiled
+        schema: PyTorch's schema, without the namespace. It is defined here only if no compiled
             library has defined it already.
         formula: plain PyTorch with the op's arguments and results, used on every device that has
             no kernel of ours.
-        fake: gives the shapes, dtypes and strides of the results, for tracing; None for an op
-            whose results a trace can't know.
+        fake: returns results with the right shapes, dtypes and strides, for tracing; None for an
+            op whose results depend on more than that.
         triton: the module of ``stylekernels.triton`` that has a launcher of the op's name.
     """
     name = schema[: schema.index("(")]
@@ -39,20 +39,21 @@ def define(
         torch.library.register_fake(f"{NAMESPACE}::{name}", _on_one_device(fake), lib=_library)
     if triton is not None and dispatch.triton_missing is None:
         launch = _launcher(triton, name, formula)
-        _library.impl(name, launch, "CUDA")  # the key of AMD's GPUs too
+        _library.impl(name, launch, "CUDA")  # AMD's GPUs have this key as well
         if dispatch.interprets_triton:
             _interpret_on_cpu(name, launch)
 
 
 def _on_one_device(fake: Callable) -> Callable:
-    """A tracing rule that refuses tensors of several devices: PyTorch takes it for a call with one
-    tensor on ``meta``, and would return memory that nobody wrote."""
+    """Return a tracing rule that refuses tensors on several devices. PyTorch also calls it for real
+    tensors if one is on ``meta``, and would return uninitialised memory."""
 
     def checked(*arguments):
         devices = {str(tensor.device) for tensor in dispatch.tensors_in(arguments)}
         if len(devices) > 1:
             raise ValueError(
-                f"expected all tensors on one device, got {' and '.join(sorted(devices))}"
+                f"tensors: expected one device, got {' and '.join(sorted(devices))}; move them "
+                "to one"
             )
         return fake(*arguments)
 
@@ -65,18 +66,18 @@ def differentiate(op: Callable, formula: Callable, record: Callable | None = Non
     Args:
         op: an op of ``torch.ops.stylekernels``.
         formula: plain PyTorch, as `define` takes it.
-        record: runs the op in an autograd function, of the op's arguments; None for a first
-            derivative, whose own is that of its formula.
+        record: a function of the op's arguments that runs it in an autograd function. None for a
+            first derivative, whose own derivative is that of its formula.
     """
     name = op._schema.name.removeprefix(f"{NAMESPACE}::")
     record = by_formula(op, formula) if record is None else record
     _library.impl(name, autograd_kernel(op, record, formula), "Autograd")
     _library.impl(name, formula, "FuncTorchBatched")
-    _library.impl(name, formula, "Batched")  # is_grads_batched, which is no torch.func
+    _library.impl(name, formula, "Batched")  # is_grads_batched, which does not use torch.func
 
 
 def refuse_gradients(op: Callable, instead: str) -> None:
-    """Give a defined op without a gradient a kernel for autograd that says so.
+    """Give a defined op without a gradient a kernel for autograd that raises RuntimeError.
 
     Args:
         op: an op of ``torch.ops.stylekernels``.
@@ -94,7 +95,8 @@ def refuse_gradients(op: Callable, instead: str) -> None:
 
 
 def _launcher(module: str, name: str, formula: Callable) -> Callable:
-    """Imports Triton when it is first called."""
+    """Return a function that checks arguments and launches Triton's kernels. Triton is imported in
+    its first call."""
     check = getattr(checks, name)
 
     def launch(x: Tensor | Sequence[Tensor], *arguments):
@@ -105,14 +107,14 @@ def _launcher(module: str, name: str, formula: Callable) -> Callable:
         launcher = getattr(import_module(f"stylekernels.triton.{module}"), name)
         if tensors[0].device.type != "cuda":
             return launcher(x, *arguments)
-        with torch.cuda.device(tensors[0].device):  # Triton launches on the current one
+        with torch.cuda.device(tensors[0].device):  # Triton launches on the current device
             return launcher(x, *arguments)
 
     return launch
 
 
 def _interpret_on_cpu(name: str, launch: Callable) -> None:
-    """Tensors on the CPU go to Triton's interpreter where ``triton`` is forced."""
+    """Send tensors on the CPU to Triton's interpreter if ``triton`` is forced."""
     otherwise = torch.library.get_kernel(f"{NAMESPACE}::{name}", "CPU")
 
     def choose(keys, *arguments):
@@ -121,5 +123,5 @@ def _interpret_on_cpu(name: str, launch: Callable) -> None:
         return otherwise.call_boxed(keys, *arguments)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Oo]verrid")  # that is what is meant
+        warnings.filterwarnings("ignore", message=".*[Oo]verrid")  # overriding is intended
         _library.impl(name, choose, "CPU", with_keyset=True)

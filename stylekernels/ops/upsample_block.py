@@ -42,10 +42,10 @@ from stylekernels.tensors import (
 )
 
 SCHEMAS = (
-    # Each pixel repeated twice in both directions, with a border on all sides; channels_last.
+    # Repeats each pixel twice in both directions and pads all sides; the result is channels_last.
     "upsampled_image(Tensor x, int border, str padding_mode) -> Tensor",
-    # The convolution by our kernel, and with `stats` mean and variance of its planes; else these
-    # are empty.
+    # Runs the convolution by our kernel. With `stats` mean and var are those of the planes of y,
+    # else they are empty.
     "upsample_conv2d(Tensor x, Tensor weight, Tensor? bias, str upsample, str padding_mode, "
     "bool stats) -> (Tensor y, Tensor mean, Tensor var)",
 )
@@ -74,35 +74,35 @@ def upsample_block(
 ) -> Tensor:
     """Double an image's size with a learned convolution, then instance norm and activation.
 
-    The convolution's input, its raw output and that output's statistics are kept for the backward
-    pass: nothing that instance norm or the activation make.
+    The backward pass needs the convolution's input, its raw output and that output's statistics.
+    Results of instance norm and activation are not saved.
 
-    On a GPU the convolution is PyTorch's, but for those of channels_last images that are transposed
-    and continue the border, or nearest and in half precision. PyTorch's, and its backward pass
-    always, may differ in the last digits run to run unless
-    ``torch.backends.cudnn.deterministic = True`` asks for one that doesn't.
+    On a GPU the convolution is PyTorch's, with two exceptions for channels_last images: transposed
+    convolutions with padding other than zeros, and ``nearest`` in half precision. PyTorch's
+    convolutions, which the backward pass always uses, may differ in the last digits from run to run
+    unless ``torch.backends.cudnn.deterministic`` is True.
 
     Args:
         x: (N, Cin, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
         weight: (Cin, Cout, k, k), k 3 or 4, for ``transpose``; (Cout, Cin, k, k), k odd, for
             ``nearest``.
         norm_weight, norm_bias: instance norm's scale and shift, (Cout,) or (N, Cout).
-        bias: the convolution's, (Cout,). Instance norm cancels it exactly: with
-            ``norm="instance"`` it is left out and its gradient is zeros.
+        bias: the convolution's bias, (Cout,). Instance norm cancels it exactly: with
+            ``norm="instance"`` it is left out and its gradient is zero.
         upsample: ``transpose``, a transposed convolution of stride 2, or ``nearest``, each pixel
             repeated twice and a convolution of stride 1.
         norm: ``instance`` or ``none``.
         activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
         negative_slope: slope of ``leaky_relu`` below zero.
-        padding_mode: ``zeros``, ``reflect`` or ``replicate``: how the image goes on past its
-            border. A transposed convolution with ``zeros`` is torch's; it draws a frame.
+        padding_mode: ``zeros``, ``reflect`` or ``replicate``: the pixels around the image. A
+            transposed convolution with ``zeros`` is torch's; it leaves a visible frame.
         eps: added to the variance.
 
     Returns:
         (N, Cout, 2 H, 2 W), x's dtype and layout.
 
     Raises:
-        TypeError: if a dtype does not fit, or what should be a tensor is none.
+        TypeError: if a dtype does not fit, or an argument is no tensor.
         ValueError: if a shape, device or name does not fit, or x is too small to reflect.
 
     Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer", 2016;
@@ -138,16 +138,25 @@ def upsample_block(
         y, _, _ = _upsample_conv2d(x, weight, bias, upsample, padding_mode, False)
         return reference.activate(y, activation, negative_slope)
     if bias is not None and bias.requires_grad and torch.is_grad_enabled():
-        # Zeros for every value of the bias, infinite ones too, with a gradient of zeros:
-        # distributed training waits for the gradient of every parameter.
+        # Zeros, even for an infinite bias, with a gradient of zeros: distributed training waits for
+        # the gradient of every parameter.
         zeros = torch.where(torch.zeros((), dtype=torch.bool, device=bias.device), bias, 0)
         norm_bias = zeros if norm_bias is None else norm_bias + zeros.to(norm_bias.dtype)
     plain = use_reference("upsample_block", x)
     if transformed():
         return reference.upsample_block(
-            x, weight, norm_weight, norm_bias, None, upsample, norm, activation, negative_slope,
-            padding_mode, eps,
-        )  # fmt: skip
+            x,
+            weight,
+            norm_weight,
+            norm_bias,
+            None,
+            upsample,
+            norm,
+            activation,
+            negative_slope,
+            padding_mode,
+            eps,
+        )
     y, mean, var = _upsample_conv2d(x, weight, None, upsample, padding_mode, True)
     inputs = (y, norm_weight, norm_bias, None, mean, var)
     options = (activation, negative_slope, False, eps)
@@ -159,15 +168,15 @@ def upsample_block(
 def _upsample_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Convolve. Mean and variance of the planes come too if ``stats`` and if our kernel runs."""
+    """Convolve. Mean and variance of the planes are None without ``stats`` or our kernel."""
     nothing = None, None
     mode = (weight.shape[2], upsample, padding_mode)
     chosen = choose("upsample_conv2d", x.device.type, x, *mode)
     if chosen == "reference" or transformed():
         return _in_pytorch(x, weight, bias, upsample, padding_mode), *nothing
     if torch.compiler.is_compiling():
-        # Inductor fails on the gradient of a convolution whose input is made again, with dynamic
-        # shapes: it gets PyTorch's convolution where there may be a gradient.
+        # With dynamic shapes Inductor fails on the gradient of a convolution whose input is
+        # recomputed. It gets PyTorch's convolution if a gradient may be needed.
         given = (tensor for tensor in (x, weight, bias) if tensor is not None)
         differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
         if inside_transform() or differentiable:
@@ -193,19 +202,30 @@ def _forward(
     image = x
     half = x.dtype in (torch.bfloat16, torch.float16)
     if upsample == "nearest" and half and choose("norm_conv2d", x.device.type) == "triton":
-        # The op would round sums of weights if it enlarged the image itself.
+        # If norm_conv2d enlarged the image, it would round sums of weights.
         image = torch.ops.stylekernels.upsampled_image.default(x, padding, padding_mode)
         padding, padding_mode, upsample = 0, "zeros", "none"
     y, mean, var, _ = torch.ops.stylekernels.norm_conv2d.default(
-        image, weight, bias, None, "none", 0.0, None, False, 1, padding, padding_mode, upsample,
+        image,
+        weight,
+        bias,
+        None,
+        "none",
+        0.0,
+        None,
+        False,
+        1,
+        padding,
+        padding_mode,
+        upsample,
         stats,
-    )  # fmt: skip
+    )
     return y.contiguous(memory_format=layout_of(x)), mean, var
 
 
 class _UpsampleConv2d(torch.autograd.Function):
-    """Our convolution forward, PyTorch's backward. Kept are its inputs: the enlarged or padded
-    image is made again."""
+    """Our convolution forward, PyTorch's backward. Only the inputs are saved: the enlarged or
+    padded image is recomputed."""
 
     @staticmethod
     def forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,7 +255,7 @@ class _UpsampleConv2d(torch.autograd.Function):
 def _plain_gradients(
     grad: Tensor, inputs: Sequence[Tensor | None], mode: tuple[str, str], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients by PyTorch's own operations, so that they can be differentiated again."""
+    """Gradients by PyTorch's own ops, so that they can be differentiated again."""
 
     def formula(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return reference.upsample_conv2d(x, weight, bias, *mode)
@@ -248,9 +268,14 @@ def _record(*arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _conv_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    upsample: str,
+    padding_mode: str,
     wanted: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     kernel = weight.shape[2]
     with torch.enable_grad():
         given = x.detach().requires_grad_(wanted[0])
@@ -258,9 +283,18 @@ def _conv_gradients(
     transposed = upsample == "transpose"
     stride, padding = (2, reference.transposed_padding(padding_mode)) if transposed else (1, 0)
     grad_image, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad, image.detach(), weight, None if bias is None else [bias.shape[0]], [stride] * 2,
-        [padding] * 2, [1, 1], transposed, [4 - kernel if transposed else 0] * 2, 1, wanted,
-    )  # fmt: skip
+        grad,
+        image.detach(),
+        weight,
+        None if bias is None else [bias.shape[0]],
+        [stride] * 2,
+        [padding] * 2,
+        [1, 1],
+        transposed,
+        [4 - kernel if transposed else 0] * 2,
+        1,
+        wanted,
+    )
     grad_x = None
     if wanted[0]:
         (grad_x,) = torch.autograd.grad(image, given, grad_image)
@@ -308,17 +342,17 @@ differentiate(_upsample_conv2d_op, _upsample_conv2d_formula, _record)
 
 
 def native_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> str | None:
-    """Return why PyTorch convolves on the CPU; None where our kernel is faster, or was forced.
+    """Return why PyTorch convolves on the CPU; None if our kernel is faster or forced.
 
-    Below AVX2 PyTorch is faster. For channels_last images and transposed kernels with a border of
-    zeros it is faster for kernels of 3, which Winograd's method does nothing for, and in bfloat16
-    where PyTorch has instructions for it and our kernels have no tiles.
+    PyTorch is faster without AVX2. It is also faster for channels_last images and transposed
+    kernels with zero padding in two cases: kernels of 3, where Winograd's method saves nothing, and
+    bfloat16 with AVX512-BF16, where PyTorch has instructions for it and our kernels have no tiles.
 
-    On AMX the sums of weights that ``nearest`` makes are rounded to half precision. That shows in
-    single pixels after the norm, so PyTorch convolves there even if ours was forced.
+    On AMX the sums of weights for ``nearest`` are rounded to half precision. The error is visible
+    in single pixels after the norm, so PyTorch convolves there even if our kernel is forced.
     """
     if not takes_kernel(kernel, upsample):
-        return f"our kernel takes none of {kernel} pixels a side"
+        return f"our kernel does not take a kernel of {kernel}"
     capability = native.cpu_capability
     if capability in (None, "baseline"):
         return "it is faster without AVX2"
@@ -333,14 +367,14 @@ def native_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) ->
 
 
 def triton_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> str | None:
-    """Return why PyTorch convolves on a GPU; None where our kernel is faster, or was forced.
+    """Return why PyTorch convolves on a GPU; None if our kernel is faster or forced.
 
-    Ours is faster for channels_last images: transposed ones whose border is continued, because
-    cuDNN, which knows zeros only, gets an image that was padded; and nearest ones in half
-    precision.
+    Our kernel is faster for channels_last images in two cases: transposed convolutions with padding
+    other than zeros, because cuDNN pads with zeros only and needs a padded copy; and ``nearest`` in
+    half precision.
     """
     if not takes_kernel(kernel, upsample):
-        return f"our kernel takes none of {kernel} pixels a side"
+        return f"our kernel does not take a kernel of {kernel}"
     if upsample == "nearest":
         faster = x.dtype in (torch.bfloat16, torch.float16)
     else:
@@ -351,13 +385,13 @@ def triton_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) ->
 
 
 def _dense_channels_last(x: Tensor) -> bool:
-    """Return whether ``x`` is channels_last and not contiguous as well."""
+    """Return whether ``x`` is channels_last, and not contiguous at the same time."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return last and not x.is_contiguous()
 
 
 def _note(x: Tensor, weight: object = None, *_: object, **options: object) -> str:
-    """Return what `explain` says about the convolution, if it is PyTorch's."""
+    """Return the text that `explain` adds if the convolution is PyTorch's."""
     kernel = weight.shape[-1] if isinstance(weight, Tensor) else 4
     mode = options.get("upsample", "transpose"), options.get("padding_mode", "replicate")
     arguments = ("upsample_conv2d", x.device.type, x, kernel, *mode)

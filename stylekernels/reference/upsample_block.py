@@ -38,9 +38,13 @@ def convolve_enlarged(
     if upsample == "nearest":
         return F.conv2d(image, weight, bias)
     return F.conv_transpose2d(
-        image, weight, bias, stride=2, padding=transposed_padding(padding_mode),
+        image,
+        weight,
+        bias,
+        stride=2,
+        padding=transposed_padding(padding_mode),
         output_padding=4 - weight.shape[-1],
-    )  # fmt: skip
+    )
 
 
 def transposed_padding(padding_mode: str) -> int:
