@@ -1,4 +1,4 @@
-"""Frame in, stylised frame out."""
+"""Stylisation of frames: the Stylizer, and its mix with the photo."""
 
 from stylekernels.inference.blend import blend
 from stylekernels.inference.stylizer import Stylizer

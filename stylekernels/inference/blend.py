@@ -1,4 +1,4 @@
-"""How much of a style reaches the photo: all of it, its brightness only, or a share."""
+"""Mixing of a photo and its stylised picture: by a share, or by brightness only."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 from stylekernels.inference.stylizer import Frames, as_frames
 
 _LUMA = (0.299, 0.587, 0.114)
-_STRIP = 1 << 20  # pixels that are mixed at a time: their values in float32 are copied a few times
+_STRIP = 1 << 20  # pixels that are mixed at once: mixing makes several copies in float32
 
 
 @torch.no_grad()
@@ -24,19 +24,19 @@ def blend(
         photo: (H, W, 3) or (N, H, W, 3) uint8, RGB; a NumPy array or a tensor.
         stylized: the same shape, kind and device.
         strength: 0 gives the photo, 1 the stylised picture, values between a linear mix.
-        preserve_colors: take only the brightness (luma) of the stylised picture and keep the
-            photo's chroma. Where that colour would leave the RGB cube, its saturation is lowered
-            just enough; hue and brightness stay.
+        preserve_colors: take only the brightness (luma) of the stylised picture, and keep the
+            photo's chroma. A colour outside of the RGB cube gets a lower saturation; hue and
+            brightness stay.
 
     Returns:
         Frames of the same kind, rounded to nearest.
 
     Raises:
-        TypeError: if an image isn't uint8.
+        TypeError: if an image is not uint8.
         ValueError: if the shapes differ, or strength is outside [0, 1].
 
-    The luminance transfer of Gatys et al., "Preserving color in neural artistic style transfer",
-    2016, section 3.2, without its matching of histograms.
+    This is the luminance transfer of Gatys et al., "Preserving color in neural artistic style
+    transfer", 2016, section 3.2, without histogram matching.
     """
     before, after = as_frames("photo", photo), as_frames("stylized", stylized)
     if before.shape != after.shape:
@@ -54,7 +54,7 @@ def blend(
 
 
 def _mix(photo: Tensor, stylized: Tensor, strength: float, preserve_colors: bool) -> Tensor:
-    """A share of the stylised picture in the photo, in 0..255, rounded."""
+    """Mix in float32: values of 0..255, rounded."""
     if preserve_colors:
         stylized = _with_luma_of(stylized, photo)
     if strength != 1:
@@ -63,7 +63,7 @@ def _mix(photo: Tensor, stylized: Tensor, strength: float, preserve_colors: bool
 
 
 def _with_luma_of(stylized: Tensor, photo: Tensor) -> Tensor:
-    """The photo's colours at the stylised picture's brightness, in 0..255."""
+    """Combine the photo's colours with the stylised picture's brightness, in 0..255."""
     weights = photo.new_tensor(_LUMA)
     chroma = photo - (photo @ weights).unsqueeze(-1)
     luma = (stylized @ weights).unsqueeze(-1)

@@ -1,5 +1,4 @@
-"""A plan on a GPU: its launches recorded once for a size of frame, and frames on their way in and
-out while another is computed."""
+"""Plans on a GPU: launches recorded in CUDA graphs, and copies that overlap with computation."""
 
 import warnings
 from collections import deque
@@ -9,14 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Frames of a stream under way at once: one is computed while another comes in or goes out.
+#: Frames of a stream in flight: one is computed while others are copied in or out.
 SLOTS = 2
 
 
 @dataclass
 class _Slot:
-    """Places for one frame on the device. Whoever comes next takes the next slot: the events keep
-    a frame there until it has been used."""
+    """Buffers for one frame on the device.
+
+    Calls and streams take slots in turn. The events order their use: ``came`` after the frames are
+    copied in, ``computed`` after the picture is computed, ``went`` after it is copied out.
+    """
 
     frames: Tensor
     picture: Tensor
@@ -27,9 +29,9 @@ class _Slot:
 
 
 @dataclass
-class _OnHost:
-    """Places for one frame in memory of the host that the device can copy. They belong to one
-    stream of frames until it has taken the picture."""
+class _HostSlot:
+    """Buffers for one frame in pinned memory of the host. They belong to one stream of frames until
+    it has taken the picture."""
 
     frames: Tensor
     picture: Tensor
@@ -37,16 +39,16 @@ class _OnHost:
 
 
 class FrameGraphs:
-    """Runs a function of frames on a CUDA device by replaying what it launched.
+    """Runs a function of frames on a CUDA device by replaying its launches.
 
-    Some 40 launches a frame take the host longer than the device takes for a small one; a CUDA
-    graph repeats them for one. Where a graph can't be captured (another library forbids it, say),
-    the function is called instead.
+    A frame needs some 40 launches, which take the host longer than a small frame takes the device.
+    A CUDA graph repeats them in one launch. If a graph cannot be captured, for example because
+    another library forbids it, the function is called for each frame.
 
     Args:
-        run: writes the picture of frames, both channels_last views (N, 3, H, W) of bytes on the
-            device; allocates nothing that must live on.
-        shape: of the frames, (N, H, W, 3).
+        run: a function (frames, picture) that writes the picture. Both are channels_last views
+            (N, 3, H, W) of bytes on the device. It must not allocate memory that outlives the call.
+        shape: shape of the frames, (N, H, W, 3).
         device: a CUDA device.
 
     Attributes:
@@ -64,26 +66,26 @@ class FrameGraphs:
             self._compute = torch.cuda.Stream()
             self._incoming, self._outgoing = torch.cuda.Stream(), torch.cuda.Stream()
             self._slots = [
-                _Slot(*self._places(device=device), *(torch.cuda.Event() for _ in range(3)))
+                _Slot(*self._buffers(device=device), *(torch.cuda.Event() for _ in range(3)))
                 for _ in range(SLOTS)
             ]
-            self._free: list[_OnHost] = []
-            self._used = 0  # slots so far, those taken again counted again
+            self._free: list[_HostSlot] = []
+            self._used = 0  # the number of times that a slot was taken
             self.captured = self._capture()
             torch.cuda.synchronize()
 
-    def _places(self, **options) -> list[Tensor]:
+    def _buffers(self, **options) -> list[Tensor]:
         return [torch.zeros(self._shape, dtype=torch.uint8, **options) for _ in range(2)]
 
     def _take_slot(self) -> _Slot:
         self._used += 1
         return self._slots[self._used % SLOTS]
 
-    def _take_on_host(self) -> _OnHost:
+    def _take_host_slot(self) -> _HostSlot:
         if self._free:
             return self._free.pop()
         with torch.cuda.device(self._device):
-            return _OnHost(*self._places(pin_memory=True), torch.cuda.Event())
+            return _HostSlot(*self._buffers(pin_memory=True), torch.cuda.Event())
 
     def _launch(self, slot: _Slot) -> None:
         self._run(slot.frames.permute(0, 3, 1, 2), slot.picture.permute(0, 3, 1, 2))
@@ -91,11 +93,11 @@ class FrameGraphs:
     def _capture(self) -> bool:
         self._compute.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._compute):
-            self._launch(self._slots[0])  # compiles what will be launched
+            self._launch(self._slots[0])  # compiles the kernels
         self._compute.synchronize()
         try:
-            # A failed capture leaves its stream the current one: the outer block mends that.
-            # thread_local: other threads may go on allocating.
+            # A failed capture leaves its stream current: the outer `with` restores the old one.
+            # thread_local lets other threads allocate meanwhile.
             with torch.cuda.stream(torch.cuda.current_stream()):
                 for slot in self._slots:
                     graph = torch.cuda.CUDAGraph()
@@ -105,16 +107,16 @@ class FrameGraphs:
                         self._launch(slot)
                     slot.graph = graph
         except RuntimeError as error:
-            warnings.warn(f"frames are launched one by one, not as a CUDA graph: {error}",
-                          stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"frames are launched one by one, not as a CUDA graph: {error}", stacklevel=2
+            )
             for slot in self._slots:
                 slot.graph = None
             return False
         return True
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """The picture of frames (N, H, W, 3), a new tensor where the frames are: on the host or on
-        the device."""
+        """Return the picture of frames (N, H, W, 3): a new tensor on their device (or the host)."""
         if frames.device.type == "cpu":
             return next(self.stream([frames]))
         slot = self._take_slot()
@@ -132,28 +134,31 @@ class FrameGraphs:
         return picture
 
     def stream(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Pictures of frames on the host, in order; while one is computed the next one comes in and
-        the last one goes out. Streams may take turns, with calls between them."""
-        under_way: deque[_OnHost] = deque()
+        """Yield the pictures of frames on the host, in order.
+
+        While one is computed, the next is copied in and the last is copied out. Several streams,
+        and calls, may alternate.
+        """
+        in_flight: deque[_HostSlot] = deque()
         try:
             for given in frames:
-                if len(under_way) == SLOTS:
-                    yield self._collect(under_way.popleft())
-                under_way.append(self._take_on_host())
-                self._submit(under_way[-1], given)
-            while under_way:
-                yield self._collect(under_way.popleft())
+                if len(in_flight) == SLOTS:
+                    yield self._collect(in_flight.popleft())
+                in_flight.append(self._take_host_slot())
+                self._submit(in_flight[-1], given)
+            while in_flight:
+                yield self._collect(in_flight.popleft())
         finally:
-            self._free += under_way
+            self._free += in_flight
 
-    def _submit(self, on_host: _OnHost, frames: Tensor) -> None:
+    def _submit(self, host: _HostSlot, frames: Tensor) -> None:
         slot = self._take_slot()
-        on_host.went.synchronize()  # a stream that nobody read to its end may have left copies
-        on_host.frames.copy_(frames)
+        host.went.synchronize()  # a stream that was abandoned may have left copies in flight
+        host.frames.copy_(frames)
         with torch.cuda.device(self._device):
             with torch.cuda.stream(self._incoming):
                 slot.computed.wait()
-                slot.frames.copy_(on_host.frames, non_blocking=True)
+                slot.frames.copy_(host.frames, non_blocking=True)
                 slot.came.record()
             with torch.cuda.stream(self._compute):
                 slot.came.wait()
@@ -162,9 +167,9 @@ class FrameGraphs:
                 slot.computed.record()
             with torch.cuda.stream(self._outgoing):
                 slot.computed.wait()
-                on_host.picture.copy_(slot.picture, non_blocking=True)
+                host.picture.copy_(slot.picture, non_blocking=True)
                 slot.went.record()
-                on_host.went.record()
+                host.went.record()
 
     def _replay(self, slot: _Slot) -> None:
         if slot.graph is not None:
@@ -172,8 +177,8 @@ class FrameGraphs:
         else:
             self._launch(slot)
 
-    def _collect(self, on_host: _OnHost) -> Tensor:
-        on_host.went.synchronize()
-        picture = on_host.picture.clone()
-        self._free.append(on_host)
+    def _collect(self, host: _HostSlot) -> Tensor:
+        host.went.synchronize()
+        picture = host.picture.clone()
+        self._free.append(host)
         return picture

@@ -18,15 +18,15 @@ class Layer:
     """One `norm_conv2d` of a network.
 
     Attributes:
-        weight: in the dtype of the arithmetic, in torch's layout for the mode.
+        weight: weights in the dtype of the arithmetic, in torch's layout for the mode.
         bias: (Cout,) or None, in float32 (float64 for float64).
         stride, padding, padding_mode, upsample: as `norm_conv2d` takes them.
-        activation: applied to the input after the instance norm of the layer before.
+        activation: applied to the input after the instance norm of the previous layer.
         negative_slope: slope of ``leaky_relu`` below zero.
-        adds_skip: the input then gets the last kept one added.
-        keeps_skip: this sum is kept.
-        norm: scale, shift (in float32, or float64) and eps of the instance norm that the output
-            goes through next; None where the output is the network's.
+        adds_skip: whether the last kept input is added after the activation.
+        keeps_skip: whether the input, with any skip connection added, is kept for a later layer.
+        norm: scale, shift (float32, or float64 for float64) and eps of the instance norm of the
+            output; None for the last layer.
     """
 
     weight: Tensor
@@ -55,13 +55,13 @@ class Layer:
         return (self.stride, self.padding, self.padding_mode, self.upsample)
 
     def size_after(self, size: int) -> int:
-        """Height or width of the output for that of the input."""
+        """The height or width of the output for a height or width of the input."""
         if self.upsample != "none":
             return 2 * size
         return (size + 2 * self.padding - self.weight.shape[2]) // self.stride + 1
 
     def margin_before(self, margin: int) -> int:
-        """Pixels of input around a region that ``margin`` pixels of output around it depend on."""
+        """The margin of input around a region on which a margin of output around it depends."""
         reach = self.weight.shape[2] // 2
         if self.upsample != "none":
             return (margin + reach + 1) // 2
@@ -69,10 +69,10 @@ class Layer:
 
 
 def can_plan(generator: nn.Module) -> bool:
-    """Return whether :func:`layers_of` knows this network: a StyleGenerator as it comes.
+    """Return whether :func:`layers_of` knows this network: an unmodified StyleGenerator.
 
-    It is compared with a new one of its config, module by module. A change shows as a difference:
-    a dilated convolution, running statistics, a forward of its own, a hook.
+    The network is compared, module by module, with a new one of the same config. Changes such as a
+    dilated convolution, running statistics, another forward or a hook show as differences.
     """
     if type(generator) is not StyleGenerator or type(generator.config) is not GeneratorConfig:
         return False
@@ -87,8 +87,7 @@ def can_plan(generator: nn.Module) -> bool:
 
 
 def _runs_alike(module: nn.Module, new: nn.Module) -> bool:
-    """Return whether a module's forward does what a new module's does, except for the values of the
-    weights."""
+    """Return whether a module computes the same as a new module, given the same weights."""
     if type(module) is not type(new) or module._forward_hooks or module._forward_pre_hooks:
         return False
     attributes = vars(module)
@@ -97,7 +96,7 @@ def _runs_alike(module: nn.Module, new: nn.Module) -> bool:
             found = attributes.get(name)
             if type(found) is not type(value) or found != value:
                 return False
-    # A method replaced on the instance. What Module.compile leaves there computes the same.
+    # A method that was replaced on the instance. The attribute of Module.compile changes nothing.
     added = attributes.keys() - vars(new).keys() - {"_compiled_call_impl"}
     if any(hasattr(type(module), name) for name in added):
         return False
@@ -120,25 +119,33 @@ def _kinds(tensors: Mapping[str, Tensor | None]) -> dict[str, tuple]:
 def layers_of(generator: StyleGenerator, dtype: torch.dtype) -> list[Layer]:
     """Return the convolutions of a generator, in order.
 
-    The first takes bytes and the last gives values of 0..255: the generator's factors are
-    multiplied into their weights. Biases that an instance norm cancels are left out.
+    The first layer reads bytes and the last one writes values of 0..255: the factors of the
+    generator's value range are multiplied into their weights. Biases that an instance norm cancels
+    are left out.
     """
     config = generator.config
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     layers: list[Layer] = []
-    pending = {}  # options that the output of the layer before gives its reader
+    pending = {}  # options of the next layer that the previous one determines
 
     def add(conv_weight: Tensor, norm, *, scale: float = 1.0, bias=None, **mode) -> None:
         weight = (conv_weight.double() * scale).to(dtype).contiguous()
         bias = None if bias is None else (bias.double() * scale).to(wide)
-        if norm is not None:  # copies: the generator may be converted afterwards
+        if norm is not None:  # copied, since the generator may change its dtype afterwards
             norm = (*(tensor.detach().to(wide, copy=True) for tensor in norm[:2]), norm[2])
         layers.append(Layer(weight, bias, norm=norm, **mode, **pending))
 
     def add_block(block, **options) -> None:
         norm = (block.norm.weight, block.norm.bias, block.norm.eps)
-        add(block.conv.weight, norm, stride=block.conv.stride[0], padding=block.conv.padding[0],
-            padding_mode=block.conv.padding_mode, upsample="none", **options)  # fmt: skip
+        add(
+            block.conv.weight,
+            norm,
+            stride=block.conv.stride[0],
+            padding=block.conv.padding[0],
+            padding_mode=block.conv.padding_mode,
+            upsample="none",
+            **options,
+        )
         pending.clear()
         pending.update(activation=block.norm.activation, negative_slope=block.norm.negative_slope)
 
@@ -150,12 +157,25 @@ def layers_of(generator: StyleGenerator, dtype: torch.dtype) -> list[Layer]:
         pending["adds_skip"] = True
     for block in generator.up:
         transposed = block.upsample == "transpose"
-        add(block.weight, (block.norm_weight, block.norm_bias, block.eps), stride=1,
+        add(
+            block.weight,
+            (block.norm_weight, block.norm_bias, block.eps),
+            stride=1,
             padding=0 if transposed else block.kernel_size // 2,
-            padding_mode=block.padding_mode, upsample=block.upsample)  # fmt: skip
+            padding_mode=block.padding_mode,
+            upsample=block.upsample,
+        )
         pending.clear()
         pending.update(activation=block.activation, negative_slope=block.negative_slope)
     last = generator.to_rgb
-    add(last.weight, None, scale=255 / config.value_range, bias=last.bias, stride=1,
-        padding=last.padding[0], padding_mode=last.padding_mode, upsample="none")  # fmt: skip
+    add(
+        last.weight,
+        None,
+        scale=255 / config.value_range,
+        bias=last.bias,
+        stride=1,
+        padding=last.padding[0],
+        padding_mode=last.padding_mode,
+        upsample="none",
+    )
     return layers

@@ -1,4 +1,4 @@
-"""Layers for one size of frame, with memory for every intermediate tensor."""
+"""Plans: a network's layers for one size of frame, with memory for all intermediate tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ _ALIGNMENT = 64  # bytes: a cache line
 
 
 def pack(layers: Sequence[Layer]) -> list[Tensor]:
-    """Return the weights of every layer in the order its kernel reads them."""
+    """Return the weights of every layer in the order in which its kernel reads them."""
     ops = torch.ops.stylekernels
     return [ops.norm_conv2d_pack(layer.weight, *layer.mode) for layer in layers]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One layer with the tensors that it reads and writes in a plan.
+    """One step of a plan: a layer with the tensors that it reads and writes.
 
     Attributes:
         layer: the convolution.
-        packed: its weights as the kernel reads them.
-        norm: scale, shift and eps for ``next_scale_shift``; None where that is given or unused.
+        packed: the layer's weights as the kernel reads them.
+        norm: scale, shift and eps for ``next_scale_shift``; None if that is given or unused.
         x: the input; None for the first layer, which reads the frames.
         scale_shift: scale and shift of the input's instance norm, (N, Cin, 2), or None.
         residual: the tensor added to the normalised input, or None.
@@ -51,10 +51,21 @@ class Step:
         """Return the arguments of ``norm_conv2d_out`` for an input and an output."""
         layer = self.layer
         return (
-            x, layer.weight, self.packed, layer.bias, self.scale_shift, layer.activation,
-            layer.negative_slope, self.residual, *layer.mode, *(self.norm or (None, None, 0.0)),
-            y, self.input, self.next_scale_shift, self.workspace,
-        )  # fmt: skip
+            x,
+            layer.weight,
+            self.packed,
+            layer.bias,
+            self.scale_shift,
+            layer.activation,
+            layer.negative_slope,
+            self.residual,
+            *layer.mode,
+            *(self.norm or (None, None, 0.0)),
+            y,
+            self.input,
+            self.next_scale_shift,
+            self.workspace,
+        )
 
 
 class Plan:
@@ -63,15 +74,15 @@ class Plan:
     The implementation is chosen here, once for all frames.
 
     Args:
-        layers: all layers of a network, or some that follow each other.
+        layers: all layers of a network, or some consecutive ones.
         packed: their weights, by :func:`pack`.
         n, height, width: size of the frames, or of the first layer's input.
         scale_shifts: scale and shift of the instance norm after every layer but the last,
-            (N, Cout, 2) each. None: those of each image's own statistics.
+            (N, Cout, 2) each. None: they are computed from each image's own statistics.
 
     Attributes:
         steps: the layers with their tensors, in order.
-        scale_shifts: the given ones, or those of the last frames.
+        scale_shifts: the given ones, or those of the frames that were run last.
         output_shape: (N, Cout, H, W) of the last layer's output.
     """
 
@@ -92,21 +103,21 @@ class Plan:
             sizes.append(tuple(layer.size_after(size) for size in sizes[-1]))
         shapes = [(n, c, *size) for c, size in zip(channels_in, sizes, strict=True)]
         self.output_shape = shapes[-1]
-        places = _Places()
+        arena = _Arena()
         last = len(layers) - 1
         for index, layer in enumerate(layers):
             if index < last:
-                places.need(("y", index), shapes[index + 1], index, index + 1)
+                arena.request(("y", index), shapes[index + 1], index, index + 1)
             if layer.keeps_skip:
                 users = [i for i in range(index + 1, last + 1) if layers[i].adds_skip]
-                places.need(("input", index), shapes[index], index, min(users, default=index))
-        tensors = places.tensors(device, dtype)
+                arena.request(("input", index), shapes[index], index, min(users, default=index))
+        tensors = arena.tensors(device, dtype)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         given = scale_shifts is not None
-        self.scale_shifts = list(scale_shifts) if given else [
-            torch.empty(n, layer.out_channels, 2, dtype=wide, device=device)
-            for layer in layers[:last]
-        ]  # fmt: skip
+        if not given:
+            pairs = [(n, layer.out_channels, 2) for layer in layers[:last]]
+            scale_shifts = [torch.empty(pair, dtype=wide, device=device) for pair in pairs]
+        self.scale_shifts = list(scale_shifts)
         needed = [
             ops.norm_conv2d_workspace(layer.weight, n, *size, *layer.mode)
             for size, layer in zip(sizes, layers, strict=False)
@@ -141,10 +152,10 @@ class Plan:
         """Run all layers.
 
         Args:
-            frames: (N, 3, H, W) bytes, channels_last; in the dtype of the arithmetic if ``layers``
-                begin further down.
-            y: receives the last layer's output, channels_last: bytes (rounded and clamped) or the
-                dtype of the arithmetic, of ``output_shape`` or with fewer rows and columns.
+            frames: (N, 3, H, W) bytes, channels_last; or, if ``layers`` do not begin with the
+                network's first, their input in the dtype of the arithmetic.
+            y: receives the last layer's output, channels_last, as bytes (rounded and clamped) or in
+                the dtype of the arithmetic. It has ``output_shape``, or fewer rows and columns.
         """
         run, first, last = self._run, self.steps[0], self.steps[-1]
         if first is last:
@@ -156,23 +167,23 @@ class Plan:
         run(*last.arguments(last.x, y))
 
 
-class _Places:
-    """Shares out one piece of memory among tensors that live at different times."""
+class _Arena:
+    """One allocation for all tensors; those that live at different times may share memory."""
 
     def __init__(self) -> None:
-        self._needs = []
+        self._requests = []
 
-    def need(self, name, shape: tuple[int, int, int, int], first: int, last: int) -> None:
-        """A tensor written in step ``first`` and last read in step ``last``."""
-        self._needs.append((name, shape, first, last))
+    def request(self, name, shape: tuple[int, int, int, int], first: int, last: int) -> None:
+        """Request a tensor that step ``first`` writes and step ``last`` reads last."""
+        self._requests.append((name, shape, first, last))
 
     def tensors(self, device: torch.device, dtype: torch.dtype) -> dict[object, Tensor]:
-        """Return all tensors by name, channels_last. The largest are placed first, each as low as
-        it fits."""
+        """Allocate, and return all tensors by name, channels_last. The largest tensor is placed
+        first; each gets the lowest address at which it fits."""
         unit = _ALIGNMENT // dtype.itemsize
         placed, end = [], 0
         for name, shape, first, last in sorted(
-            self._needs, key=lambda need: -torch.Size(need[1]).numel()
+            self._requests, key=lambda request: -torch.Size(request[1]).numel()
         ):
             size = -(-torch.Size(shape).numel() // unit) * unit
             begin = 0

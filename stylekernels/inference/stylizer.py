@@ -1,4 +1,4 @@
-"""The engine behind every way to stylise: frame in, frame out."""
+"""The Stylizer, which turns frames into stylised frames."""
 
 import copy
 import itertools
@@ -27,26 +27,26 @@ class Stylizer:
     """Stylises 8-bit frames with a generator.
 
     A ``StyleGenerator`` runs as a plan: one `norm_conv2d` per convolution, with packed weights and
-    all memory between them set aside. A new size of frame makes a new plan; frames of the same
-    size allocate nothing but the picture. Under ``use_impl("reference")``, on devices without
+    preallocated memory for all intermediate tensors. A new size of frame makes a new plan; frames
+    of the same size allocate only the picture. Under ``use_impl("reference")``, on devices without
     kernels and for other modules the network itself runs. A Stylizer makes one picture at a time:
-    threads need one each.
+    use one per thread.
 
     Args:
         generator: maps RGB in [0, 1], (N, 3, H, W), to the same, as ``StyleGenerator`` does. It is
-            copied, so training it further changes nothing here.
-        dtype: arithmetic of the network; by default bfloat16 on a GPU with instructions for it and
-            on a CPU with AMX or AVX512-BF16, else float32.
+            copied: training it further has no effect here.
+        dtype: dtype of the network's arithmetic; by default bfloat16 on a GPU with instructions for
+            it and on a CPU with AMX or AVX512-BF16, else float32.
         device: the device that the network runs on; by default the generator's.
-        tile: pixels a side; larger images are stylised in tiles of this size, in bounded memory.
-            None: every image at once.
-        tile_mode: ``exact``, the picture that the image at once would give, or ``thumbnail``, a
-            similar one in a fraction of the time: see `Tiler`.
+        tile: pixels a side. Larger images are stylised in tiles of this size, in bounded memory.
+            None: images are never divided.
+        tile_mode: ``exact`` gives the same picture as without tiles; ``thumbnail`` gives a similar
+            one in a fraction of the time: see `Tiler`.
 
     Raises:
-        TypeError: if tile isn't an int, or dtype no floating-point dtype of torch.
-        ValueError: if tile is below 64, there is no such mode, or this network can't be run in
-            tiles.
+        TypeError: if tile is not an int, or dtype not a floating-point dtype of torch.
+        ValueError: if tile is below 64, if there is no such mode, or if this network cannot be run
+            in tiles.
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class Stylizer:
         check_tiling(tile, tile_mode)
         if tile is not None and not can_plan(generator):
             raise ValueError(
-                f"tile: expected None for this network, got {tile}; tiles need a StyleGenerator "
-                "as it comes, with kernels of at most 9: its instance norms can be told the "
+                f"tile: expected None for this network, got {tile}; tiles need an unmodified "
+                "StyleGenerator with kernels of at most 9, whose instance norms can be given the "
                 "statistics of the whole image"
             )
         if dtype is not None and dtype not in DTYPES:
@@ -74,7 +74,7 @@ class Stylizer:
         self.device = torch.device(device)
         self.dtype = fast_dtype(self.device) if dtype is None else dtype
         network = copy.deepcopy(generator).eval().requires_grad_(False).to(self.device)
-        # The device with its index: the GPU that "cuda" means may change.
+        # The device with its index, since the GPU that "cuda" names may change.
         self.device = next(network.parameters(), torch.empty(0, device=self.device)).device
         self._layers = layers_of(network, self.dtype) if can_plan(network) else None
         self._generator = network.to(self.dtype, memory_format=torch.channels_last)
@@ -90,14 +90,13 @@ class Stylizer:
 
         Args:
             frames: (H, W, 3) or (N, H, W, 3) uint8, RGB; a NumPy array, or a tensor on any device.
-            progress: called after each tile, where there are tiles, with what is done and what
-                there is to do.
+            progress: a function (done, total) that is called after each tile, if there are tiles.
 
         Returns:
-            Frames of the same kind, shape and device; the caller's own, not a view of frames.
+            New frames of the same kind, shape and device.
 
         Raises:
-            TypeError: if frames is of another kind or dtype.
+            TypeError: if frames has another kind or dtype.
             ValueError: if frames has another shape, or fewer pixels a side than the generator
                 takes.
         """
@@ -128,17 +127,17 @@ class Stylizer:
         return y.numpy() if isinstance(frames, np.ndarray) else y
 
     def stream(self, frames: Iterable[Frames]) -> Iterator[Frames]:
-        """Stylise frames one after another, as a video has them.
+        """Stylise the frames of a video in order.
 
-        On a GPU one frame is computed while the next one is copied to it and the last one back; a
-        picture comes out when the next two frames have been taken. Elsewhere the same as calling
-        the Stylizer on each.
+        On a GPU one frame is computed while the next one is copied to it and the last one back. A
+        picture is yielded after the next two frames were taken. On other devices this is the same
+        as calling the Stylizer on each frame.
 
         Args:
             frames: as for a call; sizes may change.
 
         Yields:
-            The pictures, in order, of the frames' kind and shape; in memory of the host.
+            The pictures, in order, of the frames' kind and shape, in the host's memory.
 
         Raises:
             TypeError, ValueError: as for a call.
@@ -147,7 +146,7 @@ class Stylizer:
         if self.device.type != "cuda" or self._tile is not None or used == "reference":
             yield from map(self, frames)
             return
-        arrays: deque[bool] = deque()  # of the frames under way
+        arrays: deque[bool] = deque()  # for each frame in flight: whether it is a NumPy array
 
         def tensors() -> Iterator[Tensor]:
             for frame in frames:
@@ -164,16 +163,16 @@ class Stylizer:
                 yield picture.numpy() if arrays.popleft() else picture
 
     def _implementation(self) -> str:
-        """Return the implementation of a plan; ``reference`` where the network runs as it is."""
+        """Return the implementation of a plan; ``reference`` if the network itself runs."""
         return "reference" if self._layers is None else choose("norm_conv2d", self.device.type)
 
-    @torch.inference_mode(False)  # the plan's tensors are used outside of it
+    @torch.inference_mode(False)  # the plan's tensors may be used outside of inference mode
     @torch.no_grad()
     def _plan_for(self, size: torch.Size, used: str) -> Plan | FrameGraphs:
-        """Return the plan for frames (N, H, W) and an implementation, on PyTorch's threads."""
+        """Return the plan for frames (N, H, W), an implementation and the number of threads."""
         wanted = (*size, torch.get_num_threads(), used)
         if wanted != self._planned_for:
-            self._plan = self._planned_for = None  # its memory is free for the next one
+            self._plan = self._planned_for = None  # free its memory for the next plan
             plan = Plan(self._layers, self._pack(used), *size)
             if self.device.type == "cuda":
                 plan = FrameGraphs(plan, (*size, 3), self.device)
@@ -181,18 +180,18 @@ class Stylizer:
         return self._plan
 
     def _pack(self, used: str) -> list[Tensor]:
-        """Return the packed weights; each implementation has its own layout of them."""
+        """Return the packed weights, whose layout depends on the implementation."""
         if self._packed_for != used:
             self._packed, self._packed_for = pack(self._layers), used
         return self._packed
 
 
 def as_frames(name: str, frames: np.ndarray | Tensor) -> Tensor:
-    """Frames as a tensor over the same memory, once they are known to be frames.
+    """Check frames, and return them as a tensor that shares their memory if possible.
 
     Raises:
-        TypeError: if frames isn't a NumPy array or tensor of uint8.
-        ValueError: if its shape isn't (H, W, 3) or (N, H, W, 3).
+        TypeError: if frames is not a NumPy array or tensor of uint8.
+        ValueError: if its shape is not (H, W, 3) or (N, H, W, 3).
     """
     if not isinstance(frames, np.ndarray | Tensor):
         raise TypeError(
@@ -206,6 +205,6 @@ def as_frames(name: str, frames: np.ndarray | Tensor) -> Tensor:
         )
     if isinstance(frames, Tensor):
         return frames
-    # PyTorch knows neither negative strides (a mirrored view has them) nor read-only memory.
+    # PyTorch supports neither negative strides (mirrored views have them) nor read-only memory.
     shareable = all(stride >= 0 for stride in frames.strides) and frames.flags.writeable
     return torch.from_numpy(frames if shareable else frames.copy())

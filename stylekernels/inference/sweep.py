@@ -1,4 +1,4 @@
-"""Some layers of a generator, run over a whole image tile by tile."""
+"""Sweeps: some layers of a generator, run over all tiles of an image."""
 
 import dataclasses
 import itertools
@@ -9,22 +9,22 @@ from torch import Tensor
 
 from stylekernels.inference.layers import Layer
 from stylekernels.inference.plan import Plan
-from stylekernels.inference.tiles import Span, margin_of, spans, steps_of
+from stylekernels.inference.tiles import Span, margin_of, spans, strides_of
 from stylekernels.ops import instance_norm_stats, norm_scale_shift
 from stylekernels.reference.norm_conv2d import normalized_input
 
-_STRIP = 1 << 24  # numbers of a whole tensor that are normalised at a time, with a few copies
+_STRIP = 1 << 24  # elements that are normalised at once: normalising makes several copies
 
-#: Called with what is done and what there is to do, in units of about equal time.
+#: A function (done, total) that is told of progress, in units of about equal time.
 Progress = Callable[[int, int], None]
 
 
 class Work:
-    """Counts what is done of what there is to do, a tile once for each layer it goes through.
+    """Counts work for a progress report. The unit is one tile in one layer.
 
     Args:
         images: number of images, all of one size.
-        progress: is told.
+        progress: called after each tile, or None.
     """
 
     def __init__(self, images: int, progress: Progress | None) -> None:
@@ -32,7 +32,7 @@ class Work:
         self._done = self._total = 0
 
     def expect(self, count: int) -> None:
-        """Every image will take ``count``."""
+        """Announce that every image takes ``count`` units."""
         self._total = self._images * count
 
     def advance(self, count: int) -> None:
@@ -43,23 +43,23 @@ class Work:
 
 @dataclasses.dataclass
 class Sweep:
-    """Layers that follow each other, and the whole tensor that they start from.
+    """Consecutive layers, and the tensor of the whole image that they start from.
 
     Attributes:
         layers, packed: the layers and their weights.
-        x: (1, C, H, W), channels_last: the image's bytes, or what the first layer convolves.
-        step: pixels of the image to a cell of x.
+        x: (1, C, H, W), channels_last: the image's bytes, or the input of the first layer.
+        stride: pixels of the image per pixel of x, in each direction.
         size: height and width of the image.
-        tile: pixels a side of a tile without its surroundings.
-        unit: pixels of the image to the network's coarsest cell; tiles begin at its multiples.
-        work: is told of every tile.
-        scale_shifts: scale and shift of the first instance norms, (1, C, 2) each, that are known.
+        tile: pixels a side of a tile without its halo.
+        unit: the largest stride in the network; tiles begin at multiples of it.
+        work: counts the tiles.
+        scale_shifts: scale and shift, (1, C, 2) each, of the instance norms that are known so far.
     """
 
     layers: Sequence[Layer]
     packed: Sequence[Tensor]
     x: Tensor
-    step: int
+    stride: int
     size: Sequence[int]
     tile: int
     unit: int
@@ -67,22 +67,22 @@ class Sweep:
     scale_shifts: list[Tensor] = dataclasses.field(default_factory=list)
 
     def grid(self, count: int) -> list[tuple[Span, Span]]:
-        """Rows and columns of the tiles for the first ``count`` layers, equal shapes together."""
-        halo = self.step * margin_of(self.layers[:count])
+        """The tiles for the first ``count`` layers, as (rows, columns), sorted by shape."""
+        halo = self.stride * margin_of(self.layers[:count])
         axes = [spans(size, self.tile, halo, self.unit) for size in self.size]
         return sorted(itertools.product(*axes), key=_shape)
 
     def find_scale_shift(self, *, keep: bool = False) -> Tensor | None:
-        """Take the statistics of the first layer whose instance norm isn't known yet.
+        """Find the statistics of the first layer whose instance norm is not known yet.
 
-        They are merged in float64 (Chan, Golub and LeVeque, "Algorithms for computing the sample
-        variance", 1983).
+        The statistics of tiles are merged in float64 (Chan, Golub and LeVeque, "Algorithms for
+        computing the sample variance", 1983).
 
         Args:
-            keep: return that layer's output, (1, C, H, W), too.
+            keep: also store and return that layer's output, (1, C, H, W).
         """
         index = len(self.scale_shifts)
-        layer, step = self.layers[index], self._steps[index + 1]
+        layer, stride = self.layers[index], self._strides[index + 1]
         whole = self._empty_output(index + 1) if keep else None
         counts, means, variances = [], [], []
         for row, column, y in self._outputs(index + 1, layer.weight.dtype):
@@ -91,16 +91,16 @@ class Sweep:
             means.append(mean)
             variances.append(var)
             if keep:
-                whole[:, :, row.core(step), column.core(step)] = y
+                whole[:, :, row.core(stride), column.core(stride)] = y
         mean, var = merge_statistics(counts, torch.stack(means), torch.stack(variances))
         self.scale_shifts.append(norm_scale_shift(mean, var, *layer.norm))
         return whole
 
     def go_on_from(self, output: Tensor) -> "Sweep":
-        """The sweep over the layers whose instance norms aren't known yet.
+        """Return the sweep over the layers that follow, starting from a tensor in memory.
 
         Args:
-            output: the output of the last layer of `find_scale_shift`; it is overwritten with the
+            output: the output that `find_scale_shift` returned last. It is overwritten with the
                 next layer's input.
         """
         count = len(self.scale_shifts)
@@ -121,47 +121,51 @@ class Sweep:
             layers=[layer, *self.layers[count + 1 :]],
             packed=self.packed[count:],
             x=output,
-            step=self._steps[count],
+            stride=self._strides[count],
             scale_shifts=[],
         )
 
     def paint(self, picture: Tensor) -> None:
-        """Run all layers, whose instance norms are known by now.
+        """Run all layers. All instance norms must be known.
 
         Args:
-            picture: (1, 3, H, W) bytes that are written.
+            picture: receives the picture, (1, 3, H, W) bytes.
         """
         for row, column, y in self._outputs(len(self.layers), torch.uint8):
             picture[:, :, row.core(1), column.core(1)] = y
 
     @property
-    def _steps(self) -> list[int]:
-        return steps_of(self.layers, self.step)
+    def _strides(self) -> list[int]:
+        return strides_of(self.layers, self.stride)
 
     def _outputs(self, count: int, dtype: torch.dtype) -> Iterator[tuple[Span, Span, Tensor]]:
-        """Each tile, and the core of what the first ``count`` layers make of it, for a moment."""
-        step = self._steps[count]
+        """Yield each tile and the core of the first ``count`` layers' output for it. The output is
+        overwritten by the next tile."""
+        stride = self._strides[count]
         for _, tiles in itertools.groupby(self.grid(count), _shape):
             plan = None
             for row, column in tiles:
-                x = self.x[:, :, row.read(self.step), column.read(self.step)]
+                x = self.x[:, :, row.read(self.stride), column.read(self.stride)]
                 x = x.contiguous(memory_format=torch.channels_last)
                 if plan is None:
                     plan = Plan(
-                        self.layers[:count], self.packed[:count], 1, *x.shape[2:],
+                        self.layers[:count],
+                        self.packed[:count],
+                        1,
+                        *x.shape[2:],
                         self.scale_shifts[: count - 1],
-                    )  # fmt: skip
+                    )
                     channels, *size = plan.output_shape[1:]
                     if count == len(self.layers):
                         size = row.length, column.length
                     y = _empty(channels, *size, dtype, x.device)
                 plan(x, y)
-                yield row, column, y[:, :, row.core_of_tile(step), column.core_of_tile(step)]
+                yield row, column, y[:, :, row.core_of_tile(stride), column.core_of_tile(stride)]
                 self.work.advance(count)
-            del plan, y  # before the next shape's are made
+            del plan, y  # free their memory before those of the next shape are made
 
     def _empty_output(self, count: int) -> Tensor:
-        """Room for the output of the first ``count`` layers for the whole image."""
+        """Allocate the output of the first ``count`` layers for the whole image."""
         size = list(self.x.shape[2:])
         for layer in self.layers[:count]:
             size = [layer.size_after(length) for length in size]
@@ -170,7 +174,7 @@ class Sweep:
 
 
 def merge_statistics(counts: Sequence[int], means: Tensor, variances: Tensor) -> tuple:
-    """Mean and biased variance of a whole whose parts' are known.
+    """Compute mean and biased variance of an image from those of its parts.
 
     Args:
         counts: pixels of each part.

@@ -1,4 +1,8 @@
-"""The division of an image into tiles, and the margin around a tile that its pixels depend on."""
+"""Division of an image into tiles, and the margin (halo) around a tile that its pixels depend on.
+
+Positions are in pixels of the image. A tensor inside of the network with ``stride`` s has one pixel
+for s by s pixels of the image.
+"""
 
 import itertools
 import math
@@ -14,10 +18,9 @@ class Span:
     """The rows or the columns of a tile, in pixels of the image.
 
     Attributes:
-        begin, end: the pixels that are read.
-        core_begin, core_end: the pixels among them that are kept; the cores of a grid cover the
-            image once.
-        size: pixels of the image.
+        begin, end: the pixels that are read: the core and its halo.
+        core_begin, core_end: the pixels that are kept. The cores of a grid cover the image once.
+        size: height or width of the image.
     """
 
     begin: int
@@ -30,35 +33,35 @@ class Span:
     def length(self) -> int:
         return self.end - self.begin
 
-    def read(self, step: int) -> slice:
-        """The cells to read, in a tensor of the whole image with ``step`` pixels to a cell."""
-        return self._cells(self.begin, self.end, step)
+    def read(self, stride: int) -> slice:
+        """The pixels to read, in a tensor of the whole image with this stride."""
+        return self._pixels(self.begin, self.end, stride)
 
-    def core(self, step: int) -> slice:
-        """The core, in a tensor of the whole image with ``step`` pixels to a cell."""
-        return self._cells(self.core_begin, self.core_end, step)
+    def core(self, stride: int) -> slice:
+        """The core, in a tensor of the whole image with this stride."""
+        return self._pixels(self.core_begin, self.core_end, stride)
 
-    def core_of_tile(self, step: int) -> slice:
-        """The core, in a tensor of what is read with ``step`` pixels to a cell."""
-        core, begin = self.core(step), self.begin // step
+    def core_of_tile(self, stride: int) -> slice:
+        """The core, in a tensor of the tile with this stride."""
+        core, begin = self.core(stride), self.begin // stride
         return slice(core.start - begin, None if core.stop is None else core.stop - begin)
 
-    def _cells(self, begin: int, end: int, step: int) -> slice:
-        # To the very end at the image's: strided layers round an odd size up.
-        return slice(begin // step, None if end == self.size else end // step)
+    def _pixels(self, begin: int, end: int, stride: int) -> slice:
+        # None at the end of the image: strided layers round an odd size up.
+        return slice(begin // stride, None if end == self.size else end // stride)
 
 
-def steps_of(layers: Sequence[Layer], first: int = 1) -> list[int]:
-    """Pixels of the image to a cell: before the first layer, and after each."""
-    steps = [first]
+def strides_of(layers: Sequence[Layer], first: int = 1) -> list[int]:
+    """The strides before the first layer and after each: pixels of the image per pixel."""
+    strides = [first]
     for layer in layers:
-        step = steps[-1] * layer.stride
-        steps.append(step if layer.upsample == "none" else step // 2)
-    return steps
+        stride = strides[-1] * layer.stride
+        strides.append(stride if layer.upsample == "none" else stride // 2)
+    return strides
 
 
 def margin_of(layers: Sequence[Layer]) -> int:
-    """The margin around a region of the output that the layers read, in cells of their input."""
+    """The margin of input around a region on which its output depends, in pixels of the input."""
     margin = 0
     for layer in reversed(layers):
         margin = layer.margin_before(margin)
@@ -66,15 +69,15 @@ def margin_of(layers: Sequence[Layer]) -> int:
 
 
 def spans(size: int, tile: int, halo: int, unit: int) -> list[Span]:
-    """One axis of a grid of tiles.
+    """Divide one axis of an image into tiles.
 
     Args:
         size: pixels of the image, at least `SMALLEST_SIDE`.
-        tile: the largest core; a few pixels more where the rest would be smaller than
-            `SMALLEST_SIDE`.
-        halo: pixels that are read around a core, as far as there are any.
-        unit: cores begin at its multiples, and so does what is read. Strided layers then meet the
-            same pixels as they do in the whole image.
+        tile: the largest core. The last one may be a few pixels larger, if the rest would be
+            smaller than `SMALLEST_SIDE`.
+        halo: pixels to read around a core; fewer at the border of the image.
+        unit: cores and halos begin at multiples of it, so that strided layers use the same pixels
+            as in the whole image.
     """
     halo, tile = math.ceil(halo / unit) * unit, tile // unit * unit
     length = math.ceil(size / math.ceil(size / tile) / unit) * unit

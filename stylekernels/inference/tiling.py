@@ -1,4 +1,4 @@
-"""Pictures of any size in bounded memory: tile by tile, with the statistics of the whole."""
+"""Pictures of any size in bounded memory: by tiles, with the statistics of the whole image."""
 
 import dataclasses
 import itertools
@@ -12,21 +12,21 @@ from torch.nn import functional as F
 from stylekernels.inference.layers import Layer
 from stylekernels.inference.plan import Plan
 from stylekernels.inference.sweep import Progress, Sweep, Work
-from stylekernels.inference.tiles import steps_of
+from stylekernels.inference.tiles import strides_of
 from stylekernels.models.generator import SMALLEST_SIDE
 
 TILE_MODES = ("exact", "thumbnail")
 SMALLEST_TILE = 64
 
-#: Bytes that tensors between two layers may take for a whole image.
+#: Bytes that the kept tensors of a whole image may take.
 WHOLE_TENSORS = 2 << 30
 
 
 def check_tiling(tile: int | None, mode: str) -> None:
-    """Refuse what `Tiler` can't do.
+    """Check the arguments of `Tiler`.
 
     Raises:
-        TypeError: if tile isn't an int.
+        TypeError: if tile is not an int.
         ValueError: if tile is too small, or there is no such mode.
     """
     if mode not in TILE_MODES:
@@ -39,28 +39,28 @@ def check_tiling(tile: int | None, mode: str) -> None:
         )
     if tile < SMALLEST_TILE:
         raise ValueError(
-            f"tile: expected at least {SMALLEST_TILE} pixels, got {tile}; smaller ones would be "
-            "surroundings for the most part, 1024 is a good size"
+            f"tile: expected at least {SMALLEST_TILE} pixels, got {tile}; smaller tiles would "
+            "compute mostly surroundings, 1024 is a good size"
         )
 
 
 class Tiler:
     """Runs a style generator's layers over images of any size in bounded memory.
 
-    A tile is read with as much of the picture around it as its pixels depend on, so that tiles
-    meet without a seam once each instance norm is given statistics of the whole image:
+    A tile is read together with a halo, the surroundings that its pixels depend on. Tiles then meet
+    without a seam if each instance norm uses statistics of the whole image:
 
-    - ``exact``: layer by layer, the statistics of its output are taken tile by tile and merged.
-      The picture is that of the whole image at once, to rounding. Every layer needs a sweep over
-      the image through all layers before it, some eight times the arithmetic; but wherever a
-      layer's input for the whole image fits into `WHOLE_TENSORS`, it is kept, and the sweeps after
-      that begin there.
-    - ``thumbnail``: all statistics are those of a small copy of the image, and there is one sweep.
+    - ``exact``: the statistics are found layer by layer: those of a layer's output are computed for
+      each tile and merged. The picture equals that of the whole image at once, up to rounding.
+      Every layer needs a sweep over the image, through all layers before it: some eight times the
+      arithmetic. If a layer's input for the whole image fits into `WHOLE_TENSORS`, it is kept, and
+      later sweeps begin there.
+    - ``thumbnail``: all statistics are those of a small copy of the image. One sweep is enough.
 
     Args:
         layers: a generator's layers, by `layers_of`.
         packed: their weights, by `pack`.
-        tile: pixels a side of a tile without its surroundings, at least `SMALLEST_TILE`.
+        tile: pixels a side of a tile without its halo, at least `SMALLEST_TILE`.
         mode: ``exact`` or ``thumbnail``.
 
     Chen, Wang, Xie, Lu and Luo, "Towards ultra-resolution neural style transfer via thumbnail
@@ -78,10 +78,10 @@ class Tiler:
 
         Args:
             frames: (N, H, W, 3) bytes.
-            y: receives the pictures, of the same shape.
+            y: receives the pictures; same shape.
             progress: called after each tile.
         """
-        work, unit = Work(len(frames), progress), max(steps_of(self._layers))
+        work, unit = Work(len(frames), progress), max(strides_of(self._layers))
         for index in range(len(frames)):
             frame, picture = (
                 images[index : index + 1].permute(0, 3, 1, 2) for images in (frames, y)
@@ -91,7 +91,7 @@ class Tiler:
             self._run(sweep).paint(picture)
 
     def _exact(self, sweep: Sweep) -> Sweep:
-        """The sweep that is left to do once the statistics of all layers are known."""
+        """Find the statistics of all layers, and return the last sweep, which is still to run."""
         count = len(self._layers)
         begins = restarts(self._layers, sweep.size, WHOLE_TENSORS)
         parts = itertools.pairwise([0, *begins, count])
@@ -103,7 +103,7 @@ class Tiler:
         return sweep
 
     def _thumbnail(self, sweep: Sweep) -> Sweep:
-        """The sweep with the statistics of a small copy of the image."""
+        """Return a sweep with the statistics of a small copy of the image."""
         small = thumbnail(sweep.x, self._tile)
         plan = Plan(self._layers, self._packed, 1, *small.shape[2:])
         plan(small, torch.empty_like(small))
@@ -112,7 +112,7 @@ class Tiler:
 
 
 def thumbnail(frame: Tensor, size: int) -> Tensor:
-    """A small copy of an image, each pixel the mean of those it stands for.
+    """Return a small copy of an image. Each pixel is the mean of the pixels that it covers.
 
     Args:
         frame: (1, 3, H, W) bytes, channels_last.
@@ -132,23 +132,23 @@ def thumbnail(frame: Tensor, size: int) -> Tensor:
 
 
 def restarts(layers: Sequence[Layer], size: Sequence[int], budget: int) -> list[int]:
-    """The layers to begin sweeps at instead of the image, so that there is least to do.
+    """Choose the layers whose inputs are kept, where later sweeps begin, for the least work.
 
     Args:
         layers: a generator's layers.
         size: height and width of the image.
-        budget: bytes for the input of such a layer, and for the next one while it is made of it.
+        budget: bytes for two kept inputs: the second is computed from the first.
 
     Returns:
-        Indices, ascending. None is between the two convolutions of a residual block: a second
-        tensor would have to be kept there.
+        Indices of layers, ascending. None is between the two convolutions of a residual block,
+        where a second tensor would have to be kept.
     """
     count, needed = len(layers), [0]
     for layer in layers:
         size = [layer.size_after(length) for length in size]
         needed.append(layer.out_channels * math.prod(size) * layer.weight.dtype.itemsize)
     needed[count] = 0  # the picture
-    best = {0: (0, [])}  # the least work to get to a layer, and where sweeps begin until there
+    best = {0: (0, [])}  # for each layer: the least work up to it, and the layers kept for that
     for end in range(1, count + 1):
         ways = [
             (work + work_between(begin, end), [*begins, end])
@@ -161,15 +161,14 @@ def restarts(layers: Sequence[Layer], size: Sequence[int], budget: int) -> list[
 
 
 def work_between(begin: int, end: int) -> int:
-    """Layers that a tile goes through in the sweeps from one layer up to another.
-
-    Each goes one layer farther than the one before.
-    """
+    """The layers that a tile passes in all sweeps between two kept inputs. Each sweep has one layer
+    more than the one before."""
     return (end - begin) * (end - begin + 1) // 2
 
 
 def _carries_no_skip(layers: Sequence[Layer], begin: int, end: int) -> bool:
-    """Return whether layer ``end`` and its successors need no skip connection but ``begin``'s."""
+    """Return whether layer ``end`` and its successors use no skip connection from between ``begin``
+    and ``end``."""
     skip = None
     for index in range(begin, end):
         if layers[index].adds_skip:
