@@ -1,7 +1,7 @@
 """Fused kernels for neural style networks.
 
-The ops are registered with PyTorch when the first of these names is used: a program that calls
-``torch.ops.stylekernels`` itself, or loads an exported model, imports ``stylekernels.ops``.
+The first use of one of these names registers the ops with PyTorch. A program that calls
+``torch.ops.stylekernels`` directly, or loads an exported model, must import ``stylekernels.ops``.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Puts the fused ops under a model written with torch.nn, and says what it did."""
+"""`convert`: replace the instance norms of a model written with torch.nn by the fused ops."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ _UPSAMPLING = (nn.ConvTranspose2d, nn.Upsample)
 
 class Entry(NamedTuple):
     """One line of a `Report`: a module's name in the model, its class before the conversion, and
-    what became of it or why nothing did."""
+    its replacement or the reason why it was left."""
 
     name: str
     what: str
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Report:
-    """What `convert` replaced and what it left, each in the order of ``named_modules``."""
+    """The modules that `convert` replaced and left, each in the order of ``named_modules``."""
 
     replaced: list[Entry] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
@@ -54,8 +54,7 @@ class Report:
 
 
 def _why_left(module: nn.Module) -> str | None:
-    """Why this module stays as it is; None for those that are replaced and those that no reader
-    would expect to be."""
+    """Return why this module is left; None if it is replaced, or if no reader would expect it."""
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         scripted = getattr(module, "original_name", "") in ("InstanceNorm2d", "LazyInstanceNorm2d")
@@ -81,52 +80,51 @@ def _why_left(module: nn.Module) -> str | None:
     return None
 
 
-class _Place(NamedTuple):
-    """Where a module stands in a Sequential, with the name of what follows it there, if anything
-    does."""
+class _Position(NamedTuple):
+    """A module's position in a Sequential: the parent, and the next module and its name, if any."""
 
     parent: nn.Sequential
     key: str | None
     successor: nn.Module | None
 
 
-def _places(model: nn.Module) -> dict[nn.Module, list[_Place]]:
-    """Where each module stands in a Sequential, twice if it comes twice."""
-    places = defaultdict(list)
+def _positions(model: nn.Module) -> dict[nn.Module, list[_Position]]:
+    """Return the positions of each module in Sequentials; a module may have several."""
+    positions = defaultdict(list)
     for parent in model.modules():
         if runs_in_order(parent):
-            # Not named_children, which leaves out a module the second time it comes.
+            # Not named_children, which skips a module that occurs again.
             for (_, module), following in pairwise([*parent._modules.items(), (None, None)]):
-                places[module].append(_Place(parent, *following))
-    return places
+                positions[module].append(_Position(parent, *following))
+    return positions
 
 
 def _become_ours(norm: nn.Module) -> None:
-    # Another class for the same object: whoever holds the module, a hook, an optimizer or an
-    # attribute of its parent's, goes on holding the one that runs.
+    # The object stays and gets another class: hooks, optimizers and other attributes that refer to
+    # the module remain valid.
     norm.__class__ = InstanceNorm2d
     norm.activation, norm.negative_slope, norm.residual_first = "none", 0.01, False
 
 
 def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
-    """Replace torch's instance norms in a model by the fused ops, and say what was done.
+    """Replace torch's instance norms in a model by the fused ops, and report what was done.
 
     Changes the model itself; pass ``copy.deepcopy(model)`` to keep the original. Every
     `torch.nn.InstanceNorm2d` becomes a `stylekernels.nn.InstanceNorm2d`, with the same Parameter
     objects (an optimizer keeps working), buffers, hooks and training mode; the state_dict has the
     same keys and the outputs are the same up to rounding. A `torch.nn.Sequential` in which a ReLU,
     LeakyReLU, Tanh or Sigmoid follows such a norm becomes a subclass of its class that runs the two
-    as one op. The modules in it stay what they are: code that calls them by index, from a list or
-    in a slice gets the results of the unfused modules. What a ``forward`` calls by itself, such as
-    ``F.relu(norm(x))``, is left to that code: only the norm is replaced.
+    as one op. The modules in it do not change: code that calls them by index, from a list or in a
+    slice gets the results of the unfused modules. Calls in a ``forward``, such as
+    ``F.relu(norm(x))``, are not fused: only the norm is replaced.
 
-    The result works with ``torch.compile`` and ``torch.export``. For formats that know no op of
-    ours, such as ONNX, export inside ``with stylekernels.use_impl("reference"):``, where it is
-    plain PyTorch. ``torch.jit.script`` and ``torch.fx.symbolic_trace`` need the original model.
+    The result works with ``torch.compile`` and ``torch.export``. For formats without our ops, such
+    as ONNX, export inside ``with stylekernels.use_impl("reference"):``, which runs plain PyTorch.
+    ``torch.jit.script`` and ``torch.fx.symbolic_trace`` need the original model.
 
     Args:
         model: the network; on any device, in any dtype.
-        fuse: let a Sequential run norms and activations as one op. False keeps its class.
+        fuse: run a norm and an activation in a Sequential as one op. False keeps its class.
 
     Returns:
         The model, and a `Report`: print it, or read its ``replaced`` and ``left``.
@@ -142,24 +140,24 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
         raise TypeError(f"model: expected an eager torch.nn.Module, got {type(model).__name__}")
     report = Report()
     names = {module: name for name, module in model.named_modules()}
-    places = _places(model)
+    positions = _positions(model)
     for module, name in names.items():
         kind = type(module)
         why_left = _why_left(module)
         if why_left is not None:
-            what = getattr(module, "original_name", kind.__name__)  # torch.jit's, of the class
+            what = getattr(module, "original_name", kind.__name__)  # torch.jit's name of the class
             report.left.append(Entry(name, what, why_left))
         if why_left is not None or kind is not nn.InstanceNorm2d:
             continue
         _become_ours(module)
-        apart = {place: why_apart(module, place.successor) for place in places[module]}
-        together = [place for place, why in apart.items() if why is None] if fuse else []
+        apart = {found: why_apart(module, found.successor) for found in positions[module]}
+        together = [found for found, why in apart.items() if why is None] if fuse else []
         if not together:
             reasons = dict.fromkeys(apart.values()) or [why_apart(module, None)]
             why = "; ".join(reasons) if fuse else "fuse=False"
             report.replaced.append(Entry(name, kind.__name__, f"alone: {why}"))
             continue
-        followers = dict.fromkeys(type(place.successor).__name__ for place in together)
+        followers = dict.fromkeys(type(found.successor).__name__ for found in together)
         why = f"one op with the {' or '.join(followers)} after it"
         report.replaced.append(Entry(name, kind.__name__, why))
         for parent, key, successor in together:

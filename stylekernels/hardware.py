@@ -11,8 +11,8 @@ from stylekernels import native
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# PyTorch has an exception class for GPUs only. On the CPU the name of the allocator identifies the
-# error; the word "memory" alone also appears in messages about layouts and illegal accesses.
+# PyTorch has an exception class for GPUs only. On the CPU the allocator's name identifies the
+# error: the word "memory" also occurs in messages about layouts and illegal accesses.
 _ALLOCATORS = ("DefaultCPUAllocator:", "std::bad_alloc", "CUDA error: out of memory")
 
 
@@ -20,25 +20,24 @@ def find_device(name: str) -> torch.device:
     """Return the device of this name.
 
     Raises:
-        ValueError: if PyTorch knows no such device, or it is a GPU and PyTorch sees none.
+        ValueError: if PyTorch has no such device, or if it is a GPU and PyTorch finds none.
     """
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device: expected cpu or cuda, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: expected cpu, as PyTorch sees no GPU here, got {name!r}")
+        raise ValueError(f"device: expected cpu, since PyTorch finds no GPU here, got {name!r}")
     return device
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """Return the precision that networks run in by default: bfloat16 if the device multiplies in
-    it, else float32. Training and inference share this rule.
+    """Return the precision that networks run in by default: bfloat16 if the device has instructions
+    that multiply in it, else float32. Training and inference share this rule.
 
-    Emulated bfloat16 is slower than float32 and less exact, so instructions decide. On the CPU our
-    kernels run most of the arithmetic: the capability that they use counts, which may be lower
-    than the CPU's own (``STYLEKERNELS_CPU_CAPABILITY``). PyTorch's report of the CPU counts where
-    they are not loaded.
+    Emulated bfloat16 is slower than float32 and less exact. On the CPU our kernels run most of the
+    arithmetic, so their capability decides, which may be lower than the CPU's
+    (``STYLEKERNELS_CPU_CAPABILITY``). If they are not loaded, PyTorch's report of the CPU decides.
     """
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -55,8 +54,8 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Set the number of PyTorch's threads on the CPU inside a ``with`` block; None leaves it. The
-    number from before is restored at the end."""
+    """Set the number of PyTorch's threads on the CPU inside a ``with`` block, and restore it at the
+    end. None changes nothing."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -69,16 +68,15 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let this process keep the memory of freed tensors for the next ones, from now on.
 
-    glibc's malloc gives large blocks back to the system, which hands out others, page by page and
-    filled with zeros: a tenth of a training step's time on a CPU. With other C libraries nothing
-    changes.
+    glibc's malloc returns large allocations to the system. New ones come page by page, filled with
+    zeros: a tenth of a training step's time on a CPU. With other C libraries nothing changes.
     """
     if sys.platform != "linux":
         return
     with contextlib.suppress(AttributeError):  # musl has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
-        # Older versions take no more than 32 MiB. Without a threshold for blocks, the other one
-        # would make things worse: it ends the adjustment of both.
+        # Older versions accept at most 32 MiB. Setting either threshold ends the automatic
+        # adjustment of both, so M_TRIM_THRESHOLD alone would make things worse.
         if any(mallopt(_M_MMAP_THRESHOLD, most) for most in (1 << 30, 32 << 20)):
             mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 

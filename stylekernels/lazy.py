@@ -1,5 +1,5 @@
-"""Packages whose names are imported when they are first used (PEP 562): PyTorch takes seconds, and
-the command line's help and its refusals need none of it."""
+"""Lazy packages: names are imported at their first use (PEP 562). Importing PyTorch takes seconds,
+and the command line's help and refusals do not need it."""
 
 import importlib
 import sys
@@ -9,28 +9,28 @@ from typing import Any
 
 
 def lazy(
-    package: str, places: Mapping[str, str]
+    package: str, modules: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` for a package's ``__init__.py``.
 
     Args:
         package: the package's name.
-        places: the module, within the package, of each public name. A module that has the name
-            itself is what the name stands for; a function must not be called as its module is,
-            because importing the module would put it in the function's place. Every module of the
-            package is found under its own name without being listed.
+        modules: for each public name, the module of the package that defines it. If a module has
+            the same name, the name means the module. A function must not have the name of its
+            module: importing the module would replace the function in the package. Modules need
+            not be listed under their own names.
     """
 
     def get(name: str) -> Any:
-        place = places.get(name, name)
-        if name not in places and (name.startswith("_") or not find_spec(f"{package}.{name}")):
+        source = modules.get(name, name)
+        if name not in modules and (name.startswith("_") or not find_spec(f"{package}.{name}")):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(f"{package}.{place}")
-        value = module if place == name else getattr(module, name)
-        vars(sys.modules[package])[name] = value  # found without this function the next time
+        module = importlib.import_module(f"{package}.{source}")
+        value = module if source == name else getattr(module, name)
+        vars(sys.modules[package])[name] = value  # Python finds it without this function next time
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *places})
+        return sorted({*vars(sys.modules[package]), *modules})
 
     return get, names

@@ -1,4 +1,4 @@
-"""Loads the compiled libraries, if they were built."""
+"""Loading of the compiled libraries, if they were built."""
 
 import os
 import warnings
@@ -10,7 +10,7 @@ _FOLDER = Path(__file__).parent
 
 
 def _load(device: str) -> str | None:
-    """Load the kernel library of ``device``; None on success, else why it is not there."""
+    """Load the kernel library of ``device``. Return None, or the reason why it is not available."""
     path = _FOLDER / f"libstylekernels_{device}.so"
     if os.environ.get("STYLEKERNELS_NATIVE", "1") == "0":
         return "switched off by STYLEKERNELS_NATIVE=0"
@@ -27,17 +27,17 @@ def _load(device: str) -> str | None:
     try:
         from stylekernels import _C
 
-        _C.cpu_capability()  # an unknown STYLEKERNELS_CPU_CAPABILITY is refused here, by name
+        _C.cpu_capability()  # raises for an unknown STYLEKERNELS_CPU_CAPABILITY
         torch.ops.load_library(path)
     except (ImportError, OSError) as error:
         return f"{path.name} does not load into torch {torch.__version__}: {error}; reinstall"
     return None
 
 
-#: Why the C++ kernels for the CPU are not in use; None where they are.
+#: The reason why the C++ kernels for the CPU are not in use; None if they are.
 cpu_missing: str | None = _load("cpu")
 
-#: The instructions they use, ``avx2`` for example; None where they are not in use.
+#: The capability that they use, for example ``avx2``; None if they are not in use.
 cpu_capability: str | None = None
 if cpu_missing is None:
     from stylekernels import _C

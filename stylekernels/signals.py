@@ -1,4 +1,4 @@
-"""Signals that ask a process to end."""
+"""Handling of signals that ask a process to end."""
 
 import signal
 import threading
@@ -14,13 +14,13 @@ ENDING = tuple(
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Inside, these signals call the handler instead of ending the process.
+    """Call a handler for these signals inside a ``with`` block, instead of ending the process.
 
-    A signal that is ignored stays so: ``nohup`` asks for it. In other threads than the main one
-    nothing changes, because Python handles signals in that one alone.
+    An ignored signal stays ignored, as ``nohup`` wants. Outside of the main thread nothing changes,
+    because Python handles signals only there.
 
     Args:
-        handler: of a signal's number and the frame it interrupts.
+        handler: a function of the signal's number and the interrupted frame.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -13,28 +13,28 @@ PADDING_MODES = ("zeros", "reflect", "replicate")
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of sums over ``x``, such as statistics, Gram matrices and losses: float64 for
-    float64, else float32."""
+    """Return the dtype of sums over ``x``, such as statistics, Gram matrices and losses: float64
+    for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def knows_autocast(device_type: str) -> bool:
     """Return whether PyTorch has autocast for this type of device; ``meta`` has none."""
-    if torch.compiler.is_compiling():  # PyTorch 2.11 can't trace the question below
+    if torch.compiler.is_compiling():  # PyTorch 2.11 cannot trace is_autocast_available
         return device_type != "meta"
     return torch.amp.is_autocast_available(device_type)
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """A context without autocast, for formulas whose dtypes are chosen."""
+    """Return a context without autocast, for formulas that choose their own dtypes."""
     if not knows_autocast(device_type):
         return contextlib.nullcontext()
     return torch.autocast(device_type, enabled=False)
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """Return channels_last for a dense channels_last ``x``, else contiguous: also for views with
-    gaps, and for tensors that are both."""
+    """Return channels_last for a dense channels_last ``x``, else contiguous. Views with gaps, and
+    tensors that are both, are contiguous."""
     plain = x.dim() != 4 or x.is_contiguous()
     if plain or not x.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
@@ -42,8 +42,8 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 
 def channels_last(x: Tensor) -> bool:
-    """Return whether the channels of a pixel are adjacent, also in a view with gaps. The strides
-    decide, because PyTorch refuses the question under vmap."""
+    """Return whether the channels of a pixel are adjacent, even in a view with gaps. The strides
+    decide, because ``is_contiguous`` fails under vmap."""
     return x.stride(1) == 1 != x.stride(3)
 
 
@@ -61,22 +61,22 @@ def laid_out_like(y: Tensor, x: Tensor) -> Tensor:
 
 
 def new_like(y: Tensor, x: Tensor) -> Tensor:
-    """Return a dense copy of ``y`` in the layout of ``x``. Inside a transform of torch.func, which
-    knows no layouts, the layout is any."""
+    """Return a dense copy of ``y`` in the layout of ``x``. Under transforms of torch.func, which
+    have no layouts, the layout is unspecified."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return y.clone()
     return y.clone(memory_format=layout_of(x))
 
 
 def dense_like(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-    """An uninitialised tensor for a result in x's dtype and layout, of x's shape or another."""
+    """Return an uninitialised tensor in x's dtype and layout, of x's shape or another one."""
     if shape is None:
         return torch.empty_like(x, memory_format=layout_of(x))
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
 
 
 def empty_channels_last(x: Tensor, height: int, width: int) -> Tensor:
-    """An uninitialised channels_last image of another size, with x's batch, channels, dtype and
-    device."""
+    """Return an uninitialised channels_last image of another size, with x's batch, channels, dtype
+    and device."""
     n, c = x.shape[:2]
     return x.new_empty((n, height, width, c)).permute(0, 3, 1, 2)

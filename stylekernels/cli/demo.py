@@ -36,11 +36,11 @@ class Demo:
         weights = [find_style(style) for style in styles]
         from stylekernels.media import Photo, write_photo
         from stylekernels.media.outputs import check_inputs_are_kept
-        from stylekernels.media.paths import place
+        from stylekernels.media.paths import output_paths
         from stylekernels.media.sheet import make_sheet
 
         with refusing("--output: "):
-            (output,) = place([_DEMO_SHEET], self.output)
+            (output,) = output_paths([_DEMO_SHEET], self.output)
             check_inputs_are_kept([output], weights)
         photo = _demo_photo()
         pictures = [("photo", photo)]

@@ -1,4 +1,4 @@
-"""``stylekernels info``: versions, hardware, and which implementation runs where."""
+"""``stylekernels info``: versions, hardware, and the implementation of each op."""
 
 import dataclasses
 import importlib.metadata
@@ -43,7 +43,7 @@ def describe() -> str:
 def _versions() -> list[str]:
     import torch
 
-    # PyTorch's own says which build it is (+cpu, +cu130); the metadata may leave it out.
+    # torch.__version__ names the build (+cpu, +cu130), which the metadata may leave out.
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     for name in _COMPANIONS:
         try:
@@ -108,7 +108,7 @@ def _ops_on(device: str) -> list[str]:
     for op in dispatch.OPS:
         try:
             choice = dispatch.explain(op, frame).partition(": ")[2]
-        except RuntimeError as error:  # an implementation was forced that isn't there
+        except RuntimeError as error:  # the forced implementation is not available
             choice = f"none ({error})"
         groups.setdefault(choice, []).append(op)
     lines = [f"ops on {'the GPU' if device == 'cuda' else 'the CPU'}"]

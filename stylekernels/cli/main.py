@@ -1,9 +1,9 @@
 """The command line: ``stylekernels demo | stylize | train | info``.
 
 Every verb is a dataclass that tyro turns into options. PyTorch is imported when a verb begins to
-work, so that help and refused arguments come at once. Exit codes: 0 done, 1 an error of the
-program's own, 2 something was refused (one line on stderr says what), 130 interrupted by Ctrl-C,
-SIGTERM or SIGHUP, 141 nobody reads the output any more.
+work, so that help and refusals appear at once. Exit codes: 0 done, 1 an internal error, 2 something
+was refused (one line on stderr says what), 130 interrupted by Ctrl-C, SIGTERM or SIGHUP, 141 the
+reader of the output has gone.
 """
 
 import errno
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     argv, debug = _take_debug(argv)
     try:
-        # SIGTERM and SIGHUP raise KeyboardInterrupt too, so that no half-written file is left.
+        # SIGTERM and SIGHUP raise KeyboardInterrupt too, so that temporary files are removed.
         with handled(signal.default_int_handler):
             command = parse(argv)
             _check_environment()
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         complain(" ".join(("interrupted", *map(str, stop.args))))
         return INTERRUPTED
-    except SystemExit as stop:  # tyro's, after help (0) or an error it has printed (2)
+    except SystemExit as stop:  # raised by tyro after help (0) or an error message (2)
         return stop.code if isinstance(stop.code, int) else REFUSED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
-    """Take ``--debug``, which every verb has, from the arguments; return the rest and whether it
+    """Remove ``--debug``, which every verb has, from the arguments. Return the rest, and whether it
     was there."""
     end = argv.index("--") if "--" in argv else len(argv)
     options = [argument for argument in argv[:end] if argument != "--debug"]
@@ -90,8 +90,8 @@ def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
 
 
 def _check_environment() -> None:
-    """Refuse an implementation or capability that is not there, if the environment asks for one.
-    Otherwise PyTorch, which takes seconds, is not imported yet."""
+    """Refuse an unavailable implementation or capability that the environment asks for. PyTorch,
+    whose import takes seconds, is imported only if it asks for one."""
     if {"STYLEKERNELS_IMPL", "STYLEKERNELS_CPU_CAPABILITY"} & os.environ.keys():
         try:
             import stylekernels.ops.dispatch  # noqa: F401
@@ -103,7 +103,7 @@ def parse(argv: Sequence[str]) -> Any:
     """Return the verb of a command with its options.
 
     Raises:
-        SystemExit: after help was printed (0), or a message about what was refused (2).
+        SystemExit: after help (0) or an error message (2) was printed.
     """
     verbs = {
         "demo": (Demo, "Paint a well-known photo in the bundled styles, on one sheet."),

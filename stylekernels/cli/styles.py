@@ -1,4 +1,4 @@
-"""Styles that verbs paint in, opened on the device that was asked for."""
+"""Styles of the command line: finding them, and opening them on a device."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def find_style(style: str) -> Path:
-    """Return the file of a style, or refuse one that there is not."""
+    """Return the file of a style, or refuse a style that does not exist."""
     try:
         return style_file(style)
     except ValueError as error:
@@ -24,8 +24,8 @@ def open_style(weights: Path, device: str | None, **options: Any) -> "Stylizer":
 
     Args:
         weights: the style's file.
-        device: None for a GPU if there is one, else the CPU.
-        options: those of Stylizer.
+        device: name of the device; None means a GPU if there is one, else the CPU.
+        options: options of the Stylizer.
     """
     import torch
 
@@ -39,7 +39,7 @@ def open_style(weights: Path, device: str | None, **options: Any) -> "Stylizer":
         check_kernels(find_device(device).type)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's, about files that are refused anyway
+            warnings.simplefilter("ignore")  # PyTorch warns about files that are refused anyway
             generator = StyleGenerator.from_pretrained(weights)
     except (ValueError, OSError) as error:
         raise Refused(f"--style: {error}") from error

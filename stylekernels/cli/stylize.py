@@ -44,24 +44,24 @@ class Stylize:
     output: Annotated[str, option("PATH", "-o")] = "stylized"
     """A file for one photo, in the format of its extension; a folder for many, under their names.
     Colour profile, EXIF and transparency are kept, with 8 bits for each channel.
-    Files there are replaced, but never a photo that is read."""
+    Existing files are replaced, but never a photo that is read."""
 
     size: Annotated[int | None, option("PIXELS", hint="(default: the photo's own)")] = None
     """Scale photos down to this length of the longer side. They are never enlarged."""
 
     strength: Annotated[float, option("0..1")] = 1.0
-    """The share of the style in the picture, from 0 (the photo) to 1 (all style)."""
+    """The share of the style in the picture, from 0 (the photo) to 1 (the stylised picture)."""
 
     preserve_colors: Annotated[bool, option(hint="")] = False
-    """Keep the photo's colours, and take only light and dark from the style."""
+    """Keep the photo's colours, and take only the brightness of the stylised picture."""
 
     tile: Annotated[int | None, option("PIXELS", hint="(default: all at once)")] = None
-    """Paint larger photos in tiles of this size, 1024 say, in bounded memory.
-    Files of more than 178 megapixels are read with this option only."""
+    """Paint larger photos in tiles of this size, for example 1024, in bounded memory.
+    Files of more than 178 megapixels are read only with this option."""
 
     tile_mode: Annotated[Literal["exact", "thumbnail"], option()] = "exact"
-    """`exact` makes the same picture as without tiles, to rounding; small tiles take longer.
-    `thumbnail` is faster, with contrasts as in a small copy of the photo.
+    """`exact` makes the same picture as without tiles, up to rounding; small tiles take longer.
+    `thumbnail` is faster, with the contrasts of a small copy of the photo.
     """
 
     device: Annotated[str | None, option("DEVICE", hint="(default: cuda if there is a GPU)")] = None
@@ -85,7 +85,7 @@ class Stylize:
             check_format,
             read_photo,
             write_photo,
-        )  # fmt: skip
+        )
         from stylekernels.media.outputs import check_inputs_are_kept
         from stylekernels.media.paths import find_photos, plan_outputs
 
@@ -106,7 +106,7 @@ class Stylize:
                 done = functools.partial(advance, bar, index)
                 try:
                     photo = read_photo(path, self.size, any_size=self.tile is not None)
-                    check_format(output, photo)  # what can't be written need not be painted
+                    check_format(output, photo)  # before painting, which takes longer
                     rgb = self.paint(stylizer, photo, path, done)
                     write_photo(output, dataclasses.replace(photo, rgb=rgb))
                     written.append(output)
@@ -116,12 +116,12 @@ class Stylize:
                     complain(problems[-1])
                 done()
         if written:
-            place = written[0] if len(photos) == 1 else os.path.join(written[0].parent, "")
+            target = written[0] if len(photos) == 1 else os.path.join(written[0].parent, "")
             count = (
                 "" if len(photos) == 1 else f"{len(written)} {plural('photo', len(written))} in "
             )
             refused = f", {len(problems)} refused" if problems else ""
-            say(f"{count}{place}{refused}  {time.perf_counter() - started:.1f} s")
+            say(f"{count}{target}{refused}  {time.perf_counter() - started:.1f} s")
         return REFUSED if problems else DONE
 
     def paint(
@@ -131,7 +131,7 @@ class Stylize:
         path: Path,
         progress: Callable[[int, int], None],
     ) -> "np.ndarray":
-        """The photo's pixels in the style, as strong as asked for, in the photo's own colours."""
+        """Return the stylised pixels of a photo, in its colour space, with the wanted strength."""
         from stylekernels.hardware import memory_ran_out
         from stylekernels.inference import blend
         from stylekernels.media import PhotoError

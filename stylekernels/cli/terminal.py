@@ -1,4 +1,4 @@
-"""Output of the command line: results, refusals, complaints, progress and exit codes."""
+"""Output of the command line: results, refusals, error messages, progress and exit codes."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ DONE, FAILED, REFUSED, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
 
 
 class Refused(Exception):
-    """Something in the command can't be done; the message says what and what to do instead."""
+    """Something in the command cannot be done. The message says what, and what to do instead."""
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def refusing(prefix: str = "") -> Iterator[None]:
 
 
 def progress(count: int, *, shown: bool) -> "tqdm":
-    """A bar over photos, and over the tiles of each."""
+    """Return a progress bar over photos and the tiles of each."""
     from tqdm import tqdm
 
     form = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} photos [{elapsed}<{remaining}]"
@@ -43,7 +43,7 @@ def plural(noun: str, count: int) -> str:
 
 
 def say(text: str) -> None:
-    """Print on stdout; characters that its encoding lacks, as paths may have, become escapes."""
+    """Print on stdout. Characters that its encoding lacks, for example in paths, are escaped."""
     try:
         print(text)
     except UnicodeEncodeError as error:
@@ -51,7 +51,7 @@ def say(text: str) -> None:
 
 
 def complain(message: str) -> None:
-    """Write one line on stderr, above a progress bar; a terminal that was closed gets none."""
+    """Write one line on stderr, above a progress bar. A closed terminal is ignored."""
     from tqdm import tqdm
 
     with suppress(OSError):

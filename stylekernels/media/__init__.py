@@ -1,4 +1,4 @@
-"""Pictures from files and into files."""
+"""Reading and writing of picture files."""
 
 from typing import TYPE_CHECKING
 

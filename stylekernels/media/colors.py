@@ -1,4 +1,4 @@
-"""Colours of a picture: ICC profiles, and what lies under transparent pixels."""
+"""Colours of a picture: ICC profiles, and the colours of transparent pixels."""
 
 import io
 
@@ -7,17 +7,17 @@ from PIL import Image, ImageCms
 
 
 def fill_hidden(colors: Image.Image, alpha: Image.Image) -> Image.Image:
-    """The colours, with those of the nearest visible pixels where nothing is to be seen: what a
-    file has there, mostly black, would count in the statistics of the whole picture."""
+    """Give invisible pixels the colours of the nearest visible ones. Their colours in the file,
+    mostly black, would influence the statistics of the whole picture."""
     levels = [colors.copy()]
     while True:
-        # All or nothing: colours that are hardly visible have no precision.
+        # Visible or not: premultiplied colours of nearly transparent pixels have no precision.
         seen = alpha.point(lambda value: 255 if value else 0)
         levels[-1].putalpha(seen)
         if seen.getextrema()[0] == 255 or max(seen.size) == 1:
             break
         half = tuple((side + 1) // 2 for side in seen.size)
-        levels.append(levels[-1].resize(half, Image.Resampling.BOX))  # the mean of what is visible
+        levels.append(levels[-1].resize(half, Image.Resampling.BOX))  # means of visible pixels
         alpha = levels[-1].getchannel("A")
     filled = levels.pop().convert("RGB")
     for level in reversed(levels):
@@ -27,7 +27,8 @@ def fill_hidden(colors: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def in_rgb_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """An L, RGB, CMYK or LAB image as RGB. An RGB profile is kept, any other leads to sRGB."""
+    """Convert an L, RGB, CMYK or LAB image to RGB. An RGB profile is kept; with any other one the
+    result is sRGB."""
     if profile:
         try:
             source = _open_profile(profile)
@@ -40,7 +41,7 @@ def in_rgb_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Ima
                 transform = _transform(source, _srgb(), image.mode)
                 return ImageCms.applyTransform(image, transform), None
         except (ImageCms.PyCMSError, OSError, ValueError):
-            pass  # a broken profile, or one of no use here: viewers read such a file as sRGB too
+            pass  # a broken or unusable profile: like viewers, read the file as sRGB
     if image.mode == "LAB":
         lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
         return ImageCms.applyTransform(image, _transform(lab, _srgb(), "LAB")), None
@@ -48,12 +49,12 @@ def in_rgb_profile(image: Image.Image, profile: bytes | None) -> tuple[Image.Ima
 
 
 def to_srgb(rgb: np.ndarray, profile: bytes) -> np.ndarray:
-    """Pixels in an RGB profile converted to sRGB; (H, W, 3) uint8 both."""
+    """Convert pixels from an RGB profile to sRGB, (H, W, 3) uint8."""
     return _converted(rgb, _transform(_open_profile(profile), _srgb()))
 
 
 def from_srgb(rgb: np.ndarray, profile: bytes) -> np.ndarray:
-    """sRGB pixels converted to an RGB profile; (H, W, 3) uint8 both."""
+    """Convert pixels from sRGB to an RGB profile, (H, W, 3) uint8."""
     return _converted(rgb, _transform(_srgb(), _open_profile(profile)))
 
 

@@ -1,7 +1,7 @@
-"""EXIF of a photo: which way is up, and what is kept for the picture painted from it.
+"""EXIF of a photo: its orientation, and the tags that are kept for the stylised picture.
 
-Cameras and editors write damaged EXIF. Nothing in it may cost the picture: a tag that cannot be
-read or written is dropped, and the others are kept.
+Cameras and editors write damaged EXIF, which must not prevent reading the picture. A tag that
+cannot be read or written is dropped; the others are kept.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ _TURNS = {
 }
 _SHORT = 3  # the TIFF type of 16-bit numbers
 
-# A whitelist: the rest of a TIFF directory describes how the old pixels were stored, its
-# orientation is applied on reading, and an embedded thumbnail would show the old picture.
+# The tags that are kept. Other tags of a TIFF directory describe the storage of the old pixels, the
+# orientation is applied while reading, and an embedded thumbnail would show the old picture.
 _TAGS = (
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
@@ -45,9 +45,9 @@ _TAGS = (
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation asks for; unchanged where there is none."""
+    """Rotate or mirror the image as its EXIF orientation says; without one, return it unchanged."""
     orientation = _first_orientation(image.info.get("exif"))
-    if orientation is None:  # in XMP, or stored in a way of the format's own
+    if orientation is None:  # it may be in XMP, or stored in a format-specific way
         with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged EXIF
             orientation = image.getexif().get(ExifTags.Base.Orientation)
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
@@ -55,8 +55,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _first_orientation(exif: object) -> int | None:
-    """The orientation in the first directory of EXIF bytes, read without the other tags: Pillow
-    gives up at the first damaged one."""
+    """Return the orientation in the first directory of EXIF bytes. It is read without the other
+    tags, since Pillow stops at the first damaged one."""
     if not isinstance(exif, bytes):
         return None
     tiff = exif.removeprefix(b"Exif\0\0")
@@ -70,13 +70,13 @@ def _first_orientation(exif: object) -> int | None:
             tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
             if tag == ExifTags.Base.Orientation and kind == _SHORT:
                 return value
-    except struct.error:  # the directory ends before it should
+    except struct.error:  # the directory is truncated
         pass
     return None
 
 
 def descriptive_exif(image: Image.Image) -> Image.Exif:
-    """What the EXIF says about the photo, without what it says about the old file."""
+    """Return the EXIF tags that describe the photo, without those that describe the old file."""
     kept = Image.Exif()
     try:
         exif = image.getexif()
@@ -95,7 +95,7 @@ def descriptive_exif(image: Image.Image) -> Image.Exif:
 
 
 def exif_bytes(exif: Image.Exif, size: tuple[int, int]) -> bytes:
-    """As a file has it, for a picture of this width and height; empty where it says nothing."""
+    """Encode EXIF for a file with a picture of this width and height; empty without tags."""
     if not len(exif):
         return b""
     directory = exif.get(ExifTags.IFD.Exif, {})
@@ -109,17 +109,17 @@ def exif_bytes(exif: Image.Exif, size: tuple[int, int]) -> bytes:
 
 
 def _written(tags: dict) -> bytes | None:
-    """EXIF bytes of these tags, or None where one of them cannot be written."""
+    """Return the EXIF bytes of these tags, or None if one of them cannot be written."""
     exif = Image.Exif()
     try:
         exif.update(tags)
         return exif.tobytes()
-    except Exception:  # a tag that can be read need not be one that can be written
+    except Exception:  # Pillow reads some tags that it cannot write
         return None
 
 
 def _writable(tags: dict) -> dict:
-    """The tags, and within directories the entries, that can be written."""
+    """Return the tags that can be written, and of directories the entries that can."""
     kept = {}
     for tag, value in tags.items():
         if isinstance(value, dict):

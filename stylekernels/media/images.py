@@ -1,9 +1,9 @@
-"""Photo files in and out: one network-ready picture, and what its file carries around it.
+"""Reading and writing of photo files: pixels for a network, and the metadata of the file.
 
-Everything Pillow can read comes in as 8-bit RGB, upright: 16-bit, grey, palette, 1-bit and CMYK
-pictures are converted. Alpha, the ICC profile and EXIF travel beside the pixels and are written
-back. Pixels stay in the photo's own colour space; ``to_srgb`` and ``from_srgb`` are for whoever,
-like a network, works in sRGB.
+Everything that Pillow can read becomes 8-bit RGB, upright: 16-bit, grey, palette, 1-bit and CMYK
+pictures are converted. Alpha, the ICC profile and EXIF are kept beside the pixels and written back.
+Pixels stay in the photo's own colour space; ``to_srgb`` and ``from_srgb`` convert them for a
+network, which works in sRGB.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ _OPTIONS = {
     "TIFF": {"compression": "tiff_adobe_deflate"},
     "AVIF": {"quality": 90},
 }
-# The most pixels a side: libjpeg's; the WebP format's; what libavif reads, though it writes more.
+# The most pixels a side: limits of libjpeg, of the WebP format, and of libavif for reading.
 _LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 32768}
 _KEEP_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "JPEG2000")
 _KEEP_EXIF = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
@@ -58,20 +58,20 @@ _FIRST_FRAME_IS_THE_PHOTO = ("MPO", "PSD")
 
 
 class PhotoError(ValueError):
-    """A picture that can't be read or written; the message names the file and says why."""
+    """A picture cannot be read or written. The message names the file and the reason."""
 
 
 class TooManyPixels(PhotoError):
-    """A picture beyond Pillow's limit, which is read with ``any_size`` only."""
+    """A picture has more pixels than Pillow's limit. It can be read with ``any_size``."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture and what its file carries around it.
+    """A picture and the metadata of its file.
 
     Attributes:
         rgb: (H, W, 3) uint8, upright, in the colour space of ``profile``.
-        alpha: (H, W) uint8, or None where the file has no transparency.
+        alpha: (H, W) uint8, or None if the file has no transparency.
         profile: the ICC profile of ``rgb``; None means sRGB.
         exif: descriptive tags without orientation and thumbnail; empty if there are none.
     """
@@ -82,11 +82,11 @@ class Photo:
     exif: bytes = b""
 
     def to_srgb(self) -> np.ndarray:
-        """The pixels converted to sRGB, (H, W, 3) uint8."""
+        """Return the pixels converted to sRGB, (H, W, 3) uint8."""
         return self.rgb if self.profile is None else colors.to_srgb(self.rgb, self.profile)
 
     def from_srgb(self, rgb: np.ndarray) -> np.ndarray:
-        """sRGB pixels converted to this photo's colour space, (H, W, 3) uint8."""
+        """Return sRGB pixels converted to this photo's colour space, (H, W, 3) uint8."""
         return rgb if self.profile is None else colors.from_srgb(rgb, self.profile)
 
 
@@ -96,25 +96,25 @@ def read_photo(
     """Read a picture file.
 
     Args:
-        path: any still picture Pillow can read; its content decides, not its extension.
-        size: length of the longer side in pixels to scale down to (Lanczos). A picture that is
-            smaller already keeps its size.
-        any_size: also read what is larger than Pillow's limit against decompression bombs, small
-            files that unpack to pictures that fill the memory.
+        path: a still picture that Pillow can read. Its content decides, not its extension.
+        size: scale the picture down to this length of the longer side, in pixels (Lanczos). A
+            smaller picture keeps its size.
+        any_size: also read pictures larger than Pillow's limit against decompression bombs, small
+            files that unpack to pictures larger than memory.
 
     Raises:
-        TooManyPixels: a picture larger than that limit.
-        PhotoError: any other: the file is missing, damaged, not a picture, animated, or under 16
-            pixels on a side.
+        TooManyPixels: if the picture is larger than that limit.
+        PhotoError: if the file is missing, damaged, not a picture, animated, or under 16 pixels on
+            a side.
     """
     path = Path(path)
     if path.is_dir():
         raise PhotoError(f"{path}: expected a picture, got a folder")
-    if path.exists() and not path.is_file():  # a pipe would be waited for, for good
+    if path.exists() and not path.is_file():  # reading a pipe could block forever
         raise PhotoError(f"{path}: expected a picture, got a device or a pipe")
     limit = _PIXEL_LIMIT.lifted if any_size else contextlib.nullcontext()
     with limit, _decoding(path), Image.open(path) as image:
-        # Pillow does not look while another thread has lifted the limit.
+        # Pillow does not check while another thread has lifted the limit.
         if not any_size and image.width * image.height > _PIXEL_LIMIT.most():
             raise Image.DecompressionBombError
         frames = getattr(image, "n_frames", 1)
@@ -150,11 +150,10 @@ def read_photo(
 def write_photo(path: str | os.PathLike, photo: Photo) -> None:
     """Write a picture file, whole or not at all, in the format of its extension.
 
-    Alpha, ICC profile and EXIF are kept where the format has a place for them. Missing folders are
-    made.
+    Alpha, ICC profile and EXIF are written if the format supports them. Missing folders are made.
 
     Raises:
-        PhotoError: what `check_format` refuses, or a place that can't be written to.
+        PhotoError: if `check_format` refuses the photo, or the file cannot be written.
     """
     path = Path(path)
     name = check_format(path, photo)
@@ -178,11 +177,11 @@ def write_photo(path: str | os.PathLike, photo: Photo) -> None:
 
 
 def check_format(path: Path, photo: Photo) -> str:
-    """Pillow's name of the format for a file's extension, if it has a place for this photo.
+    """Return Pillow's name of the format for a file's extension, if it can store this photo.
 
     Raises:
-        PhotoError: an extension this Pillow can't write, transparency in a format without it, or
-            more pixels a side than the format has.
+        PhotoError: if this Pillow cannot write the format, if the photo is transparent and the
+            format has no transparency, or if the photo has too many pixels a side for it.
     """
     name = output_format(path)
     height, width = photo.rgb.shape[:2]
@@ -200,10 +199,10 @@ def check_format(path: Path, photo: Photo) -> str:
 
 
 def output_format(path: Path) -> str:
-    """Pillow's name of the format for a file's extension.
+    """Return Pillow's name of the format for a file's extension.
 
     Raises:
-        PhotoError: for an extension that isn't in FORMATS, or that this Pillow was built without.
+        PhotoError: if the extension is not in FORMATS, or this Pillow was built without it.
     """
     Image.init()
     name = FORMATS.get(path.suffix.lower())
@@ -232,7 +231,7 @@ class _PixelLimit:
             Image.MAX_IMAGE_PIXELS = self._kept
 
     def most(self) -> float:
-        """Pillow refuses what has more pixels: twice the limit, also while that is lifted."""
+        """Return the most pixels that Pillow reads: twice its limit, even while that is lifted."""
         with self.lifted.lock:
             limit = self._kept if self.lifted.users else Image.MAX_IMAGE_PIXELS
         return float("inf") if limit is None else 2 * limit
@@ -253,7 +252,7 @@ _QUIET = SharedChange(_without_pillows_warnings)
 
 @contextlib.contextmanager
 def _decoding(path: Path) -> Iterator[None]:
-    """Turns what a decoder raises, or warns of, on a bad file into one PhotoError."""
+    """Turn the errors of a decoder into PhotoError, and silence its warnings."""
     try:
         with _QUIET:
             yield
@@ -284,7 +283,7 @@ def _decoding(path: Path) -> Iterator[None]:
 
 
 def _as_rgb(image: Image.Image, path: Path) -> tuple[Image.Image, Image.Image | None, bytes | None]:
-    """An upright RGB image with the same look, its alpha, and the profile its pixels are in."""
+    """Convert to an upright RGB image; return it with its alpha and the profile of its pixels."""
     try:
         image = upright(as_8_bits(image))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Samples of more than 8 bits as 8 bits: what Pillow leaves as it is in the file."""
+"""Conversion of samples with more than 8 bits to 8 bits, which Pillow leaves to its users."""
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -11,16 +11,16 @@ _OTHER_NUMBERS = {2: " with a sign", 3: " in floating point"}
 
 
 def as_8_bits(image: Image.Image) -> Image.Image:
-    """The image with at most 8 bits for each channel, rounded; grey of 12 or 16 bits becomes L, or
-    LA where one of its levels is transparent.
+    """Convert an image to at most 8 bits for each channel, rounded. Grey of 12 or 16 bits becomes
+    L, or LA if one of its levels is transparent.
 
     Raises:
-        ValueError: for 32-bit, floating-point and signed samples, where white has no fixed value,
-            and for a kind of TIFF file whose samples Pillow takes for bytes.
+        ValueError: if samples have 32 bits, a sign or floating point, where white has no fixed
+            value; or for 16-bit TIFF files with separate planes, which Pillow reads as bytes.
     """
     if image.format == "TIFF" and _is_mistaken_for_8_bits(image):
         raise ValueError(
-            "expected the channels of a 16-bit TIFF file beside each other, got a plane for each; "
+            "expected a 16-bit TIFF file with interleaved channels, got a separate plane for each; "
             "save it with interleaved channels, or compressed"
         )
     deep = image.mode in ("I", "F") or image.mode.startswith("I;")
@@ -36,7 +36,7 @@ def as_8_bits(image: Image.Image) -> Image.Image:
         return image
     samples = np.asarray(image).astype(np.uint32)
     levels = (samples * 255 + white // 2) // white
-    # Pillow inverts files of 8 bits and fewer itself, and leaves those with more as they are.
+    # Pillow inverts samples of up to 8 bits itself, but not those with more.
     if _tiff_tag(image, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, None) == _WHITE_IS_ZERO:
         levels = 255 - levels
     grey = Image.fromarray(levels.astype(np.uint8))
@@ -49,7 +49,7 @@ def as_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _is_mistaken_for_8_bits(image: Image.Image) -> bool:
-    """Whether a TIFF file has 16-bit channels in planes of their own, without compression."""
+    """Return whether a TIFF file has 16-bit channels in separate, uncompressed planes."""
     tag = TiffImagePlugin
     return (
         _tiff_tag(image, tag.PLANAR_CONFIGURATION, 1) == _SEPARATE_PLANES
@@ -60,15 +60,15 @@ def _is_mistaken_for_8_bits(image: Image.Image) -> bool:
 
 
 def _white(image: Image.Image) -> int | None:
-    """The value of white in an image of more than 8 bits, or None where the file has none."""
+    """Return the value of white in an image of more than 8 bits, or None if it is unknown."""
     if image.mode.startswith("I;16"):
         return (1 << _tiff_tag(image, TiffImagePlugin.BITSPERSAMPLE, 16)) - 1
-    # Pillow scales PGM files to 16 bits, whatever their own white.
+    # Pillow scales PGM files to 16 bits, whatever their own maximum is.
     return 65535 if image.mode == "I" and image.format in ("PNG", "PPM") else None
 
 
 def _tiff_tag(image: Image.Image, tag: int, default):
-    """The first value of a tag of a TIFF file; the default elsewhere, and where it has no such."""
+    """Return the first value of a TIFF file's tag; the default for other files or a missing tag."""
     if image.format != "TIFF":
         return default
     value = image.tag_v2.get(tag, default)

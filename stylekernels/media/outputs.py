@@ -1,4 +1,4 @@
-"""Checks, before any work begins, that results can be written and replace no input."""
+"""Checks before work begins: results can be written, and replace no input."""
 
 import os
 import tempfile
@@ -10,8 +10,8 @@ def check_file(path: Path) -> None:
     """Refuse a path at which no file can be written or replaced.
 
     Raises:
-        ValueError: naming the path, if something other than a file is there, or as `check_folder`
-            does for its folder.
+        ValueError: naming the path, if something other than a file is there, or if `check_folder`
+            refuses its folder.
     """
     check_replaceable(path)
     check_folder(path.parent)
@@ -44,7 +44,7 @@ def check_folder(path: Path) -> None:
     if not there.is_dir():
         raise ValueError(f"{path}: this cannot be a folder, because {there} is a file")
     try:
-        # Permissions alone do not tell: file systems may be read-only, or make no files at all.
+        # Permissions are not enough: a file system may be read-only, or not allow files at all.
         with tempfile.TemporaryFile(dir=there):
             pass
     except PermissionError as error:
@@ -54,10 +54,10 @@ def check_folder(path: Path) -> None:
 
 
 def looked_up(path: Path, part: Path | None = None) -> Path:
-    """The path, or the part of it, that the system could look up.
+    """Return ``part``, by default the whole path, if the system can look it up.
 
     Raises:
-        ValueError: naming the path, if it could not: a name is too long, for one.
+        ValueError: naming the path, if it cannot, for example because a name is too long.
     """
     part = path if part is None else part
     try:
@@ -72,8 +72,7 @@ def check_inputs_are_kept(outputs: Iterable[Path], inputs: Iterable[Path]) -> No
 
     Args:
         outputs: files to write.
-        inputs: files to read; they are the same as an output if the system says so, whatever
-            their paths look like.
+        inputs: files to read. Device and inode decide whether an input is an output, not the path.
 
     Raises:
         ValueError: naming the output.
@@ -85,13 +84,13 @@ def check_inputs_are_kept(outputs: Iterable[Path], inputs: Iterable[Path]) -> No
         output = there.get(_identity(path))
         if output is not None:
             raise ValueError(
-                f"{output}: the result would replace this file, which is one of those to read; "
+                f"{output}: the result would replace this file, which is one of the inputs; "
                 "choose another path"
             )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """The device and inode of a file; None where there is no file."""
+    """Return the device and inode of a file; None if there is no file."""
     try:
         found = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which files a command reads and which it writes, decided before any work begins."""
+"""The files that a command reads and writes, determined before any work begins."""
 
 import glob
 import os
@@ -13,21 +13,19 @@ from stylekernels.media.outputs import (
     looked_up,
 )
 
-# HEIC can't be read, but a phone's photo that is silently left out would be worse than a message.
-_PHOTO_SUFFIXES = {
-    *FORMATS, ".gif", ".heic", ".heif", ".pbm", ".pgm", ".pnm", ".psd", ".tga",
-}  # fmt: skip
+# HEIC cannot be read, but a message is better than leaving out a phone's photo silently.
+_PHOTO_SUFFIXES = {*FORMATS, ".gif", ".heic", ".heif", ".pbm", ".pgm", ".pnm", ".psd", ".tga"}
 
 
 def find_photos(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files that inputs name.
+    """Find the files that inputs name.
 
     Args:
         inputs: files, folders (the photos directly inside) and glob patterns (``**`` for any
-            depth), as typed. A file named twice counts once.
+            depth), as typed. A file that is named twice counts once.
 
     Returns:
-        The files in order, and a message for each input that names none.
+        The files in order, and a message for each input that names no file.
     """
     photos: dict[str, Path] = {}
     problems = []
@@ -64,15 +62,15 @@ def _expand(path: Path) -> tuple[list[Path], str | None]:
 
 
 def find_photos_below(folder: Path) -> tuple[list[Path], list[str]]:
-    """The photos in a folder and in the folders inside it.
+    """Find the photos in a folder and in all folders below it.
 
-    Links are followed; a folder or photo that is reached twice counts once, so that loops end.
-    Folders whose names start with a dot are left out.
+    Links are followed. A folder or photo that is reached twice counts once, so that loops end.
+    Folders whose names start with a dot are skipped.
 
     Returns:
-        The files in order, and a message for each that is named like a photo and is none: hidden
-        files, which other systems leave beside photos, links that lead nowhere, devices; and one
-        for each folder that cannot be read.
+        The files in order, and messages: for each folder that cannot be read, and for each file
+        that is named like a photo but is not one (hidden files, which other systems leave beside
+        photos; broken links; devices).
     """
     photos: dict[str, Path] = {}
     problems, seen, waiting = [], set(), [folder]
@@ -110,19 +108,18 @@ def find_photos_below(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def plan_outputs(photos: Sequence[Path], output: str) -> list[Path]:
-    """Where each photo's result goes, under the photo's own name in a folder.
+    """Determine the path of each photo's result, with the photo's name if ``output`` is a folder.
 
-    A format that can be read and not written well, as GIF, becomes PNG.
+    Formats that cannot be written well, such as GIF, become PNG.
 
     Args:
         photos: the inputs.
-        output: see :func:`place`.
+        output: as for :func:`output_paths`.
 
     Raises:
-        ValueError: if a result would replace a photo or another result, or if ``output`` can't be
-            what it has to be.
+        ValueError: if a result would replace a photo or another result, or as `output_paths`.
     """
-    outputs = place([_result_name(photo) for photo in photos], output)
+    outputs = output_paths([_result_name(photo) for photo in photos], output)
     check_inputs_are_kept(outputs, photos)
     written: dict[str, Path] = {}
     for photo, path in zip(photos, outputs, strict=True):
@@ -136,17 +133,16 @@ def plan_outputs(photos: Sequence[Path], output: str) -> list[Path]:
     return outputs
 
 
-def place(names: Sequence[str], output: str) -> list[Path]:
-    """Where files of these names go.
+def output_paths(names: Sequence[str], output: str) -> list[Path]:
+    """Determine the paths of results with these names.
 
     Args:
-        names: what they are called in a folder.
-        output: as typed: a file, if there is one name and this one has an extension; else a
-            folder. It need not exist; what ends in a slash is a folder.
+        names: the names of the results in a folder.
+        output: as typed. A file, if there is one name and ``output`` has an extension and no slash
+            at its end; else a folder. It need not exist.
 
     Raises:
-        ValueError: if ``output`` is a file and has to be a folder or the other way round, or
-            can't be written to.
+        ValueError: if ``output`` is a file but must be a folder, or cannot be written to.
     """
     path = looked_up(Path(os.path.expanduser(output)))
     is_folder = path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix

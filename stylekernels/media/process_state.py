@@ -1,4 +1,4 @@
-"""State of the whole process that several threads change for a while."""
+"""State of the whole process that several threads change temporarily."""
 
 import threading
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from types import TracebackType
 
 
 class SharedChange:
-    """A context manager: the first thread to enter makes a change, the last one to leave undoes it.
+    """A context manager: the first thread to enter makes a change, the last to leave undoes it.
 
     If each thread changed and restored the state itself, the first to leave would end the change
-    for the others, and the last would restore a changed state for good.
+    for the others, and the last one would restore the changed state.
 
     Args:
-        change: makes the context manager of the change.
+        change: returns a context manager that makes and undoes the change.
 
     Attributes:
         lock: held while the state changes.

@@ -21,7 +21,7 @@ def make_sheet(pictures: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     columns = _columns(len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = pictures[0][1].shape[:2]
-    # Pillow's own font is only good enough to look at where it was built with FreeType.
+    # Without FreeType, Pillow's own font is too coarse for captions.
     caption = _CAPTION if features.check("freetype2") else 0
     sheet = Image.new(
         "RGB",
@@ -44,7 +44,7 @@ def make_sheet(pictures: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
 
 
 def _columns(count: int) -> int:
-    """One row up to three pictures, then as square as it fills best."""
+    """Return the number of columns: one row for up to three pictures, else the fullest grid."""
     if count <= 3:
         return count
     return min(range(2, 5), key=lambda columns: (-count % columns, -columns))
