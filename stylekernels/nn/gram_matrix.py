@@ -89,7 +89,7 @@ class StyleLoss(nn.Module):
         return cls(gram_matrix(features.detach(), scale=scale), scale)
 
     def _apply(self, fn, recurse: bool = True) -> "StyleLoss":
-        """Apply Module.to, half, cuda and so on. A cast of the target to half precision is undone."""
+        """Apply Module.to, half, cuda and so on. The target is never cast to half precision."""
         target = self.target
         super()._apply(fn, recurse)
         if self.target.dtype.itemsize < torch.float32.itemsize:
