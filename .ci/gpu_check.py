@@ -1,10 +1,10 @@
-"""All that only a GPU can check, in one go: a report, the build, tests, a memory checker, speed.
+"""Checks that need an NVIDIA GPU: a report, the build, tests, a memory checker, speed.
 
-``make gpu-check OUT=folder`` on a machine with PyTorch, Triton and this checkout: nothing is
-installed, and nothing is fetched. Each step has a time limit, a log in the folder and an outcome
-of its own, so that one that fails hides no other; all together take nine minutes at most, in which
-a sample of the tests fits. ``--most-cases`` asks for more of them, and allows an hour for it. The
-last line is the verdict; the exit status is 0 for PASS, 1 for FAIL and 2 where there is no GPU.
+``make gpu-check OUT=folder`` on a machine with PyTorch, Triton and this checkout. It installs and
+fetches nothing. Each step has a time limit, a log in the folder and an outcome of its own, so that
+a failing step does not hide others. All together take at most nine minutes, enough for a sample of
+the tests. ``--most-cases`` runs more of them, and allows an hour more. The last line is the
+verdict; the exit status is 0 for PASS, 1 for FAIL and 2 without a GPU.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL_S = 520.0
-#: Parametrised cases of each test function that run: some 770 tests of 4,270. Most make Triton
-#: compile kernels, 0.5 to 3 s each on a CPU core: all 4,270 would take several times their step.
+#: Parametrised cases of each test function that run: some 770 of 4,270 tests. In most of them
+#: Triton compiles kernels, 0.5 to 3 s each on a CPU core: all 4,270 would take far too long.
 MOST_CASES = 12
-GRACE_S = 12.0  # of a step's time, to end in: pytest takes 10 to stop what runs in parallel
+GRACE_S = 12.0  # a step's last seconds, for ending: pytest takes 10 to stop its workers
 MOST_LOG_BYTES = 8 << 20
-OLDEST_SETUPTOOLS = 77  # as pyproject.toml says
-#: With tests of the GPU. No others are collected: some import what such a machine lacks.
+OLDEST_SETUPTOOLS = 77  # as in pyproject.toml
+#: Files with GPU tests. Others are not collected: some import packages that such a machine lacks.
 TEST_FILES = (
     "test_benchmarks_cuda.py",
     "test_dispatch.py",
@@ -45,7 +45,7 @@ TEST_FILES = (
     "test_norm_conv2d_ends.py",
     "test_training_step.py",
     "test_transforms.py",
-    # Of Triton's own tests what the above don't run on a GPU.
+    # Triton's own tests that the files above do not run on a GPU.
     "test_triton_launch.py",
     "test_triton_norm_conv2d_out.py",
     "test_triton_plan.py",
@@ -60,13 +60,13 @@ PASSED, FAILED, SKIPPED, CUT_SHORT = "passed", "failed", "skipped", "cut short"
 
 @dataclass
 class Outcome:
-    """What became of a step.
+    """The result of a step.
 
     Attributes:
         status: passed, failed, skipped or cut short.
-        reason: in one line.
-        seconds, limit_s: how long it took, and how long it might have.
-        lines: what to show of it.
+        reason: one line.
+        seconds, limit_s: the time it took, and its limit.
+        lines: output to show.
     """
 
     step: str
@@ -77,12 +77,12 @@ class Outcome:
     lines: list[str] = field(default_factory=list)
 
 
-#: From exit status and log to status, reason and lines to show.
+#: A function of exit status and log that returns status, reason and lines to show.
 Judge = Callable[[int, str], tuple[str, str, list[str]]]
 
 
 def by_exit_status(status: int, log: str) -> tuple[str, str, list[str]]:
-    """Passed if the exit status is 0."""
+    """Return passed if the exit status is 0, else failed."""
     if status == 0:
         return PASSED, "", []
     return FAILED, f"exit status {status}", log.strip().splitlines()[-3:]
@@ -90,15 +90,15 @@ def by_exit_status(status: int, log: str) -> tuple[str, str, list[str]]:
 
 @dataclass(frozen=True)
 class Step:
-    """One command.
+    """A command to run.
 
     Attributes:
-        limit_s: it ends then.
-        reserve_s: so much is kept for it, however long the steps before it take.
-        command: of the seconds it has until it is interrupted.
-        judge: what its exit status and log mean.
-        unable: why it can't run here, if it can't.
-        environment: added to the process's own.
+        limit_s: its time limit.
+        reserve_s: time that is reserved for it, however long the steps before it take.
+        command: a function of its seconds until it is interrupted that returns the command.
+        judge: a function that interprets its exit status and log.
+        unable: the reason why it cannot run here, or None.
+        environment: variables that are added to the process's own.
     """
 
     name: str
@@ -111,7 +111,8 @@ class Step:
 
 
 def judge_build(status: int, log: str) -> tuple[str, str, list[str]]:
-    """setup.py succeeds where it can't build, and leaves the reason in a file."""
+    """Judge the build. setup.py succeeds even if it cannot build, and leaves the reason in a
+    file."""
     reason = ROOT / "stylekernels/not_built.txt"
     if status == 0 and reason.exists():
         return SKIPPED, reason.read_text().strip(), []
@@ -119,11 +120,11 @@ def judge_build(status: int, log: str) -> tuple[str, str, list[str]]:
 
 
 def judge_tests(status: int, log: str) -> tuple[str, str, list[str]]:
-    """The counts are pytest's last line; tests that never ran are no success."""
+    """Judge the tests by the counts in pytest's last line. Without any test it is no success."""
     found = re.findall(r"^=*\s*(\d+ \w+(?:, \d+ \w+)*) in [\d.]+s", log, re.MULTILINE)
     counts = found[-1] if found else "no tests ran"
     failed = re.findall(r"^(?:FAILED|ERROR) .*", log, re.MULTILINE)
-    if not found:  # it was stopped: each test has a line, "tests/a.py::b PASSED" or the other way
+    if not found:  # pytest was stopped: count lines such as "tests/a.py::b PASSED"
         passed = len(re.findall(r"::.* PASSED|PASSED .*::", log))
         failed = re.findall(r".*(?:::.* FAILED|FAILED .*::).*", log)
         if passed or failed:
@@ -136,7 +137,7 @@ def judge_tests(status: int, log: str) -> tuple[str, str, list[str]]:
 
 
 def judge_memory(status: int, log: str) -> tuple[str, str, list[str]]:
-    """compute-sanitizer's sum, and how far the cases came."""
+    """Judge by compute-sanitizer's error count, and by the number of cases that ran."""
     if "Device not supported" in log:
         return SKIPPED, "compute-sanitizer: Device not supported", []
     said = [line for line in log.splitlines() if re.search(r"ERROR SUMMARY|cases, \d+ wrong", line)]
@@ -148,11 +149,12 @@ def judge_memory(status: int, log: str) -> tuple[str, str, list[str]]:
 
 
 def judge_benchmark(out: Path) -> Judge:
-    """The rows of the result: a loss is a result, and a wrong answer a failure."""
+    """Judge the rows of the benchmark: a wrong answer is a failure, a loss against a rival is
+    not."""
     start = time.time()
 
     def judge(status: int, log: str) -> tuple[str, str, list[str]]:
-        # Results of earlier runs may lie beside it.
+        # Results of earlier runs may be in the same folder.
         found = [path for path in out.glob("ops-*.json") if path.stat().st_mtime >= start]
         if not found:
             return by_exit_status(status or 1, log)
@@ -187,14 +189,14 @@ def _benchmark_line(row: dict) -> str:
 
 
 def find_sanitizer() -> str | None:
-    """compute-sanitizer, of PATH or of the CUDA toolkit."""
+    """Return compute-sanitizer's path, from PATH or the CUDA toolkit; None if there is none."""
     toolkits = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     folders = [os.environ.get("PATH", os.defpath), *(f"{folder}/bin" for folder in toolkits)]
     return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
 
 
 def old_setuptools() -> str | None:
-    """Why setup.py can't run, if setuptools is why."""
+    """Return why setup.py cannot run, if setuptools is the reason."""
     try:
         version = importlib.metadata.version("setuptools")
     except importlib.metadata.PackageNotFoundError:
@@ -205,28 +207,29 @@ def old_setuptools() -> str | None:
 
 
 def _pytest(rehearse: bool, most_cases: int) -> list[str | Path]:
-    """A sample of the tests of the GPU; in a rehearsal a few of the CPU."""
+    """Return the command for a sample of the GPU tests; in a rehearsal, for a few CPU tests."""
     files = [path for name in TEST_FILES for path in sorted((ROOT / "tests").glob(name))]
     chosen = ["-m", "gpu"]
     if rehearse:
         files, chosen = [ROOT / "tests/test_gram_matrix.py"], ["-k", "test_loss_options and cpu"]
     parallel = []
     if importlib.util.find_spec("xdist"):
-        # Compiling takes the time, a core each; two are left for pytest itself and the system.
+        # Compiling takes most of the time, a core for each worker. Two cores are left for pytest
+        # itself and the system.
         parallel = ["-n", str(max(1, min(16, (os.cpu_count() or 1) - 2)))]
     plugins = ["-p", "no:cacheprovider", "-p", "gpu_sample", "--most-cases", str(most_cases)]
     if importlib.util.find_spec("pytest_benchmark"):
-        plugins += ["-p", "no:benchmark"]  # it warns beside xdist
+        plugins += ["-p", "no:benchmark"]  # it warns when xdist is used
     shown = ["-v", "--tb=short", "--color=no", "--maxfail=100"]
     return [sys.executable, "-m", "pytest", *chosen, *parallel, *plugins, *shown, *files]
 
 
 def steps(out: Path, rehearse: bool, most_cases: int = MOST_CASES) -> list[Step]:
-    """All steps in order; in a rehearsal on the CPU, with little to do."""
+    """Return all steps in order. In a rehearsal they run on the CPU with little work."""
     python, ci = sys.executable, ROOT / ".ci"
     device = "cpu" if rehearse else "cuda"
     sanitizer = None if rehearse else find_sanitizer()
-    # Out-of-bounds accesses show only where each tensor is an allocation of its own.
+    # Out-of-bounds accesses show only if each tensor is an allocation of its own.
     memory_environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     memcheck: list[str] = []
     if sanitizer is not None:
@@ -234,11 +237,11 @@ def steps(out: Path, rehearse: bool, most_cases: int = MOST_CASES) -> list[Step]
         memcheck += ["--report-api-errors", "no", "--target-processes", "application-only"]
 
     def memory(seconds: float) -> Sequence[str | Path]:
-        limit = f"{seconds * 0.6:.0f}"  # the rest to start, and to finish a slow case
+        limit = f"{seconds * 0.6:.0f}"  # the rest is for starting, and for finishing a slow case
         return [*memcheck, python, ci / "gpu_ops.py", "--device", device, "--time-limit", limit]
 
     def benchmark(seconds: float) -> Sequence[str | Path]:
-        limit = f"{max(1, seconds - 45):.0f}"  # the rest likewise, and to measure the limits
+        limit = f"{max(1, seconds - 45):.0f}"  # the rest is for that and for measuring the limits
         command = [python, "-m", "benchmarks", "ops", "--device", device, "--time-limit", limit]
         if rehearse:
             command += ["--quick", "--shape", "1x8x16x16", "--dtype", "float32"]
@@ -249,25 +252,37 @@ def steps(out: Path, rehearse: bool, most_cases: int = MOST_CASES) -> list[Step]
     return [
         Step("report", 60, 25, lambda _: [python, ci / "gpu_report.py", "--device", device]),
         Step(
-            "build", 100, 60, lambda _: [python, "setup.py", "build_ext", "--inplace"],
-            judge_build, old_setuptools(),
+            "build",
+            100,
+            60,
+            lambda _: [python, "setup.py", "build_ext", "--inplace"],
+            judge_build,
+            old_setuptools(),
         ),
         Step(
-            "tests", *tests_s, lambda _: _pytest(rehearse, most_cases), judge_tests,
+            "tests",
+            *tests_s,
+            lambda _: _pytest(rehearse, most_cases),
+            judge_tests,
             None if importlib.util.find_spec("pytest") else "no pytest",
-            # With it cuBLAS is deterministic, as the tests ask of everybody.
+            # cuBLAS is deterministic with it, which the tests demand.
             {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"},
         ),
         Step(
-            "memory", 90, 50, memory, judge_memory,
-            None if rehearse or sanitizer else "no compute-sanitizer", memory_environment,
+            "memory",
+            90,
+            50,
+            memory,
+            judge_memory,
+            None if rehearse or sanitizer else "no compute-sanitizer",
+            memory_environment,
         ),
         Step("benchmark", 280, 220, benchmark, judge_benchmark(out)),
-    ]  # fmt: skip
+    ]
 
 
 def run(step: Step, seconds: float, log: Path) -> Outcome:
-    """Run a step for at most so many seconds."""
+    """Run a step for at most this many seconds."""
     if step.unable is not None:
         return Outcome(step.name, SKIPPED, step.unable)
     if seconds < 1:
@@ -278,15 +293,20 @@ def run(step: Step, seconds: float, log: Path) -> Outcome:
     start, working_s = time.monotonic(), max(1.0, seconds - GRACE_S)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [str(word) for word in step.command(working_s)], cwd=ROOT, env=environment,
-            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            [str(word) for word in step.command(working_s)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             preexec_fn=_hear_interrupts,
-        )  # fmt: skip
+        )
         try:
             status = process.wait(working_s)
         except subprocess.TimeoutExpired:
             status = None
-            process.send_signal(signal.SIGINT)  # pytest then tells what has failed so far
+            process.send_signal(signal.SIGINT)  # pytest then reports failures so far
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
         finally:
@@ -303,12 +323,13 @@ def run(step: Step, seconds: float, log: Path) -> Outcome:
 
 
 def _hear_interrupts() -> None:
-    """What a shell starts in the background ignores SIGINT, and so would what it starts itself."""
+    """Restore SIGINT. Processes that a shell starts in the background ignore it, and so would
+    theirs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a step, and what it started and left behind."""
+    """End a step and all processes that it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -319,7 +340,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _shorten(log: Path) -> None:
-    """Keep the end of a log that is too long."""
+    """Shorten a log that is too long to its end."""
     if log.stat().st_size > MOST_LOG_BYTES:
         with log.open("rb") as file:
             file.seek(-MOST_LOG_BYTES, os.SEEK_END)
@@ -328,7 +349,7 @@ def _shorten(log: Path) -> None:
 
 
 def check(todo: Sequence[Step], out: Path, total_s: float = TOTAL_S) -> list[Outcome]:
-    """Run the steps, each in what time is left to it, and write ``summary.json`` after each."""
+    """Run the steps within the total time, and write ``summary.json`` after each."""
     deadline = time.monotonic() + total_s
     outcomes: list[Outcome] = []
     for index, step in enumerate(todo):
@@ -346,7 +367,7 @@ def check(todo: Sequence[Step], out: Path, total_s: float = TOTAL_S) -> list[Out
 
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
-    """The last line."""
+    """Return the last line of the report."""
     bad = [outcome for outcome in outcomes if outcome.status in (FAILED, CUT_SHORT)]
     if bad:
         listed = ", ".join(
@@ -362,7 +383,7 @@ def verdict(outcomes: Sequence[Outcome]) -> str:
 
 
 def show(outcomes: Sequence[Outcome]) -> None:
-    """The table, and the verdict last."""
+    """Print the table, then the verdict."""
     print()
     for outcome in outcomes:
         print(f"{outcome.step:<10} {outcome.status:<9} {outcome.seconds:4.0f} s  {outcome.reason}")
@@ -378,11 +399,11 @@ def _gpu() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: everything passed or could not be run; 1: not so; 2: there is no GPU."""
+    """Return 0 if every step passed or could not be run, 1 if one failed, 2 if there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and results")
-    parser.add_argument("--rehearse", action="store_true", help="on the CPU, with little to do")
-    parser.add_argument("--steps", nargs="+", metavar="STEP", help="only these")
+    parser.add_argument("--rehearse", action="store_true", help="run on the CPU, with little work")
+    parser.add_argument("--steps", nargs="+", metavar="STEP", help="run only these")
     sample = f"parametrised cases of each test function, {MOST_CASES} by default; 0 for all"
     parser.add_argument("--most-cases", type=int, default=MOST_CASES, metavar="N", help=sample)
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
-"""Every op once on small odd shapes, forward and backward, held to float64; for a memory checker.
+"""Runs every op once on small odd shapes, forward and backward, for a memory checker.
 
-Cases are those of the benchmark, in other shapes; they take turns by op, because under a memory
-checker there may be no time for all.
+Results are checked against float64. The cases are those of the benchmark in other shapes. They are
+interleaved by op, because a memory checker may leave no time for all.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from benchmarks.ops.contenders import enter
 from benchmarks.ops.problems import prepare
 from benchmarks.race import failure
 
-#: Odd, and of so many pixels that bfloat16's gradients don't hang on a few at the kink of a ReLU.
+#: Odd sizes, with so many pixels that a few at the kink of a ReLU do not decide bfloat16 gradients.
 _SHAPE = (2, 37, 27, 41)
 
 
@@ -29,7 +29,7 @@ def _by_turns() -> list[Case]:
 
 
 def main() -> int:
-    """1 if an answer was wrong, else 0."""
+    """Return 1 if an answer was wrong, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS")
@@ -42,7 +42,7 @@ def main() -> int:
         try:
             (ours,) = enter(prepare(case, options.device), rivals=())
             error = ours.error
-        except Exception as exception:  # not of ours, and no reason to stop
+        except Exception as exception:  # reported as a wrong answer; the others still run
             error = failure(exception)
         print(f"{case.id}: {error or 'right'}", flush=True)
         wrong += error is not None

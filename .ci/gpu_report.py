@@ -1,4 +1,4 @@
-"""The hardware of this machine, and the implementation of every op on it."""
+"""Prints the hardware of this machine, and the implementation of every op on it."""
 
 import argparse
 import platform
@@ -18,7 +18,7 @@ def _print_output(*command: str) -> None:
 
 
 def main() -> None:
-    """Print it all."""
+    """Print the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     device = parser.parse_args().device
@@ -37,7 +37,7 @@ def main() -> None:
         print(dispatch.explain(op, torch.empty(1, 32, 64, 64, device=device)))
     try:
         from stylekernels.cli.info import describe
-    except ImportError as error:  # of a package that the ops don't need
+    except ImportError as error:  # a package that the ops do not need
         print(f"\nno `stylekernels info`: {error}")
     else:
         print("", describe(), sep="\n", flush=True)

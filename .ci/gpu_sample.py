@@ -1,8 +1,8 @@
-"""A pytest plugin: a fair sample of the parametrised tests, and in an order as fair.
+"""A pytest plugin that runs a representative sample of the parametrised tests, shuffled.
 
-``pytest -p gpu_sample --most-cases N`` with this folder on ``PYTHONPATH``. What is chosen, and its
-order, depend on the tests' names only: they are the same in every run and in every worker of
-pytest-xdist, which demands it.
+``pytest -p gpu_sample --most-cases N`` with this folder on ``PYTHONPATH``. Selection and order
+depend only on the names of the tests. They are the same in every run and in every worker of
+pytest-xdist, which requires that.
 """
 
 import argparse
@@ -21,24 +21,27 @@ def _number(text: str) -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--most-cases", type=_number, default=0, metavar="N",
+        "--most-cases",
+        type=_number,
+        default=0,
+        metavar="N",
         help="run at most N parametrised cases of each test function; 0, the default, for all",
-    )  # fmt: skip
+    )
 
 
 def _by_hash(items: list[pytest.Item], purpose: str) -> list[pytest.Item]:
-    """In an order that has nothing to do with the tests, nor with that of another purpose."""
+    """Sort by a hash that depends on the names and on ``purpose`` only."""
     return sorted(
         items, key=lambda item: hashlib.sha256(f"{purpose} {item.nodeid}".encode()).digest()
     )
 
 
-@pytest.hookimpl(trylast=True)  # after -m and -k: the cases are counted that these leave
+@pytest.hookimpl(trylast=True)  # after -m and -k, to count the cases that they leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is too much of each function, and shuffle the rest.
+    """Deselect cases beyond the limit of each function, and shuffle the rest.
 
-    The order has a hash of its own. By the one that chooses, functions of many cases would come
-    first, and a run that is cut short would have seen little of the others.
+    The order uses another hash than the selection. With the same hash, functions with many cases
+    would come first, and an interrupted run would have covered little of the others.
     """
     most = config.getoption("most_cases")
     kept, left_out = [], []

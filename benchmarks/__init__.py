@@ -1,5 +1,5 @@
-"""How fast the ops and the model are, against their rivals and against the machine.
+"""Benchmarks of the ops, the model and training, against rivals and the limits of the machine.
 
-``python -m benchmarks ops`` and ``python -m benchmarks model``. Each verb is a folder here; what
-they share lies beside this file.
+``python -m benchmarks ops``, ``model`` and ``train``. Each verb has a folder here; shared files are
+beside this one.
 """

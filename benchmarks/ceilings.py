@@ -1,4 +1,4 @@
-"""What this machine can do at best: bytes per second of a plain copy, multiply-adds per second."""
+"""Measured limits of this machine: bytes per second of a plain copy, operations per second."""
 
 import ctypes
 import os
@@ -13,20 +13,20 @@ import torch
 from benchmarks.timing import Call, Clock
 
 _SOURCE = Path(__file__).with_name("peak.cpp")
-_COPY_BYTES = 128 << 20  # beyond every cache of a CPU
+_COPY_BYTES = 128 << 20  # larger than any cache of a CPU
 _ATTEMPTS = 10
-_SECONDS = 0.03  # of each attempt
+_SECONDS = 0.03  # duration of each attempt
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Measured limits; the best of several attempts each, for a limit is a maximum.
+    """Measured limits. Each is the best of several attempts, for a limit is a maximum.
 
     Attributes:
-        copy_bytes_per_s: a copy beyond all caches, counting the read and the write.
-        flops_per_s: floating-point operations by dtype, on a CPU in registers, with all threads,
-            on a GPU in large matrix products; None where they could not be measured.
-        notes: how, or why not.
+        copy_bytes_per_s: speed of a copy larger than all caches, counting reads and writes.
+        flops_per_s: floating-point operations per second by dtype; None if not measured. On a CPU
+            they are measured in registers with all threads, on a GPU in large matrix products.
+        notes: how the limits were measured, or why not.
     """
 
     copy_bytes_per_s: float
@@ -34,7 +34,7 @@ class Ceilings:
     notes: str
 
     def floor_seconds(self, dtype: str, bytes_moved: float, flops: float) -> float | None:
-        """No program does this work faster; None where the peak that it takes is not known."""
+        """The least time that this work takes any program; None if the peak is not known."""
         moving = bytes_moved / self.copy_bytes_per_s
         if not flops:
             return moving
@@ -44,20 +44,20 @@ class Ceilings:
 
 
 def measure_ceilings(threads: int) -> Ceilings:
-    """Measure all of a CPU's with ``threads`` threads, in about a second."""
+    """Measure all limits of a CPU with ``threads`` threads, in about a second."""
     flops, notes = _measure_peaks(threads)
     return Ceilings(measure_copy(_COPY_BYTES, "cpu", Clock()), flops, notes)
 
 
 def best_seconds(call: Call, clock: Clock) -> float:
-    """Seconds of the fastest of several calls."""
+    """Return the seconds of the fastest of several calls."""
     call()
     return min(clock.seconds(call) for _ in range(_ATTEMPTS))
 
 
-def measure_copy(copied_bytes: int, place: str, clock: Clock) -> float:
-    """Bytes per second, read and written, of a copy within ``place``."""
-    source = torch.randn(copied_bytes // 4, device=place)
+def measure_copy(copied_bytes: int, torch_device: str, clock: Clock) -> float:
+    """Measure the bytes per second, read and written, of a copy on a device."""
+    source = torch.randn(copied_bytes // 4, device=torch_device)
     out = torch.empty_like(source)
     return 2 * copied_bytes / best_seconds(lambda: out.copy_(source), clock)
 

@@ -17,7 +17,7 @@ from benchmarks.train.suite import TrainSuite
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line, the process's own by default."""
+    """Parse a command line, by default the process's own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_verb(verbs, OpsSuite, ops.__doc__)
@@ -27,47 +27,54 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _add_verb(verbs, suite: type[Suite], about: str) -> None:
-    """A verb with the options that all have, and its own."""
+    """Add a verb, with the options that all verbs have and its own."""
     about = about.partition(": ")[2].strip()
     verb = verbs.add_parser(suite.name, help=about, description=about)
     verb.set_defaults(suite=suite)
     verb.add_argument("--device", choices=suite.devices, default="cpu")
-    verb.add_argument("--quick", action="store_true", help=f"{suite.quick}, less time each")
+    verb.add_argument("--quick", action="store_true", help=f"{suite.quick}, with less time each")
     verb.add_argument(
-        "--only", action="append", metavar="TEXT",
-        help="cases whose id contains TEXT (repeatable: any); --list shows the ids",
-    )  # fmt: skip
-    verb.add_argument("--dtype", choices=tuple(DTYPES), help="cases of this dtype only")
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="only cases whose id contains TEXT (repeatable: any of them); --list shows ids",
+    )
+    verb.add_argument("--dtype", choices=tuple(DTYPES), help="only cases of this dtype")
     suite.add_options(verb)
-    verb.add_argument("--threads", type=int, help="PyTorch's own choice by default")
+    verb.add_argument("--threads", type=int, help="default: as many as PyTorch chooses")
+    verb.add_argument("--rivals", nargs="*", choices=suite.all_rivals, help="default: all")
     verb.add_argument(
-        "--rivals", nargs="*", choices=suite.all_rivals,
-        help="all by default",
-    )  # fmt: skip
-    verb.add_argument(
-        "--max-autotune", action="store_true", help="torch.compile's, slow to compile (minutes)"
+        "--max-autotune", action="store_true", help="compile rivals in this mode (takes minutes)"
     )
     verb.add_argument(
-        "--seconds", type=float, help="time for the rounds of a case, default 3, on a GPU 1"
+        "--seconds", type=float, help="time for the rounds of a case; default: 3, on a GPU 1"
     )
     verb.add_argument(
-        "--time-limit", type=float, default=float("inf"), metavar="SECONDS",
-        help="leave out the cases that would start later than that",
-    )  # fmt: skip
+        "--time-limit",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="leave out the cases that would start later than this",
+    )
     verb.add_argument("--list", action="store_true", help="print the ids of the cases and stop")
     verb.add_argument(
-        "--json", type=Path, metavar="PATH",
+        "--json",
+        type=Path,
+        metavar="PATH",
         help=f"default for a complete run: benchmarks/results/{suite.name}-<device>-<name>-"
-        "<date>.json; a partial run is written only where this says, a file or a folder",
-    )  # fmt: skip
+        "<date>.json; a partial run is written only with this option, a file or a folder",
+    )
 
 
 def main(arguments: Sequence[str] | None = None, restart: bool = False) -> int:
-    """Run the cases; 1 if one failed or ours was wrong, 2 if the options were refused, else 0.
+    """Run the cases.
 
     Args:
-        arguments: a command line, the process's own by default.
-        restart: start the process again where its environment lacks what the suite needs.
+        arguments: a command line, by default the process's own.
+        restart: start the process again if its environment lacks variables that the suite needs.
+
+    Returns:
+        1 if a case failed or an answer of ours was wrong, 2 if the options were refused, else 0.
     """
     options = parse(arguments)
     if options.threads:

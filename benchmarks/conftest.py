@@ -6,13 +6,13 @@ from stylekernels.hardware import keep_freed_memory
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Set in this process what ``python -m benchmarks`` sets before it starts."""
+    """Set the variables that ``python -m benchmarks`` sets before it starts."""
     keep_freed_memory()
 
 
 @pytest.fixture
 def run(benchmark):
-    """Benchmark one contender of a case, ours or eager PyTorch, after checking its answer."""
+    """Check the answer of one contender of a case, ours or eager PyTorch, then benchmark it."""
 
     def run_case(case, contender: str) -> None:
         from benchmarks.ops.contenders import enter

@@ -1,4 +1,4 @@
-"""The CPU: a clock, and limits measured on all of PyTorch's threads."""
+"""The CPU as a device: a clock, and limits measured with all of PyTorch's threads."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ class Cpu(Device):
     """The CPU, with as many threads as PyTorch has."""
 
     name = "cpu"
-    place = "cpu"
+    torch_device = "cpu"
     cached = True
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU: CUDA graphs over rotating inputs, timed by CUDA events, and measured limits."""
+"""An NVIDIA GPU as a device: CUDA graphs over rotating inputs, timed by CUDA events; limits."""
 
 import math
 import subprocess
@@ -14,13 +14,13 @@ from benchmarks.timing import Call, Clock
 
 T = TypeVar("T")
 
-_CACHES = 3  # inputs of so many L2 caches are gone through before the first comes again
-_MOST_SETS = 64  # a graph of small calls has enough of them by then
-_WARM_UPS = 3  # as torch.cuda.graph's documentation has it
+_CACHES = 3  # rotating inputs fill the L2 cache so many times
+_MOST_SETS = 64  # enough calls for a graph
+_WARM_UPS = 3  # as in torch.cuda.graph's documentation
 
 
 class CudaClock(Clock):
-    """Times calls by CUDA events around them: what the GPU does, not what Python does."""
+    """Times calls by CUDA events around them: the time of the GPU, not of Python."""
 
     def seconds(self, call: Call, repeats: int = 1) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -36,12 +36,12 @@ class Cuda(Device):
     """The current CUDA GPU.
 
     Attributes:
-        copy_bytes, matmul_size: of the copy and the matrix products that measure its limits.
+        copy_bytes, matmul_size: sizes of the copy and the matrix products that measure its limits.
     """
 
     name = "cuda"
-    place = "cuda"
-    budget_s = 1.0  # hundreds of rounds of microseconds
+    torch_device = "cuda"
+    budget_s = 1.0  # enough for hundreds of rounds of short calls
     quick_budget_s = 0.3
     cached = False
     copy_bytes = 1 << 30
@@ -50,10 +50,10 @@ class Cuda(Device):
     def __init__(self) -> None:
         if not torch.cuda.is_available():
             raise ValueError("--device cuda: PyTorch can use no NVIDIA GPU here")
-        # No threads spin between samples here, and a GPU left alone lowers its clocks.
+        # No threads spin between samples, and an idle GPU lowers its clocks: there is no pause.
         self.clock = CudaClock(pause_s=0.0)
         self._properties = torch.cuda.get_device_properties(0)
-        # The best of cuDNN's algorithms for each convolution, which is what rivals deserve.
+        # cuDNN searches the best algorithm for each convolution, so that rivals are at their best.
         torch.backends.cudnn.benchmark = True
 
     def hardware(self) -> str:
@@ -95,14 +95,14 @@ class Cuda(Device):
         ]
 
     def ceilings(self) -> Ceilings:
-        """A copy far beyond the L2 cache, and matrix products, all of random data."""
-        copy = measure_copy(self.copy_bytes, self.place, self.clock)
+        """Measure a copy far larger than the L2 cache, and matrix products, all of random data."""
+        copy = measure_copy(self.copy_bytes, self.torch_device, self.clock)
         rates = {
             "bfloat16": self._product_rate(torch.bfloat16),
             "tf32": self._product_rate(torch.float32, allow_tf32=True),
             "float32_fma": self._product_rate(torch.float32, allow_tf32=False),
         }
-        # Three products of halves in TF32 make one of float32.
+        # Three TF32 products of parts of the operands make one of float32.
         rates["float32"] = max(rates["float32_fma"], rates["tf32"] / 3)
         notes = (
             f"a copy of {self.copy_bytes >> 20} MiB, torch.mm of {self.matmul_size}^3; "
@@ -112,7 +112,7 @@ class Cuda(Device):
 
     def _product_rate(self, dtype: torch.dtype, allow_tf32: bool = False) -> float:
         size = self.matmul_size
-        a, b = (torch.randn(size, size, device=self.place).to(dtype) for _ in range(2))
+        a, b = (torch.randn(size, size, device=self.torch_device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
@@ -126,7 +126,8 @@ class Cuda(Device):
         return min(wanted, _MOST_SETS)
 
     def ready(self, calls: Sequence[Callable[[], T]]) -> tuple[Callable[[], T], str]:
-        """A replay of a CUDA graph; plain launches, and a note, where it can't be captured."""
+        """Return a replay of a CUDA graph; or, if it cannot be captured, plain launches and a
+        note."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

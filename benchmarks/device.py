@@ -1,4 +1,4 @@
-"""The device of a suite: its stopwatch, its limits, and how calls are made ready for timing."""
+"""The device of a suite: its clock, its limits, and preparation of calls for timing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,16 +14,16 @@ class Device(ABC):
     """A device that cases run on.
 
     Attributes:
-        name: as in ``--device``, in a case and in the names of results.
-        place: where tensors are made.
+        name: name in ``--device``, in cases and in the names of results.
+        torch_device: torch device of the tensors.
         clock: times the calls that `ready` returns.
-        budget_s, quick_budget_s: time for the rounds of a case, where ``--seconds`` says nothing.
-        cached: whether tensors of a case may stay in a cache between calls, so that a plain copy
-            of them runs beside the contenders, as fast as the cache lets it.
+        budget_s, quick_budget_s: time for the rounds of a case, by default.
+        cached: whether the tensors of a case may stay in a cache between calls. If so, a plain copy
+            of them is timed with the contenders, and profits from the cache as they do.
     """
 
     name: ClassVar[str]
-    place: ClassVar[str]
+    torch_device: ClassVar[str]
     clock: Clock
     budget_s: ClassVar[float] = 3.0
     quick_budget_s: ClassVar[float] = 0.5
@@ -31,30 +31,32 @@ class Device(ABC):
 
     @abstractmethod
     def hardware(self) -> str:
-        """The name of the hardware, for the names of results."""
+        """Return the name of the hardware for the names of results."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The properties in a result, besides those of `machine.describe`."""
+        """Return the properties that a result records besides those of `machine.describe`."""
 
     @abstractmethod
     def heading(self, about: dict[str, Any]) -> str:
-        """The machine in one line, out of its description."""
+        """Return one line about the machine from its description."""
 
     @abstractmethod
     def notes(self) -> list[str]:
-        """Lines that say how it is measured."""
+        """Return lines about the method of measuring."""
 
     @abstractmethod
     def ceilings(self) -> Ceilings:
-        """Measure its limits."""
+        """Measure the limits of the device."""
 
     @abstractmethod
     def sets(self, input_bytes: int) -> int:
-        """The number of copies of inputs of this size that the calls take turns on."""
+        """Return the number of copies of inputs of this size that calls rotate over."""
 
     @abstractmethod
     def ready(self, calls: Sequence[Callable[[], T]]) -> tuple[Callable[[], T], str]:
-        """One call that does all of ``calls``, the same work on one set of inputs each, as fast as
-        it gets, and returns the results of the first; and what to know about its times, if
-        anything."""
+        """Combine ``calls``, the same work on one set of inputs each, into one fast call.
+
+        Returns the call, which returns the results of the first of ``calls``, and a note about its
+        times or "".
+        """

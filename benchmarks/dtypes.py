@@ -1,17 +1,17 @@
-"""The dtypes that are measured."""
+"""The measured dtypes."""
 
 import argparse
 
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-#: As they are called in tables.
+#: Their names in tables.
 SHORT = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def leaves_bfloat16_out(options: argparse.Namespace) -> bool:
-    """Whether bfloat16 has to be asked for: where a CPU has no instructions for it, eager PyTorch
-    would take minutes for a network."""
+    """Return whether bfloat16 is left out by default: on CPUs without instructions for it, where
+    eager PyTorch takes minutes for a network."""
     if options.device != "cpu":
         return False
     cpu = torch.cpu.get_capabilities()
@@ -20,7 +20,7 @@ def leaves_bfloat16_out(options: argparse.Namespace) -> bool:
 
 
 def notes(options: argparse.Namespace) -> list[str]:
-    """What the options left out."""
+    """Return notes on cases that were left out."""
     if not leaves_bfloat16_out(options):
         return []
     return [

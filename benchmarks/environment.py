@@ -1,23 +1,23 @@
-"""What numbers need of the C library and of OpenMP: both read it when a process starts."""
+"""Environment variables of the C library and OpenMP, which read them when a process starts."""
 
 import os
 import sys
 from collections.abc import Mapping
 
-#: With glibc's defaults each large tensor is a fresh mapping, and a benchmark of a memory-bound op
-#: measures page faults. So large blocks come from the heap, and the heap is never given back.
+#: With glibc's defaults each large tensor is a new mapping, and the benchmark of a memory-bound op
+#: measures page faults. So large allocations come from the heap, which is never trimmed.
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
 }
 
-#: A core for each of PyTorch's threads. Otherwise two of them may wake up on the same one after a
-#: pause, and a parallel region takes 4 ms, the scheduler's tick, instead of 0.3.
+#: Each of PyTorch's threads gets a core of its own. Otherwise two may wake up on the same core
+#: after a pause: a parallel region then takes 4 ms, the scheduler's tick, instead of 0.3.
 OPENMP = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
 
 
 def restart_with(settings: Mapping[str, str]) -> None:
-    """Replace this process by one with these environment variables, unless they are all set."""
+    """Replace this process by one with these environment variables, unless all are set already."""
     if not sys.platform.startswith("linux"):
         return
     missing = {name: value for name, value in settings.items() if name not in os.environ}

@@ -1,4 +1,4 @@
-"""Where and with what the numbers were measured."""
+"""Description of the machine and the versions that numbers were measured with."""
 
 import datetime
 import os
@@ -17,7 +17,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def cpu_name() -> str:
-    """The model name the CPU gives itself."""
+    """Return the CPU's model name."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -27,12 +27,12 @@ def cpu_name() -> str:
 
 
 def slug(name: str) -> str:
-    """``name`` as part of a file name."""
+    """Return ``name`` in a form for file names."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _capability() -> str:
-    """The instructions our kernels use; without kernels, those that PyTorch's use."""
+    """Return the instruction set of our kernels; without them, that of PyTorch's."""
     try:
         from stylekernels import _C
     except ImportError:
@@ -51,9 +51,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """Machine, versions, threads, date, command and git revision of this run."""
+    """Describe machine, versions, threads, date, command and git revision of this run."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    # Results are written by these runs themselves: they make no revision dirty.
+    # Results are written by such runs: they do not make the revision dirty.
     changed = _git("status", "--porcelain", "--", ":!benchmarks/results")
     return {
         "date": now.isoformat(timespec="seconds"),

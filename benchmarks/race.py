@@ -1,4 +1,4 @@
-"""Contenders of a case, and how ours did against the others."""
+"""The contenders of a case, and the comparison of ours with the others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,8 @@ NOISE = 0.05
 
 @dataclass
 class Entry:
-    """A contender of a case: its call, or why it can't run; and what to know about its times."""
+    """A contender of a case: its call, or the reason why it cannot run, and a note about its
+    times."""
 
     name: str
     expression: str
@@ -22,15 +23,15 @@ class Entry:
 
 
 def refusal(error_of_answer: Callable[[], float], allowed: float) -> str | None:
-    """Why a contender may not run, because it fails or its answer is wrong; None if it may.
+    """Return why a contender is refused: it fails, or its answer is wrong. None if it may run.
 
     Args:
-        error_of_answer: calls the contender once and judges the answer.
-        allowed: above this, or where it is NaN, the answer is wrong.
+        error_of_answer: calls the contender once and returns the error of its answer.
+        allowed: the largest error of a right answer. NaN is wrong.
     """
     try:
         error = error_of_answer()
-    except Exception as exception:  # that something can't be done is a result, not a failure
+    except Exception as exception:  # a contender that fails is a result, not an error
         return failure(exception)
     if error <= allowed:
         return None
@@ -38,20 +39,21 @@ def refusal(error_of_answer: Callable[[], float], allowed: float) -> str | None:
 
 
 def failure(exception: Exception) -> str:
-    """The exception in one line."""
+    """Return the exception as one line."""
     return f"{type(exception).__name__}: {str(exception).partition(chr(10))[0]}"
 
 
 @dataclass(frozen=True)
 class Race:
-    """A case's contenders and their times; numbers and names only, for tensors are large.
+    """The contenders of a case and their times. It holds only numbers and names, for tensors are
+    large.
 
     Attributes:
-        expressions: what each contender ran.
-        refused: why a contender did not run.
-        notes: what to know about a contender's times.
-        seconds: per call, by contender: ours, the rivals and where it was timed a plain copy.
-        speedups: of ours over each rival, from the ratios of each round.
+        expressions: the code that each contender ran.
+        refused: the reason why a contender did not run.
+        notes: notes about a contender's times.
+        seconds: seconds per call of ours, the rivals and, if it was timed, a plain copy.
+        speedups: speed of ours over each rival, from the ratios of each round.
     """
 
     expressions: dict[str, str]
@@ -79,41 +81,43 @@ class Race:
         )
 
     def median(self, name: str) -> float | None:
-        """Seconds per call of a contender; None if it did not run."""
+        """Return the seconds per call of a contender; None if it did not run."""
         return self.seconds[name].median if name in self.seconds else None
 
     def speedup(self, name: str | None) -> float | None:
-        """Of ours over a rival; None if it did not run."""
+        """Return the speed of ours over a rival; None if it did not run."""
         return self.speedups[name].median if name in self.speedups else None
 
     @property
     def best_rival(self) -> str | None:
-        """The fastest of those that ran."""
+        """The fastest rival that ran."""
         medians = {name: self.seconds[name].median for name in self.speedups}
         return min(medians, key=medians.__getitem__) if medians else None
 
     def judge(self, short: Sequence[str] = ()) -> tuple[str, list[str]]:
-        """The verdict (win, even, short, loss, alone or wrong), and what keeps it from a win.
+        """Return the verdict (win, even, short, loss, alone or wrong), and the reasons why it is no
+        win.
 
         Args:
             short: targets that were missed, in words.
         """
         misses = []
         for name, error in self.refused.items():
-            expression = self.expressions[name]  # empty where there was nothing to run
+            expression = self.expressions[name]  # empty if nothing ran
             misses.append(f"{name} ({expression}): {error}" if expression else f"{name}: {error}")
         if "ours" not in self.seconds:
             return "wrong", misses
         slower = {name: ratio for name, ratio in self.speedups.items() if ratio.median < 1 - NOISE}
-        misses += [f"{name} is {1 / ratio.median:.2f} times faster"
-                   for name, ratio in slower.items()]  # fmt: skip
-        best = "win" if self.speedups else "alone"  # nobody was beaten
+        misses += [
+            f"{name} is {1 / ratio.median:.2f} times faster" for name, ratio in slower.items()
+        ]
+        best = "win" if self.speedups else "alone"  # there was no rival to beat
         even = any(ratio.median < 1 + NOISE for ratio in self.speedups.values())
         verdict = "loss" if slower else "short" if short else "even" if even else best
         return verdict, [*misses, *short]
 
     def as_json(self) -> dict[str, Any]:
-        """For ``json.dump``."""
+        """Return the race as plain values, for ``json.dump``."""
         best = self.best_rival
         return {
             "expressions": self.expressions,

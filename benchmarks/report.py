@@ -1,4 +1,4 @@
-"""Tables for a terminal, what to say below them, and the JSON."""
+"""Tables for a terminal, the text below them, and the JSON."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from benchmarks.race import Race
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, never in powers of ten; a dash for None."""
+    """Format three significant digits, without powers of ten; a dash for None."""
     if value is None:
         return "-"
     if value >= 100:
@@ -18,12 +18,12 @@ def number(value: float | None) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Seconds as milliseconds, written as `number` does."""
+    """Format seconds as milliseconds."""
     return number(None if seconds is None else seconds * 1e3)
 
 
 def percent(share: float | None) -> str:
-    """Whole percent; a dash for None."""
+    """Format whole percent; a dash for None."""
     return "-" if share is None else f"{share:.0%}"
 
 
@@ -53,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class View:
-    """A table of cases that were raced: its columns, and what they show.
+    """A table of raced cases: its columns and their content.
 
     Attributes:
         columns: title, width and content of each; the content is a function of a row.
@@ -93,7 +93,7 @@ class Judged(Protocol):
 
 
 class Raced(Judged, Protocol):
-    """A row of contenders that were timed, and of a floor in seconds."""
+    """A row with times of contenders and a floor in seconds."""
 
     @property
     def race(self) -> Race: ...
@@ -107,12 +107,12 @@ Cell = Callable[[Any], str]
 
 
 def time_cell(name: str, units_per_s: float = 1e3) -> Cell:
-    """A contender's median time, in milliseconds by default."""
+    """Format a contender's median time, in milliseconds by default."""
     return lambda row: number(_scaled(row.race.median(name), units_per_s))
 
 
 def floor_cell(units_per_s: float = 1e3) -> Cell:
-    """The floor, in milliseconds by default."""
+    """Format the floor, in milliseconds by default."""
     return lambda row: number(_scaled(row.floor, units_per_s))
 
 
@@ -121,18 +121,18 @@ def _scaled(seconds: float | None, units_per_s: float) -> float | None:
 
 
 def speedup_cell(name: str | None = None) -> Cell:
-    """Our speed over a rival's; over the fastest one's by default."""
+    """Format our speed over a rival's; by default over the fastest one's."""
     return lambda row: number(row.race.speedup(name or row.race.best_rival))
 
 
 def spread_cell(row: Raced) -> str:
-    """The inter-quartile range of our time, as a share of the median."""
+    """Format the inter-quartile range of our time, as a share of the median."""
     seconds = row.race.seconds.get("ours")
     return percent(None if seconds is None else seconds.spread)
 
 
 def share_cell(row: Raced) -> str:
-    """The floor over our time."""
+    """Format the floor over our time."""
     return percent(row.share_of_floor)
 
 
@@ -141,7 +141,7 @@ VERDICT_COLUMN = ("verdict", 7, lambda row: row.verdict)
 
 
 def summary(rows: Sequence[Judged]) -> str:
-    """Count the verdicts, and list every reason why a row did not win."""
+    """Count the verdicts, and list the reasons of every row that is not a win."""
     counts = {
         verdict: sum(row.verdict == verdict for row in rows)
         for verdict in ("win", "even", "short", "loss", "alone", "wrong")
@@ -154,5 +154,5 @@ def summary(rows: Sequence[Judged]) -> str:
 def document(
     machine: dict[str, Any], ceilings: Ceilings, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Everything a run found, for ``json.dump``."""
+    """Return all results of a run, for ``json.dump``."""
     return {"format": 1, "machine": machine, "ceilings": asdict(ceilings), "rows": rows}

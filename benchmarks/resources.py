@@ -1,9 +1,8 @@
-"""``python -m benchmarks.resources``: what GPU kernels take of a processor, without a GPU.
+"""``python -m benchmarks.resources``: registers and shared memory of GPU kernels, without a GPU.
 
-Every launcher of ``stylekernels.triton`` runs on tensors that have no memory, at the shapes of
-style networks, and Triton compiles what it would launch for several GPUs. A spilled register is one
-that a kernel had no room for and keeps in memory: the exit code says whether a default
-configuration spills.
+Every launcher of ``stylekernels.triton`` runs on tensors without memory, in the shapes of style
+networks, and Triton compiles its kernels for several GPUs. A spilled register is one that did not
+fit and is kept in memory. The exit code says whether a default configuration spills.
 """
 
 import argparse
@@ -33,17 +32,17 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-#: Bytes of shared memory that a program may have, on the least of the GPUs a target stands for:
-#: sm_80 for GPUs for desktops, sm_86 and sm_89.
+#: Bytes of shared memory that a program may use, on the smallest GPU that a target stands for:
+#: sm_80 stands for desktop GPUs, sm_86 and sm_89, too.
 SHARED = {"sm_80": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
-#: Where no default configuration may spill; elsewhere a few take 8 to 24 bytes a thread.
+#: Targets where no default configuration may spill. On others a few spill 8 to 24 bytes a thread.
 SPILL_FREE = ("sm_90",)
 HALF, FLOAT, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one kernel: registers and bytes spilled a thread, bytes of shared memory a program."""
+    """Use of one kernel: registers and spilled bytes of a thread, shared memory of a program."""
 
     registers: int
     spilled: int
@@ -52,7 +51,7 @@ class Resources:
 
 
 class _NoDevice:
-    """What Triton asks of a driver before it compiles; each target is a device to it."""
+    """A driver for Triton that has no device; it reports each target in turn."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -68,7 +67,7 @@ class _NoDevice:
 
 
 def image(*shape: int, dtype: torch.dtype = HALF, channels_last: bool = True) -> Tensor:
-    """An image without memory."""
+    """Return an image without memory."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
 
@@ -129,8 +128,10 @@ def _grams() -> Iterator[tuple[str, Callable[[], object]]]:
     for dtype in (HALF, FLOAT, torch.float16, DOUBLE):
         wide = DOUBLE if dtype == DOUBLE else FLOAT
         for channels_last in (False, True):
-            features = [image(*shape, dtype=dtype, channels_last=channels_last)
-                        for shape in style_layers((4, 64, 256, 256))]  # fmt: skip
+            features = [
+                image(*shape, dtype=dtype, channels_last=channels_last)
+                for shape in style_layers((4, 64, 256, 256))
+            ]
             squares = [_numbers(4, x.shape[1], x.shape[1], dtype=wide) for x in features]
             slope = _numbers(len(features), dtype=wide)
             name = f"{len(features)} layers {_label(dtype, channels_last)}"
@@ -143,8 +144,8 @@ def _grams() -> Iterator[tuple[str, Callable[[], object]]]:
             )
 
 
-#: Input and output channels, kernel, stride, padding, padding mode and upsampling of the layers of
-#: the generator, and size of the input for a frame of 1920 x 1080.
+#: Layers of the generator: input and output channels, kernel, stride, padding, padding mode,
+#: upsampling, and the size of the input for a frame of 1920 x 1080.
 LAYERS = (
     (3, 32, 9, 1, 4, "reflect", "none", 1),
     (32, 64, 3, 2, 1, "reflect", "none", 1),
@@ -162,8 +163,8 @@ def _convolutions() -> Iterator[tuple[str, Callable[[], object]]]:
         for dtype in (HALF, FLOAT, torch.float16, DOUBLE):
             for channels_last in (True, False) if dtype == HALF else (True,):
                 wide = DOUBLE if dtype == DOUBLE else FLOAT
-                x = image(1, cin, 1080 // divisor, 1920 // divisor, dtype=dtype,
-                          channels_last=channels_last)  # fmt: skip
+                shape = (1, cin, 1080 // divisor, 1920 // divisor)
+                x = image(*shape, dtype=dtype, channels_last=channels_last)
                 sizes = (cin, cout) if upsample == "transpose" else (cout, cin)
                 weight = _numbers(*sizes, k, k, dtype=dtype)
                 pairs = _numbers(1, cin, 2, dtype=wide)
@@ -186,7 +187,7 @@ def _label(dtype: torch.dtype, channels_last: bool) -> str:
 
 
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Calls of every launcher by name."""
+    """Yield calls of every launcher, with their names."""
     yield from _instance_norms()
     yield from _grams()
     yield from _convolutions()
@@ -206,8 +207,10 @@ def _used(kernel, target: str) -> Resources:
         file.flush()
         text = subprocess.run(
             [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
-            check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
     registers, stack = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK"))
     return Resources(registers, stack, metadata.shared, metadata.num_warps)
 
@@ -215,8 +218,8 @@ def _used(kernel, target: str) -> Resources:
 def compile_all(
     target: str, calls: Iterator[tuple[str, Callable[[], object]]]
 ) -> dict[tuple[str, str], Resources]:
-    """Resources of every distinct kernel that the calls launch, by its name and that of the first
-    call."""
+    """Return the resources of every distinct kernel that the calls launch, by the kernel's name and
+    that of its first call."""
     found: dict[tuple[str, str], Resources] = {}
     seen: set[str] = set()
     run, label = JITFunction.run, ""
@@ -242,26 +245,33 @@ def compile_all(
 
 
 def main() -> int:
-    """Print a table for each target; 1 if anything spills or takes too much shared memory."""
+    """Print a table for each target. Return 1 if anything spills or takes too much shared
+    memory."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description=__doc__)
-    parser.add_argument("--target", action="append", choices=tuple(TARGETS), help="all by default")
-    parser.add_argument("--only", metavar="TEXT", help="kernels and calls whose name has TEXT")
+    parser.add_argument("--target", action="append", choices=tuple(TARGETS), help="default: all")
+    parser.add_argument("--only", metavar="TEXT", help="only kernels and calls whose name has TEXT")
     options = parser.parse_args()
     faults = []
     for target in options.target or ("sm_90", "sm_80", "sm_100", "gfx942"):
         found = compile_all(target, launches())
-        print(f"\n{target}: {len(found)} kernels\n{'kernel':24}{'first launched for':44}"
-              f"{'warps':>6}{'registers':>10}{'spilled':>8}{'shared':>8}")  # fmt: skip
+        print(
+            f"\n{target}: {len(found)} kernels\n{'kernel':24}{'first launched for':44}"
+            f"{'warps':>6}{'registers':>10}{'spilled':>8}{'shared':>8}"
+        )
         for (kernel, call), used in found.items():
             if options.only and options.only not in f"{kernel} {call}":
                 continue
-            print(f"{kernel:24}{call:44}{used.warps:6}{used.registers:10}{used.spilled:8}"
-                  f"{used.shared:8}")  # fmt: skip
+            print(
+                f"{kernel:24}{call:44}{used.warps:6}{used.registers:10}{used.spilled:8}"
+                f"{used.shared:8}"
+            )
             if used.spilled and target in SPILL_FREE:
                 faults.append(f"{target}: {kernel}, {call} spills {used.spilled} bytes a thread")
             if used.shared > SHARED[target]:
-                faults.append(f"{target}: {kernel}, {call} takes {used.shared} bytes of shared "
-                              f"memory, there are {SHARED[target]}")  # fmt: skip
+                faults.append(
+                    f"{target}: {kernel}, {call} takes {used.shared} bytes of shared "
+                    f"memory, there are {SHARED[target]}"
+                )
     print("\n" + ("\n".join(faults) or "no kernel spills or takes too much shared memory"))
     return int(bool(faults))
 

@@ -1,4 +1,4 @@
-"""The measurements of a verb of ``python -m benchmarks``, and the run that takes them."""
+"""Suites: the measurements of a verb of ``python -m benchmarks``, and the loop that runs them."""
 
 import argparse
 import json
@@ -22,18 +22,18 @@ RowT = TypeVar("RowT", bound=report.Judged)
 
 
 class Suite(ABC, Generic[CaseT, RowT]):
-    """The cases that some options ask for, how each is measured, and how a result is shown.
+    """The cases that the options select, the way to measure one, and the way to show a result.
 
     Attributes:
-        name: the verb, and first part of the name of its files.
-        quick: the part that ``--quick`` measures.
+        name: the verb, and the first part of the names of its files.
+        quick: description of the cases that ``--quick`` measures.
         devices: names for ``--device``.
         all_rivals: names for ``--rivals``.
         legend: the meaning of the columns.
         table: the columns.
-        device: where the cases run.
-        cases: in the order of the table.
-        complete: whether nothing was left out, so that the results are worth keeping.
+        device: the device that the cases run on.
+        cases: the cases in the order of the table.
+        complete: whether nothing was left out, so that the results are kept.
     """
 
     name: ClassVar[str]
@@ -64,32 +64,32 @@ class Suite(ABC, Generic[CaseT, RowT]):
     @staticmethod
     @abstractmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
-        """The options that only this verb has."""
+        """Add the options that only this verb has."""
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Suite":
-        """The suite that the options of the verb ask for.
+        """Return the suite for the options of the verb.
 
         Raises:
-            ValueError: it doesn't have one of the rivals, or the device isn't there.
+            ValueError: if it does not have one of the rivals, or the device is not available.
         """
         return cls(options)
 
     @classmethod
     def rivals_on(cls, device: str) -> tuple[str, ...]:
-        """The names in ``all_rivals`` that a device has."""
+        """Return the names in ``all_rivals`` that a device has."""
         return cls.all_rivals
 
     def environment(self) -> dict[str, str]:
-        """Variables that have to be set when the process starts."""
+        """Return the variables that must be set when the process starts."""
         return MALLOC
 
     def versions(self) -> dict[str, str]:
-        """The versions of rivals other than PyTorch."""
+        """Return the versions of rivals other than PyTorch."""
         return {}
 
     def notes(self) -> list[str]:
-        """Lines to print before the table."""
+        """Return lines to print before the table."""
         return []
 
     @abstractmethod
@@ -98,19 +98,19 @@ class Suite(ABC, Generic[CaseT, RowT]):
 
     @abstractmethod
     def line(self, row: RowT) -> str:
-        """One line of the table."""
+        """Return one line of the table."""
 
     @abstractmethod
     def as_json(self, row: RowT) -> dict[str, Any]:
-        """A row as plain values, for ``json.dump``."""
+        """Return a row as plain values, for ``json.dump``."""
 
     def summary(self, rows: Sequence[RowT]) -> str:
-        """Text to print below the table."""
+        """Return text to print below the table."""
         return report.summary(rows)
 
 
 def fits(options: argparse.Namespace, case_id: str, dtype: str) -> bool:
-    """Return whether ``--only`` and ``--dtype`` let a case through."""
+    """Return whether ``--only`` and ``--dtype`` select a case."""
     if options.dtype is not None and dtype != options.dtype:
         return False
     return not options.only or any(text in case_id for text in options.only)
@@ -132,10 +132,9 @@ def run(suite: Suite, json_path: Path | None, time_limit_s: float = float("inf")
     """Measure every case of a suite and print the table.
 
     Args:
-        suite: what to measure.
-        json_path: where to write the results, a file or a folder; by default a complete suite goes
-            to ``results/``.
-        time_limit_s: no case starts later than so many seconds after the first.
+        suite: the suite.
+        json_path: file or folder for the results; by default a complete suite goes to ``results/``.
+        time_limit_s: no case starts later than this after the first.
 
     Returns:
         1 if an answer of ours was wrong or a case failed, else 0.
@@ -163,12 +162,12 @@ def run(suite: Suite, json_path: Path | None, time_limit_s: float = float("inf")
         left_out.remove(case.id)
         try:
             rows.append(suite.measure(case, ceilings))
-        except Exception as exception:  # shows below, and hides no other case
+        except Exception as exception:  # reported below; the other cases still run
             failed[case.id] = race.failure(exception)
             print(f"{case.id}: {failed[case.id]}", flush=True)
         else:
             print(suite.line(rows[-1]), flush=True)
-        if path is not None:  # after every case: a run takes long, and may be stopped
+        if path is not None:  # after every case, since a long run may be stopped
             found = report.document(about, ceilings, [suite.as_json(row) for row in rows])
             path.parent.mkdir(parents=True, exist_ok=True)
             found |= {"failed": failed, "left_out": left_out}

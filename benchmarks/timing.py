@@ -1,8 +1,8 @@
 """Interleaved timing: every round runs each contender once, and ratios are taken within a round.
 
 A machine's speed drifts by tens of percent over a minute (other processes, clocks, temperature).
-Contenders timed one after another see different machines; contenders timed in the same round see
-the same one, so ratios of a round are steady where times are not.
+Contenders that are timed one after another see different speeds. Those of one round see the same
+speed, so the ratios of a round are steady even if times are not.
 """
 
 import gc
@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-#: Rest before each sample, so that the threads of the contender before have stopped spinning.
+#: Pause before each sample, so that the threads of the previous contender stop spinning.
 PAUSE_S = 0.030
-#: A sample lasts at least this long: short calls are repeated.
+#: The least duration of a sample: short calls are repeated.
 SAMPLE_S = 0.002
-#: Calls shorter than this follow an untimed one, for the rest has put their threads to sleep.
+#: Calls shorter than this follow an untimed one, because threads sleep after the pause.
 SHORT_CALL_S = 0.005
-#: A first look at a call's time ends after this long.
+#: The most time for a first estimate of a call's duration.
 GLANCE_S = 0.2
-#: The rounds end when the standard error of every median ratio is below this share of it.
+#: Rounds end when the standard error of every median ratio is below this share of it.
 SETTLED = 0.01
 
 Call = Callable[[], object]
@@ -29,11 +29,11 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Clock:
-    """How calls are timed; tests bring their own time, and a GPU its own stopwatch.
+    """The way to time calls. Tests replace the clock, and a GPU has its own.
 
     Attributes:
         now, sleep: as in the module ``time``.
-        pause_s: rest before each sample.
+        pause_s: pause before each sample.
     """
 
     now: Callable[[], float] = time.perf_counter
@@ -41,7 +41,7 @@ class Clock:
     pause_s: float = PAUSE_S
 
     def seconds(self, call: Call, repeats: int = 1) -> float:
-        """Seconds per call of ``repeats`` calls in a row."""
+        """Return the seconds per call of ``repeats`` consecutive calls."""
         start = self.now()
         for _ in range(repeats):
             call()
@@ -50,7 +50,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Summary:
-    """Median and quartiles of a number of rounds."""
+    """Median and quartiles over a number of rounds."""
 
     median: float
     q1: float
@@ -59,12 +59,12 @@ class Summary:
 
     @property
     def spread(self) -> float:
-        """Inter-quartile range as a share of the median."""
+        """The inter-quartile range as a share of the median."""
         return (self.q3 - self.q1) / self.median
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Median and quartiles of ``values``, at least one."""
+    """Return median and quartiles of ``values``, at least one."""
     if len(values) == 1:
         return Summary(values[0], values[0], values[0], 1)
     q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
@@ -72,12 +72,12 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Summary:
-    """Median and quartiles of the ratios of each round; both must come from the same rounds."""
+    """Return median and quartiles of the ratios of each round. Both must be of the same rounds."""
     return summarize([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
 def _glance(call: Call, clock: Clock) -> float:
-    """About how long a call takes: the best of three, or of fewer where they are long."""
+    """Estimate the duration of a call: the best of three, or of fewer if they are long."""
     times = [clock.seconds(call)]
     while len(times) < 3 and sum(times) < GLANCE_S:
         times.append(clock.seconds(call))
@@ -85,7 +85,7 @@ def _glance(call: Call, clock: Clock) -> float:
 
 
 def fastest(candidates: Mapping[str, Call], *, clock: Clock | None = None) -> str:
-    """The name of the fastest candidate at a glance; each has been called before."""
+    """Return the name of the candidate that seems fastest. Each has been called before."""
     if len(candidates) == 1:
         return next(iter(candidates))
     times = {name: _glance(call, clock or Clock()) for name, call in candidates.items()}
@@ -113,14 +113,14 @@ def measure(
     """Time contenders against each other.
 
     Args:
-        contenders: calls by name, each called before; ratios to the first one decide when there
+        contenders: calls by name, each called before. Ratios to the first one decide when there
             were enough rounds.
         budget_s: no round starts later than this, once there are ``min_rounds``.
         min_rounds, max_rounds: bounds on the number of rounds.
-        clock: how they are timed.
+        clock: the way to time calls.
 
     Returns:
-        Seconds per call, for each contender one number per round, in the order of the rounds.
+        Seconds per call: for each contender one number per round, in the order of the rounds.
     """
     clock = clock or Clock()
     repeats, wake = {}, {}
@@ -137,7 +137,7 @@ def measure(
         for done in range(max_rounds):
             if done >= min_rounds and (clock.now() - start > budget_s or _settled(samples)):
                 break
-            shuffle(order)  # so that nobody always follows the same neighbour
+            shuffle(order)  # so that the neighbours of a contender change
             for name in order:
                 clock.sleep(clock.pause_s)
                 if wake[name]:

@@ -92,7 +92,7 @@ def gpu(monkeypatch) -> FakeGpu:
     replaced = "Event Stream CUDAGraph current_stream stream graph is_available synchronize"
     for name in (*replaced.split(), "get_device_properties"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    monkeypatch.setattr(cuda.Cuda, "place", "cpu")
+    monkeypatch.setattr(cuda.Cuda, "torch_device", "cpu")
     monkeypatch.setattr(cuda.Cuda, "copy_bytes", 1 << 20)
     monkeypatch.setattr(cuda.Cuda, "matmul_size", 32)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
@@ -335,7 +335,7 @@ def test_the_model_has_the_rivals_that_run_on_the_gpu(gpu, capsys):
 
 def test_networks_are_captured_once_and_the_stylizer_is_called_as_it_is(gpu, monkeypatch):
     case = cases.Case("lite", (24, 16), "bfloat16", "cuda")
-    problem = cases.Problem(case, None, cuda.Cuda.place)
+    problem = cases.Problem(case, None, cuda.Cuda.torch_device)
     flags = torch.backends.cudnn, torch.backends.cuda.matmul
     seen, plain = [], problem.plain
     problem.plain = lambda x: seen.append([flag.allow_tf32 for flag in flags]) or plain(x)

@@ -1,1 +1,1 @@
-"""``python -m benchmarks model``: the generator against PyTorch, other engines, the machine."""
+"""``python -m benchmarks model``: the generator against PyTorch, other engines and limits."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-#: What has to be installed for each; the exporter needs onnx and onnxscript.
+#: Packages that each engine needs; onnx and onnxscript are for the exporter.
 PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "openvino": ("openvino", "onnx", "onnxscript"),
@@ -18,19 +18,20 @@ PACKAGES = {
 
 
 def missing_packages(engine: str) -> list[str]:
-    """Packages that an engine needs and that are not installed."""
+    """Return the packages that an engine needs and that are not installed."""
     return [name for name in PACKAGES[engine] if importlib.util.find_spec(name) is None]
 
 
 def installed_version(engine: str) -> str:
-    """Of an engine that is installed."""
+    """Return the version of an installed engine."""
     return version(engine)
 
 
 @torch.inference_mode()
 def export(network: nn.Module, x: Tensor, path: Path) -> None:
-    """Write ``network`` as an ONNX file for inputs of x's size, its weights in a file beside it."""
-    # It warns of torchvision's ops, which it can't register because they are not there.
+    """Write ``network`` as an ONNX file for inputs of x's size, with its weights in a file
+    beside."""
+    # The exporter warns that torchvision's ops are not installed.
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = registry.level
     registry.setLevel(logging.ERROR)
@@ -38,15 +39,21 @@ def export(network: nn.Module, x: Tensor, path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                network, (x,), path, dynamo=True, verbose=False, input_names=["x"],
+                network,
+                (x,),
+                path,
+                dynamo=True,
+                verbose=False,
+                input_names=["x"],
                 output_names=["y"],
-            )  # fmt: skip
+            )
     finally:
         registry.setLevel(before)
 
 
 def onnxruntime_call(path: Path, x: Tensor) -> tuple[str, Callable[[], Tensor]]:
-    """A session over ``x``, which stays where it is; with as many threads as PyTorch has."""
+    """Return the call of a session on ``x``, with as many threads as PyTorch has. x is not
+    copied."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -66,9 +73,9 @@ def onnxruntime_call(path: Path, x: Tensor) -> tuple[str, Callable[[], Tensor]]:
 
 
 def openvino_call(path: Path, x: Tensor, dtype: torch.dtype) -> tuple[str, Callable[[], Tensor]]:
-    """A request over ``x``, which stays where it is; with as many threads as PyTorch has.
+    """Return the call of a request on ``x``, with as many threads as PyTorch has. x is not copied.
 
-    OpenVINO computes in ``dtype`` where the CPU has instructions for it, else in float32: the
+    OpenVINO computes in ``dtype`` if the CPU has instructions for it, else in float32. The
     expression says which.
     """
     import openvino

@@ -1,4 +1,4 @@
-"""Where a frame's time goes, layer by layer: ``python -m benchmarks model --layers``."""
+"""The time of each layer of a frame: ``python -m benchmarks model --layers``."""
 
 import argparse
 import time
@@ -23,20 +23,20 @@ from benchmarks.report import Table, number
 from benchmarks.timing import Summary, summarize
 
 _MIN_FRAMES, _MAX_FRAMES = 5, 100
-#: Arguments of a layer that it reads or writes once.
+#: Arguments that a layer reads or writes once.
 _IMAGES = ("x", "residual", "y", "input")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One layer of one frame: its time, and the bytes of the images that it was handed."""
+    """One layer of one frame: its time, and the bytes of the images among its arguments."""
 
     seconds: float
     bytes: int
 
 
 class Stopwatch(TorchDispatchMode):
-    """Times every layer that runs under it: a Stylizer makes one `norm_conv2d_out` of each."""
+    """Times every layer that runs inside of it: a Stylizer calls `norm_conv2d_out` for each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,12 +60,12 @@ class LayerTime:
     """A layer's time in each frame.
 
     Attributes:
-        layer: which, and the operations it needs.
-        bytes: of the images that it reads and writes.
-        seconds: over the frames.
-        floor: seconds below which no direct convolution does this work; None where not measured.
-        winograd_floor: the same with Winograd's method; None where there is none.
-        share_of_peak: the direct convolution's operations per second over the measured peak.
+        layer: the layer, and the operations that it needs.
+        bytes: bytes of the images that it reads and writes.
+        seconds: time in each frame.
+        floor: the least seconds of a direct convolution; None if not measured.
+        winograd_floor: the same for Winograd's method; None if it is not used.
+        share_of_peak: operations per second of a direct convolution over the measured peak.
     """
 
     layer: Layer
@@ -81,9 +81,9 @@ class Row:
     """A measured case.
 
     Attributes:
-        layers: in the order they run in; empty where the Stylizer has no such layers.
+        layers: the layers in order; empty if the Stylizer has no plan.
         frame: seconds of whole frames.
-        rest: seconds of a frame that are in no layer.
+        rest: seconds of a frame outside of all layers.
     """
 
     case: Case
@@ -95,7 +95,7 @@ class Row:
 
 
 def watch(call: Callable[[], object], budget_s: float) -> list[tuple[float, list[Call]]]:
-    """Run frames for about so long: of each its seconds, and its layers."""
+    """Run frames for about this long. Return the seconds and the layers of each."""
     call()
     frames = []
     start = time.perf_counter()
@@ -115,7 +115,7 @@ def make_row(
     frames: list[tuple[float, list[Call]]],
     ceilings: Ceilings,
 ) -> Row:
-    """Reduce the calls of all frames to a time per layer."""
+    """Reduce the calls of all frames to one time per layer."""
     whole = summarize([seconds for seconds, _ in frames])
     rest = summarize([seconds - sum(call.seconds for call in calls) for seconds, calls in frames])
     found = {len(calls) for _, calls in frames}
@@ -147,19 +147,30 @@ def _layer_time(layer: Layer, calls: list[Call], dtype: str, ceilings: Ceilings)
 
 
 class LayersSuite(suite.Suite[Case, Row]):
-    """The layers of our Stylizer."""
+    """The layers of our Stylizer as a suite."""
 
     name = "model-layers"
     quick = "the smallest size"
     all_rivals = ()
     table = Table(
         (
-            ("network", 12), ("size", 9), ("type", 4), ("layer", 12), ("channels", 8),
-            ("output", 9), ("ours", 5), ("±", 4), ("share", 5), ("floor", 5), ("wino.", 5),
-            ("rate", 5), ("peak", 5), ("GB/s", 5),
+            ("network", 12),
+            ("size", 9),
+            ("type", 4),
+            ("layer", 12),
+            ("channels", 8),
+            ("output", 9),
+            ("ours", 5),
+            ("±", 4),
+            ("share", 5),
+            ("floor", 5),
+            ("wino.", 5),
+            ("rate", 5),
+            ("peak", 5),
+            ("GB/s", 5),
         ),
         words=6,
-    )  # fmt: skip
+    )
     legend = """\
 ours: median milliseconds of a layer in a frame of a Stylizer, and ±, the inter-quartile range;
 share: of the frame. floor: a direct convolution's multiplications at the measured peak, or the
@@ -174,7 +185,7 @@ of a frame is in no layer."""
         super().__init__(options)
         self.cases = select(options)
         self.left_out = notes(options)
-        self.complete = False  # a table of its own only where --json asks for it
+        self.complete = False  # results are written only with --json
 
     def notes(self) -> list[str]:
         return self.left_out

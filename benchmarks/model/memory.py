@@ -1,4 +1,4 @@
-"""How much memory a frame takes: ``python -m benchmarks model --memory``."""
+"""The memory that a frame takes: ``python -m benchmarks model --memory``."""
 
 import argparse
 import json
@@ -28,8 +28,8 @@ class Memory:
     """Resident memory of a process, in bytes.
 
     Attributes:
-        peak: the most during the frame, with Python and PyTorch in it.
-        before: with the network and the picture, before the frame.
+        peak: the most during the frame, including Python and PyTorch.
+        before: memory with the network and the picture, before the frame.
     """
 
     peak: int
@@ -37,13 +37,13 @@ class Memory:
 
     @property
     def of_frame(self) -> int:
-        """What the frame added."""
+        """The memory that the frame added."""
         return self.peak - self.before
 
 
 @dataclass(frozen=True)
 class Row:
-    """A measured case: memory by contender, and what failed."""
+    """A measured case: memory by contender, and failures."""
 
     case: Case
     memory: dict[str, Memory]
@@ -51,7 +51,7 @@ class Row:
     misses: list[str]
 
     def ratio(self, rival: str) -> float | None:
-        """A rival's frame over ours; above 1 ours takes less."""
+        """A rival's memory for the frame over ours; above 1 ours takes less."""
         if rival not in self.memory or "ours" not in self.memory:
             return None
         return self.memory[rival].of_frame / max(1, self.memory["ours"].of_frame)
@@ -65,11 +65,21 @@ class MemorySuite(suite.Suite[Case, Row]):
     all_rivals = _RIVALS
     table = Table(
         (
-            ("network", 12), ("size", 9), ("type", 4), ("ours", 6), ("eager", 6), ("NHWC", 6),
-            ("ours+", 6), ("eager+", 6), ("NHWC+", 6), ("/eager", 6), ("/NHWC", 6), ("verdict", 7),
+            ("network", 12),
+            ("size", 9),
+            ("type", 4),
+            ("ours", 6),
+            ("eager", 6),
+            ("NHWC", 6),
+            ("ours+", 6),
+            ("eager+", 6),
+            ("NHWC+", 6),
+            ("/eager", 6),
+            ("/NHWC", 6),
+            ("verdict", 7),
         ),
         words=3,
-    )  # fmt: skip
+    )
     legend = """\
 Peak resident memory in MiB of a fresh process that stylises one frame: ours, eager PyTorch, and
 NHWC, eager in channels_last; with + what the frame added to what Python, PyTorch, the network and
@@ -82,7 +92,7 @@ less than both; even: within 5 %; loss: more; alone: neither ran; wrong: ours fa
         super().__init__(options)
         self.cases = select(options)
         self.left_out = notes(options)
-        self.complete = False  # a table of its own only where --json asks for it
+        self.complete = False  # results are written only with --json
 
     def notes(self) -> list[str]:
         return self.left_out
@@ -123,15 +133,19 @@ less than both; even: within 5 %; loss: more; alone: neither ran; wrong: ours fa
 
 
 def measure_memory(contender: str, case: Case) -> Memory | str:
-    """Run one frame in a fresh process: its memory, or what went wrong in one line."""
+    """Run one frame in a new process. Return its memory, or one line about the failure."""
     size = f"{case.size[0]}x{case.size[1]}"
     arguments = [contender, case.network, size, case.dtype, str(torch.get_num_threads())]
-    # glibc's defaults, which give memory back: the benchmark's own settings would keep it all.
+    # With glibc's defaults, which return memory to the system. The benchmark's own settings keep
+    # it.
     environment = {name: value for name, value in os.environ.items() if "MALLOC_" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.model.one_frame", *arguments],
-        cwd=_ROOT, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         reason = done.stderr.strip().splitlines() or [""]
         return f"exit status {done.returncode}: {reason[-1]}"
@@ -139,7 +153,7 @@ def measure_memory(contender: str, case: Case) -> Memory | str:
 
 
 def judge(case: Case, memory: dict[str, Memory], misses: list[str]) -> Row:
-    """The row of a case, with its verdict."""
+    """Return the row of a case, with its verdict."""
     row = Row(case, memory, "wrong", misses)
     if "ours" not in memory:
         return row

@@ -17,22 +17,22 @@ from benchmarks.model.rivals import make
 
 
 def resident_bytes(field: str) -> int:
-    """Memory of this process: ``"VmRSS"``, resident now, or ``"VmHWM"``, the most so far.
+    """Return memory of this process: ``"VmRSS"``, resident now, or ``"VmHWM"``, the peak.
 
-    ``getrusage`` would count the process that started this one as well.
+    ``getrusage`` would include the parent process.
     """
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)[1]) * 1024
 
 
 def forget_peak() -> None:
-    """From now on VmHWM is the most since now. What made the network may have taken more."""
+    """Reset VmHWM, since building the network may have taken more than the frame will."""
     with contextlib.suppress(OSError):  # some sandboxes have no such file
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def main(contender: str, network: str, size: str, dtype: str, threads: str) -> None:
-    """Stylise one frame and print what was resident before it, and the peak."""
+    """Stylise one frame, and print the resident memory before it and the peak."""
     torch.set_num_threads(int(threads))
     width, height = map(int, size.split("x"))
     _, call = make(contender, Problem(Case(network, (width, height), dtype), Path()))

@@ -1,4 +1,4 @@
-"""The options of ``python -m benchmarks model``, and the cases that they ask for."""
+"""The options of ``python -m benchmarks model``, and the cases that they select."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from stylekernels.models.generator import SMALLEST_SIDE
 
 
 def parse_size(text: str) -> Size:
-    """``WxH`` as two numbers."""
+    """Parse ``WxH`` as two numbers."""
     try:
         width, height = (int(part) for part in text.split("x"))
     except ValueError:
@@ -23,27 +23,32 @@ def parse_size(text: str) -> Size:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those that only this verb has."""
+    """Add the options that only this verb has."""
     parser.add_argument(
-        "--size", action="append", type=parse_size, metavar="WxH",
-        help="instead of the listed sizes (repeatable)",
-    )  # fmt: skip
+        "--size",
+        action="append",
+        type=parse_size,
+        metavar="WxH",
+        help="a size to measure instead of the listed ones (repeatable)",
+    )
     parser.add_argument(
-        "--style", choices=bundled_styles(),
+        "--style",
+        choices=bundled_styles(),
         help="a bundled style, instead of random weights in the full and the lite network",
-    )  # fmt: skip
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--memory", action="store_true",
+        "--memory",
+        action="store_true",
         help="peak memory of one frame instead of its time, of ours and of eager PyTorch",
-    )  # fmt: skip
+    )
     instead.add_argument(
         "--layers", action="store_true", help="the time of each layer of ours, without rivals"
     )
 
 
 def select(options: argparse.Namespace) -> list[Case]:
-    """The cases that the options ask for."""
+    """Return the cases that the options select."""
     networks = (options.style,) if options.style else tuple(CONFIGS)
     sizes, dtypes = SIZES, tuple(DTYPES)
     if options.device == "cuda":

@@ -1,8 +1,8 @@
-"""The style generator as people write it in torch.nn: what the rivals run.
+"""The style generator as users write it in torch.nn, for the rivals.
 
-Nothing here is ours: reflected borders are those of ``nn.Conv2d``, norms ``nn.InstanceNorm2d``,
-activations and additions in place. Convolutions before a norm have no bias, for the norm cancels
-it: one pass less for the rivals too.
+It contains no code of ours: reflected borders are those of ``nn.Conv2d``, norms are
+``nn.InstanceNorm2d``, activations and additions are in place. Convolutions before a norm have no
+bias, for the norm cancels it: the rivals save a pass too.
 """
 
 from torch import Tensor, nn
@@ -28,10 +28,10 @@ class PlainNetwork(nn.Module):
     """A :class:`~stylekernels.models.StyleGenerator` in torch.nn, untrained.
 
     Args:
-        config: of the generator.
+        config: config of the generator.
 
     Shape:
-        (N, 3, H, W) in [0, 1] to the same; in training mode not clamped, as the generator's.
+        (N, 3, H, W) in [0, 1] to the same; in training mode not clamped, like the generator's.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -50,17 +50,17 @@ class PlainNetwork(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # An odd size comes out one to three pixels larger.
+        # The output of an odd size is one to three pixels larger.
         y = self.body(x * self.value_range)[..., : x.shape[2], : x.shape[3]]
         y = y / self.value_range
         return y if self.training else y.clamp(0, 1)
 
 
 def plain_copy(generator: StyleGenerator) -> PlainNetwork:
-    """The generator's network and weights in torch.nn, float32 on the CPU; in evaluation mode, its
-    weights without gradients."""
+    """Return the generator's network and weights in torch.nn: float32 on the CPU, in evaluation
+    mode, without gradients."""
     network = PlainNetwork(generator.config)
-    # Both keep their layers in the order they run in, and weight before bias in each of them.
+    # Both list their parameters layer by layer, weight before bias.
     values = generator.state_dict().values()
     network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)))
     return network.eval().requires_grad_(False)
@@ -89,8 +89,8 @@ def _upsample_norm_relu(cin: int, cout: int, config: GeneratorConfig) -> list[nn
         layers = [nn.Upsample(scale_factor=2, mode="nearest"), _conv(cin, cout, 3, 1)]
     else:
         kernel = 4 if config.upsample == "transpose" else 3
-        # A replicated border instead of zeros: one pixel of it is two of the output on each side,
-        # and the padding of 1 + 2 crops them.
+        # Replicate the border instead of padding zeros: one pixel of it becomes two pixels on each
+        # side of the output, which the padding of 1 + 2 crops.
         transposed = nn.ConvTranspose2d(
             cin, cout, kernel, stride=2, padding=3, output_padding=4 - kernel, bias=False
         )

@@ -1,4 +1,4 @@
-"""Results of the model: shares of the machine's peak, the table, the JSON."""
+"""Results of the model: the table, shares of the machine's peak, the JSON."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,18 +51,17 @@ class Row:
     """A measured case.
 
     Attributes:
-        precision: of the products: the dtype, or tf32.
+        precision: precision of products: the dtype, or tf32.
         flops: operations of direct convolutions.
-        bytes: of images between layers; 0 where they are not counted, on a CPU.
-        winograd_flops: the same with Winograd's method where it applies; None where ours doesn't
-            use it.
-        race: who ran, and how fast.
-        peak: operations per second as measured; None where they were not.
-        floor: seconds for flops at the peak or for bytes at the speed of a copy, whichever takes
-            longer; None where the peak was not measured.
-        winograd_floor: seconds for winograd_flops at the peak of what they are computed in.
+        bytes: bytes of images between layers; 0 on a CPU, where they are not counted.
+        winograd_flops: operations with Winograd's method; None if it is not used.
+        race: the contenders and their times.
+        peak: measured operations per second; None if not measured.
+        floor: seconds for flops at the peak, or for bytes at the speed of a copy, whichever is
+            longer; None if the peak was not measured.
+        winograd_floor: seconds for winograd_flops at the peak of their dtype.
         verdict: win, even, short, loss, alone or wrong.
-        misses: what keeps it from a win, in words.
+        misses: the reasons why it is not a win, in words.
     """
 
     case: Case
@@ -108,10 +107,10 @@ def make_row(
 
     Args:
         case, layers: the work.
-        entries, samples: who ran, and seconds per frame.
-        ceilings: of the machine.
-        precision: of the products; the case's dtype by default.
-        moved_bytes: of images between layers.
+        entries, samples: the contenders, and their seconds per frame.
+        ceilings: limits of the machine.
+        precision: precision of products; the case's dtype by default.
+        moved_bytes: bytes of images between layers.
     """
     precision = precision or case.dtype
     flops = sum(layer.flops for layer in layers)
@@ -123,9 +122,17 @@ def make_row(
         winograd_floor = ceilings.floor_seconds(dtype, 0, winograd)
     race = Race.of(entries, samples)
     return Row(
-        case, precision, flops, moved_bytes, winograd, race, peak, floor, winograd_floor,
+        case,
+        precision,
+        flops,
+        moved_bytes,
+        winograd,
+        race,
+        peak,
+        floor,
+        winograd_floor,
         *race.judge(_missed_target(case, race)),
-    )  # fmt: skip
+    )
 
 
 def _missed_target(case: Case, race: Race) -> list[str]:
@@ -150,36 +157,50 @@ _WORDS = (
 )
 _OURS = (("ours", 5, time_cell("ours")), ("±", 4, spread_cell))
 _IN_TORCH = (
-    ("eager", 5, time_cell("eager")), ("NHWC", 5, time_cell("eager-nhwc")),
+    ("eager", 5, time_cell("eager")),
+    ("NHWC", 5, time_cell("eager-nhwc")),
     ("comp.", 5, time_cell("compile")),
-)  # fmt: skip
+)
 _LAST = (("/best", 5, speedup_cell()), VERDICT_COLUMN)
 
 VIEWS = {
     "cpu": View(
         (
-            *_WORDS, *_OURS, *_IN_TORCH, ("ORT", 5, time_cell("onnxruntime")),
-            ("OV", 5, time_cell("openvino")), ("floor", 5, floor_cell()),
-            ("wino.", 5, lambda row: milliseconds(row.winograd_floor)), ("rate", 5, _rate),
-            ("peak", 5, lambda row: percent(row.share_of_peak)), ("fps", 5, _frames_per_s),
-            ("/eager", 6, speedup_cell("eager")), *_LAST,
+            *_WORDS,
+            *_OURS,
+            *_IN_TORCH,
+            ("ORT", 5, time_cell("onnxruntime")),
+            ("OV", 5, time_cell("openvino")),
+            ("floor", 5, floor_cell()),
+            ("wino.", 5, lambda row: milliseconds(row.winograd_floor)),
+            ("rate", 5, _rate),
+            ("peak", 5, lambda row: percent(row.share_of_peak)),
+            ("fps", 5, _frames_per_s),
+            ("/eager", 6, speedup_cell("eager")),
+            *_LAST,
         ),
         3,
         _LEGEND,
     ),
     "cuda": View(
         (
-            *_WORDS, *_OURS, *_IN_TORCH, ("floor", 5, floor_cell()), ("share", 5, share_cell),
-            ("fps", 5, _frames_per_s), ("/comp", 5, speedup_cell("compile")), *_LAST,
+            *_WORDS,
+            *_OURS,
+            *_IN_TORCH,
+            ("floor", 5, floor_cell()),
+            ("share", 5, share_cell),
+            ("fps", 5, _frames_per_s),
+            ("/comp", 5, speedup_cell("compile")),
+            *_LAST,
         ),
         3,
         _CUDA_LEGEND,
     ),
-}  # fmt: skip
+}
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """The row as plain values, for ``json.dump``."""
+    """Return the row as plain values, for ``json.dump``."""
     case, seconds = row.case, row.seconds
     found = {
         "id": case.id,

@@ -1,9 +1,9 @@
-"""The contenders: the generator as our library runs it, and as everybody else does.
+"""The contenders: the generator as our library runs it, and as users of other libraries run it.
 
-Each rival gets what is best for it: pictures that are floating point already, in its layout and
-dtype, and gives back the same. Ours takes and returns 8-bit frames, and the conversions are timed.
-On a GPU pictures and frames are there already, rivals are CUDA graphs, and ours is a call of a
-Stylizer: a copy of the frame, the replay of a graph of its own, and a copy of the picture.
+Each rival gets its best conditions: pictures in floating point, in its layout and dtype, as input
+and output. Ours takes and returns 8-bit frames, and its conversions are timed. On a GPU all inputs
+are there already, and rivals are CUDA graphs. Ours is a call of a Stylizer: it copies the frame,
+replays a graph of its own and copies the picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ Call = Callable[[], Any]
 
 RIVALS = ("eager", "eager-nhwc", "compile", "onnxruntime", "openvino")
 
-#: Root of the mean squared error, as a share of the right picture's standard deviation, above which
-#: a picture is wrong. Eager bfloat16 comes to 0.03 where the weights are random.
+#: The largest root mean squared error of a picture, as a share of the truth's standard deviation.
+#: Eager bfloat16 has 0.03 with random weights.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-TF32_TOLERANCE = 1e-2  # it rounds to three bits more than bfloat16
+TF32_TOLERANCE = 1e-2  # it has three bits more than bfloat16
 
 
 def _torch(problem: Problem, memory_format: torch.memory_format) -> tuple[nn.Module, Tensor]:
-    """The plain network, a copy of it, and its input."""
+    """Return the plain network, copied, and its input."""
     network = plain_copy(problem.generator)
-    network = network.to(problem.place, problem.dtype, memory_format=memory_format)
+    network = network.to(problem.torch_device, problem.dtype, memory_format=memory_format)
     return network, problem.x.to(problem.dtype, memory_format=memory_format)
 
 
@@ -48,7 +48,7 @@ def _bind(function: Callable[[Tensor], Tensor], x: Tensor) -> Call:
 
 
 def make(name: str, problem: Problem, compile_mode: str = "default") -> tuple[str, Call]:
-    """Return the expression of a contender, in words, and the call that makes one picture.
+    """Return the expression of a contender, in words, and a call that makes one picture.
 
     Args:
         name: ``"ours"`` or one of ``RIVALS``.
@@ -72,12 +72,12 @@ def make(name: str, problem: Problem, compile_mode: str = "default") -> tuple[st
 
 
 def picture_error(answer: Tensor | np.ndarray, truth: Tensor) -> float:
-    """Root of the mean squared error, as a share of the truth's standard deviation.
+    """The root mean squared error, as a share of the truth's standard deviation.
 
     Args:
-        answer: (1, 3, H, W) floating point, or a frame (H, W, 3) of uint8, an array or a tensor
-            where the truth is. What rounding adds to a frame is not held against it: independent
-            errors add in squares, so the square of what the truth loses by rounding is taken off.
+        answer: (1, 3, H, W) floating point, or a frame (H, W, 3) of uint8, as an array or a tensor
+            on the truth's device. The rounding of a frame does not count: independent errors add in
+            squares, so the squared rounding error of the truth is subtracted.
         truth: (1, 3, H, W).
     """
     answer, rounding = torch.as_tensor(answer), 0.0
@@ -92,7 +92,8 @@ def picture_error(answer: Tensor | np.ndarray, truth: Tensor) -> float:
 
 
 def can_run(name: str, dtype: torch.dtype) -> bool:
-    """ONNX Runtime has no bfloat16 convolution on CPUs."""
+    """Return whether a rival supports the dtype: ONNX Runtime has no bfloat16 convolution on
+    CPUs."""
     return name != "onnxruntime" or dtype == torch.float32
 
 
@@ -102,26 +103,27 @@ def enter(
     compile_mode: str = "default",
     device: Device | None = None,
 ) -> list[Entry]:
-    """The contenders of a problem, ours first, each with a right answer or refused.
+    """Return the contenders of a problem, ours first, each with a right answer or the reason why it
+    was refused.
 
     Args:
         problem: the network and the picture.
-        rivals: of those that the device has.
+        rivals: some of the rivals of the device.
         compile_mode: ``mode`` of torch.compile.
-        device: where they are; the CPU by default.
+        device: the device that they run on; the CPU by default.
     """
     device = device or Cpu()
     allowed = TF32_TOLERANCE if problem.precision == "tf32" else TOLERANCE[problem.dtype]
     if "compile" in rivals:
-        torch._dynamo.reset()  # else the ninth size of a network would run uncompiled
+        torch._dynamo.reset()  # dynamo compiles a function for at most eight sizes
     entries = []
     for name in ("ours", *(rival for rival in rivals if can_run(rival, problem.dtype))):
         try:
             expression, call = make(name, problem, compile_mode)
             note = ""
-            if name != "ours":  # which has a graph of its own on a GPU
+            if name != "ours":  # on a GPU ours has graphs of its own
                 call, note = device.ready([call])
-        except Exception as exception:  # as in race.refusal
+        except Exception as exception:  # a failure is a result, as in race.refusal
             entries.append(Entry(name, "", None, race.failure(exception)))
             continue
         error = race.refusal(lambda call=call: picture_error(call(), problem.truth), allowed)

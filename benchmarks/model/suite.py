@@ -40,7 +40,7 @@ class ModelSuite(suite.Suite[Case, report.Row]):
 
     @classmethod
     def rivals_on(cls, device: str) -> tuple[str, ...]:
-        """Other engines run on a CPU only."""
+        """Return the rivals on a device: other engines run on CPUs only."""
         return tuple(name for name in RIVALS if device == "cpu" or name not in engines.PACKAGES)
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -78,9 +78,9 @@ class ModelSuite(suite.Suite[Case, report.Row]):
 
     def measure(self, case: Case, ceilings: Ceilings) -> report.Row:
         device = self.device
-        gc.collect()  # what the case before held, graphs and their memory too
+        gc.collect()  # free the memory of the case before, including its graphs
         with tempfile.TemporaryDirectory() as folder:
-            problem = Problem(case, Path(folder), device.place)
+            problem = Problem(case, Path(folder), device.torch_device)
             entries = enter(problem, self.rivals, self.compile_mode, device)
             calls = {entry.name: entry.call for entry in entries if entry.error is None}
             samples = {}
@@ -89,9 +89,14 @@ class ModelSuite(suite.Suite[Case, report.Row]):
         config, (width, height) = problem.generator.config, case.size
         moved = image_bytes(config, height, width, problem.dtype.itemsize)
         return report.make_row(
-            case, layers(config, height, width), entries, samples, ceilings,
-            problem.precision, 0 if device.name == "cpu" else moved,
-        )  # fmt: skip
+            case,
+            layers(config, height, width),
+            entries,
+            samples,
+            ceilings,
+            problem.precision,
+            0 if device.name == "cpu" else moved,
+        )
 
     def line(self, row: report.Row) -> str:
         return self.view.line(row)

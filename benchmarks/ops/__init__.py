@@ -1,1 +1,1 @@
-"""``python -m benchmarks ops``: every op against PyTorch and against the machine."""
+"""``python -m benchmarks ops``: every op against PyTorch and the limits of the machine."""

@@ -1,4 +1,4 @@
-"""The cases for a CPU: which op, on what shape, dtype and layout, and what is aimed at."""
+"""The cases for a CPU: op, shape, dtype and layout, and their targets."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ GRAM_SHAPES: tuple[Shape, ...] = (
 )
 UPSAMPLE_SHAPES: tuple[Shape, ...] = ((1, 128, 128, 128), (1, 64, 256, 256))
 
-#: Variants of the upsampling block: upsample (transpose where not named), kernel, padding mode.
+#: Variants of the upsampling block: upsample (``transpose`` if not named), kernel, padding mode.
 UPSAMPLE_VARIANTS = {
     "k4": ("transpose", 4, "zeros"),
     "k4-replicate": ("transpose", 4, "replicate"),
@@ -33,12 +33,13 @@ class ConvVariant:
     """A layer of the generator.
 
     Attributes:
-        kernel, stride, padding_mode, upsample: the convolution's; padded by half the kernel.
-        shapes: of its input.
-        out_channels: for so many input channels.
-        norm: normalise the input and apply ReLU. The first layer gets a picture instead.
-        skip: add a residual in place of the ReLU, and return the sum.
-        stats: take statistics of the output, for the norm that follows all layers but the last.
+        kernel, stride, padding_mode, upsample: options of the convolution; padded by half the
+            kernel.
+        shapes: shapes of its input.
+        out_channels: the output channels, as a function of the input channels.
+        norm: normalise the input and apply ReLU. The first layer has False: its input is a picture.
+        skip: add a residual instead of the ReLU, and return the sum.
+        stats: compute statistics of the output, for the norm after all layers but the last.
     """
 
     kernel: int
@@ -56,30 +57,28 @@ def half(channels: int) -> int:
     return max(1, channels // 2)
 
 
-#: Variants of the deferred-norm convolution, the layers of a 32-64-128 generator at 512 x 512.
+#: Variants of the deferred-norm convolution: the layers of a 32-64-128 generator at 512 x 512.
 CONV_VARIANTS = {
     "k3": ConvVariant(3, ((1, 128, 128, 128),), lambda c: c),
     "k3-skip": ConvVariant(3, ((1, 128, 128, 128),), lambda c: c, skip=True),
     "k9-first": ConvVariant(9, ((1, 3, 512, 512),), lambda c: 32, norm=False),
     "k9-last": ConvVariant(9, ((1, 32, 512, 512),), lambda c: 3, stats=False),
-    "k3-stride2": ConvVariant(
-        3, ((1, 32, 512, 512), (1, 64, 256, 256)), lambda c: 2 * c, stride=2
-    ),
+    "k3-stride2": ConvVariant(3, ((1, 32, 512, 512), (1, 64, 256, 256)), lambda c: 2 * c, stride=2),
     "transpose-k4": ConvVariant(
         4, UPSAMPLE_SHAPES, half, padding_mode="replicate", upsample="transpose"
     ),
     "nearest-k3": ConvVariant(3, UPSAMPLE_SHAPES, half, upsample="nearest"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a case aims at besides never being slower than a rival."""
+    """The target of a case, besides that no rival is faster."""
 
-    max_copies: float | None = None  # time over that of a plain copy
-    min_share: float | None = None  # of the floor, over our time
-    min_speedup: float | None = None  # time of a rival over ours
-    over: str = "eager"  # that rival, or "best", the fastest of all
+    max_copies: float | None = None  # the most of our time over that of a plain copy
+    min_share: float | None = None  # the least of the floor over our time
+    min_speedup: float | None = None  # the least of a rival's time over ours
+    over: str = "eager"  # the rival, or "best" for the fastest of all
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Case:
     """One row of the table."""
 
     op: str
-    variant: str  # what the op does beyond its name, "" for nothing
+    variant: str  # options of the op, "" for none
     shape: Shape
     dtype: str
     layout: str
@@ -97,7 +96,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """Unique, and what ``--only`` searches."""
+        """A unique name, which ``--only`` searches."""
         shape = "x".join(map(str, self.shape))
         parts = (self.op, self.variant, self.direction, shape, self.dtype, self.layout)
         return "/".join(part for part in parts if part)
@@ -108,11 +107,11 @@ class Case:
 
     @property
     def limited_by(self) -> str:
-        """``"memory"`` for what is compared to a copy, ``"arithmetic"`` for products."""
+        """``"memory"`` for ops that are compared to a copy, ``"arithmetic"`` for products."""
         return "memory" if self.op.startswith("instance_norm") else "arithmetic"
 
 
-Aim = Callable[[str], Target]  # of a dtype
+Aim = Callable[[str], Target]  # a function of the dtype
 
 
 def _no_aim(dtype: str) -> Target:
@@ -120,11 +119,11 @@ def _no_aim(dtype: str) -> Target:
 
 
 def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
-    """All cases for a CPU, op by op.
+    """Yield all cases for a CPU, op by op.
 
     Args:
         quick: only the first shape and first variant of every op.
-        shape: in place of the shapes listed above.
+        shape: this shape instead of the listed ones.
     """
 
     def rows(

@@ -1,4 +1,4 @@
-"""Makes calls of a problem that can be timed, and checks their answers."""
+"""Preparation of a problem's calls for timing, and checks of their answers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +17,19 @@ from benchmarks.timing import fastest
 
 Results = tuple[Tensor, ...]
 
-#: The rivals on a device, and the layout that each gets; None: the case's. A GPU has fast kernels
-#: for either layout and copies where they meet, so a user who measures takes the better one.
+#: The rivals on a device and the layout of each; None means the case's. A GPU has fast kernels for
+#: both layouts, and copies where they mix, so users choose the faster one.
 RIVALS: dict[str, dict[str, str | None]] = {
     "cpu": {"eager": None, "compile": None},
     "cuda": {"eager": "contiguous", "eager-nhwc": "channels_last", "compile": None},
 }
 
-#: Relative error (in the Euclidean norm, the worst of all results) above which an answer is wrong,
-#: by the precision of the products: a few times that of a sum of products in it.
+#: The largest relative error of a right answer (Euclidean norm, the worst of all results) by the
+#: precision of products: a few times the error of a sum of products.
 TOLERANCE = {"float32": 5e-5, "tf32": 1e-2, "bfloat16": 2e-2}
 
-#: The expression that is compiled first for a GPU. The others follow only if its answer is wrong or
-#: it fails, because each takes seconds. The compiler fuses the same few operations in all of them.
+#: The expression that is compiled first for a GPU. Others follow only if it fails or its answer is
+#: wrong, because compiling takes seconds. The compiler fuses the same operations in all of them.
 _COMPILED_FIRST = ("var_mean", "bmm")
 
 
@@ -38,13 +38,13 @@ def _as_tuple(result: Tensor | Results) -> Results:
 
 
 class Steps:
-    """Turns functions of a problem's inputs into calls without arguments: the op alone, or the op
-    and the gradients of its inputs for one given gradient.
+    """Makes calls without arguments from functions of a problem's inputs: the op alone, or the op
+    and the gradients of its inputs for a given gradient.
 
     Args:
         problem: the tensors.
-        layout: of the images and kernels among them; that of the problem by default.
-        sets: so many copies of the tensors, each with calls of its own.
+        layout: layout of the images and kernels among them; by default the problem's.
+        sets: number of copies of the tensors. Each has calls of its own.
     """
 
     def __init__(self, problem: Problem, layout: str | None = None, sets: int = 1) -> None:
@@ -66,19 +66,19 @@ class Steps:
         return leaves
 
     def calls(self, function: Expression) -> list[Callable[[], Results]]:
-        """One step of ``function`` on each set of inputs: its results, and the gradients where
-        they are timed."""
+        """Return one step of ``function`` for each set of inputs. A step returns the results, and
+        the gradients if they are timed."""
         return [
             self._bind(function, inputs, grad)
             for inputs, grad in zip(self.inputs, self.grads, strict=True)
         ]
 
     def truth(self, function: Expression) -> Results:
-        """The results of one step in float64."""
+        """Return the results of one step in float64."""
         inputs = self._leaves(tuple(tensor.double() for tensor in self.inputs[0]))
         grad = None if self.grads[0] is None else self.grads[0].double()
         searches = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = False  # a single call is not worth the search
+        torch.backends.cudnn.benchmark = False  # not worth it for a single call
         try:
             return self._bind(function, inputs, grad)()
         finally:
@@ -104,7 +104,7 @@ class Steps:
 
 
 def _copy(tensor: Tensor | None, layout: str | None, again: bool) -> Tensor | None:
-    """The tensor in a layout, in memory of its own with ``again``."""
+    """Return the tensor in a layout; with ``again`` always a copy."""
     if tensor is None:
         return None
     if layout is not None and tensor.dim() == 4:
@@ -113,7 +113,7 @@ def _copy(tensor: Tensor | None, layout: str | None, again: bool) -> Tensor | No
 
 
 def relative_error(results: Results, truth: Results) -> float:
-    """The worst Euclidean error among the results, as a share of the truth's norm."""
+    """Return the worst Euclidean error among the results, as a share of the truth's norm."""
     worst = 0.0
     for result, true in zip(results, truth, strict=True):
         if result.shape != true.shape:
@@ -127,12 +127,12 @@ def relative_error(results: Results, truth: Results) -> float:
 
 
 def refusal(call: Callable[[], Results], truth: Results, precision: str) -> str | None:
-    """Why a contender may not run, because it fails or its answer is wrong; None if it may."""
+    """Return why a contender is refused: it fails, or its answer is wrong. None if it may run."""
     return race.refusal(lambda: relative_error(call(), truth), TOLERANCE[precision])
 
 
 def sets_of(problem: Problem, device: Device) -> int:
-    """The number of sets of inputs that a call of a contender goes through."""
+    """Return the number of sets of inputs that a contender's call uses."""
     return device.sets(sum(tensor.nbytes for tensor in problem.inputs))
 
 
@@ -142,17 +142,18 @@ def enter(
     compile_mode: str = "default",
     device: Device | None = None,
 ) -> list[Entry]:
-    """The contenders of a problem, ours first, each with a right answer or refused.
+    """Return the contenders of a problem, ours first, each with a right answer or the reason why it
+    was refused.
 
     Args:
         problem: the tensors and functions.
-        rivals: of those that the device has in ``RIVALS``.
+        rivals: some of the device's rivals in ``RIVALS``.
         compile_mode: ``mode`` of torch.compile.
-        device: where the tensors are; the CPU by default.
+        device: the device of the tensors; the CPU by default.
     """
     device = device or Cpu()
     if "compile" in rivals:
-        torch._dynamo.reset()  # else the ninth case of an expression would run uncompiled
+        torch._dynamo.reset()  # dynamo compiles a function for at most eight cases
     sets = sets_of(problem, device)
     layouts = {rival: RIVALS[device.name][rival] for rival in rivals}
     steps = {layout: Steps(problem, layout, sets) for layout in {None, *layouts.values()}}
@@ -161,7 +162,7 @@ def enter(
     def entry(name: str, expression: str, function: Expression, steps: Steps) -> Entry:
         try:
             call, note = device.ready(steps.calls(function))
-        except Exception as exception:  # as in race.refusal
+        except Exception as exception:  # a failure is a result, as in race.refusal
             return Entry(name, expression, None, race.failure(exception))
         error = refusal(call, truth, problem.precision)
         return Entry(name, expression, call if error is None else None, error, note)
@@ -194,7 +195,7 @@ def _compiled(expressions: Mapping[str, Expression], mode: str) -> dict[str, Exp
 
 
 def plain_copy(problem: Problem) -> Callable[[], Tensor]:
-    """One read and one write of x, in its layout."""
+    """Return a call that reads and writes x once, in its layout."""
     x = problem.inputs[0].detach()
     out = torch.empty_like(x)
     return lambda: out.copy_(x)

@@ -1,4 +1,4 @@
-"""The cases for an NVIDIA GPU: at sizes that fill it, and few, for compiling takes seconds each."""
+"""The cases for an NVIDIA GPU: sizes that fill it. They are few, for compiling takes seconds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ _BOTH = tuple(LAYOUTS)
 _FIRST, _LAST = ("contiguous",), ("channels_last",)
 _BFLOAT16, _FLOAT32 = "bfloat16", "float32"
 
-#: A pass over memory as fast as a copy, all but a seventh.
+#: A target for one pass over memory: a seventh slower than a copy at most.
 _MEMORY = Target(min_share=0.85)
 _OVER_BEST = Target(min_speedup=1.5, over="best")
 _OVER_COMPILE = Target(min_speedup=1.5, over="compile")
 
-_FULL_HD: Shape = (1, 32, 1080, 1920)  # a generator's first layer
-_RESIDUAL: Shape = (1, 128, 270, 480)  # its residual blocks, in Full HD
+_FULL_HD: Shape = (1, 32, 1080, 1920)  # the first layer of a generator
+_RESIDUAL: Shape = (1, 128, 270, 480)  # its residual blocks in Full HD
 _TRAINING: Shape = (8, 32, 256, 256)
 _TRAINING_RESIDUAL: Shape = (8, 128, 64, 64)
 
@@ -35,8 +35,10 @@ class Group:
 
 GROUPS = (
     Group(
-        "instance_norm", "relu",
-        (_FULL_HD, (1, 32, 2160, 3840), (1, 32, 512, 512), _RESIDUAL, _TRAINING), target=_MEMORY,
+        "instance_norm",
+        "relu",
+        (_FULL_HD, (1, 32, 2160, 3840), (1, 32, 512, 512), _RESIDUAL, _TRAINING),
+        target=_MEMORY,
     ),
     Group("instance_norm", "relu", (_FULL_HD, _TRAINING), _FLOAT32, _FIRST, target=_MEMORY),
     Group("instance_norm", "relu", (_TRAINING,), backward=True),
@@ -52,13 +54,15 @@ GROUPS = (
     Group("gram_loss", "style_loss", ((4, 64, 256, 256),), backward=True, target=_OVER_COMPILE),
     Group("gram_loss", "style_loss", ((4, 64, 256, 256),), _FLOAT32, _FIRST, backward=True),
     Group(
-        "upsample_block", "k4-replicate", ((1, 128, 540, 960), (1, 64, 540, 960)),
-        layouts=_LAST, target=_OVER_BEST,
+        "upsample_block",
+        "k4-replicate",
+        ((1, 128, 540, 960), (1, 64, 540, 960)),
+        layouts=_LAST,
+        target=_OVER_BEST,
     ),
-    Group(
-        "upsample_block", "nearest-k3", ((1, 128, 540, 960),), layouts=_LAST, target=_OVER_BEST
-    ),
-    # With zeros: replicate's backward in channels_last fails under torch.compile (2.13, on a CPU).
+    Group("upsample_block", "nearest-k3", ((1, 128, 540, 960),), layouts=_LAST, target=_OVER_BEST),
+    # With zeros, because the backward pass of replicate in channels_last fails under torch.compile
+    # (2.13, on a CPU).
     Group("upsample_block", "k4", ((8, 64, 128, 128),), layouts=_LAST, backward=True),
     Group("upsample_block", "k4-replicate", ((1, 64, 540, 960),), _FLOAT32, _LAST),
     Group("norm_conv2d", "k3", (_RESIDUAL,), layouts=_LAST),
@@ -68,15 +72,15 @@ GROUPS = (
     Group("norm_conv2d", "k9-last", (_FULL_HD,), layouts=_LAST),
     Group("norm_conv2d", "transpose-k4", (_RESIDUAL,), layouts=_LAST),
     Group("norm_conv2d", "nearest-k3", (_RESIDUAL,), layouts=_LAST),
-)  # fmt: skip
+)
 
 
 def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
-    """All cases, op by op.
+    """Yield all cases, op by op.
 
     Args:
         quick: only the first shape and layout of every group.
-        shape: in place of the shapes listed above.
+        shape: this shape instead of the listed ones.
     """
 
     def rows() -> Iterator[Case]:
@@ -85,8 +89,14 @@ def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
             for sizes in shapes[:1] if quick else shapes:
                 for layout in group.layouts[:1] if quick else group.layouts:
                     yield Case(
-                        group.op, group.variant, sizes, group.dtype, layout, group.backward,
-                        "cuda", group.target,
-                    )  # fmt: skip
+                        group.op,
+                        group.variant,
+                        sizes,
+                        group.dtype,
+                        layout,
+                        group.backward,
+                        "cuda",
+                        group.target,
+                    )
 
-    return iter(dict.fromkeys(rows()))  # groups that differ in shape alone become one by `shape`
+    return iter(dict.fromkeys(rows()))  # with `shape` some groups become equal

@@ -1,12 +1,12 @@
-"""What users of PyTorch write instead of our ops: the rivals, eager and compiled.
+"""PyTorch code that users write instead of our ops: the rivals, eager and compiled.
 
-Each function here takes an op's tensors and returns dictionaries of torch expressions by name, all
-of the same result. The race for a case is run by the fastest of them on this machine, once eager
-and once under ``torch.compile``; the report says which it was. The first of each dictionary is
-also the formula that runs in float64 to judge everybody's answer.
+Each function returns dictionaries of torch expressions by name. All compute the same result from
+the tensors of an op. The fastest on this machine is timed, once eager and once under
+``torch.compile``; the report names it. The first one of each dictionary also runs in float64, as
+the truth for all answers.
 
-Activations and additions are in place where autograd allows it, as ``nn.ReLU(inplace=True)`` is
-what style networks are built with.
+Activations and additions are in place if autograd allows it, since style networks use
+``nn.ReLU(inplace=True)``.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +26,12 @@ def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """One channel to a group is instance norm, and has a kernel for channels_last."""
+    """Instance norm as group norm with one channel to a group, which has a channels_last kernel."""
     return F.group_norm(x, x.shape[1], weight, bias, EPS)
 
 
 def _formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Written out, which a compiler can schedule as it likes."""
+    """Instance norm written out, which a compiler can schedule freely."""
     wide = torch.promote_types(x.dtype, torch.float32)
     var, mean = torch.var_mean(x.to(wide), (2, 3), correction=0, keepdim=True)
     scale = torch.rsqrt(var + EPS) * weight[:, None, None]
@@ -46,7 +46,7 @@ NORMS: dict[str, Normalize] = {
 
 
 def instance_norm_relu() -> dict[str, Expression]:
-    """Of (x, weight, bias)."""
+    """Expressions of (x, weight, bias)."""
 
     def with_relu(norm: Normalize) -> Expression:
         return lambda x, weight, bias: norm(x, weight, bias).relu_()
@@ -55,7 +55,7 @@ def instance_norm_relu() -> dict[str, Expression]:
 
 
 def instance_norm_residual() -> dict[str, Expression]:
-    """Of (x, weight, bias, residual): the end of a residual block."""
+    """Expressions of (x, weight, bias, residual): the end of a residual block."""
 
     def with_residual(norm: Normalize) -> Expression:
         return lambda x, weight, bias, residual: norm(x, weight, bias).add_(residual)
@@ -64,7 +64,7 @@ def instance_norm_residual() -> dict[str, Expression]:
 
 
 def instance_norm_stats() -> dict[str, Expression]:
-    """Of (x,): mean and biased variance."""
+    """Expressions of (x,): mean and biased variance."""
 
     def var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -75,8 +75,8 @@ def instance_norm_stats() -> dict[str, Expression]:
 
 
 def _grams(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
-    """Of (x,). ``flatten(2)`` is a view in both layouts, so nothing is copied, and the scale goes
-    over the small product instead of the features."""
+    """Expressions of (x,). ``flatten(2)`` is a view in both layouts, so that nothing is copied. The
+    small product is scaled instead of the features."""
 
     def bmm(x: Tensor) -> Tensor:
         features = x.flatten(2)
@@ -89,18 +89,18 @@ def _grams(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
         return bmm(x.float())
 
     expressions: dict[str, Expression] = {"bmm": bmm, "einsum": einsum}
-    if dtype in (torch.bfloat16, torch.float16):  # where no instruction multiplies halves
+    if dtype in (torch.bfloat16, torch.float16):  # for CPUs without instructions for half precision
         expressions["bmm in float32"] = float32_bmm
     return expressions
 
 
 def gram_matrix(dtype: torch.dtype, scale: float) -> dict[str, Expression]:
-    """Of (x,)."""
+    """Expressions of (x,)."""
     return _grams(dtype, scale)
 
 
 def _sum_of_losses(losses: Sequence[Expression]) -> Expression:
-    """Of (x of each loss, target of each loss)."""
+    """Expressions of (x of each loss, target of each loss)."""
 
     def total(*tensors: Tensor) -> Tensor:
         features, targets = tensors[: len(losses)], tensors[len(losses) :]
@@ -111,7 +111,8 @@ def _sum_of_losses(losses: Sequence[Expression]) -> Expression:
 
 
 def gram_loss(dtype: torch.dtype, scales: Sequence[float]) -> dict[str, Expression]:
-    """Of (x, target), or of as many of each as there are scales: the sum over layers."""
+    """Expressions of (x, target), or of as many of each as there are scales: the sum over
+    layers."""
 
     def with_loss(gram: Expression) -> Expression:
         return lambda x, target: F.mse_loss(gram(x).to(target.dtype), target)
@@ -141,7 +142,7 @@ def _nearest(x: Tensor, weight: Tensor, padding_mode: str) -> Tensor:
 def _convolution(
     stride: int, padding_mode: str, upsample: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Of (x, weight), padded by half the kernel."""
+    """Expressions of (x, weight), padded by half the kernel."""
 
     def convolve(x: Tensor, weight: Tensor) -> Tensor:
         if upsample == "transpose":
@@ -155,8 +156,8 @@ def _convolution(
 
 
 def upsample_norm(upsample: str, padding_mode: str) -> dict[str, Expression]:
-    """Of (x, weight, norm_weight, norm_bias): the upsampling block up to its activation. The
-    convolution has no bias, for the norm cancels it: one pass less for the rivals too."""
+    """Expressions of (x, weight, norm_weight, norm_bias): the upsampling block up to its
+    activation. The convolution has no bias, for the norm cancels it: the rivals save a pass too."""
     convolve = _convolution(1, padding_mode, upsample)
 
     def of(norm: Normalize) -> Expression:
@@ -168,7 +169,7 @@ def upsample_norm(upsample: str, padding_mode: str) -> dict[str, Expression]:
 
 
 def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
-    """Of (x, weight, norm_weight, norm_bias)."""
+    """Expressions of (x, weight, norm_weight, norm_bias)."""
 
     def with_relu(normalized: Expression) -> Expression:
         return lambda *tensors: normalized(*tensors).relu_()
@@ -182,9 +183,11 @@ def upsample_block(upsample: str, padding_mode: str) -> dict[str, Expression]:
 def norm_conv2d(
     stride: int, padding_mode: str, upsample: str, norm: bool, skip: bool
 ) -> dict[str, Expression]:
-    """Of (x, weight, norm_weight, norm_bias, mean, var), and residual with ``skip``. A layer as it
-    is written in PyTorch: the norm in front of the convolution takes its own statistics, where our
-    op is handed them and takes those of its output, so that a network of either has as many."""
+    """Expressions of (x, weight, norm_weight, norm_bias, mean, var), and residual with ``skip``.
+
+    A layer as users write it: the norm before the convolution computes the statistics of x. Our op
+    is given these, and computes those of its output. A network of either computes as many.
+    """
     convolve = _convolution(stride, padding_mode, upsample)
     if not norm:
         return {"conv2d": convolve}

@@ -1,7 +1,7 @@
-"""From a case to its tensors, the functions that run on them, and how much work that is.
+"""The tensors and functions of a case, and the work that it takes.
 
-Work is what the op cannot do without: bytes of tensors read and written once per pass, and
-multiplications with one triangle of a symmetric product, whoever computes more.
+Work is the least that the op needs: bytes of tensors that are read and written once per pass, and
+multiplications with one triangle of a symmetric product, even if contenders do more.
 """
 
 import math
@@ -25,14 +25,13 @@ from benchmarks.ops.cases import (
     half,
 )
 
-#: Shared memory of a cluster of eight of a Hopper GPU's multiprocessors: planes that fit are read
-#: once, however often they are needed.
+#: Shared memory of a cluster of eight multiprocessors of a Hopper GPU. Planes that fit are read
+#: from memory once, however often they are used.
 ON_CHIP_BYTES = 8 * 227 * 1024
 
-#: A normalised value may be wrong by so much, by the precision it was computed in. Nearer to 0
-#: than this a ReLU may pass one contender's value and not another's. The gradient handed to such
-#: values is 0: a handful of them in millions would move the results by 1e-3, a thousand times what
-#: is looked for.
+#: The error of a normalised value, by the precision that it is computed in. A ReLU may pass a value
+#: nearer to 0 than this in one contender and not in another. Such values get a gradient of 0: a
+#: handful of them in millions would change results by 1e-3, a thousand times the tolerance.
 KINK = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 3e-2}
 
 
@@ -41,14 +40,14 @@ class Problem:
     """A case with its tensors, ready to run.
 
     Attributes:
-        inputs: arguments of every function below.
-        wanted: positions among ``inputs`` that gradients are taken for.
-        grad: gradient of the result; None where only the forward pass is timed.
+        inputs: arguments of all functions below.
+        wanted: indices of the ``inputs`` that get gradients.
+        grad: gradient of the result; None if only the forward pass is timed.
         ours: our op.
         expressions: the same in torch, by name.
-        precision: of its products: the dtype, or tf32 where PyTorch multiplies float32 so.
+        precision: precision of products: the dtype, or tf32 if PyTorch multiplies float32 in it.
         bytes, flops: the work, see the top of this file.
-        counted: which bytes these are.
+        counted: the tensors whose bytes are counted.
     """
 
     inputs: tuple[Tensor, ...]
@@ -62,13 +61,13 @@ class Problem:
     counted: str = "each tensor once a pass"
 
 
-def prepare(case: Case, place: str = "cpu") -> Problem:
-    """Make the tensors of a case on the device ``place``; the same ones every time."""
-    generator = torch.Generator(place).manual_seed(0)
+def prepare(case: Case, torch_device: str = "cpu") -> Problem:
+    """Make the tensors of a case on a torch device, the same ones in every call."""
+    generator = torch.Generator(torch_device).manual_seed(0)
     dtype, memory_format = DTYPES[case.dtype], LAYOUTS[case.layout]
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=place)
+        return torch.randn(shape, generator=generator, device=torch_device)
 
     def image(*shape: int) -> Tensor:
         return normal(*shape).to(dtype).contiguous(memory_format=memory_format)
@@ -86,7 +85,7 @@ def _grad(case: Case, image: Maker, shape: Shape) -> Tensor | None:
 def _avoid_kink(
     grad: Tensor, normalized: peers.Expression, inputs: tuple[Tensor, ...], precision: str
 ) -> None:
-    """Set the gradient to 0 at values that a ReLU may or may not pass."""
+    """Set the gradient to 0 at values that are too close to the kink of a ReLU."""
     values = normalized(*(tensor.float() for tensor in inputs))
     assert isinstance(values, Tensor)
     grad[values.abs() < KINK[precision]] = 0
@@ -95,7 +94,7 @@ def _avoid_kink(
 def _instance_norm(case: Case, normal: Maker, image: Maker) -> Problem:
     _, c, h, w = case.shape
     dtype = DTYPES[case.dtype]
-    x = image(*case.shape) + normal(c, 1, 1).to(dtype)  # each channel has another mean
+    x = image(*case.shape) + normal(c, 1, 1).to(dtype)  # channels have different means
     weight, bias = (normal(c) + 1).to(dtype), normal(c).to(dtype)
     ours: peers.Expression
     grad = _grad(case, image, case.shape)
@@ -111,16 +110,22 @@ def _instance_norm(case: Case, normal: Maker, image: Maker) -> Problem:
         images = 6 if case.backward else 3
     again = _read_again(case, h * w * x.element_size())
     return Problem(
-        inputs, tuple(range(len(inputs))), grad, ours, expressions,
-        case.dtype, bytes=(images + again) * x.nbytes, flops=0,
+        inputs,
+        tuple(range(len(inputs))),
+        grad,
+        ours,
+        expressions,
+        case.dtype,
+        bytes=(images + again) * x.nbytes,
+        flops=0,
         counted=f"{images} images" + (f", {again} of them twice" if again else ""),
-    )  # fmt: skip
+    )
 
 
 def _read_again(case: Case, plane_bytes: int) -> int:
-    """How many images a GPU has to read a second time, after their statistics were taken, because
-    it could not keep their planes: x forward, and x and the gradient backward."""
-    if case.device == "cpu":  # a copy that is timed beside it has the same caches
+    """Return the number of images that a GPU must read a second time after computing statistics,
+    because their planes do not fit: x forward, and x and the gradient backward."""
+    if case.device == "cpu":  # the copy that it is compared to uses the same caches
         return 0
     forward = 1 if plane_bytes > ON_CHIP_BYTES else 0
     backward = 2 if case.backward and 2 * plane_bytes > ON_CHIP_BYTES else 0
@@ -134,20 +139,32 @@ def _norm_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) ->
 def _instance_norm_stats(case: Case, normal: Maker, image: Maker) -> Problem:
     x = image(*case.shape)
     return Problem(
-        (x,), (0,), None, stylekernels.instance_norm_stats, peers.instance_norm_stats(),
-        case.dtype, bytes=x.nbytes, flops=0,
-    )  # fmt: skip
+        (x,),
+        (0,),
+        None,
+        stylekernels.instance_norm_stats,
+        peers.instance_norm_stats(),
+        case.dtype,
+        bytes=x.nbytes,
+        flops=0,
+    )
 
 
 def _gram_matrix(case: Case, normal: Maker, image: Maker) -> Problem:
     n, c, h, w = case.shape
-    x = image(*case.shape).relu_()  # as the features of a classifier are
+    x = image(*case.shape).relu_()  # like the features of a classifier
     expressions = peers.gram_matrix(x.dtype, 1 / (c * h * w))
     flops = n * c * (c + 1) * h * w
     return Problem(
-        (x,), (0,), None, stylekernels.gram_matrix, expressions, case.dtype,
-        bytes=x.nbytes, flops=flops,
-    )  # fmt: skip
+        (x,),
+        (0,),
+        None,
+        stylekernels.gram_matrix,
+        expressions,
+        case.dtype,
+        bytes=x.nbytes,
+        flops=flops,
+    )
 
 
 def _gram_loss(case: Case, normal: Maker, image: Maker) -> Problem:
@@ -157,11 +174,15 @@ def _gram_loss(case: Case, normal: Maker, image: Maker) -> Problem:
     flops = sum(n * c * (c + 1) * h * w + 2 * n * c * c * h * w for n, c, h, w in shapes)
     scales = [1 / (c * h * w) for _, c, h, w in shapes]
     return Problem(
-        (*features, *targets), tuple(range(len(shapes))), targets[0].new_ones(()),
+        (*features, *targets),
+        tuple(range(len(shapes))),
+        targets[0].new_ones(()),
         stylekernels.gram_loss if len(shapes) == 1 else _sum_of_gram_losses,
         peers.gram_loss(features[0].dtype, scales),
-        case.dtype, bytes=3 * sum(x.nbytes for x in features), flops=flops,
-    )  # fmt: skip
+        case.dtype,
+        bytes=3 * sum(x.nbytes for x in features),
+        flops=flops,
+    )
 
 
 def _sum_of_gram_losses(*tensors: Tensor) -> Tensor:
@@ -170,7 +191,8 @@ def _sum_of_gram_losses(*tensors: Tensor) -> Tensor:
 
 
 def style_layers(first: Shape) -> tuple[Shape, ...]:
-    """The shapes of VGG's relu1_1 to relu5_1, where the style loss looks, given the first."""
+    """Return the shapes of VGG's relu1_1 to relu5_1, the layers of the style loss, from the
+    first."""
     n, c, h, w = first
     factors = ((1, 1), (2, 2), (4, 4), (8, 8), (8, 16))
     return tuple(
@@ -179,8 +201,8 @@ def style_layers(first: Shape) -> tuple[Shape, ...]:
 
 
 def _other_gram(normal: Maker, shape: Shape) -> Tensor:
-    """Half the Gram matrix of other features: far enough from those of a case that the difference,
-    the gradient, survives rounding to bfloat16."""
+    """Return half the Gram matrix of other features. It differs so much from that of a case that
+    the difference, the gradient, survives rounding to bfloat16."""
     n, c, h, w = shape
     style = normal(n, c, min(h * w, 4096)).relu_()
     return torch.bmm(style, style.mT) * (0.5 / (c * style.shape[2]))
@@ -209,16 +231,22 @@ def _upsample_block(case: Case, normal: Maker, image: Maker) -> Problem:
     ours = partial(
         stylekernels.upsample_block, upsample=upsample, padding_mode=padding_mode, activation="relu"
     )
-    # Of the doubled image each pixel sees a quarter of a transposed kernel, and 2 x 2 sums of
-    # the taps of a 3 x 3 kernel over repeated pixels.
+    # An output pixel multiplies a quarter of a transposed kernel, or 2 x 2 sums of the taps of a 3
+    # x 3 kernel over repeated pixels.
     taps = kernel * kernel / 4 if upsample == "transpose" else ((kernel + 1) / 2) ** 2
     flops = 2 * n * c * out * 4 * h * w * taps
     y_bytes = n * out * 4 * h * w * x.element_size()
-    times = 3 if case.backward else 1  # the gradients of x and the kernel are a product each
+    times = 3 if case.backward else 1  # and a product for each gradient, of x and the kernel
     return Problem(
-        inputs, (0, 1, 2, 3), grad, ours, peers.upsample_block(upsample, padding_mode),
-        precision, bytes=times * (x.nbytes + y_bytes), flops=times * flops,
-    )  # fmt: skip
+        inputs,
+        (0, 1, 2, 3),
+        grad,
+        ours,
+        peers.upsample_block(upsample, padding_mode),
+        precision,
+        bytes=times * (x.nbytes + y_bytes),
+        flops=times * flops,
+    )
 
 
 def _norm_conv2d(case: Case, normal: Maker, image: Maker) -> Problem:
@@ -232,25 +260,29 @@ def _norm_conv2d(case: Case, normal: Maker, image: Maker) -> Problem:
         weight = weight.contiguous(memory_format=torch.channels_last)
     inputs = (x, weight)
     if variant.norm:
-        # The statistics come with x from the convolution before: they are among the inputs, and
-        # what makes two numbers of them is timed with the op.
+        # The statistics of x are inputs, since the convolution before computes them.
+        # norm_scale_shift is timed with the op.
         inputs += ((normal(c) + 1).to(dtype), normal(c).to(dtype))
         inputs += peers.instance_norm_stats()["var_mean"](x)
     if variant.skip:
         inputs += (image(*case.shape),)
-    # Two kinds of upsampling count their taps as in the upsampling block.
+    # Upsampling modes count their taps as in the upsampling block.
     scale = 2 if variant.upsample != "none" else 1 / variant.stride
     taps = {"none": kernel**2, "transpose": kernel**2 / 4, "nearest": ((kernel + 1) / 2) ** 2}
     pixels = n * math.ceil(h * scale) * math.ceil(w * scale)
     read_and_written = x.nbytes * (3 if variant.skip else 1) + pixels * out * x.element_size()
     return Problem(
-        inputs, (0,), None, partial(_deferred_norm_conv2d, variant),
+        inputs,
+        (0,),
+        None,
+        partial(_deferred_norm_conv2d, variant),
         peers.norm_conv2d(
             variant.stride, variant.padding_mode, variant.upsample, variant.norm, variant.skip
         ),
-        _convolution_precision(case), bytes=read_and_written,
+        _convolution_precision(case),
+        bytes=read_and_written,
         flops=2 * pixels * c * out * taps[variant.upsample],
-    )  # fmt: skip
+    )
 
 
 def _deferred_norm_conv2d(
@@ -267,12 +299,18 @@ def _deferred_norm_conv2d(
     if mean is not None and var is not None:
         scale_shift = stylekernels.norm_scale_shift(mean, var, norm_weight, norm_bias)
     y, _mean, _var, given = stylekernels.norm_conv2d(
-        x, weight, scale_shift=scale_shift, residual=residual, return_input=variant.skip,
+        x,
+        weight,
+        scale_shift=scale_shift,
+        residual=residual,
+        return_input=variant.skip,
         activation="relu" if variant.norm and not variant.skip else "none",
-        stride=variant.stride, padding_mode=variant.padding_mode, upsample=variant.upsample,
+        stride=variant.stride,
+        padding_mode=variant.padding_mode,
+        upsample=variant.upsample,
         padding=0 if variant.upsample == "transpose" else variant.kernel // 2,
         return_stats=variant.stats,
-    )  # fmt: skip
+    )
     return y if given is None else (y, given)
 
 

@@ -1,4 +1,4 @@
-"""Results of ops: verdicts against the targets, the tables, the JSON."""
+"""Results of ops: verdicts, the tables, the JSON."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,12 +28,13 @@ class Row:
 
     Attributes:
         precision, bytes, flops, counted: the work, as in `Problem`.
-        implementation: of ours, and why it.
-        race: who ran, and how fast.
-        copies: ours over a plain copy, from the ratios of each round; None for products.
-        floor: seconds below which no program does this work; None where not measured.
+        implementation: the implementation of ours, and the reason for it.
+        race: the contenders and their times.
+        copies: our time over that of a plain copy, from the ratios of each round; None for
+            products.
+        floor: the least seconds for this work; None if not measured.
         verdict: win, even, short, loss, alone or wrong.
-        misses: what keeps it from a win, in words.
+        misses: the reasons why it is not a win, in words.
     """
 
     case: Case
@@ -75,9 +76,18 @@ def make_row(
         floor = ceilings.floor_seconds(problem.precision, problem.bytes, problem.flops)
     verdict, misses = race.judge(_missed_targets(case.target, race, copies, floor))
     return Row(
-        case, problem.precision, problem.bytes, problem.flops, problem.counted, implementation,
-        race, copies, floor, verdict, misses,
-    )  # fmt: skip
+        case,
+        problem.precision,
+        problem.bytes,
+        problem.flops,
+        problem.counted,
+        implementation,
+        race,
+        copies,
+        floor,
+        verdict,
+        misses,
+    )
 
 
 def _missed_targets(
@@ -99,7 +109,7 @@ def _missed_targets(
 
 
 def rate(row: Row) -> tuple[float, str]:
-    """Ours in GB/s for memory-bound ops and GFLOP/s for products, by the work of the case."""
+    """Our GB/s for memory-bound ops, or GFLOP/s for products, by the work of the case."""
     work, unit = row.bytes, "GB/s"
     if row.case.limited_by == "arithmetic":
         work, unit = row.flops, "GFLOP/s"
@@ -107,7 +117,7 @@ def rate(row: Row) -> tuple[float, str]:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """The row as plain values, for ``json.dump``."""
+    """Return the row as plain values, for ``json.dump``."""
     case = row.case
     value, unit = rate(row) if "ours" in row.race.seconds else (None, None)
     return {
@@ -163,10 +173,16 @@ loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
 VIEWS = {
     "cpu": View(
         (
-            *_words(13), ("ours", 5, time_cell("ours")), ("±", 4, spread_cell),
-            ("eager", 5, time_cell("eager")), ("comp.", 5, time_cell("compile")),
-            ("copy", 5, floor_cell()), ("rate", 5, _rate), ("/copy", 5, _over_floor),
-            ("/eager", 6, speedup_cell("eager")), ("/comp", 5, speedup_cell("compile")),
+            *_words(13),
+            ("ours", 5, time_cell("ours")),
+            ("±", 4, spread_cell),
+            ("eager", 5, time_cell("eager")),
+            ("comp.", 5, time_cell("compile")),
+            ("copy", 5, floor_cell()),
+            ("rate", 5, _rate),
+            ("/copy", 5, _over_floor),
+            ("/eager", 6, speedup_cell("eager")),
+            ("/comp", 5, speedup_cell("compile")),
             VERDICT_COLUMN,
         ),
         5,
@@ -180,11 +196,17 @@ the bytes at the speed of a copy. f+b: forward and backward. NCHW: contiguous; N
     ),
     "cuda": View(
         (
-            *_words(14), ("ours", 5, time_cell("ours", 1e6)), ("±", 4, spread_cell),
-            ("eager", 5, time_cell("eager", 1e6)), ("NHWC", 5, time_cell("eager-nhwc", 1e6)),
-            ("comp.", 5, time_cell("compile", 1e6)), ("floor", 5, floor_cell(1e6)),
+            *_words(14),
+            ("ours", 5, time_cell("ours", 1e6)),
+            ("±", 4, spread_cell),
+            ("eager", 5, time_cell("eager", 1e6)),
+            ("NHWC", 5, time_cell("eager-nhwc", 1e6)),
+            ("comp.", 5, time_cell("compile", 1e6)),
+            ("floor", 5, floor_cell(1e6)),
             ("share", 5, share_cell),
-            ("/comp", 5, speedup_cell("compile")), ("/best", 5, speedup_cell()), VERDICT_COLUMN,
+            ("/comp", 5, speedup_cell("compile")),
+            ("/best", 5, speedup_cell()),
+            VERDICT_COLUMN,
         ),
         5,
         f"""\
@@ -196,4 +218,4 @@ floor over our time. /comp, /best: our speed over theirs and over the fastest ri
 are faster; medians of the ratios of each round. f+b: forward and backward. NCHW: contiguous; NHWC:
 channels_last. {_VERDICTS}""",
     ),
-}  # fmt: skip
+}

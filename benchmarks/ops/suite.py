@@ -35,7 +35,10 @@ class OpsSuite(suite.Suite[Case, report.Row]):
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--shape", type=_shape, metavar="NxCxHxW", help="instead of the listed shapes"
+            "--shape",
+            type=_shape,
+            metavar="NxCxHxW",
+            help="a shape to measure instead of the listed ones",
         )
 
     @classmethod
@@ -56,14 +59,14 @@ class OpsSuite(suite.Suite[Case, report.Row]):
         self.complete = not narrowed and set(self.rivals) == set(RIVALS[self.device.name])
 
     def environment(self) -> dict[str, str]:
-        # Not for a GPU: a thread that is bound to a core keeps the compilers it starts there, which
-        # makes torch.compile slow on many cores.
+        # Not on a GPU: compilers that a bound thread starts stay on its core, which makes
+        # torch.compile slow on many cores.
         return MALLOC | OPENMP if self.device.name == "cpu" else MALLOC
 
     def measure(self, case: Case, ceilings: Ceilings) -> report.Row:
         device = self.device
-        gc.collect()  # what the case before held, graphs and their memory too
-        problem = prepare(case, device.place)
+        gc.collect()  # free the memory of the case before, including its graphs
+        problem = prepare(case, device.torch_device)
         entries = enter(problem, self.rivals, self.compile_mode, device)
         calls = {entry.name: entry.call for entry in entries if entry.error is None}
         if case.limited_by == "memory" and device.cached:
@@ -72,7 +75,7 @@ class OpsSuite(suite.Suite[Case, report.Row]):
         samples = {}
         if calls:
             samples = measure(calls, budget_s=self.budget_s, clock=device.clock)
-        sets = sets_of(problem, device)  # each call went through all of them
+        sets = sets_of(problem, device)  # each call runs all of them
         samples = {name: [value / sets for value in values] for name, values in samples.items()}
         implementation = stylekernels.explain(case.op, problem.inputs[0]).partition(": ")[2]
         return report.make_row(case, problem, implementation, entries, samples, ceilings)

@@ -1,4 +1,4 @@
-"""The cases: which network, on how many crops of which size, in which dtype."""
+"""The cases: network, number and size of crops, and dtype."""
 
 import argparse
 import math
@@ -14,12 +14,11 @@ from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.models.features import VGG
 from stylekernels.training import TrainConfig
 
-#: Photos a step: what ``stylekernels train`` takes by default, and more of them, for a GPU to be
-#: busy with.
+#: Photos a step: the default of ``stylekernels train``, and more of them, which keep a GPU busy.
 BATCHES = {"cpu": (1, 4), "cuda": (1, 4, 16)}
-#: The weights of the losses are the command's; its files are not opened.
+#: Weights of the losses as in the command. Its files are not opened.
 CONFIG = TrainConfig(style=Path("painting"), photos=Path("photos"))
-#: New networks, as the command makes them.
+#: New networks, initialised as the command does it.
 NETWORKS = {
     "full": GeneratorConfig(upsample=CONFIG.upsample),
     "lite": GeneratorConfig.lite(upsample=CONFIG.upsample),
@@ -32,20 +31,20 @@ _PAINTING_SIDES = 384, CONFIG.style_size
 class Case:
     """One row of the table."""
 
-    network: str  # of NETWORKS
+    network: str  # a name in NETWORKS
     batch: int
-    dtype: str  # of the arithmetic; weights and losses are float32
+    dtype: str  # dtype of the arithmetic; weights and losses are float32
     device: str = "cpu"
     crop: int = CONFIG.crop
 
     @property
     def id(self) -> str:
-        """Unique, and what ``--only`` searches."""
+        """A unique name, which ``--only`` searches."""
         return f"{self.network}/{self.batch}x{self.crop}/{self.dtype}"
 
 
 def select(options: argparse.Namespace) -> list[Case]:
-    """The cases that the options ask for."""
+    """Return the cases that the options select."""
     dtypes = tuple(DTYPES)
     if options.device == "cuda":
         dtypes = (options.dtype or "bfloat16",)
@@ -62,36 +61,38 @@ def select(options: argparse.Namespace) -> list[Case]:
 
 
 class Problem:
-    """A case with what its contenders share. All of it is random, the same every time.
+    """A case, and the data that its contenders share. All data is random, with a fixed seed.
 
     Args:
-        case: which network, and how many photos.
-        place: the torch device that everything is on.
+        case: the case.
+        torch_device: torch device of all tensors.
 
     Attributes:
-        dtype: of the arithmetic.
-        precision: of its products: the dtype, or tf32 where PyTorch multiplies float32 so.
+        dtype: dtype of the arithmetic.
+        precision: precision of products: the dtype, or tf32 if PyTorch multiplies float32 in it.
         generator: the network, in training mode.
         features: the loss network, a VGG19.
         painting: (1, 3, H, W) in [0, 1].
         photo: (N, 3, crop, crop) in [0, 1].
     """
 
-    def __init__(self, case: Case, place: str = "cpu") -> None:
+    def __init__(self, case: Case, torch_device: str = "cpu") -> None:
         random = torch.Generator().manual_seed(0)
         self.dtype = DTYPES[case.dtype]
         in_tf32 = case.device == "cuda" and torch.backends.cudnn.allow_tf32
         self.precision = "tf32" if in_tf32 and case.dtype == "float32" else case.dtype
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.generator = StyleGenerator(NETWORKS[case.network]).to(place).train()
-        self.features = _vgg19(random).to(place)
-        self.painting = torch.rand(1, 3, *_PAINTING_SIDES, generator=random).to(place)
-        self.photo = torch.rand(case.batch, 3, case.crop, case.crop, generator=random).to(place)
+            self.generator = StyleGenerator(NETWORKS[case.network]).to(torch_device).train()
+        self.features = _vgg19(random).to(torch_device)
+        self.painting = torch.rand(1, 3, *_PAINTING_SIDES, generator=random).to(torch_device)
+        self.photo = torch.rand(case.batch, 3, case.crop, case.crop, generator=random).to(
+            torch_device
+        )
 
 
 def _vgg19(random: torch.Generator) -> VGG:
-    """With random weights that keep the size of what passes through them."""
+    """Return a VGG19 whose random weights keep the scale of activations."""
     weights: dict[str, Tensor] = {}
     channels, index = 3, 0
     for width, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
@@ -100,5 +101,5 @@ def _vgg19(random: torch.Generator) -> VGG:
             weights[f"features.{index}.weight"] = kernel * math.sqrt(2 / (9 * channels))
             weights[f"features.{index}.bias"] = torch.zeros(width)
             channels, index = width, index + 2
-        index += 1  # the pooling
+        index += 1  # skip the pooling layer
     return VGG("vgg19", weights)

@@ -1,4 +1,4 @@
-"""The perceptual loss as people write it in PyTorch: what the rivals run."""
+"""The perceptual loss as users write it in PyTorch, for the rivals."""
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +8,11 @@ from stylekernels.models.features import FeatureNetwork
 
 
 class PlainLoss(nn.Module):
-    """Content, style, colour and total variation, as
-    :class:`~stylekernels.losses.PerceptualLoss` adds them up.
+    """Content, style, colour and total variation losses, summed as in
+    :class:`~stylekernels.losses.PerceptualLoss`.
 
     Args:
-        features: the frozen loss network, in plain PyTorch as well.
+        features: the frozen loss network, also in plain PyTorch.
         painting: (1, 3, H, W) in [0, 1].
         weights: those of ``PerceptualLoss``, by its names.
     """
@@ -26,7 +26,7 @@ class PlainLoss(nn.Module):
             self.grams = {name: gram_matrix(x).float() for name, x in found.items()}
 
     def forward(self, target: Tensor, picture: Tensor) -> dict[str, Tensor]:
-        """The losses of a batch, (N, 3, H, W) each; ``total`` is the sum of all."""
+        """Return the losses of a batch, (N, 3, H, W) each; ``total`` is the sum of all."""
         with torch.no_grad():
             wanted = self.features(target, self.features.content_layers)
         found = self.features(picture)
@@ -52,7 +52,7 @@ class PlainLoss(nn.Module):
 
 
 def gram_matrix(x: Tensor) -> Tensor:
-    """(N, C, H, W) to (N, C, C)."""
+    """Gram matrices, (N, C, H, W) to (N, C, C)."""
     flat = x.flatten(2)
     return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
 

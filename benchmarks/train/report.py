@@ -36,11 +36,11 @@ class Row:
     """A measured case.
 
     Attributes:
-        race: who ran, and how fast.
+        race: the contenders and their times.
         flops: operations of direct convolutions and products in a step.
-        floor: seconds for them at the peak; None where that was not measured.
+        floor: seconds for them at the peak; None if not measured.
         verdict: win, even, loss, alone or wrong.
-        misses: what keeps it from a win, in words.
+        misses: the reasons why it is not a win, in words.
     """
 
     case: Case
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def images_per_s(self) -> float | None:
-        """Photos a second in steps like ours."""
+        """Photos per second in our steps."""
         return None if self.seconds is None else self.case.batch / self.seconds
 
     @property
@@ -78,9 +78,9 @@ def make_row(
 
     Args:
         case, flops: the work.
-        precision: of its products.
-        entries, samples: who ran, and seconds per step.
-        ceilings: of the machine.
+        precision: precision of products.
+        entries, samples: the contenders, and their seconds per step.
+        ceilings: limits of the machine.
     """
     race = Race.of(entries, samples)
     return Row(case, race, flops, ceilings.floor_seconds(precision, 0, flops), *race.judge())
@@ -90,20 +90,27 @@ VIEW = View(
     (
         ("network", 7, lambda row: row.case.network),
         ("photos", 8, lambda row: f"{row.case.batch}x{row.case.crop}"),
-        ("type", 4, lambda row: SHORT[row.case.dtype]), ("ours", 5, time_cell("ours")),
-        ("±", 4, spread_cell), ("eager", 5, time_cell("eager")),
-        ("NHWC", 5, time_cell("eager-nhwc")), ("comp.", 5, time_cell("compile")),
-        ("floor", 5, floor_cell()), ("share", 5, share_cell),
-        ("img/s", 5, lambda row: number(row.images_per_s)), ("/eager", 6, speedup_cell("eager")),
-        ("/comp", 5, speedup_cell("compile")), ("/best", 5, speedup_cell()), VERDICT_COLUMN,
+        ("type", 4, lambda row: SHORT[row.case.dtype]),
+        ("ours", 5, time_cell("ours")),
+        ("±", 4, spread_cell),
+        ("eager", 5, time_cell("eager")),
+        ("NHWC", 5, time_cell("eager-nhwc")),
+        ("comp.", 5, time_cell("compile")),
+        ("floor", 5, floor_cell()),
+        ("share", 5, share_cell),
+        ("img/s", 5, lambda row: number(row.images_per_s)),
+        ("/eager", 6, speedup_cell("eager")),
+        ("/comp", 5, speedup_cell("compile")),
+        ("/best", 5, speedup_cell()),
+        VERDICT_COLUMN,
     ),
     3,
     _LEGEND,
-)  # fmt: skip
+)
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """The row as plain values, for ``json.dump``."""
+    """Return the row as plain values, for ``json.dump``."""
     case = row.case
     return {
         "id": case.id,

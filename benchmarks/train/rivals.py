@@ -1,11 +1,11 @@
 """The contenders: a step of ``stylekernels train``, and the same step in plain PyTorch.
 
-Photos are read and get the colours of the painting before, which is not timed.
+Reading photos, and giving them the colours of the painting, is not timed.
 
-All take the same step of the same optimiser. Rivals train the network in torch.nn, under autocast
-where it isn't float32, and take Gram matrices by torch's product; their photos, weights and loss
-network have the layout that their name says, ours channels_last. On a GPU everything is a CUDA
-graph, so that what is timed is the GPU's work.
+All contenders take the same step of the same optimiser. Rivals train the network in torch.nn, under
+autocast unless it is float32, and compute Gram matrices by torch's product. Their photos, weights
+and loss network have the layout in their name; ours have channels_last. On a GPU everything is a
+CUDA graph, so that only the GPU's work is timed.
 """
 
 import copy
@@ -29,14 +29,14 @@ from stylekernels.training.step import MixedPrecision, TrainingStep
 
 RIVALS = ("eager", "eager-nhwc", "compile")
 
-#: Above this a step is wrong, see `step_error`, by the precision of its products. Rounded to
-#: bfloat16 even eager's gradients of the first layers are 0.3 off, and in float32, with crops of 64
-#: pixels, 0.02; a layer that is missing is 1 off.
+#: The largest error of a right step, see `step_error`, by the precision of products. In bfloat16
+#: even eager's gradients of the first layers have an error of 0.3, and in float32, with crops of 64
+#: pixels, 0.02. A missing layer has 1.
 TOLERANCE = {"float32": 0.05, "tf32": 0.2, "bfloat16": 0.5}
 
 _SMALLEST_SHARE = 1e-4
 _LOSS = 100.0
-_LEARNING_RATE = 1e-5  # whoever runs more often shall not get anywhere else
+_LEARNING_RATE = 1e-5  # small: contenders that run more often stay comparable
 
 Step = Callable[[], dict[str, Tensor]]
 
@@ -47,13 +47,13 @@ def plain_step(
     memory_format: torch.memory_format = torch.contiguous_format,
     wrap: Callable[[Any], Any] = lambda module: module,
 ) -> tuple[PlainStep, Step]:
-    """The step in torch.nn: its parts, and a call that takes it.
+    """Return the parts of a step in torch.nn, and a call that takes it.
 
     Args:
         problem: the network and the losses.
-        dtype: of the arithmetic.
-        memory_format: of weights and pictures.
-        wrap: what is made of the network and of the loss, ``torch.compile`` for example.
+        dtype: dtype of the arithmetic.
+        memory_format: layout of weights and pictures.
+        wrap: a function that wraps the network and the loss, ``torch.compile`` for example.
     """
     device = problem.photo.device
     network = plain_copy(problem.generator).to(device, memory_format=memory_format)
@@ -66,7 +66,7 @@ def plain_step(
 
 
 def _our_step(problem: Problem) -> tuple[TrainingStep, Step]:
-    """The step of ``stylekernels train``: its parts, and a call that takes it."""
+    """Return the parts of the step of ``stylekernels train``, and a call that takes it."""
     layout, device = torch.channels_last, problem.photo.device
     network = copy.deepcopy(problem.generator).to(memory_format=layout)
     features = copy.deepcopy(problem.features).to(problem.dtype, memory_format=layout)
@@ -83,7 +83,7 @@ def _bind(step: TrainingStep | PlainStep, photo: Tensor) -> Step:
 def make(
     name: str, problem: Problem, compile_mode: str = "default"
 ) -> tuple[str, TrainingStep | PlainStep, Step]:
-    """Return the expression of a contender, in words, its step's parts, and a call that takes it.
+    """Return a contender's expression in words, the parts of its step, and a call that takes it.
 
     Args:
         name: ``"ours"`` or one of ``RIVALS``.
@@ -109,7 +109,7 @@ def answer(step: TrainingStep | PlainStep, take: Step) -> list[Tensor]:
     """Return the loss of a first step, a scalar, and the gradient of each weight, float32.
 
     Raises:
-        RuntimeError: if the step left all weights as they were.
+        RuntimeError: if the step did not change any weight.
     """
     (weights,) = (group["params"] for group in step.optimizer.param_groups)
     before = [weight.detach().clone() for weight in weights]
@@ -120,17 +120,18 @@ def answer(step: TrainingStep | PlainStep, take: Step) -> list[Tensor]:
 
 
 def step_error(found: list[Tensor], truth: list[Tensor]) -> float:
-    """The worst of the gradients' errors, each as a share of the right one's norm, and of a hundred
-    times the loss's, which is so much the more exact.
+    """Return the error of a step: the largest of the gradients' errors, each as a share of the
+    right gradient's norm, and of 100 times the relative error of the loss, which is far more exact.
 
-    A gradient below 1e-4 of all together is judged as if it were that large: some are 0 but for
-    rounding, for the next norm cancels what their weights do.
+    A gradient with a norm below 1e-4 of that of all together counts as if it had that norm: some
+    are only rounding errors, for the next norm cancels the effect of their weights.
     """
     least = _SMALLEST_SHARE * torch.stack([gradient.norm() for gradient in truth[1:]]).norm()
     (loss, *gradients), (right_loss, *right) = found, truth
     errors = [_LOSS * (loss - right_loss).abs() / right_loss.abs()]
-    errors += [(a - b).norm() / b.norm().clamp_min(least)
-               for a, b in zip(gradients, right, strict=True)]  # fmt: skip
+    errors += [
+        (a - b).norm() / b.norm().clamp_min(least) for a, b in zip(gradients, right, strict=True)
+    ]
     return torch.stack(errors).max().item()  # NaN stays NaN
 
 
@@ -140,17 +141,18 @@ def enter(
     compile_mode: str = "default",
     device: Device | None = None,
 ) -> list[Entry]:
-    """The contenders of a problem, ours first, each with a right first step or refused.
+    """Return the contenders of a problem, ours first, each with a right first step or the reason
+    why it was refused.
 
     Args:
         problem: the network and the losses.
-        rivals: of ``RIVALS``.
+        rivals: some of ``RIVALS``.
         compile_mode: ``mode`` of torch.compile.
-        device: where they are; the CPU by default.
+        device: the device that they run on; the CPU by default.
     """
     device = device or Cpu()
     if "compile" in rivals:
-        torch._dynamo.reset()  # else the ninth size of a network would run uncompiled
+        torch._dynamo.reset()  # dynamo compiles a function for at most eight sizes
     with exact_float32():
         truth = answer(*plain_step(problem, torch.float32))
     entries = []
@@ -167,7 +169,7 @@ def enter(
                 loss = call()["total"]
                 if not loss.isfinite():
                     raise RuntimeError(f"the loss became {loss.item()}")
-        except Exception as exception:  # as in race.refusal
+        except Exception as exception:  # a failure is a result, as in race.refusal
             call, error = None, race.failure(exception)
         entries.append(Entry(name, expression, call, error, note))
     return entries

@@ -17,7 +17,7 @@ from benchmarks.train.rivals import RIVALS, enter, plain_step
 
 
 class TrainSuite(suite.Suite[Case, report.Row]):
-    """Both widths of the generator, with few photos a step and with more."""
+    """Both widths of the generator, with few and with more photos a step."""
 
     name = "train"
     quick = "the first case"
@@ -28,9 +28,12 @@ class TrainSuite(suite.Suite[Case, report.Row]):
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--crop", type=int, default=CONFIG.crop, metavar="PIXELS",
+            "--crop",
+            type=int,
+            default=CONFIG.crop,
+            metavar="PIXELS",
             help="side of the square photos (default: %(default)s)",
-        )  # fmt: skip
+        )
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
@@ -45,9 +48,9 @@ class TrainSuite(suite.Suite[Case, report.Row]):
         return self.left_out
 
     def measure(self, case: Case, ceilings: Ceilings) -> report.Row:
-        gc.collect()  # what the case before held, graphs and their memory too
+        gc.collect()  # free the memory of the case before, including its graphs
         device = self.device
-        problem = Problem(case, device.place)
+        problem = Problem(case, device.torch_device)
         entries = enter(problem, self.rivals, self.compile_mode, device)
         calls = {entry.name: entry.call for entry in entries if entry.error is None}
         samples = measure(calls, budget_s=self.budget_s, clock=device.clock) if calls else {}
