@@ -1,9 +1,9 @@
-"""Devices, dtypes, memory layouts and tolerances, shared by the tests of the ops, and a tiny
-generator for those of the command line.
+"""Devices, dtypes, memory layouts and tolerances for the tests of the ops, and a tiny generator for
+the tests of the command line.
 
-Data is always random and never zeros: zeros hide a missing term, and a wrong scale. Every tensor
-is surrounded by NaN in memory and every result starts as NaN, so that an element read beyond the
-tensor or never written shows in the comparison.
+Data is always random and never zero: zeros hide a missing term or a wrong scale. Memory around
+every tensor is NaN, and every result starts as NaN, so that comparisons find elements that were
+read beyond a tensor or never written.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-if not torch.cuda.is_available():  # where there is a GPU Triton compiles, as it does for users
+if not torch.cuda.is_available():  # with a GPU Triton compiles, as for users
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when stylekernels and Triton are imported
 
 from stylekernels import native, use_impl
@@ -46,7 +46,7 @@ KERNEL_LAYOUTS = (
     *LAYOUTS[3:],
 )
 
-# The error that an op may have above twice PyTorch's own; float64 has to be float64 all the way.
+# The error that an op may have above twice PyTorch's own. float64 must be computed in float64.
 SLACK = {torch.float64: 1e-11}
 DEFAULT_SLACK = 1e-6
 
@@ -57,8 +57,8 @@ FAULT = 0.25
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests are marked by their parameters: those on a CUDA device as ``gpu``, those of bfloat16 as
-    ``bfloat16``. Tests that need a GPU are skipped where there is none."""
+    """Mark tests by their parameters: those on a CUDA device as ``gpu``, those of bfloat16 as
+    ``bfloat16``. Skip tests that need a GPU if there is none."""
     for item in items:
         callspec = getattr(item, "callspec", None)
         if callspec is not None:
@@ -77,9 +77,9 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def implementation(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]:
-    """Runs a test through ``torch.ops.stylekernels`` (``kernels``, the default: compiled where the
-    library was built, else the same ops in Python) or, by an indirect parameter, through
-    ``reference`` or ``triton``: on a GPU, or where there is none in Triton's interpreter."""
+    """Run a test through ``torch.ops.stylekernels`` (``kernels``, the default: compiled if the
+    library was built, else in Python). By an indirect parameter it runs through ``reference`` or
+    ``triton``: on a GPU, or without one in Triton's interpreter."""
     name = getattr(request, "param", "kernels")
     if name == "triton":
         on_gpu = "device" in request.fixturenames and request.getfixturevalue("device") != "cpu"
@@ -114,7 +114,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def generator() -> StyleGenerator:
-    """A tiny style network whose pictures are no grey plates."""
+    """A tiny style network whose pictures have contrast."""
     torch.manual_seed(0)
     config = GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5)
     generator = StyleGenerator(config).eval()
@@ -126,7 +126,7 @@ def generator() -> StyleGenerator:
 
 @pytest.fixture(scope="module")
 def style(generator: StyleGenerator, tmp_path_factory) -> str:
-    """A style's file with an extension that says nothing."""
+    """A style's file, with an extension that does not tell its format."""
     path = tmp_path_factory.mktemp("style") / "brush.dat"
     generator.save_pretrained(path)
     return str(path)
@@ -176,7 +176,7 @@ def random(
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Inside, uninitialised tensors hold NaN."""
+    """Fill uninitialised tensors with NaN inside of a ``with`` block."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -189,9 +189,9 @@ def poisoned_memory() -> Iterator[None]:
 def relative_errors(actual: Tensor, exact: Tensor) -> tuple[float, float]:
     """Distance to ``exact`` relative to its size, in the Euclidean and in the maximum norm.
 
-    Both are needed. The Euclidean norm is the usual meaning of an op's error but dilutes one wrong
-    pixel among a million under the rounding of a half-precision result; the maximum norm sees that
-    pixel but not a small error everywhere.
+    Both are needed. The Euclidean norm is the usual error of an op, but one wrong pixel among a
+    million disappears in the rounding of half precision. The maximum norm sees that pixel, but not
+    a small error everywhere.
     """
     difference, exact = actual.double() - exact, exact.double()
     tiny = torch.finfo(torch.float64).tiny
@@ -203,9 +203,9 @@ def relative_errors(actual: Tensor, exact: Tensor) -> tuple[float, float]:
 def allowed_errors(torch_same_dtype: Tensor, exact: Tensor) -> tuple[float, float]:
     """The largest errors, of the kinds of `relative_errors`, that the accuracy rule allows.
 
-    On few elements PyTorch's result can be lucky, so it counts as no better than half a unit in the
-    last place, or than ``exact`` rounded once where that underflows. A wrong result of PyTorch's,
-    NaN or far off, says nothing about rounding and does not count.
+    On few elements PyTorch's result can be exact by luck. It counts as no better than half a unit
+    in the last place, or than ``exact`` rounded once if that underflows. A wrong result of
+    PyTorch's, NaN or far off, does not count.
     """
     dtype = torch_same_dtype.dtype
     rounded = relative_errors(exact.to(dtype), exact)
@@ -249,7 +249,7 @@ def assert_accurate(
 
 
 def assert_layout_of(result: Tensor, x: Tensor) -> None:
-    """``result`` is laid out as ``x``; an ``x`` that is empty or has gaps asks for nothing."""
+    """``result`` must have the layout of ``x``, unless ``x`` is empty or has gaps."""
     if x.numel() == 0 or x.is_contiguous():
         layout = torch.contiguous_format
     elif x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -272,12 +272,13 @@ def assert_op_accurate(
     grad_layout: str = "contiguous",
     image_result: bool = True,
 ) -> None:
-    """Holds the output of ``ours(**tensors)`` and the gradient of every tensor to the rule.
+    """Check the output of ``ours(**tensors)`` and the gradient of every tensor by the accuracy
+    rule.
 
-    The gradient is that of a random linear functional of the output, zero where
-    ``away_from_kinks`` (of the float64 tensors) is False: at a kink of an activation no two
-    implementations agree. ``exact`` gets float64 copies of the tensors. ``image_result`` says that
-    the output has x's layout.
+    The gradient is that of a random linear functional of the output. The functional is zero where
+    ``away_from_kinks`` (of the float64 tensors) is False, because implementations may differ at a
+    kink of an activation. ``exact`` gets float64 copies of the tensors. ``image_result``: the
+    output has x's layout.
     """
     leaves = {k: None if t is None else t.detach().requires_grad_() for k, t in tensors.items()}
     names = [k for k, t in leaves.items() if t is not None]
@@ -311,7 +312,7 @@ def assert_op_accurate(
 
 
 def saved_image_bytes(function: Callable[[], Tensor], at_least: int) -> list[int]:
-    """Sizes in bytes of the distinct tensors of ``at_least`` elements that autograd keeps."""
+    """Return the bytes of the distinct tensors of ``at_least`` elements that autograd saves."""
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -325,7 +326,7 @@ def saved_image_bytes(function: Callable[[], Tensor], at_least: int) -> list[int
 
 
 class Recorder(TorchDispatchMode):
-    """Records the ops that run inside it, and the shapes of the images (rank 4) that they make."""
+    """Records the ops that run inside of it, and the shapes of the images (rank 4) they return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -341,7 +342,7 @@ class Recorder(TorchDispatchMode):
         given = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
         made = [t for t in tensors(result) if t.untyped_storage().data_ptr() not in given]
         self.images += [tensor.shape for tensor in made if tensor.dim() == 4]
-        if made:  # no view, and nothing in place
+        if made:  # neither a view nor in place
             self.ops.append(func.overloadpacket.__name__)
         return result
 
@@ -356,7 +357,7 @@ def training_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def training_config(training_folder, tmp_path) -> TrainConfig:
-    """Eight steps from a tiny network, without warm-up, aiming at the photo as it is."""
+    """A config of eight steps from a tiny network, without warm-up or colour transfer."""
     torch.manual_seed(5)
     tiny = StyleGenerator(GeneratorConfig(channels=(6, 8, 12), residual_blocks=1))
     tiny.save_pretrained(tmp_path / "tiny")
@@ -376,5 +377,5 @@ def training_config(training_folder, tmp_path) -> TrainConfig:
         tv_weight=1.0,
         held_out=2,
         log_every=4,
-        threads=1,  # more only wait for each other at this size
+        threads=1,  # at this size several only wait for each other
     )

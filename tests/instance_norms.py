@@ -1,4 +1,4 @@
-"""Instance norm in plain formulas, for the tests of the op and of what is built on it."""
+"""Instance norm in plain formulas, for the tests of the op and its users."""
 
 import torch
 from torch import Tensor
@@ -59,8 +59,8 @@ def in_torch(
     activation="none",
     residual_first=False,
 ) -> Tensor:
-    """PyTorch's own ops. In half precision in float32 and rounded once: that is what our op
-    promises, and stricter than a chain of half-precision ops."""
+    """PyTorch's own ops. Half precision is computed in float32 and rounded once, as our op
+    promises, which is stricter than a chain of half-precision ops."""
     wide = x if x.dtype == torch.float64 else x.float()
     cast = [None if t is None else t.to(wide.dtype) for t in (weight, bias, residual, mean, var)]
     weight, bias, residual, mean, var = cast

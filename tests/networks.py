@@ -1,4 +1,4 @@
-"""Style networks as people have them, written out in plain torch.nn, small.
+"""Small style networks of the usual kinds, in plain torch.nn.
 
 pytorch/examples' TransformerNet (ReLU as a function), CycleGAN's generator (everything in a
 Sequential), pix2pixHD's (one ReLU object everywhere) and MONAI's residual unit (named children,
@@ -72,7 +72,7 @@ class ResnetBlock(nn.Module):
 
 
 class ResnetGenerator(nn.Module):
-    """CycleGAN's; pix2pixHD's has one activation module in every place."""
+    """CycleGAN's generator; pix2pixHD's uses one activation module everywhere."""
 
     def __init__(self, shared_activation: bool = False) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Cases in which every two values of any two options meet.
+"""Cases that contain every pair of values of any two options.
 
-A fault of a fused loop nearly always lies between two of its branches: pairs find it in a
-hundredth of the cases that all combinations would take.
+Faults of a fused loop nearly always depend on two of its branches. Pairs find them with a hundredth
+of the cases that all combinations would take.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def _pairs_of(case: Case) -> set:
 def pairwise(
     options: Options, is_possible: Callable[[Case], bool] = lambda case: True
 ) -> Iterator[Case]:
-    """Cases in which every possible pair of values occurs, the most useful of 30 at a time."""
+    """Return cases with every possible pair of values. Each is the best of 30 random ones."""
     generator = random.Random(0)
     met: set = set()
     fruitless = 0
@@ -45,12 +45,12 @@ def missing_pairs(
     options: Options,
     is_possible: Callable[[Case], bool] = lambda case: True,
 ) -> set:
-    """Pairs of values that 5000 random draws have and ``cases`` have not."""
+    """Return the pairs of values that occur in 5000 random draws and not in ``cases``."""
     generator = random.Random(1)
     drawn = (_draw(generator, options, is_possible) for _ in range(5000))
     return set().union(*map(_pairs_of, drawn)) - set().union(*map(_pairs_of, cases))
 
 
 def name_of(case: Case) -> str:
-    """For a test's id."""
+    """Return a test's id."""
     return "-".join(str(value).removeprefix("torch.") for value in case.values())

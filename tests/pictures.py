@@ -1,4 +1,4 @@
-"""Picture files for the tests of the command line, and what it left and said."""
+"""Picture files for the tests of the command line, and its output."""
 
 from pathlib import Path
 
@@ -27,12 +27,12 @@ def load(path):
 
 
 def written(folder):
-    """Every file there is, hidden ones and leftovers included."""
+    """Return every file in the folder, including hidden ones and leftovers."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def complaints(capsys):
-    """The lines on stderr, without the program's name, which each must start with."""
+    """Return the lines on stderr. Each must start with the program's name, which is removed."""
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("stylekernels: ") for line in lines), lines
     return [line.removeprefix("stylekernels: ") for line in lines]

@@ -1,4 +1,4 @@
-"""The accuracy rule of the tests: what it passes and what it fails, also where PyTorch is wrong."""
+"""The accuracy rule of the tests: what passes and what fails, even if PyTorch is wrong."""
 
 import pytest
 import torch
@@ -51,6 +51,6 @@ def test_where_pytorch_rounds_twice_its_error_is_allowed() -> None:
 
 
 def test_what_underflows_is_allowed_to() -> None:
-    """Half of float16's smallest number comes to zero, in ours and in any other result."""
+    """Half of float16's smallest number is rounded to zero, in ours and in any other result."""
     tiny = EXACT * 2.0**-25 / EXACT.abs().max()
     assert_accurate(tiny.half(), tiny.half(), tiny)

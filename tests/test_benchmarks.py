@@ -1,4 +1,4 @@
-"""The benchmarks' own promises: honest statistics, no wrong answers, a complete record of ops."""
+"""Promises of the benchmarks: sound statistics, no wrong answers, a complete record of ops."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class FakeClock:
         self.time += seconds
 
     def contender(self, name: str, *seconds: float):
-        """Takes each of ``seconds`` in turn, over and over."""
+        """A contender that takes each of ``seconds`` in turn, repeatedly."""
         count = 0
 
         def call() -> None:
@@ -187,7 +187,7 @@ def test_no_gradient_where_a_relu_may_or_may_not_pass(op, dtype):
     formula = problem.expressions["F.instance_norm"]
 
     def passed(shift: float) -> torch.Tensor:
-        """Whether the gradient passes, of values that are shifted before the ReLU."""
+        """Return whether the gradient passes, for values that are shifted before the ReLU."""
         *others, norm_bias = (tensor.double() for tensor in problem.inputs)
         return formula(*others, norm_bias + shift) > 0
 

@@ -1,5 +1,4 @@
-"""The benchmark on a GPU, as far as a machine without one can tell: all that is around CUDA graphs
-and events, with both played by fakes."""
+"""The GPU benchmark on a machine without a GPU. Fakes replace CUDA graphs and events."""
 
 import contextlib
 import json
@@ -20,8 +19,8 @@ REPLAY_S = 0.004
 
 
 class FakeGpu:
-    """Plays ``torch.cuda``: a capture runs its calls on the CPU at once, a replay takes
-    ``REPLAY_S`` on the clock of the events and leaves the results as they are."""
+    """A fake ``torch.cuda``. A capture runs its calls on the CPU at once. A replay takes
+    ``REPLAY_S`` on the clock of the events and does not change the results."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -87,7 +86,7 @@ class FakeGpu:
 
 @pytest.fixture
 def gpu(monkeypatch) -> FakeGpu:
-    """A GPU whose tensors are the CPU's."""
+    """A GPU whose tensors are on the CPU."""
     fake = FakeGpu()
     replaced = "Event Stream CUDAGraph current_stream stream graph is_available synchronize"
     for name in (*replaced.split(), "get_device_properties"):

@@ -15,7 +15,7 @@ LIMITS = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 4e11}, "made up")
 
 
 def row_of(*layer_seconds: float, frame: float, bytes: int = 1000) -> layers.Row:
-    """Of three frames, a little faster and a little slower than given."""
+    """A row of three frames, around the given time."""
     frames = [
         (frame * factor, [layers.Call(seconds * factor, bytes) for seconds in layer_seconds])
         for factor in (1.0, 0.9, 1.1)

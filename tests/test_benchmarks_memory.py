@@ -11,7 +11,7 @@ from benchmarks.model import cases, memory
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_that_of_one_frame():
     found = memory.measure_memory("eager", cases.Case("lite", (256, 256), "float32"))
-    # At full size are the input and output of the first norm, 16 channels of float32.
+    # At full size: the input and output of the first norm, 16 channels of float32.
     one = 16 * 256 * 256 * 4
     assert 2 * one <= found.of_frame <= 60 * one
     assert found.peak > found.before > 50 << 20

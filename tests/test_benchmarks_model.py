@@ -1,4 +1,4 @@
-"""The model's benchmark: no wrong pictures, skipped rivals, a table and a record to trust."""
+"""The model's benchmark: no wrong pictures, skipped rivals, a reliable table and record."""
 
 import json
 from dataclasses import replace

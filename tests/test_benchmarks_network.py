@@ -13,7 +13,7 @@ from stylekernels.models.generator import UPSAMPLINGS
 
 
 def small_generator(upsample: str = "transpose", kernel_size: int = 9) -> StyleGenerator:
-    """Random in every parameter, so that none can be forgotten or swapped."""
+    """A generator with random parameters, so that a forgotten or swapped one shows."""
     torch.manual_seed(0)
     generator = StyleGenerator(
         GeneratorConfig(
@@ -55,7 +55,7 @@ def test_the_plain_copy_is_of_its_own():
 
 
 def counted_by_hooks(network: nn.Module, x: torch.Tensor) -> list[float]:
-    """Operations of each convolution, from the sizes it really has."""
+    """Count the operations of each convolution from its actual sizes."""
     counts, nearest = [], False
 
     def hook(module, _inputs, output):
@@ -65,7 +65,9 @@ def counted_by_hooks(network: nn.Module, x: torch.Tensor) -> list[float]:
             return
         taps = module.kernel_size[0] * module.kernel_size[1]
         if isinstance(module, nn.ConvTranspose2d):
-            taps /= 4  # a stride of 2 both ways: each output pixel meets every other tap
+            taps /= (
+                4  # a stride of 2: each output pixel multiplies every other tap in each direction
+            )
         elif nearest:
             taps *= 4 / 9  # 2 x 2 sums of the 3 x 3 taps
         counts.append(2 * module.in_channels * output[0].numel() * taps)
@@ -85,7 +87,7 @@ def test_operations_are_those_that_the_network_does(upsample, size):
     generator = small_generator(upsample, kernel_size=7)
     layers = operations.layers(generator.config, *size)
     counted = counted_by_hooks(plain_copy(generator), torch.rand(1, 3, *size))
-    # The plain network cuts off the surplus of an odd side after its last convolution.
+    # The plain network crops the extra pixels of an odd side after its last convolution.
     computed = math.prod(4 * math.ceil(side / 4) for side in size)
     counted[-1] *= math.prod(size) / computed
     assert [layer.flops for layer in layers] == pytest.approx(counted)

@@ -18,7 +18,7 @@ SMALL = cases.Case("lite", 1, "float32", crop=32)
 
 @pytest.fixture(scope="module")
 def problem_in():
-    """Problems by dtype, with a small painting. Contenders share a problem, and so do tests."""
+    """Problems by dtype, with a small painting. Contenders and tests share a problem."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "_PAINTING_SIDES", (48, 40))
         found = {
@@ -116,8 +116,8 @@ def test_a_contender_that_cannot_be_made_ready_is_refused(problem_in):
 
 
 def test_a_step_is_counted_forward_and_backward(problem_in):
-    """Once forward for what is wanted, with gradients three times for the network's layers and two
-    for the loss network's, whose weights stay."""
+    """Forward passes count once. With gradients the network's layers count three times, and those
+    of the loss network, whose weights are frozen, twice."""
     found = suite._flops(problem_in("float32"))
     side, channels, of_vgg, of_content = 32, 3, 0, 0
     for block, (width, count) in enumerate(((64, 2), (128, 2), (256, 4), (512, 4), (512, 1))):

@@ -1,6 +1,6 @@
-"""The build's decisions, what is in the package, and what the compiled libraries ask of torch.
+"""Decisions of the build, contents of the package, and requirements of the compiled libraries.
 
-Most of it runs in processes of its own: what is decided at import is decided once.
+Most tests run in new processes, because the decisions are made at import.
 """
 
 import os
@@ -77,7 +77,7 @@ def test_a_compiler_that_was_asked_for_must_be_there(tmp_path):
 
 
 @in_source_tree
-@compiled  # so the tools are here, and only the compiler is at fault
+@compiled  # so that the tools are installed, and only the compiler fails
 def test_a_compiler_that_fails_is_an_error(tmp_path):
     compiler = tmp_path / "broken"
     compiler.write_text("#!/bin/sh\nexit 1\n")
@@ -115,10 +115,10 @@ def test_package_data_is_there():
 @compiled
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm to read symbols with")
 def test_the_library_uses_only_the_stable_abi():
-    """So that one binary loads into every torch since the one that it names."""
+    """One binary must load into every torch since the version that it names."""
     output = subprocess.check_output(["nm", "-D", "--undefined-only", LIBRARY], text=True)
     symbols = [line.split()[-2:] for line in output.splitlines()]
-    # Those of the C and C++ libraries carry a version; torch's don't.
+    # Symbols of the C and C++ libraries have a version; torch's have none.
     from_torch = [name for kind, name in symbols if kind == "U" and "@" not in name]
     assert "torch_library_impl" in from_torch
     assert [name for name in from_torch if not re.match(r"(aoti_torch|torch)_", name)] == []
@@ -127,7 +127,7 @@ def test_the_library_uses_only_the_stable_abi():
 @compiled
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm to read symbols with")
 def test_the_library_exports_nothing_of_its_own():
-    """It shares a process with other libraries, and its ops are found through torch."""
+    """The process has other libraries, and its ops are found through torch."""
     output = subprocess.check_output(["nm", "-D", "-C", "--defined-only", LIBRARY], text=True)
     assert [line for line in output.splitlines() if "stylekernels" in line] == []
 
@@ -168,7 +168,7 @@ def test_without_the_library_it_warns_once_and_works(tmp_path):
     assert result.stdout.splitlines() == [reason, "1.0"], result.stderr
     assert result.stderr.count("stylekernels runs in plain PyTorch") == 1
 
-    # As in a clone, from which another environment's installed package is meant to be used.
+    # Like a clone, from which the installed package of another environment should be used.
     (tmp_path / "stylekernels/not_built.txt").unlink()
     (tmp_path / "setup.py").touch()
     result = run("-c", GRAM_OF_ONES, cwd=tmp_path, PYTHONPATH=str(tmp_path))

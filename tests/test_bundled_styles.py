@@ -1,4 +1,4 @@
-"""The bundled styles: what they paint, how large they are, and that their cards can be followed."""
+"""The bundled styles: their pictures, their size, and the commands in their cards."""
 
 import shlex
 
@@ -19,8 +19,8 @@ COLOR_WEIGHT = {"starry_night": TrainConfig.color_weight, "wave": 4.0}
 
 @pytest.mark.parametrize("name", LEARNT_FROM)
 def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
-    """Closer to the painting's Gram matrices than the photo, at every layer, and still the photo:
-    its content is closer to this photo's than to another's."""
+    """The picture is closer to the painting's Gram matrices than the photo, at every layer, and its
+    content is closer to this photo's than to another's."""
     assert name in bundled_styles()
     generator = StyleGenerator.from_pretrained(name)
     photos = sorted((data_dir / "photos" / "eval").glob("*.png"))[2::10]

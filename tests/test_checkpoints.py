@@ -1,4 +1,4 @@
-"""Files of generators: round trips, fast-neural-style checkpoints, and what is refused."""
+"""Files of generators: round trips, fast-neural-style checkpoints, and refused files."""
 
 import io
 import json
@@ -72,7 +72,7 @@ class TransformerNet(nn.Module):
 
 
 def transformer_net(widths):
-    """Random weights whose pictures fill 0..255, so that clamping has something to do."""
+    """Random weights whose pictures exceed 0..255, so that clamping matters."""
     torch.manual_seed(sum(widths))
     net = TransformerNet(*widths)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def with_running_statistics(state):
 )
 def test_fast_neural_style_checkpoint_gives_the_same_pictures(tmp_path, widths, kind):
     net = transformer_net(widths)
-    # The content decides: the name says nothing, or the wrong thing.
+    # The content decides; the name is uninformative or wrong.
     path = tmp_path / ("style.pth" if kind == "safetensors" else "style.safetensors")
     state = dict(net.state_dict())
     if kind == "safetensors":
@@ -175,7 +175,7 @@ def test_code_in_a_file_never_runs(tmp_path, container):
         path.write_bytes(pickle.dumps(state))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=container == "zip")
-    # The file is dangerous indeed: pickle runs what is in it.
+    # The file is really dangerous: pickle runs code in it.
     pickle.loads(pickle.dumps(Malicious(mark))).close()
     assert mark.exists()
     mark.unlink()
@@ -277,7 +277,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 def test_files_have_the_usual_permissions_and_the_process_keeps_its_umask(
     generator, tmp_path, monkeypatch, umask, mode
 ):
-    """Two threads that set it and set it back leave what one of them had set."""
+    """Two threads that set and restore the umask could leave the wrong one."""
     path, before = tmp_path / "style.safetensors", os.umask(umask)
     try:
         with monkeypatch.context() as patch:

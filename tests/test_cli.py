@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, what it refuses, and its exit codes."""
+"""The command line: written files, output, refusals and exit codes."""
 
 import os
 import pickle

@@ -50,7 +50,7 @@ def test_demo_writes_a_sheet_of_before_and_after(folder, style, generator, capsy
 
 
 def locate(sheet, tile):
-    """The place of a picture on the sheet, by its first line."""
+    """Return the position of a picture on the sheet, by its first line."""
     line = tile[0].ravel()
     for row in range(sheet.shape[0] - tile.shape[0]):
         for column in range(sheet.shape[1] - tile.shape[1]):
@@ -199,7 +199,7 @@ def test_a_process_writes_says_and_exits(folder, style):
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "cp1252"])
 def test_names_that_the_terminal_cannot_show(folder, style, monkeypatch, encoding):
-    """They are written all the same, and named with escapes; one of them is not even text."""
+    """They are written nonetheless, and named with escapes. One of them is not even text."""
     names = ["\u3042.png", os.fsdecode(b"\xff.png")]
     for name in names:
         Image.new("RGB", (40, 40), "teal").save("a.png")
@@ -266,7 +266,7 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 def test_help_and_refusals_need_no_torch(folder):
-    """PyTorch takes seconds to import; tests cannot time that, but see whether it happens."""
+    """Importing PyTorch takes seconds. Tests do not time that, but check whether it happens."""
     source = """
 import sys
 from stylekernels.cli.main import main

@@ -1,4 +1,4 @@
-"""Colour transfer: whose colours a photo has afterwards, and what it keeps."""
+"""Colour transfer: the colours of a photo afterwards, and the properties that it keeps."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from stylekernels.training.color_transfer import ColorTransfer
 
 
 def picture(seed, height=48, width=64, mean=(0.5, 0.5, 0.5), spread=0.1):
-    """Random colours inside [0, 1] whose channels are correlated."""
+    """Random colours inside [0, 1] with correlated channels."""
     random = torch.Generator().manual_seed(seed)
     turn = torch.eye(3) + 0.6 * torch.randn(3, 3, generator=random)
     colors = turn @ torch.rand(3, height * width, generator=random).sub(0.5)
@@ -44,7 +44,7 @@ def test_each_photo_has_a_map_of_its_own():
 
 @pytest.mark.parametrize("levels", [None, 6])
 def test_a_photo_with_the_colours_of_the_painting_stays(levels):
-    """Also where there are so few colours that many quantiles are equal."""
+    """Even with so few colours that many quantiles are equal."""
     painting = PAINTING if levels is None else (PAINTING * levels).round() / levels
     shuffled = painting.flatten(1)[:, torch.randperm(6300, generator=torch.Generator())]
     photo = shuffled.view(1, 3, 63, 100)
@@ -54,15 +54,15 @@ def test_a_photo_with_the_colours_of_the_painting_stays(levels):
 def test_equal_colors_stay_equal_and_order_does_not_matter():
     few = (picture(5) * 4).round() / 4
     (got,) = ColorTransfer(PAINTING)(few[None])
-    old, place = torch.unique(few.flatten(1), dim=1, return_inverse=True)
+    old, column = torch.unique(few.flatten(1), dim=1, return_inverse=True)
     new = got.flatten(1)
     for color in range(old.shape[1]):
-        same = new[:, place == color]
+        same = new[:, column == color]
         assert (same - same[:, :1]).abs().max() < 1e-5
 
 
 def test_a_grey_photo_takes_no_side():
-    """Its colours differ in one direction alone; in the others it gets the painting's mean."""
+    """Its colours vary in one direction only; in the others it gets the painting's mean."""
     grey = torch.linspace(0.1, 0.9, 4096).view(1, 1, 64, 64).expand(1, 3, 64, 64)
     (got,) = ColorTransfer(PAINTING)(grey)
     torch.testing.assert_close(moments(got)[0], moments(PAINTING)[0], rtol=0, atol=0.02)

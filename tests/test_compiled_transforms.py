@@ -1,5 +1,5 @@
-"""The ops where PyTorch sees ``torch.ops.stylekernels`` and nothing else: transforms of torch.func
-in torch.compile, exported programs, and direct calls. Each gradient is that of the plain formulas.
+"""The ops in programs where PyTorch sees only ``torch.ops.stylekernels``: transforms of torch.func
+in torch.compile, exported programs, and direct calls. Gradients must equal those of plain formulas.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def test_transform_in_compile(op, transform, device) -> None:
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @every_op_with_a_gradient
 def test_transform_of_the_op_itself(op, transform, device) -> None:
-    """Eagerly, where a public function does not choose the formula: every level meets the op."""
+    """Eagerly, without the choice of a public function: every level calls the op."""
     x = random(1, 6, 2, 3, device=device)
     actual = TRANSFORMS[transform](DIRECT[op])(x)
     with use_impl("reference"):
@@ -104,7 +104,7 @@ DIRECT: dict[str, Function] = {
 
 @every_op_with_a_gradient
 def test_direct_calls_are_differentiable(op, device) -> None:
-    """Once and twice."""
+    """First and second derivatives."""
     x = random(2, 6, 5, 4, device=device)
     gradients = [torch.func.grad(scalar(call))(x) for call in (CALLS[op], DIRECT[op])]
     assert_all_close(*([gradient] for gradient in gradients))
@@ -118,7 +118,7 @@ def test_direct_calls_are_differentiable(op, device) -> None:
 
 
 def test_direct_call_with_given_statistics(device) -> None:
-    """Gradients go to statistics that were given, and through those of x to x."""
+    """Gradients go to given statistics, and through statistics of x to x."""
     x, shifts = random(2, 6, 5, 4, device=device), random(6, device=device, seed=2)
 
     def of_given(shifts: Tensor, own: bool) -> Tensor:
@@ -184,7 +184,7 @@ def test_exported_op(op, device) -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_functional_call_of_a_converted_network(network, compiled, device) -> None:
-    """Gradients of parameters, as meta-learning and per-sample gradients take them."""
+    """Gradients of parameters, as for meta-learning and per-sample gradients."""
     torch._dynamo.reset()
     network, x = network.to(device), random(2, 3, 9, 8, device=device)
     parameters = {name: value.detach() for name, value in network.named_parameters()}
@@ -202,14 +202,14 @@ def test_functional_call_of_a_converted_network(network, compiled, device) -> No
     actual = gradients(convert(network)[0])
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-4)
-        if not name.endswith("bias"):  # that of a convolution before a norm cancels
+        if not name.endswith("bias"):  # a norm cancels the bias of the convolution before it
             assert gradient.abs().max() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every_op_with_a_gradient
 def test_backward_inside_autocast(op, dtype, device) -> None:
-    """What a backward pass computes does not depend on where it is called."""
+    """The result of a backward pass does not depend on where it is called."""
     x = random(2, 6, 5, 4, device=device).requires_grad_()
     gradients = []
     for inside in (False, True):
@@ -227,7 +227,7 @@ def test_backward_inside_autocast(op, dtype, device) -> None:
 @pytest.mark.parametrize("upsample", ["nearest", "transpose"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_upsampling_backward_inside_autocast(dtype, upsample, device) -> None:
-    """Where autocast would make the enlarged image float32, beside a weight in half precision."""
+    """Autocast would make the enlarged image float32, with a weight in half precision."""
     x = random(2, 6, 5, 4, device=device).requires_grad_()
     weight = WEIGHT if upsample == "transpose" else WEIGHT[..., :3, :3].transpose(0, 1)
     weight = weight.to(device).clone().requires_grad_()
@@ -243,7 +243,7 @@ def test_upsampling_backward_inside_autocast(dtype, upsample, device) -> None:
 
 @pytest.mark.parametrize("norm", ["instance", "none"])
 def test_no_op_returns_a_view(norm, device) -> None:
-    """An activation in place may follow, with a gradient for every parameter."""
+    """An activation in place may follow, with gradients for all parameters."""
     x, weight = random(2, 6, 5, 4, device=device), WEIGHT.to(device).clone().requires_grad_()
     bias = random(4, device=device, seed=5).requires_grad_()
     y = upsample_block(x, weight, bias=bias, norm=norm, activation="none")
@@ -273,7 +273,7 @@ def test_results_may_be_changed_in_place(call, device) -> None:
 
 @every_op_with_a_gradient
 def test_batched_gradients_of_autograd(op, device) -> None:
-    """By the vmap inside autograd, which is not that of torch.func."""
+    """The vmap inside autograd is not that of torch.func."""
     x = random(1, 6, 2, 3, device=device)
     actual = torch.autograd.functional.jacobian(CALLS[op], x, vectorize=True)
     with use_impl("reference"):
@@ -290,7 +290,7 @@ def test_hessian_vector_product_at_a_target(loss, device) -> None:
 
 
 def test_compiled_inference_runs_our_convolution(device) -> None:
-    """Whether or not the weight is a parameter."""
+    """For weights that are parameters and others."""
     if native.cpu_capability in (None, "baseline") or device != "cpu":
         pytest.skip("PyTorch's convolution runs here")
     torch._dynamo.reset()

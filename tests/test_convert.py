@@ -1,4 +1,4 @@
-"""convert on networks as people have them: same parameters, keys, outputs and gradients."""
+"""convert on typical networks: same parameters, keys, outputs and gradients."""
 
 import copy
 import pickle
@@ -41,7 +41,7 @@ def image(dtype: torch.dtype, *, channels_last: bool = False) -> Tensor:
 
 
 def run(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output, and the gradients of the input and every parameter."""
+    """Return the output, and the gradients of the input and every parameter."""
     y = model(x)
     cotangent = random(*y.shape, dtype=y.dtype, seed=3)
     inputs = {"x": x, **dict(model.named_parameters())}

@@ -1,5 +1,5 @@
-"""convert on models that call the layers of their Sequentials in other ways than one after the
-other: whatever a forward does, its output stays."""
+"""convert on models that do not call the layers of their Sequentials in order: the output must not
+change, whatever a forward does."""
 
 import copy
 import pickle
@@ -34,7 +34,7 @@ class Layers(nn.Module):
         self.keep()
 
     def keep(self) -> None:
-        """What a subclass keeps of the layers, where PyTorch does not see it."""
+        """Store the layers in a subclass's attribute that PyTorch does not see."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.seq(x)
@@ -245,7 +245,7 @@ def test_half_precision_as_close_to_float64(dtype) -> None:
 
 
 def test_hooks_registered_afterwards_see_what_torch_shows_them() -> None:
-    """Also a hook on a norm or an activation that had become one op."""
+    """Hooks on a norm or an activation that are part of one op, too."""
     x = random(2, 3, 7, 9)
     for index in range(6):
         seen: list[list[Tensor]] = []

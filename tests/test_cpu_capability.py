@@ -1,7 +1,7 @@
-"""The accuracy of every op under each set of CPU instructions that this machine runs.
+"""The accuracy of every op under each set of CPU instructions that this machine supports.
 
-The kernels are compiled once per capability and the choice is made when the library is loaded, so
-each one gets a process of its own that runs the tests marked ``every_capability``.
+The kernels are compiled once per capability, and the choice is made when the library is loaded. So
+for each capability a new process runs the tests marked ``every_capability``.
 """
 
 import os
@@ -40,7 +40,7 @@ def test_baseline_is_always_there_and_the_best_is_chosen() -> None:
 OTHERS = [name for name in native.cpu_capabilities() if name != native.cpu_capability()]
 
 
-@pytest.mark.parametrize("capability", OTHERS)  # that of this process is in all other tests
+@pytest.mark.parametrize("capability", OTHERS)  # all other tests use this process's capability
 def test_accuracy(capability) -> None:
     in_use = run(
         "-c",

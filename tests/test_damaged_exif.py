@@ -1,4 +1,4 @@
-"""Damaged EXIF never costs the picture; its orientation counts wherever that is intact."""
+"""Damaged EXIF never prevents reading the picture. Its orientation counts if that is intact."""
 
 import random
 import struct
@@ -39,13 +39,14 @@ def whole_exif():
 
 
 def damaged(data, choose):
-    """Some bytes replaced, mostly by types, counts and offsets that occur, and perhaps cut."""
-    data, places = bytearray(data), []
+    """Replace some bytes, mostly by plausible types, counts and offsets, and perhaps cut the
+    end."""
+    data, changed = bytearray(data), []
     for _ in range(choose.choice([1, 1, 2, 5, 20])):
-        places.append(choose.randrange(len(data)))
-        data[places[-1]] = choose.choice([*range(13), 255, choose.randrange(256)])
+        changed.append(choose.randrange(len(data)))
+        data[changed[-1]] = choose.choice([*range(13), 255, choose.randrange(256)])
     end = choose.randrange(len(data)) if choose.random() < 0.1 else len(data)
-    return bytes(data[:end]), places, end
+    return bytes(data[:end]), changed, end
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
@@ -60,18 +61,18 @@ def test_damaged_exif_leaves_the_picture_and_which_way_is_up(tmp_path, suffix):
     with Image.open(path) as plain:
         stored = np.asarray(plain.convert("RGB"))
     for _ in range(1000):
-        exif, places, end = damaged(data, choose)
+        exif, changed, end = damaged(data, choose)
         image.save(path, exif=TIFF + exif, lossless=True)
         photo = read_photo(path)
         np.testing.assert_array_equal(np.sort(photo.rgb, axis=None), np.sort(stored, axis=None))
-        if not needed.intersection(places) and end > max(needed):
+        if not needed.intersection(changed) and end > max(needed):
             np.testing.assert_array_equal(photo.rgb, np.rot90(stored, -1))
             counted += 1
     assert counted > 500
 
 
 def test_good_tags_beside_a_bad_one_are_kept(tmp_path):
-    """A text where EXIF wants a number: neither it nor the photo's other tags are lost."""
+    """A text instead of a number: that tag and the photo's other tags are kept."""
     data, entry = whole_exif()
     assert data[entry + 12 : entry + 14] == struct.pack(">H", ExifTags.Base.XResolution)
     text = struct.pack(">HHI", ExifTags.Base.XResolution, 2, 8)

@@ -1,4 +1,4 @@
-"""Grey pictures of more than 8 bits, whose samples Pillow hands over as they are in the file."""
+"""Grey pictures of more than 8 bits, whose samples Pillow does not convert."""
 
 import struct
 
@@ -13,7 +13,7 @@ AS_8_BITS = np.round(LEVELS / 65535 * 255).astype(np.uint8)
 
 
 def grey_tiff(path, samples, bits, photometric, sample_format=1, order="<"):
-    """An uncompressed TIFF file of one strip, written by hand: Pillow writes no such."""
+    """Write an uncompressed TIFF file of one strip by hand, since Pillow cannot write this kind."""
     height, width = samples.shape
     if bits == 12:
         pairs = samples.reshape(-1, 2).astype(int)

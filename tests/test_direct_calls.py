@@ -1,5 +1,5 @@
-"""Arguments that do not fit, in direct calls of ``torch.ops.stylekernels``: refused by name, for
-kernels would read or write past the end of a tensor."""
+"""Invalid arguments in direct calls of ``torch.ops.stylekernels`` are refused by name, because
+kernels would access memory outside of a tensor."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""The surroundings of the ops: the choice of an implementation, errors and compilers.
+"""Everything around the ops: the choice of an implementation, errors and compilers.
 
-One case per op and promise: the arithmetic is tested in the ops' own files.
+One case per op and promise. The arithmetic is tested in the ops' own files.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def without_interpreter(monkeypatch) -> None:
 
 
 def results(op: str, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, ...]:
-    """The value of ``function``, which calls ``op``, and its gradient where it has one."""
+    """Return the value of ``function``, which calls ``op``, and its gradient if it has one."""
     return (function(x),) if op in INFERENCE_ONLY else value_and_gradient(function, x)
 
 
@@ -224,7 +224,7 @@ def test_inductor_of_the_upsampling_block(padding_mode, layout, device) -> None:
 
 @every_op
 def test_compiled_ops_ask_for_autocast_as_pytorch_2_11_can_trace(op, monkeypatch) -> None:
-    """There a compiler knows no `torch.amp.is_autocast_available`."""
+    """In 2.11 a compiler cannot trace `torch.amp.is_autocast_available`."""
     torch._dynamo.reset()
 
     def untraceable(_device_type: str) -> bool:
@@ -351,7 +351,7 @@ def test_export_with_dynamic_shapes(op, device) -> None:
     ],
 )
 def test_export_with_a_dynamic_batch(function, strict, device) -> None:
-    """The batch may be as many as the channels are, and one."""
+    """The batch may be as large as the number of channels, or 1."""
     example = random(2, 6, 8, 10, device=device)
     shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
     call = Call(function).to(device)

@@ -1,4 +1,4 @@
-"""Names and Python in README.md and docs/ work in a process that has imported nothing else."""
+"""Names and Python code in README.md and docs/ work in a process that imported nothing else."""
 
 import ast
 import importlib.util
@@ -22,7 +22,7 @@ BLOCKS = [block for path in TEXTS for block in FENCED.findall(path.read_text())]
 NAMES = sorted({name for path in TEXTS for name in DOTTED.findall(path.read_text())})
 
 
-# Each line of Python in a process that has imported torch, which takes the time, and nothing else.
+# Runs each line of Python in a process that has imported only torch, which takes most of the time.
 FORKS = """
 import json, os, sys, traceback, torch
 for source in json.load(sys.stdin):
@@ -40,7 +40,7 @@ for source in json.load(sys.stdin):
 
 
 def failures(sources: list[str]) -> list:
-    """Sources that fail, each in a process of its own, with the status and the traceback."""
+    """Return the sources that fail, each in a new process, with status and traceback."""
     done = subprocess.run(
         [sys.executable, "-c", FORKS],
         input=json.dumps(sources),

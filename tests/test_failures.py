@@ -1,4 +1,4 @@
-"""Failures are reported in a line: those that the user can mend, and the program's own errors."""
+"""Failures are reported in one line: those that users can fix, and internal errors."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ def attempt(action):
 
 
 def test_memory_that_ran_out_is_told_from_other_errors():
-    """However much other errors speak of memory."""
+    """Even if the messages of other errors mention memory."""
     for action in (
         lambda: torch.empty(1 << 46),
         lambda: np.empty(1 << 46),
@@ -79,9 +79,9 @@ def test_an_error_of_the_programs_own_is_no_refusal(
         f"an error of the program's own, {type(error).__name__}: {error}; the option --debug shows "
         "where it happened"
     ]
-    for place in (1, len(command)):
+    for position in (1, len(command)):
         with pytest.raises(type(error)) as caught:
-            main([*command[:place], "--debug", *command[place:]])
+            main([*command[:position], "--debug", *command[position:]])
         assert caught.value is error
     assert written(folder) == before
 
@@ -152,7 +152,7 @@ OPTIONAL = ("skimage", "tensorboard", "triton", "matplotlib", "torchvision", "sc
 
 @pytest.mark.slow
 def test_every_verb_without_the_optional_packages(training_config, style, folder):
-    """Each works, or says what to install before it begins."""
+    """Each verb works, or says before it begins what to install."""
     save("a.png")
     source = f"""
 import sys

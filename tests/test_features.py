@@ -33,7 +33,7 @@ def vgg_weights(name):
 
 
 def vgg_activations(name, weights, x):
-    """relu<block>_<i> of every layer, walking torchvision's Sequential by index."""
+    """Return relu<block>_<i> of every layer, by walking torchvision's Sequential by index."""
     x = (x - IMAGENET[0]) / IMAGENET[1]
     found, index, block, i = {}, 0, 1, 1
     for token in VGG_LAYOUTS[name].split():
@@ -156,7 +156,7 @@ def test_squeezenet(data_dir, tmp_path):
     for name, value in zip(features.layers, squeezenet(weights, caffe), strict=True):
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-3)
 
-    # The same weights without the header are taken for torchvision's, which wants other colours.
+    # Without the header the same weights are read as torchvision's, which need other colours.
     save_file(weights, tmp_path / "plain.safetensors")
     features = load_features("squeezenet", tmp_path / "plain.safetensors")
     got = features(x, features.layers)

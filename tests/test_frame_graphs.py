@@ -1,5 +1,5 @@
-"""A Stylizer on a GPU: CUDA graphs and frames under way. Without a GPU the order of what happens is
-tested with stand-ins for torch.cuda, in which a graph can't be captured."""
+"""A Stylizer on a GPU: CUDA graphs and frames in flight. Without a GPU, stand-ins for torch.cuda
+test the order of events; they cannot capture graphs."""
 
 import contextlib
 import types

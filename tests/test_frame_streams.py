@@ -1,5 +1,5 @@
-"""Streams of frames that take turns on one GPU, with calls between them, over a stand-in for
-torch.cuda whose streams run in any order that their events allow."""
+"""Streams of frames that alternate on one GPU, with calls between them, on a stand-in for
+torch.cuda. Its streams run in any order that their events allow."""
 
 import contextlib
 import itertools
@@ -15,7 +15,7 @@ from stylekernels.inference.graphs import FrameGraphs
 
 
 class Simulation:
-    """Streams of work that is done in a random order, and no earlier than somebody waits for it."""
+    """Streams of work that is done in random order, and only when somebody waits for it."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -35,7 +35,7 @@ class Simulation:
             self.current = before
 
     def finish(self, stream: "Stream", count: int) -> None:
-        """Let streams run until one has done so much of its work."""
+        """Run streams until one has done this much of its work."""
         while stream.done < count:
             able = [s for s in self.streams if s.can_go_on()]
             self.random.choices(able, [s.speed for s in able])[0].go_on()
@@ -44,7 +44,7 @@ class Simulation:
 class Stream:
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
-        self.work: list = []  # functions, and pairs of a stream to wait for and how much of it
+        self.work: list = []  # functions, and pairs of a stream to wait for and its amount of work
         self.done = 0
         self.speed = 10.0 ** simulation.random.uniform(-3, 0)
 
@@ -85,18 +85,18 @@ class Event:
             self.simulation.finish(*self.recorded)
 
 
-class Place:
-    """A tensor of the device, or of the host where the device can copy it."""
+class FakeTensor:
+    """A tensor of the device, or of the host in memory that the device can copy."""
 
     def __init__(self, simulation: Simulation, tensor: Tensor, on_host: bool) -> None:
         self.simulation, self.tensor, self.on_host = simulation, tensor, on_host
         self.device = types.SimpleNamespace(type="cpu" if on_host else "cuda")
 
-    def permute(self, *axes: int) -> "Place":
-        return Place(self.simulation, self.tensor.permute(*axes), self.on_host)
+    def permute(self, *axes: int) -> "FakeTensor":
+        return FakeTensor(self.simulation, self.tensor.permute(*axes), self.on_host)
 
     def copy_(self, source, non_blocking: bool = False) -> None:
-        given = source.tensor if isinstance(source, Place) else source
+        given = source.tensor if isinstance(source, FakeTensor) else source
         if self.on_host and not non_blocking:
             self.tensor.copy_(given)
         else:
@@ -105,13 +105,13 @@ class Place:
     def clone(self):
         if self.on_host:
             return self.tensor.clone()
-        copy = Place(self.simulation, torch.zeros_like(self.tensor), False)
+        copy = FakeTensor(self.simulation, torch.zeros_like(self.tensor), False)
         copy.copy_(self)
         return copy
 
 
-def negative(given: Place, picture: Place) -> None:
-    """In two launches, over a tensor between them that belongs to the plan."""
+def negative(given: FakeTensor, picture: FakeTensor) -> None:
+    """Two launches with a tensor between them that belongs to the plan."""
     work = given.simulation.current.work
     work.append(lambda: negative.between.copy_(given.tensor))
     work.append(lambda: picture.tensor.copy_(255 - negative.between))
@@ -121,8 +121,8 @@ def negative(given: Place, picture: Place) -> None:
 def simulation(request, monkeypatch) -> Simulation:
     simulation = Simulation(request.param)
 
-    def zeros(shape, dtype, device=None, pin_memory=False) -> Place:
-        return Place(simulation, torch.zeros(shape, dtype=dtype), pin_memory)
+    def zeros(shape, dtype, device=None, pin_memory=False) -> FakeTensor:
+        return FakeTensor(simulation, torch.zeros(shape, dtype=dtype), pin_memory)
 
     @contextlib.contextmanager
     def no_capture(graph, stream, capture_error_mode):
@@ -190,12 +190,12 @@ def test_streams_of_other_lengths_and_speeds(run, simulation) -> None:
 
 
 def test_calls_inside_a_stream(run, simulation) -> None:
-    """With frames of the host and of the device, where a frame is made just before the call."""
+    """With frames of the host and of the device, made just before the call."""
     made, on_device, found = iter(range(101, 200)), [], []
 
     def call(times: int) -> None:
         for value in itertools.islice(made, times):
-            given = Place(simulation, frame(0), on_host=False)
+            given = FakeTensor(simulation, frame(0), on_host=False)
             given.copy_(frame(value))
             on_device.append((value, run(given)))
 
@@ -219,7 +219,7 @@ def test_a_stream_over_the_pictures_of_another(run) -> None:
 
 
 def test_a_stream_that_nobody_reads_to_its_end(run) -> None:
-    """Its places go to the next one, with copies under way."""
+    """Its buffers go to the next one, with copies in flight."""
     for _ in range(5):
         left = run.stream(map(frame, range(200, 210)))
         next(left)

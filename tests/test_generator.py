@@ -71,7 +71,8 @@ def test_forward_is_the_plain_formula(upsample):
         if upsample == "nearest":
             large = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
             return conv(large, block.weight)
-        # Replicated by three pixels, so that what zeros outside draw is far from what is kept.
+        # Replicated by three pixels, so that zeros outside would influence only pixels that are
+        # cropped.
         x = F.pad(x, [3] * 4, "replicate")
         extra = 4 - block.weight.shape[-1]
         y = F.conv_transpose2d(x, block.weight, stride=2, padding=1, output_padding=extra)
@@ -96,7 +97,7 @@ def test_forward_is_the_plain_formula(upsample):
 
 @pytest.mark.parametrize("upsample", UPSAMPLINGS)
 def test_new_upsampling_draws_no_checkerboard(upsample):
-    """Smooth features stay smooth; torch's own initialisation would lay a pattern over them."""
+    """Smooth features stay smooth. torch's own initialisation would add a pattern."""
     up = small(upsample=upsample).up
     ramp = torch.linspace(0, 1, 16)
     x = torch.rand(1, 8, 1, 1) * ramp[:, None] + torch.rand(1, 8, 1, 1) * ramp
@@ -123,7 +124,7 @@ def test_every_parameter_learns():
 
 
 def test_value_range():
-    """A network for 0..255 is the same network in front of scaled weights."""
+    """A network for 0..255 is the same network with scaled weights in its first and last layer."""
     inside = small(value_range=255.0)
     x = torch.rand(1, 3, 20, 24)
     with torch.no_grad():
@@ -134,7 +135,7 @@ def test_value_range():
         outside.load_state_dict(inside.state_dict())
         outside.to_rgb.weight.div_(255)
         outside.to_rgb.bias.div_(255)
-        # The first norm divides the range away again (all but its eps).
+        # The first norm cancels the range (all but its eps).
         expected = outside(x * 255)
     assert 0 < y.mean() < 1
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""`make gpu-check`: no step hides another, nothing runs on for ever, and all of it rehearsed."""
+"""`make gpu-check`: a failing step hides no other, nothing runs forever, and a full rehearsal."""
 
 import importlib.util
 import json
@@ -69,8 +69,8 @@ def test_a_failing_step_hides_no_other(gpu_check, step, tmp_path, capsys):
 
 @pytest.fixture
 def ready(tmp_path, monkeypatch):
-    """A pipe. The time of a step is up when it writes to the pipe, and then the time to end in is
-    up at once too, unless it ``obeys``: no clock decides."""
+    """A pipe that replaces the clock. Writing to it ends the time of a step, and also the time for
+    ending it, unless the step ``obeys``."""
     path = tmp_path / "ready"
     os.mkfifo(path)
     pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -149,7 +149,7 @@ def test_all_steps_fit_nine_minutes(gpu_check, tmp_path):
     steps = gpu_check.steps(tmp_path, rehearse=False)
     assert [step.name for step in steps] == ["report", "build", "tests", "memory", "benchmark"]
     assert sum(step.reserve_s for step in steps) <= gpu_check.TOTAL_S
-    assert gpu_check.TOTAL_S + 15 <= 9 * 60  # to start in, and to be killed
+    assert gpu_check.TOTAL_S + 15 <= 9 * 60  # 15 s for starting and killing
     assert all(step.reserve_s <= step.limit_s for step in steps)
 
 
@@ -324,7 +324,7 @@ def test_without_a_gpu_it_says_so_in_one_line(gpu_check, tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_rehearsal(tmp_path):
-    """All but the build, which would replace the libraries that this process has loaded."""
+    """All steps but the build, which would replace libraries that this process has loaded."""
     steps = ["report", "tests", "memory", "benchmark"]
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--rehearse", "--steps", *steps]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

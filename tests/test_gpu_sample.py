@@ -1,4 +1,4 @@
-"""The sample of tests that `make gpu-check` runs: few cases of each function, in a fair order."""
+"""The sample of tests of `make gpu-check`: few cases of each function, in a shuffled order."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ class TestOfTheSameName:
 def test_of_no_cases():
     pass
 """
-# As tests/conftest.py marks what runs on a GPU.
+# As tests/conftest.py marks GPU tests.
 MARKING = """
 import pytest
 
@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory):
-    """Names of the tests that run, in order, pytest's exit status, and all that it says."""
+    """Run pytest; return the names of the tests that ran, in order, its exit status and its
+    output."""
     folder = tmp_path_factory.mktemp("sampled")
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     (folder / "conftest.py").write_text(MARKING)
@@ -82,7 +83,7 @@ def test_a_sample_has_at_most_so_many_cases_of_each_function(sampled):
         "test_of_no_cases": 1,
         "test_of_the_marker": 9,
     }
-    # 60 are not of the marker, and 51 of three functions too many: nothing is counted twice.
+    # 60 do not have the marker, and 51 of three functions are too many: none counts twice.
     assert f"32 passed, {60 + 3 * 51} deselected" in said
     assert not any("False" in name for name in names), "chosen before -m"
     fewer, _, _ = sampled("--most-cases", "3")

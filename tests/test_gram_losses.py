@@ -1,7 +1,7 @@
 """gram_losses against an einsum in float64, layer by layer.
 
-The layers: of each size, with and without a second dimension, the largest neither first nor last;
-what the arithmetic of a single layer has to stand is tested with gram_loss.
+The layers have different sizes, with and without a second dimension; the largest is neither first
+nor last. The arithmetic of a single layer is tested with gram_loss.
 """
 
 import pytest
@@ -82,7 +82,7 @@ def test_layers(dtype, layouts, scales, device) -> None:
 @pytest.mark.parametrize("layouts", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layers_of_a_network(dtype, layouts, device) -> None:
-    """As many channels as VGG has: one tile of them and several."""
+    """With VGG's channels: one tile of them and several."""
     shapes = ((2, 64, 32, 31), (2, 128, 16, 15), (2, 256, 8, 7), (2, 512, 4, 3), (2, 512, 2, 1))
     check_losses(layers_of(shapes, dtype, LAYOUTS[layouts], device))
 
@@ -94,7 +94,7 @@ def test_large_mean(dtype, device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_each_is_that_of_its_layer(dtype, device) -> None:
-    """Whatever comes beside it: of one layer, and of the same ones in another order."""
+    """The loss of a layer does not depend on the other layers, or on their order."""
     features = layers_of(SHAPES, dtype, device=device)
     targets = targets_for(features)
     losses = gram_losses(features, targets, scales=SCALES)
@@ -113,7 +113,7 @@ def test_gradcheck(wanted, device) -> None:
 
 
 def check_derivatives(wanted: tuple[int, ...], device: str, fast_mode: bool = False) -> None:
-    """Of two layers and their targets, in this order, those with respect to the ``wanted``."""
+    """Derivatives of two layers and their targets, in this order, for the ``wanted`` inputs."""
     shapes = ((2, 3, 2, 4), (1, 2, 5))
     features = [random(*shape, dtype=torch.float64, device=device) for shape in shapes]
     tensors = [
@@ -126,7 +126,7 @@ def check_derivatives(wanted: tuple[int, ...], device: str, fast_mode: bool = Fa
 
     assert torch.autograd.gradcheck(losses, tensors, check_forward_ad=True, fast_mode=fast_mode)
     assert torch.autograd.gradgradcheck(losses, tensors, fast_mode=fast_mode)
-    # Where it will be differentiated again the first derivative has a formula of its own.
+    # If it may be differentiated again the first derivative uses another formula.
     leaves = [tensors[i] for i in wanted]
     plain, differentiable = (
         torch.autograd.grad(losses(*tensors).square().sum(), leaves, create_graph=again)
@@ -154,7 +154,7 @@ def test_backward_keeps_only_the_features(device) -> None:
     features = [random(*shape, device=device).requires_grad_() for shape in shapes]
     targets = [random(8, 8, device=device), random(4, 4, device=device)]
     images = sorted(x.numel() * x.element_size() for x in features)
-    # From 129 elements on: the larger Gram matrices have 128.
+    # At 129 elements and more, the larger Gram matrices have tiles of 128.
     assert saved_image_bytes(lambda: gram_losses(features, targets), 129) == images
 
 

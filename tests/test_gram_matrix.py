@@ -1,8 +1,8 @@
 """gram_matrix and gram_loss against an einsum written here in float64.
 
-The grid: every channel count (tiles of 16 and 32, and what is left over) meets every dtype and
-layout; sizes are odd so that the sum over pixels has a tail; options, magnitudes and the shapes of
-the target each vary at one odd shape.
+The grid: every channel count (tiles of 16 and 32, and remainders) with every dtype and layout.
+Sizes are odd so that the sum over pixels has a tail. Options, magnitudes and the shapes of the
+target each vary at one odd shape.
 """
 
 import pytest
@@ -59,7 +59,7 @@ def exact_gram(x: Tensor, scale: float | None = None, center: bool = False) -> T
 
 
 def gram_in_torch(x: Tensor, scale: float | None = None, center: bool = False) -> Tensor:
-    """PyTorch's bmm; in float32 for half precision, where a bmm would round its result."""
+    """PyTorch's bmm, in float32 for half precision, because a bmm would round its result."""
     features = x.to(wide_dtype(x)).flatten(2)
     if center:
         features = features - features.mean(2, keepdim=True)
@@ -129,7 +129,7 @@ def check_huge_values(dtype, size, layout, device, channels=16) -> None:
     ("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 2e18), (torch.float32, 2e18)]
 )
 def test_huge_values_do_not_overflow(dtype, size, layout, channels, device) -> None:
-    """As long as 128 products don't; in tiles on AMX, 512 of bfloat16."""
+    """Unless the sum of 128 products does; in tiles on AMX, of 512 in bfloat16."""
     if dtype == torch.bfloat16 and str(native.cpu_capability).startswith("amx"):
         size /= 2
     check_huge_values(dtype, size, layout, device, channels)
@@ -170,7 +170,7 @@ def test_layout_of_the_gradient_of_the_result(layout, grad_layout, device) -> No
 
 
 def check_derivatives(x: Tensor, fast_mode: bool = False, **options) -> None:
-    """Against finite differences; in one direction alone with ``fast_mode``."""
+    """Compare with finite differences, in one direction only with ``fast_mode``."""
 
     def gram(x: Tensor) -> Tensor:
         return gram_matrix(x, **options)
@@ -202,7 +202,7 @@ TARGET_SHAPES = ("(N, C, C)", "(1, C, C)", "(C, C)")
 
 
 def target_for(x: Tensor, shape: str = "(N, C, C)", layout: str = "contiguous") -> Tensor:
-    """Not symmetric: the loss is defined for any target, and its gradient has to symmetrise."""
+    """Return a target that is not symmetric: the gradient of the loss must symmetrise it."""
     n, c = x.shape[:2]
     target = random(n, c, c, dtype=wide_dtype(x), device=x.device.type, seed=1, scale=1 / c)
     target = {"(N, C, C)": target, "(1, C, C)": target[:1], "(C, C)": target[0]}[shape]
@@ -294,7 +294,7 @@ def test_backward_keeps_only_the_input(layout, device) -> None:
     x = random(*shape, dtype=torch.bfloat16, layout=layout, device=device).requires_grad_()
     target = random(8, 8, device=device)
     image = x.numel() * x.element_size()
-    # From 129 elements on: the Gram matrices of both images have 128.
+    # At 129 elements and more, the Gram matrices of both images have tiles of 128.
     assert saved_image_bytes(lambda: gram_matrix(x), 129) == [image]
     assert saved_image_bytes(lambda: gram_matrix(x, center=True), 129) == [image]
     assert saved_image_bytes(lambda: gram_loss(x, target), 129) == [image]

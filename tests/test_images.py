@@ -1,4 +1,4 @@
-"""Photo files: what comes in, what is kept, what is refused, and that nothing is half written."""
+"""Photo files: pixels that are read, metadata that is kept, refusals, and no partial files."""
 
 import os
 import stat
@@ -144,7 +144,7 @@ def test_what_transparent_pixels_hide_does_not_count(tmp_path, size):
         photos.append(read_photo(tmp_path / f"{name}.png", size))
     np.testing.assert_array_equal(photos[0].rgb, photos[1].rgb)
     around = photos[0].rgb[photos[0].alpha == 0].astype(int)
-    assert (around.min(0) >= visible.min(0) - 9).all()  # its colours go on around it
+    assert (around.min(0) >= visible.min(0) - 9).all()  # it gets the colours around it
     assert (around.max(0) <= visible.max(0) + 9).all()
 
 
@@ -338,7 +338,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(
     path.write_bytes(b"the old file")
 
     def fail(*arguments):
-        assert len(list(tmp_path.iterdir())) == 2  # the part was there
+        assert len(list(tmp_path.iterdir())) == 2  # the temporary file existed
         raise error
 
     monkeypatch.setattr(os, culprit, fail)

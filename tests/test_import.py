@@ -1,4 +1,4 @@
-"""Public names, and what importing the package does not import."""
+"""Public names, and modules that importing the package must not import."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ PACKAGES = (*LAZY, "stylekernels.nn", "stylekernels.ops", "stylekernels.referenc
 
 
 def python(source: str) -> str:
-    """What a new process prints that runs ``source``."""
+    """Return the output of a new process that runs ``source``."""
     return subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.strip()

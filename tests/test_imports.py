@@ -14,7 +14,7 @@ def is_type_checking(test: ast.expr) -> bool:
 
 
 def import_statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Import statements anywhere below a node, those for type checkers left out."""
+    """Yield the import statements anywhere below a node, without those for type checkers."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child
@@ -53,7 +53,7 @@ def import_graph(root: Path, packages: list[str]) -> dict[str, set[str]]:
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str] | None:
-    """A path of imports that ends where it begins; None if there is none."""
+    """Return a path of imports that ends at its beginning; None if there is none."""
     done: set[str] = set()
 
     def search(module: str, path: list[str]) -> list[str] | None:

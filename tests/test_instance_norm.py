@@ -1,8 +1,8 @@
 """instance_norm and instance_norm_stats against formulas written here in float64.
 
-The grid: every shape meets every dtype and layout with the plain op, because vector tails,
-alignment and strides depend on those alone; every two options meet at one odd shape, because
-options are branches of one loop body; magnitudes are apart, because they concern the sums.
+The grid: every shape with every dtype and layout for the plain op, because vector tails, alignment
+and strides depend only on these. All pairs of options at one odd shape, because options are
+branches of one loop body. Magnitudes are separate, because they concern the sums.
 """
 
 import itertools
@@ -100,7 +100,7 @@ def test_every_pair_of_options_meets() -> None:
 @pytest.mark.every_capability
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_options(case, device) -> None:
-    """Activation and residual together are one option: a loop has a branch for each pair."""
+    """Activation and residual are one option: a loop has a branch for each pair of them."""
     (activation, residual), (dtype, parameter_dtype) = case["of_output"], case["dtypes"]
     layout = case["layout"]
     x = random(3, 17, 5, 7, dtype=dtype, layout=layout, device=device, scale=2.0, shift=0.3)
@@ -133,7 +133,7 @@ def test_planes_of_one_and_two_pixels(shape, weight, device) -> None:
         tensors |= {"mean": per_channel("(C,)", x, torch.float32, 2)}
         tensors |= {"var": per_channel("(C,)", x, torch.float32, 3, positive=True)}
         return check(tensors)
-    # Two normalised pixels are always +-1 and their gradient cancels: the output alone counts.
+    # Two normalised pixels are always +-1, and their gradient cancels: only the output is compared.
     wide = {k: None if t is None else t.double() for k, t in tensors.items()}
     return assert_accurate(ours(**tensors), in_torch(**tensors), exact(**wide))
 
@@ -222,7 +222,7 @@ BAD_PIXELS = {
 @pytest.mark.every_capability
 @pytest.mark.parametrize("case", tuple(pairwise(BAD_PIXELS)), ids=name_of)
 def test_nan_and_inf_go_where_torch_sends_them(case, device) -> None:
-    """One pixel is no number: what is left is where PyTorch has it."""
+    """One pixel is NaN or infinite: the result is so where PyTorch's is."""
     dtype, activation, layout, value = case.values()
     x = random(2, 17, 5, 9, dtype=dtype, layout=layout, device=device).float()
     x[1, 3, 2, 4] = value
@@ -369,7 +369,7 @@ def test_errors_of_stats() -> None:
 )
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
 def test_values_whose_squares_exceed_float32(activation, size, plane, dtype, layout) -> None:
-    """Two values, in unequal parts; the largest are further apart than float32 reaches."""
+    """Two values with unequal counts. The difference of the largest exceeds float32."""
     x = laid_out(torch.where(random(2, 3, *plane) < -0.3, -size, size).to(dtype), layout)
     wide = x.double().requires_grad_()
     x.requires_grad_()
@@ -391,7 +391,7 @@ def test_values_whose_squares_exceed_float32(activation, size, plane, dtype, lay
 
 @pytest.mark.parametrize("implementation", ["kernels", "reference", "triton"], indirect=True)
 def test_constant_planes_without_eps(implementation, device) -> None:
-    """0, as in PyTorch, with a gradient of 0."""
+    """The result is 0, as in PyTorch, with a gradient of 0."""
     x = torch.full((2, 3, 8, 8), 3.0, device=device)
     x[0, 0] = random(8, 8, device=device)
     x.requires_grad_()

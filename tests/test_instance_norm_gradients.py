@@ -1,4 +1,4 @@
-"""Derivatives of instance norm: by finite differences, of second order, and what they cost."""
+"""Derivatives of instance norm: finite differences, second order, and memory."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def check_derivatives(activation, stats, residual_first, device, fast_mode=False) -> None:
-    """Against finite differences; in one direction alone with ``fast_mode``."""
+    """Compare with finite differences, in one direction only with ``fast_mode``."""
     x = random(2, 2, 3, 2, dtype=torch.float64, device=device, seed=4)
     tensors = {
         "x": x,
@@ -99,7 +99,7 @@ def test_backward_keeps_only_the_input(residual_first, device) -> None:
         ),
         256,
     )
-    # What is added after the activation has no part in any derivative, and so without one.
+    # A residual added after the activation does not influence derivatives; the same as without one.
     assert kept == ([image, image] if residual_first else [image])
     kept = saved_image_bytes(
         lambda: instance_norm(x, residual=residual, residual_first=residual_first), 256

@@ -1,4 +1,4 @@
-"""Gram matrix, style loss and upsampling block against torch.nn's layers; what holds for every
+"""Gram matrix, style loss and upsampling block against torch.nn's layers, and properties of every
 module. test_nn_instance_norm.py has the norms."""
 
 import copy
@@ -186,7 +186,8 @@ class TestUpsampleBlock:
     @pytest.mark.parametrize("mode", ["replicate", "reflect"])
     @pytest.mark.parametrize("kernel_size", [3, 4])
     def test_transposed_convolution_of_a_continued_image(self, mode, kernel_size):
-        # What the middle of a much larger picture would give, if the picture went on like this.
+        # The expected result is the middle of that for a much larger picture that continues this
+        # one.
         block = UpsampleBlock(3, 5, kernel_size, norm="none", padding_mode=mode).double()
         x = random(2, 3, 5, 7, dtype=torch.float64)
         large = F.conv_transpose2d(

@@ -1,6 +1,6 @@
 """Instance norm modules against torch.nn's own, or against formulas written here in float64.
 
-InstanceNorm2d promises to be torch's class, so that class is the oracle for everything: outputs,
+InstanceNorm2d must behave like torch's class, so that class is the reference for outputs,
 gradients, running statistics after several steps, messages, signatures and state_dicts.
 """
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
 
 @torch.no_grad()
 def randomize(module: nn.Module) -> nn.Module:
-    """Parameters that are neither ones nor zeros, which hide mistakes."""
+    """Set random parameters: ones and zeros would hide mistakes."""
     for seed, parameter in enumerate(module.parameters()):
         parameter.copy_(random(*parameter.shape, shift=0.7, seed=seed))
     return module
@@ -404,7 +404,7 @@ class TestAdaptiveInstanceNorm2d:
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 0, 8), (2, 3, 8, 0), (2, 3, 0, 0)])
 def test_empty_planes(shape, affine, device) -> None:
-    """As PyTorch: nothing to normalise, and gradients of zeros for the parameters."""
+    """As in PyTorch: nothing to normalise, and zero gradients for the parameters."""
     norms = [module(3, affine=affine).to(device) for module in (nn.InstanceNorm2d, InstanceNorm2d)]
     for norm in norms:
         x = torch.empty(shape, device=device, requires_grad=True)

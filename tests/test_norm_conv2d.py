@@ -1,7 +1,6 @@
 """norm_conv2d against PyTorch's own convolutions in float64.
 
-The grid: every two values of any two options meet in some case, at small odd sizes; what concerns
-sizes, sums and rounding has tests of its own.
+The grid: all pairs of options, at small odd sizes. Sizes, sums and rounding have their own tests.
 """
 
 import pytest
@@ -65,7 +64,7 @@ def half_padded(mode: tuple[str, int, int]) -> dict:
 
 
 def is_possible(case: dict) -> bool:
-    """Whether the image is large enough to be convolved and to reflect."""
+    """Return whether the image is large enough to be convolved and to reflect."""
     upsample, kernel, _ = case["mode"]
     smallest = min(case["size"])
     padding = padding_of(case["mode"], case["border"])
@@ -103,7 +102,7 @@ def in_torch(
     upsample="none",
 ) -> tuple[Tensor, Tensor]:
     """Output and input of the convolution by PyTorch's ops. In half precision the input is computed
-    in float32 and rounded once: stricter than a chain of half-precision ops."""
+    in float32 and rounded once, which is stricter than a chain of half-precision ops."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     z = x.to(wide)
     if scale_shift is not None:
@@ -136,7 +135,7 @@ def inputs(
     bias=None,
     residual=None,
 ) -> dict[str, Tensor]:
-    """Images whose channel means are near ``shift``, weights, and factors that normalise."""
+    """Return images whose channel means are near ``shift``, weights, and optional arguments."""
     upsample, kernel, _ = mode
     n, channels = shape[:2]
     tensors = {"x": random(*shape, dtype=dtype, layout=layout, device=device, shift=shift)}
@@ -161,7 +160,7 @@ def inputs(
 
 
 def assert_stats_of(y: Tensor, mean: Tensor, var: Tensor) -> None:
-    """The statistics are those of ``y`` as it is stored."""
+    """The statistics must be those of the stored, rounded ``y``."""
     wide = torch.float64 if y.dtype == torch.float64 else torch.float32
     exact_var, exact_mean = torch.var_mean(y.double(), (2, 3), correction=0)
     torch_var, torch_mean = torch.var_mean(y.to(wide), (2, 3), correction=0)
@@ -172,9 +171,11 @@ def assert_stats_of(y: Tensor, mean: Tensor, var: Tensor) -> None:
 def check(
     tensors: dict[str, Tensor], *, return_input=True, return_stats=True, winograd=True, **options
 ) -> None:
-    """Holds output, input and statistics of a call to the accuracy rule. A kernel of 3 in float32
-    may be computed by Winograd's method, which is granted a larger error; not without
-    ``winograd``."""
+    """Check output, input and statistics of a call by the accuracy rule.
+
+    With ``winograd`` a kernel of 3 in float32 may have a larger error, since Winograd's method may
+    compute it.
+    """
     x, weight = tensors["x"], tensors["weight"]
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     with poisoned_memory():
@@ -245,7 +246,7 @@ def test_options(case, device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_large_images(mode, dtype, layout, device) -> None:
-    """Wider than any block of a loop in both directions, and not a multiple of it."""
+    """Larger than any block of a loop in both directions, and not a multiple of it."""
     tensors = inputs(
         mode, (1, 19, 37, 71), 35, dtype, layout, device, scale_shift=True, residual=layout
     )
@@ -288,7 +289,7 @@ def test_layers_of_a_generator(mode, channels, out_channels, dtype, layout, devi
     "mode", [("none", 3, 1), ("none", 7, 2), ("nearest", 3, 1), ("transpose", 3, 1)], ids=str
 )
 def test_inputs_with_large_means(mode, dtype, layout, device) -> None:
-    """Means of 1000 deviations, which the shift takes away."""
+    """Means of 1000 deviations, which the shift removes."""
     tensors = inputs(mode, (2, 6, 13, 19), 7, dtype, layout, device, shift=1000.0, scale_shift=True)
     check(tensors, activation="relu", padding_mode="replicate", **half_padded(mode))
 
@@ -327,7 +328,7 @@ def test_no_output_channels(dtype, device) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_output_columns(dtype) -> None:
-    """A part of a frame may be empty: every method of convolving leaves it alone."""
+    """A part of a frame may be empty: every method of convolving must leave it alone."""
     ops, mode = torch.ops.stylekernels, (1, 1, "zeros", "none")
     x, weight = torch.randn(1, 32, 6, 5).to(dtype), torch.randn(32, 32, 3, 3).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -338,8 +339,8 @@ def test_no_output_columns(dtype) -> None:
 
 
 def check_statistics_of_large_means(mode, dtype, shape, layout, device) -> None:
-    """Means of 1000 deviations, by way of the bias: E[x^2] - E[x]^2 in float32 is all wrong here,
-    and in half precision the stored output has only a few values."""
+    """Means of 1000 deviations, by the bias: E[x^2] - E[x]^2 in float32 is wrong here, and in half
+    precision the stored output has only a few values."""
     tensors = inputs(mode, shape, 9, dtype, layout, device, bias="float32")
     tensors["bias"] = tensors["bias"] * 1000
     y, mean, var, _ = norm_conv2d(**tensors, padding_mode="replicate", **half_padded(mode))
@@ -397,7 +398,7 @@ def test_half_precision_is_rounded_twice_and_nowhere_else(dtype, device) -> None
 
 
 def check_padded_zeros(mode: tuple[str, int, int], layout: str, device: str) -> None:
-    """A shift of 100 that reached the padding would be the largest thing in the output."""
+    """A shift of 100 in the padding would be the largest value in the output."""
     upsample, _, stride = mode
     tensors = inputs(mode, (1, 3, 9, 9), 4, torch.float32, layout, device)
     tensors["scale_shift"] = torch.tensor([1.0, 100.0], device=device).expand(1, 3, 2)

@@ -1,4 +1,4 @@
-"""What norm_conv2d promises besides numbers: statistics that can be handed on, where NaN goes,
+"""Promises of norm_conv2d besides its values: statistics for the next layer, the spread of NaN,
 repeatable results, tracing.
 """
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.usefixtures("implementation")
 FEW_MODES = (("none", 3, 1), ("none", 9, 2), ("nearest", 3, 1), ("transpose", 4, 1))
 
 
-# Statistics that are handed on.
+# Statistics for the next layer.
 
 
 @pytest.mark.parametrize("affine", [None, "(C,)", "(N, C)"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mean", [0.0, 10.0, 1000.0])
 def test_scale_shift_is_instance_norm(mean, dtype, affine, device) -> None:
-    """Against F.instance_norm, which is as exact as the statistics in its dtype are."""
+    """Compare with F.instance_norm, which is as exact as the statistics in its dtype."""
     x = random(2, 32, 31, 33, dtype=dtype, device=device, shift=mean)
     weight = bias = None
     if affine is not None:
@@ -47,7 +47,7 @@ def test_scale_shift_is_instance_norm(mean, dtype, affine, device) -> None:
 
 
 def test_shift_belongs_to_the_rounded_scale(device) -> None:
-    """Means of 1000 deviations times the rounding error of the scale must not remain in the sum."""
+    """The error from rounding the scale, times means of 1000 deviations, must cancel."""
     mean, var = random(3, 50, device=device, shift=1000.0), random(3, 50, device=device).abs()
     weight, bias = (random(50, device=device, seed=seed) for seed in (1, 2))
     scale, shift = norm_scale_shift(mean, var, weight, bias).double().unbind(-1)
@@ -69,8 +69,8 @@ def test_scale_shift_takes_half_precision_parameters(device) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_residual_block_is_that_of_pytorch(dtype, layout, device) -> None:
-    """Two convolutions, two instance norms and a skip connection, from one call to the next. In
-    PyTorch the tensors between are rounded as ours are."""
+    """Two convolutions, two instance norms and a skip connection, with results passed from call to
+    call. PyTorch's tensors between layers are rounded as ours are."""
     x = random(2, 16, 21, 19, dtype=dtype, layout=layout, device=device)
     weights = [random(16, 16, 3, 3, dtype=dtype, device=device, scale=0.1, seed=s) for s in (1, 2)]
     gain, offset = (random(16, device=device, seed=seed, shift=0.5) for seed in (3, 4))
@@ -102,14 +102,15 @@ def test_a_residual_block_is_that_of_pytorch(dtype, layout, device) -> None:
         y = F.conv2d(F.pad(y, [1] * 4, "reflect"), weights[1].to(dtype))
         return (F.instance_norm(y.to(wide), **parameters) + x.to(wide)).to(dtype)
 
-    # Two convolutions of a kernel of 3, which Winograd's method may compute.
+    # Two convolutions with a kernel of 3, which Winograd's method may compute.
     at_least = 1e-5 if dtype == torch.float32 else 0.0
     assert_accurate(ours.input, in_pytorch(dtype), in_pytorch(torch.float64), at_least=at_least)
     assert (ours.mean, ours.var) == (None, None)
 
 
 def test_the_result_is_always_the_same_four(device) -> None:
-    """A result never moves, and what came is a tensor of its own even where nothing was done."""
+    """The order of results is fixed, and the input is returned as a new tensor even if
+    unchanged."""
     x, weight = inputs(("none", 3, 1), (1, 3, 6, 7), 4, torch.float32, device=device).values()
     y, mean, var, given = norm_conv2d(x, weight, return_stats=False)
     assert (mean, var, given) == (None, None, None)
@@ -124,9 +125,9 @@ def test_the_result_is_always_the_same_four(device) -> None:
 
 
 def assert_finite_where_exact_is(y: Tensor, exact: Tensor, spoilt: int = 0) -> None:
-    """NaN or infinity where PyTorch has it, and at most ``spoilt`` pixels around it: Winograd's
-    method spoils the tile, a kernel filled up with zeros what these meet, and Triton's kernels the
-    pixels that they compute together."""
+    """The result is NaN or infinite where PyTorch's is, and at most ``spoilt`` pixels around it.
+    Winograd's method spoils the tile, a kernel filled up with zeros all pixels that read them, and
+    Triton's kernels the pixels that they compute together."""
     bad, expected = ~y.isfinite(), ~exact.isfinite()
     assert bad[expected].all(), "a value that is no number was lost"
     expected = F.max_pool2d(expected.float(), 2 * spoilt + 1, 1, spoilt).bool()
@@ -136,13 +137,13 @@ def assert_finite_where_exact_is(y: Tensor, exact: Tensor, spoilt: int = 0) -> N
 def check_bad_pixels(
     mode, out_channels, dtype, *, shape=(2, 5, 19, 23), spoilt=0, layout, padding_mode, device
 ) -> None:
-    """Inf and NaN reach the outputs that see them, and ``spoilt`` pixels around these."""
+    """Inf and NaN reach the outputs that depend on them, and ``spoilt`` pixels around these."""
     upsample, _, _ = mode
     healthy = inputs(mode, shape, out_channels, dtype, layout, device, scale_shift=True)
     options = {"padding_mode": padding_mode, **half_padded(mode)}
     height, width = shape[2:]
-    places = ((height // 2, width // 2), (0, width - 1), (height - 1, 1))
-    for value, (row, column) in zip((torch.inf, torch.nan, -torch.inf), places, strict=True):
+    positions = ((height // 2, width // 2), (0, width - 1), (height - 1, 1))
+    for value, (row, column) in zip((torch.inf, torch.nan, -torch.inf), positions, strict=True):
         x = healthy["x"].clone()
         x[1, 2, row, column] = value
         tensors = healthy | {"x": laid_out(x, layout)}
@@ -203,8 +204,8 @@ def test_a_bias_of_nan_with_all_bits_set_stays_nan(out_channels, device) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_of_bad_values(activation, dtype, value, device) -> None:
-    """relu of NaN is NaN; tanh of infinity is 1."""
-    for name, place in {
+    """relu(NaN) is NaN, and tanh(inf) is 1."""
+    for name, where in {
         "x": (0, 1, 3, 4),
         "residual": (0, 2, 3, 4),
         "scale_shift": (0, 1, 0),
@@ -219,7 +220,7 @@ def test_activations_of_bad_values(activation, dtype, value, device) -> None:
             residual="contiguous",
         )
         tensors[name] = tensors[name].clone()
-        tensors[name][place] = value
+        tensors[name][where] = value
         y, _, _, given = norm_conv2d(
             **tensors, activation=activation, negative_slope=0.2, return_input=True
         )

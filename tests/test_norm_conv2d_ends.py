@@ -1,4 +1,4 @@
-"""norm_conv2d at the two ends of a generator: few channels in or out of a large kernel."""
+"""norm_conv2d at the two ends of a generator: large kernels with few channels in or out."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_ends_of_a_generator(end, dtype, device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("channels", "width"), [(64, 14), (32, 6), (32, 18)])
 def test_planes_in_scratch_as_far_apart_as_pixels(channels, width, dtype, device) -> None:
-    """With vectors of 16, 8 and 4 values; few outputs are computed from planes."""
+    """With vectors of 16, 8 and 4 values. Few outputs are computed from planes."""
     tensors = inputs(("none", 3, 1), (1, channels, 3, width), 3, dtype, "channels_last", device)
     check(tensors, padding=1, padding_mode="zeros")
 
@@ -63,8 +63,8 @@ def test_planes_in_scratch_as_far_apart_as_pixels(channels, width, dtype, device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("channels", "out_channels"), [(3, 32), (4, 3), (32, 3), (32, 2), (9, 1)])
 def test_bytes_and_cropped_outputs_at_the_ends(channels, out_channels, dtype, layout) -> None:
-    """`norm_conv2d_out`: bytes in and out, the statistics that are handed on, and an output that
-    has only the first rows and columns."""
+    """`norm_conv2d_out`: bytes in and out, statistics for the next layer, and an output with only
+    the first rows and columns."""
     ops, mode = torch.ops.stylekernels, (1, 4, "reflect", "none")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What norm_conv2d and norm_scale_shift refuse, and in which words."""
+"""Refusals of norm_conv2d and norm_scale_shift, and their messages."""
 
 import pytest
 import torch

@@ -1,8 +1,8 @@
-"""norm_conv2d_out, which makes frames: weights packed once, bytes in and out, nothing allocated.
+"""norm_conv2d_out, the op for frames: packed weights, bytes in and out, no allocation.
 
-The numbers are held to the rule that norm_conv2d's are held to, and by the same formula in float64
-(`in_torch`). Every place that is written to starts as NaN (bytes: 0xA5), with as much before and
-after it that must stay: a place that was left out, or too much written, shows.
+Results are checked by the same rule and the same formula in float64 (`in_torch`) as norm_conv2d's.
+All memory that is written starts as NaN (bytes: 0xA5), with guards of the same value before and
+after it. Elements that were not written, and writes outside of a tensor, show.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ COMPILED = native.cpu_missing is None
 OPS = torch.ops.stylekernels
 GUARD = 64  # elements
 POISON = 0xA5
-WINOGRAD = 5e-6  # the error that DESIGN grants to a float32 kernel of 3
+WINOGRAD = 5e-6  # the error that docs/design.md allows for a float32 kernel of 3
 
 
-class Places:
-    """Memory for results."""
+class GuardedMemory:
+    """Allocates results with guards around them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -42,11 +42,11 @@ class Places:
         poison = torch.nan if dtype.is_floating_point else POISON
         buffer = torch.full((size + 2 * GUARD,), poison, dtype=dtype, device=self._device)
         self._buffers.append(buffer)
-        place = buffer[GUARD : GUARD + size]
+        tensor = buffer[GUARD : GUARD + size]
         if layout == "contiguous":
-            return place.view(shape)
+            return tensor.view(shape)
         n, c, h, w = shape
-        return place.view(n, h, w, c).permute(0, 3, 1, 2)
+        return tensor.view(n, h, w, c).permute(0, 3, 1, 2)
 
     def assert_surroundings_are_untouched(self) -> None:
         for buffer in self._buffers:
@@ -106,18 +106,18 @@ def out(
     packed=None,
     more_workspace=0,
 ) -> Result:
-    """norm_conv2d_out with places for its results, of which ``crop`` takes rows and columns."""
+    """Call norm_conv2d_out with memory for its results. ``crop`` leaves out rows and columns."""
     mode = (stride, padding, padding_mode, upsample)
-    places, dtype = Places(x.device), weight.dtype
+    memory, dtype = GuardedMemory(x.device), weight.dtype
     size = output_size(x, weight, stride, padding, upsample)
     channels = weight.shape[1 if upsample == "transpose" else 0]
     y_size = [full - less * (less < full) for full, less in zip(size, crop, strict=True)]
-    y = places.make((len(x), channels, *y_size), y_dtype or dtype, layout)
-    kept = places.make(x.shape, dtype, layout) if keep else None
+    y = memory.make((len(x), channels, *y_size), y_dtype or dtype, layout)
+    kept = memory.make(x.shape, dtype, layout) if keep else None
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    following = None if norm is None else places.make((len(x), channels, 2), wide)
+    following = None if norm is None else memory.make((len(x), channels, 2), wide)
     elements = OPS.norm_conv2d_workspace(weight, len(x), *x.shape[2:], *mode) + more_workspace
-    workspace = places.make((elements,), torch.float64)
+    workspace = memory.make((elements,), torch.float64)
     if packed is None:
         packed = OPS.norm_conv2d_pack(weight, *mode)
     given = (x, weight, packed, bias, scale_shift, residual, *(norm or ())[:2])
@@ -138,7 +138,7 @@ def out(
         input=kept,
         next_scale_shift=following,
     )
-    places.assert_surroundings_are_untouched()
+    memory.assert_surroundings_are_untouched()
     for tensor, copy in zip(given, copies, strict=True):
         if tensor is not None:
             assert torch.equal(tensor.nan_to_num(), copy.nan_to_num()), "an argument was modified"
@@ -151,7 +151,7 @@ def assert_same(a: Result, b: Result) -> None:
 
 
 def assert_scale_shift_of(y: Tensor, norm: Norm, scale_shift: Tensor) -> None:
-    """What the instance norm of ``y`` as it is stored comes to."""
+    """Check scale and shift of the instance norm of the stored, rounded ``y``."""
     wide = [t if t is None else t.double() for t in norm[:2]]
     exact = norm_scale_shift(*instance_norm_stats(y.double()), *wide, norm.eps)
     var, mean = torch.var_mean(y.to(scale_shift.dtype), (2, 3), correction=0)
@@ -171,14 +171,14 @@ def threads(number: int) -> Iterator[None]:
 
 
 def formula(tensors: dict[str, Tensor], **options) -> tuple[Tensor, Tensor]:
-    """`in_torch` on one thread: PyTorch's float64 convolution of a few pixels takes 50 ms on two
-    that are busy."""
+    """`in_torch` on one thread, since two busy threads take 50 ms for PyTorch's float64 convolution
+    of a few pixels."""
     with threads(1):
         return in_torch(**tensors, **options)
 
 
 def check(tensors: dict[str, Tensor], norm: Norm | None = None, **options) -> None:
-    """Holds all that a call writes to the accuracy rule."""
+    """Check everything that a call writes by the accuracy rule."""
     result = out(**tensors, norm=norm, **options)
     x, weight = tensors["x"], tensors["weight"]
     names = ("activation", "stride", "padding", "padding_mode", "upsample")
@@ -188,7 +188,7 @@ def check(tensors: dict[str, Tensor], norm: Norm | None = None, **options) -> No
     rows, columns = result.y.shape[2:]
     first = (..., slice(rows), slice(columns))
     if result.y.dtype == torch.uint8:
-        # PyTorch's result before it is rounded to bytes, which costs half a level at most.
+        # PyTorch's result before rounding to bytes, which costs up to half a level.
         _, largest = allowed_errors(torchs, exact)
         allowed = largest * exact.abs().max() + 2e-3
         difference = (result.y.double() - exact[first].clamp(0, 255)).abs().max()
@@ -225,7 +225,7 @@ def draw(choose: python_random.Random, mode: tuple[str, int, int]) -> dict:
             **{name: choose.choice((False, True)) for name in ("scale_shift", "residual", "keep")},
         }
         if case["y"] == "bytes" or case["crop"] != (0, 0):
-            case["norm"] = None  # nobody reads what is a picture
+            case["norm"] = None  # a picture has no next layer
         if mode[0] != "none":
             case["crop"] = (0, 0)
         if is_possible(case):
@@ -271,7 +271,7 @@ def check_draws(mode: tuple[str, int, int], count: int, device: str = "cpu") -> 
         elif case["y"] == "bytes":
             tensors["weight"] = tensors["weight"] * 100
         if case["y"] == "bytes" and case["bias"]:
-            tensors["bias"] = tensors["bias"] * 50 + 128  # both ends are met
+            tensors["bias"] = tensors["bias"] * 50 + 128  # reaches both ends of the range
         norm_dtype = choose.choice((torch.float32, case["dtype"]))
         check(
             tensors,
@@ -291,12 +291,12 @@ def check_draws(mode: tuple[str, int, int], count: int, device: str = "cpu") -> 
 @pytest.mark.every_capability
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_options(mode) -> None:
-    """A dozen draws for each mode: enough for any two values of any two other options to have met
-    in some mode or other."""
+    """A dozen draws for each mode: enough for all pairs of values of other options to occur in some
+    mode."""
     check_draws(mode, 12)
 
 
-# Tiles of 4x4, and vectors of 8 and 16 channels with a rest; 15 is below what Winograd is for.
+# Tiles of 4x4, and vectors of 8 and 16 channels with a remainder; Winograd needs at least 16.
 @pytest.mark.every_capability
 @pytest.mark.parametrize(
     ("channels", "out_channels", "padding_mode"),
@@ -334,7 +334,7 @@ def test_every_size_about_a_tile(channels, out_channels, padding_mode) -> None:
     [(128, 128, (14, 18 * 4 + 1)), (48, 128, (3, 129)), (128, 48, (37, 5)), (16, 33, (70, 19))],
 )
 def test_rows_of_many_tiles(channels, out_channels, size, layout) -> None:
-    """And residuals, kept inputs, statistics: a residual block's layers."""
+    """With residuals, kept inputs and statistics, as in a residual block."""
     tensors = inputs(
         ("none", 3, 1),
         (2, channels, *size),
@@ -358,7 +358,7 @@ def test_rows_of_many_tiles(channels, out_channels, size, layout) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norms_of_any_dtype(dtype) -> None:
-    """All that norm_scale_shift takes for all images, whatever they are."""
+    """Parameters that norm_scale_shift takes for all images, in any dtype."""
     tensors = inputs(("none", 3, 1), (2, 5, 9, 8), 4, torch.float32, "channels_last")
     for kind in ({"weight": None}, {"bias": None}, {}):
         check(tensors, norm_of("(C,)", 4, dtype)._replace(**kind), padding=1)
@@ -371,7 +371,7 @@ CROPPED = tuple(mode for mode in MODES if mode[0] == "none" and mode[1] % 2 == 1
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", CROPPED, ids=str)
 def test_any_crop_is_the_first_rows_and_columns(mode, dtype) -> None:
-    """Down to a single pixel, odd and even."""
+    """Any crop down to a single pixel, odd and even."""
     tensors = inputs(mode, (2, 16, 19, 11), 17, dtype, "channels_last", scale_shift=True)
     options = {**half_padded(mode), "padding_mode": "reflect"}
     whole = out(**tensors, **options).y
@@ -390,7 +390,8 @@ def test_any_crop_is_the_first_rows_and_columns(mode, dtype) -> None:
 @pytest.mark.parametrize("columns", [2, 4])
 @pytest.mark.parametrize("mode", [("none", 5, 1), ("none", 9, 1), ("none", 3, 2)], ids=str)
 def test_threads_do_not_meet_in_a_narrow_crop(mode, columns) -> None:
-    """Rows that are done at once: two threads overtake each other, in one of twenty runs or all."""
+    """Rows that are computed at once. If threads shared memory, one run in twenty or more would
+    fail."""
     tensors = inputs(mode, (2, 16, 19, 11), 17, torch.float32, "channels_last", scale_shift=True)
     options = {**half_padded(mode), "padding_mode": "reflect"}
     with threads(1):
@@ -425,8 +426,8 @@ def test_parts_of_upsampled_outputs_and_of_statistics_are_refused(norm, mode) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", FEW_MODES, ids=str)
 def test_the_same_bits_run_after_run_and_for_any_number_of_threads(mode, dtype, x) -> None:
-    """The statistics too: enough rows for several tasks, and a last one that is short. And with
-    more workspace than is needed, as the largest layer leaves it to the others."""
+    """The statistics too: there are enough rows for several tasks, and a last short one. Also with
+    a larger workspace than needed, as in a network."""
     layout = "contiguous" if x == "contiguous" else "channels_last"
     tensors = inputs(mode, (2, 16, 45, 67), 33, dtype, layout, scale_shift=True, residual=layout)
     if x == "bytes":
@@ -449,7 +450,7 @@ def test_the_same_bits_run_after_run_and_for_any_number_of_threads(mode, dtype, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 1, 2)], ids=str)
 def test_packed_weights_serve_any_size(mode, dtype) -> None:
-    """They depend on weights and mode alone."""
+    """Packed weights depend only on weights and mode."""
     upsample, _, stride = mode
     options = {"stride": stride, "padding": padding_of(mode, "half"), "upsample": upsample}
     packed = None

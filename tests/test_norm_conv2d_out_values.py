@@ -1,4 +1,4 @@
-"""norm_conv2d_out where values are easily lost: halves of bytes, large means, NaN and infinity."""
+"""norm_conv2d_out for difficult values: halves of bytes, large means, NaN and infinity."""
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ from tests.test_upsample_block import PADDING_MODES
     ids=str,
 )
 def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, y_layout, dtype) -> None:
-    """Kernels of a single 1 leave the image as it is, and the bias adds what is to be rounded. Only
-    where the sums are plain ones: Winograd's method does not come to exact halves."""
+    """Kernels of a single 1 do not change the image, and the bias adds the part to round. Only for
+    plain sums: Winograd's method does not compute exact halves."""
     upsample, kernel, stride = mode
     if y_layout == "channels_last":
         x = frames(1, 3, 16, 21)
@@ -55,7 +55,8 @@ def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, y_layout, dtype) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_means_that_the_shift_takes_away(mode, dtype) -> None:
-    """1000 deviations, on 16 channels: before Winograd's method can lose them."""
+    """1000 deviations, with 16 channels: subtracted before Winograd's method could lose
+    precision."""
     tensors = inputs(
         mode, (1, 16, 13, 19), 17, dtype, "channels_last", shift=1000.0, scale_shift=True
     )
@@ -65,7 +66,7 @@ def test_means_that_the_shift_takes_away(mode, dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_statistics_of_large_means(mode, dtype) -> None:
-    """And of output that is a thousand deviations from zero."""
+    """The mean of the output is a thousand deviations from zero."""
     tensors = inputs(mode, (2, 16, 45, 67), 17, dtype, "channels_last", bias="float32")
     tensors["bias"] = tensors["bias"] * 1000
     result = out(**tensors, norm=Norm(eps=1e-3), padding_mode="replicate", **half_padded(mode))
@@ -76,9 +77,9 @@ def test_statistics_of_large_means(mode, dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2), ("transpose", 3, 1)], ids=str)
 def test_a_bad_pixel_reaches_what_sees_it(mode, dtype, padding_mode) -> None:
-    """On 16 channels, where Winograd's method spoils the tiles about it but nothing else. What is
-    no number must not stay in the workspace either: a healthy image follows."""
-    # How far a tile reaches: 4 pixels, or 8 where each of its pixels is one of a phase.
+    """With 16 channels, where Winograd's method spoils tiles around the pixel and nothing else. NaN
+    must not remain in the workspace either: a healthy image follows."""
+    # The reach of a tile: 4 pixels, or 8 if each of its pixels belongs to a phase.
     reach = {("none", 3, 1): 3, ("nearest", 3, 1): 7, ("transpose", 4, 1): 7}.get(mode, 0)
     healthy = inputs(mode, (2, 16, 19, 23), 17, dtype, "channels_last", scale_shift=True)
     options = {"padding_mode": padding_mode, **half_padded(mode)}

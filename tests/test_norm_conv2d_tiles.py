@@ -1,5 +1,5 @@
-"""norm_conv2d in bfloat16 at the edges of the blocks it is multiplied in, and the op that makes
-frames: bytes in and out, part of the output, scratch memory that holds NaN.
+"""norm_conv2d in bfloat16 at the edges of AMX tiles, and the op for frames: bytes in and out, part
+of the output, scratch memory that holds NaN.
 """
 
 import pytest
@@ -82,7 +82,7 @@ def test_edges_of_blocks(mode, channels, device) -> None:
 
 @pytest.mark.bfloat16
 def test_statistics_of_many_pixels(device) -> None:
-    """Several times as many per task as are summed in float32, of rows with means of their own."""
+    """Several times as many pixels per task as are summed in float32, with different row means."""
     tensors = inputs(
         ("none", 1, 1),
         (1, 32, 250, 170),
@@ -97,8 +97,9 @@ def test_statistics_of_many_pixels(device) -> None:
 
 
 def frame_maker(x: Tensor, weight: Tensor, mode: tuple, layout: str):
-    """norm_conv2d_out with memory that holds NaN: a function of the output's size and dtype, which
-    returns the output, the input and, with ``statistics``, the next scale and shift."""
+    """Return a function that runs norm_conv2d_out in memory that holds NaN, for a size and dtype of
+    the output. It returns the output, the input and, with ``statistics``, the next scale and
+    shift."""
     ops = torch.ops.stylekernels
     packed = ops.norm_conv2d_pack(weight, *mode)
     cout = weight.shape[1 if mode[-1] == "transpose" else 0]
@@ -183,7 +184,7 @@ def test_bytes_and_parts_of_frames(mode, channels, dtype, layout, device) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_part_needs_no_more_memory_than_the_whole(dtype) -> None:
-    """64 rows would be 16 tasks of their own, 65 rows are 9."""
+    """64 rows could be divided into 16 tasks, 65 rows into 9."""
     tensors = inputs(("none", 3, 1), (1, 3, 65, 20), 4, dtype)
     make = frame_maker(tensors["x"], tensors["weight"], (1, 1, "reflect", "none"), "contiguous")
     whole, part = make((65, 20), dtype)[0], make((64, 20), dtype)[0]

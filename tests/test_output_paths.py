@@ -1,5 +1,5 @@
-"""Every option that names a path, at every place where nothing can be read or written: refused in
-a line that names the option, before the first step, and nothing is written."""
+"""Every option that names a path, for every kind of path that cannot be read or written. It is
+refused in one line that names the option, before the first step, and nothing is written."""
 
 import dataclasses
 import os
@@ -87,7 +87,7 @@ def test_train_refuses_where_it_cannot_write(place, capsys, option, path, text):
 )
 def test_train_refuses_other_paths(place, capsys, arguments, text):
     save("painting.preview.png")
-    if arguments[-1] == "painting":  # whose preview's picture would be the painting
+    if arguments[-1] == "painting":  # the preview would replace the painting
         arguments = [*arguments, "--style", "painting.preview.png"]
         text = "--preview: painting.preview.png: the result would replace this file"
     assert refusal([*TRAIN, *arguments], capsys).startswith(text)

@@ -1,4 +1,4 @@
-"""Kinds of picture files, each made from pixels that are known: what stylizing and training see."""
+"""Kinds of picture files with known pixels, read by stylizing and training."""
 
 import dataclasses
 import io
@@ -35,13 +35,13 @@ def as_rgb(grey):
 
 
 def packed(values, bits):
-    """Rows of samples, each row filled up to whole bytes."""
+    """Pack rows of samples into bits, each row filled up to whole bytes."""
     planes = [values >> (bits - 1 - i) & 1 for i in range(bits)]
     return np.packbits(np.stack(planes, -1).reshape(len(values), -1), axis=1)
 
 
 def png(samples, bits, color_type, *chunks):
-    """A PNG file, by hand: Pillow writes few of its kinds."""
+    """A PNG file written by hand: Pillow writes few of its kinds."""
 
     def chunk(name, data):
         checksum = struct.pack(">I", zlib.crc32(name + data))
@@ -82,7 +82,7 @@ def raw(magic, samples, white):
 
 
 def turned(orientation, name, **options):
-    """The file of a camera held in one of eight ways: upright it shows COLOR."""
+    """The file of a camera held in one of eight ways. Upright it shows COLOR."""
     stored = {
         1: COLOR,
         2: COLOR[:, ::-1],
@@ -111,7 +111,7 @@ def tifffiles(pixels, **options):
 
 
 def by_hand(samples, bits, photometric):
-    """An argument of `grey_tiff`, which writes to a path."""
+    """Return a function of a path that calls `grey_tiff`."""
     return lambda path: grey_tiff(path, samples, bits, photometric)
 
 
@@ -119,7 +119,7 @@ PLANES = {"photometric": "rgb", "planarconfig": "separate"}
 JPEG = {"quality": 100, "subsampling": 0}
 TRANSPARENT = (b"tRNS", bytes([0, 128] + [255] * 14))
 PLTE = (b"PLTE", PALETTE.tobytes())
-# name: (the file, or what writes it; the pixels; by how much a lossy one may miss them)
+# name: (the file's bytes or its writer, the pixels, the largest error of lossy formats)
 FILES = {
     "grey-1.png": (png(BITS, 1, 0), as_rgb(BITS * 255), 0),
     "grey-2.png": (png(FOUR >> 2, 2, 0), as_rgb((FOUR >> 2) * 85), 0),
@@ -245,7 +245,7 @@ REFUSED = {
 
 
 def test_what_stylizing_refuses_training_skips(tmp_path):
-    """A line each, which names the file and says why."""
+    """Each is reported in a line that names the file and the reason."""
     for name, content in REFUSED.items():
         path = write(tmp_path / name, content)
         for read in (read_photo, read_image):

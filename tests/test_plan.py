@@ -1,8 +1,8 @@
-"""A generator as a plan: the same pictures as the module, from memory that was set aside.
+"""A generator as a plan: the same pictures as the module, from preallocated memory.
 
-Networks are tiny, with random norms and values beyond both ends of 0..255, so that a wrong skip,
-activation, norm or clamp shows; references are in float64. Widths of 16 and more are there for the
-kernels that only wide layers have.
+Networks are tiny, with random norms and values outside of 0..255, so that a wrong skip, activation,
+norm or clamp shows. References are in float64. Widths of 16 and more are for the kernels that only
+wide layers use.
 """
 
 import copy
@@ -30,9 +30,9 @@ from tests.test_norm_conv2d_out import threads
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
-COMPILED = native.cpu_missing is None  # before the fixture says so
+COMPILED = native.cpu_missing is None  # before the fixture changes it
 TINY = {"channels": (4, 6, 8), "residual_blocks": 1, "kernel_size": 5}
-# Every upsampling meets a large, a small and a middle value of each other field.
+# Every kind of upsampling with a large, a small and a middle value of each other field.
 CONFIGS = (
     {"channels": (32, 64, 128), "residual_blocks": 2},
     {"channels": (16, 32, 64), "upsample": "nearest", "residual_blocks": 1, "value_range": 255.0},
@@ -64,7 +64,7 @@ def generator_of(seed: int = 0, **config) -> StyleGenerator:
 
 @torch.no_grad()
 def layer_outputs(generator, frames, stats=None) -> list[Tensor]:
-    """Every convolution's output in float64, by PyTorch's ops; ``stats`` replaces the means and
+    """Every convolution's output in float64, by PyTorch's ops. ``stats`` replaces the means and
     variances of the outputs. On one thread, which is faster for few pixels."""
     generator = copy.deepcopy(generator).double()
     outputs: list[Tensor] = []
@@ -110,7 +110,8 @@ def rmse(values: Tensor, expected: Tensor) -> float:
 
 
 def assert_picture(ours: Tensor, expected: Tensor, tolerance: float = 0.01) -> None:
-    """Rounded to nearest: half a level from the float64 module, and what arithmetic adds to it."""
+    """Rounded to nearest: half a level from the float64 module, plus the error of the
+    arithmetic."""
     assert ours.shape == expected.shape
     assert ours.dtype == torch.uint8
     difference = (ours.double() - expected).abs().max().item()
@@ -137,11 +138,11 @@ def test_values_before_they_are_rounded(config) -> None:
     for size in ((1, 33, 43), (2, 24, 32)):
         frames = frames_of(*size)
         expected = exact(generator, frames, clamped=False).permute(0, 3, 1, 2)
-        assert expected.min() < -10  # clamping has something to do
+        assert expected.min() < -10  # so that clamping matters
         assert expected.max() > 265
         for dtype, most in ((torch.float32, 255e-5), (torch.float64, 1e-9)):
             if dtype == torch.float64 and len(config) < 4:
-                continue  # slow where it is wide
+                continue  # too slow for wide networks
             layers = layers_of(generator, dtype)
             values = values_of(layers, frames, y_shape=expected.shape)
             assert values.isfinite().all()
@@ -153,7 +154,7 @@ def test_values_before_they_are_rounded(config) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_bfloat16_is_as_good_as_the_module_in_bfloat16(config) -> None:
-    """Twice its error at most, and the rounding to bytes."""
+    """At most twice its error, plus the rounding to bytes."""
     generator, frames = generator_of(**config), frames_of(2, 33, 43)
     expected = exact(generator, frames)
     stylizer = Stylizer(generator, torch.bfloat16)
@@ -177,7 +178,7 @@ def test_fast_neural_style_checkpoints(tmp_path, widths) -> None:
 
 
 def sizes(count: int = 12) -> list[tuple[int, int]]:
-    """Sides of 16 to 4097, at odd places, of at most 120,000 pixels; the extremes among them."""
+    """Sides of 16 to 4097 of at most 120,000 pixels, among them the extremes."""
     choose = python_random.Random(3)
     drawn = [(16, 4097), (4097, 17), (1023, 31), (16, 16), (67, 1001)]
     while len(drawn) < count:
@@ -232,7 +233,7 @@ def test_the_first_layers_give_what_the_last_of_them_gives(upsample) -> None:
 
 @pytest.mark.parametrize("upsample", ["transpose", "nearest"])
 def test_statistics_of_another_picture(upsample) -> None:
-    """The other picture has another brightness and contrast, so that its own would show."""
+    """The other picture has different brightness and contrast, so that wrong ones would show."""
     generator, frames = generator_of(**TINY, upsample=upsample), frames_of(1, 33, 43)
     other = frames_of(1, 64, 64, seed=1) // 3 + 100
     layers = layers_of(generator, torch.float32)
@@ -266,7 +267,7 @@ def overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
 def test_what_is_still_read_is_not_written_over(config, size, dtype) -> None:
     layers = layers_of(generator_of(**config), dtype)
     plan = Plan(layers, pack(layers), *size)
-    alive: dict[tuple[int, int], str] = {}  # by place: what was last written there, whole
+    alive: dict[tuple[int, int], str] = {}  # by address: the tensor that was last written there
     total, storages = 0, set()
     for index, step in enumerate(plan.steps):
         reads = [span(read) for read in (step.x, step.residual) if read is not None]

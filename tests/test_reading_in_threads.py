@@ -1,4 +1,4 @@
-"""State of the process that reading changes for a while is restored, however threads overlap."""
+"""Reading restores the state of the process that it changes, however threads overlap."""
 
 import threading
 import warnings
@@ -17,8 +17,8 @@ def save(path, side):
 
 @pytest.fixture
 def held(tmp_path, monkeypatch):
-    """Two pictures whose reading waits at `Image.open`; the events are set on arrival, and to be
-    set for it to go on."""
+    """Two pictures whose reading waits at `Image.open`. The first events are set on arrival;
+    setting the others lets reading continue."""
     opened = {name: threading.Event() for name in ("first.png", "second.png")}
     go_on = {name: threading.Event() for name in opened}
     pillows = Image.open
@@ -46,7 +46,7 @@ def test_threads_that_read_any_size_leave_the_limit_as_it_was(tmp_path, monkeypa
             assert event.wait(10)
         refusals = []
         for name, read in zip(go_on, reads, strict=True):
-            # While one or both have lifted it, the limit holds for who didn't ask.
+            # While one or both have lifted it, the limit still holds for others.
             with pytest.raises(PhotoError) as refused:
                 read_photo(tmp_path / "bomb.png")
             refusals.append(str(refused.value))

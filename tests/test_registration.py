@@ -1,7 +1,7 @@
-"""The ops as PyTorch knows them: schemas and tracing rules.
+"""Registration of the ops with PyTorch: schemas and tracing rules.
 
-Schemas exist in two places, Python for installations without a compiler and C++ for programs that
-load the library alone; a fresh process defines each and they are held equal.
+Schemas are written twice: in Python for installations without a compiler, and in C++ for programs
+that load only the library. A new process defines each, and they must be equal.
 """
 
 import importlib
@@ -38,7 +38,7 @@ print(json.dumps([str(schema) for schema in torch._C._jit_get_all_schemas()
 
 
 def schemas_in_new_process(first_lines: str, **environment: str) -> dict[str, str]:
-    """Schemas of the namespace after running ``first_lines`` in a Python that has torch alone."""
+    """Return the schemas of the namespace after ``first_lines`` ran in a Python with only torch."""
     result = subprocess.run(
         [sys.executable, "-c", f"import torch\n{first_lines}\n{PRINT_SCHEMAS}"],
         capture_output=True,
@@ -77,7 +77,7 @@ def test_schemas_with_library_and_package() -> None:
     assert schemas_in_new_process("import stylekernels.ops") == expected()
 
 
-# What these return depends on the kernels of the machine.
+# Ops whose results depend on the kernels of the machine.
 NOT_TRACED = ("norm_conv2d_pack", "norm_conv2d_workspace")
 
 
@@ -171,7 +171,8 @@ def conv_inputs(x):
 
 
 def check_op(name: str, x: torch.Tensor) -> None:
-    """Schema (what is changed or returned), shapes and strides of the tracing rule."""
+    """Check the schema (changed arguments and results), and the tracing rule's shapes and
+    strides."""
     cases = gram_inputs(x) | norm_inputs(x) | conv_inputs(x)
     assert set(cases) == set(SCHEMAS), "a new op needs its inputs here"
     op = getattr(torch.ops.stylekernels, name).default
@@ -194,7 +195,8 @@ def check_op(name: str, x: torch.Tensor) -> None:
 )
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_opcheck(name, dtype, layout) -> None:
-    """A rule takes dtypes from dtypes and strides from strides: each value meets another once."""
+    """Rules derive dtypes from dtypes and strides from strides: each value occurs once with
+    another."""
     check_op(name, random(2, 5, 6, 7, dtype=dtype, layout=layout))
 
 

@@ -1,4 +1,4 @@
-"""Signals that end a process, while it writes: nothing is half written, and the rest is kept."""
+"""Signals that end a process while it writes: no partial files, and existing files are kept."""
 
 import os
 import signal

@@ -21,7 +21,7 @@ def frames(*shape, seed=0):
 
 
 def expected(generator, frame):
-    """One frame by the plain definition: [0, 1] in, times 255, to nearest."""
+    """One frame by the definition: [0, 1] in, times 255, rounded to nearest."""
     x = torch.tensor(frame / 255, dtype=torch.float32).permute(2, 0, 1)[None]
     with torch.no_grad():
         y = generator(x)[0].permute(1, 2, 0).double().numpy() * 255
@@ -35,7 +35,7 @@ def test_a_frame_is_what_the_generator_says_rounded_to_nearest(generator):
     assert out.shape == frame.shape
     exact = expected(generator, frame)
     assert np.abs(out - exact).max() < 0.5 + 1e-3
-    assert np.ptp(out) > 20  # not a grey plate, on which rounding could not be seen
+    assert np.ptp(out) > 20  # has contrast, so that rounding shows
 
 
 def test_a_batch_is_its_frames_one_by_one(generator):
@@ -146,7 +146,7 @@ def share_blocks(generator):
     generator.residual.append(generator.residual[0])
 
 
-#: Changes that people make to a generator; each changes the picture.
+#: Modifications of a generator; each changes the picture.
 CHANGES = {
     "subclass": lambda g: setattr(g, "__class__", Negative),
     "subclassed layer": lambda g: setattr(g.to_rgb, "__class__", Doubled),
@@ -330,7 +330,7 @@ def test_strength_is_a_linear_mix_whose_ends_are_exact():
 
 
 def test_preserve_colors_keeps_chroma_and_takes_brightness():
-    photo = frames(40, 40) // 4 + 96  # colours that stay inside the RGB cube
+    photo = frames(40, 40) // 4 + 96  # its colours stay inside the RGB cube
     style = frames(40, 40, seed=1) // 4 + 96
     out = blend(photo, style, preserve_colors=True).astype(float)
     chroma = out - (out @ LUMA)[..., None]

@@ -12,7 +12,7 @@ from stylekernels.inference.layers import layers_of
 from stylekernels.inference.plan import Plan, pack
 from stylekernels.models import StyleGenerator, bundled_styles
 
-# Whole photos take float64 half a minute each; a part has every layer and every border too.
+# Whole photos take float64 half a minute each. A part has every layer and every border, too.
 PART = (slice(100, 261), slice(150, 343))
 
 

@@ -28,13 +28,13 @@ def tiny(upsample="transpose", **changes):
     torch.manual_seed(0)
     options = {"channels": (4, 6, 8), "residual_blocks": 1, "upsample": upsample, **changes}
     generator = StyleGenerator(GeneratorConfig(**options)).eval()
-    with torch.no_grad():  # contrasts that clamping doesn't hide
+    with torch.no_grad():  # low contrast, which clamping does not hide
         generator.to_rgb.weight.mul_(0.6)
     return generator
 
 
 def frames(*shape, seed=0):
-    """Noise, for which every pixel of a tile's surroundings matters, brighter to the right."""
+    """Noise, so that every pixel of a tile's halo matters, brighter to the right."""
     noise = np.random.default_rng(seed).integers(0, 128, (*shape, 3), np.uint8)
     return noise + np.linspace(0, 127, shape[-1]).astype(np.uint8)[:, None]
 
@@ -61,7 +61,7 @@ def test_exact_is_the_whole_image_to_rounding(kept, upsample, size, tile):
     whole, tiled = stylize(generator, frame), stylize(generator, frame, tile=tile)
     assert np.ptp(whole) > 20
     assert np.abs(tiled - whole).max() <= 1
-    assert (tiled != whole).mean() < 1e-3  # a pixel on the border between two levels, here or there
+    assert (tiled != whole).mean() < 1e-3  # some pixels are between two levels
 
 
 def test_exact_in_a_bundled_style(kept):
@@ -124,7 +124,7 @@ def test_a_thumbnail_of_full_size_gives_the_whole_image(monkeypatch):
 
 
 def test_a_thumbnail_has_the_contrasts_of_the_image():
-    """A soft picture loses nothing when it is made small, except at its border."""
+    """A soft picture loses nothing when it is scaled down, except at its border."""
     generator, frame = StyleGenerator.from_pretrained("starry_night"), picture(256, 256)
     whole = stylize(generator, frame)
     tiled = stylize(generator, frame, tile=192, tile_mode="thumbnail")
@@ -166,7 +166,7 @@ def test_cores_are_the_image_side_by_side(size, tile):
 
 @pytest.mark.parametrize("upsample", UPSAMPLINGS)
 def test_no_more_is_read_than_matters(upsample):
-    """The pixel that is farthest from a tile of those which change it is read, not many more."""
+    """The farthest pixel that influences a tile is read, and not many more."""
     config = {"channels": (8, 8, 8), "residual_blocks": 1, "kernel_size": 5}
     layers = layers_of(tiny(upsample, **config).requires_grad_(False), torch.float64)
     packed = pack(layers)

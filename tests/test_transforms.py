@@ -44,9 +44,9 @@ def test_func_grad(op, device) -> None:
 )
 @pytest.mark.parametrize("op", ["gram_loss", "gram_losses", "gram_matrix", "instance_norm"])
 def test_a_recorded_call_inspects_no_signature(op, device, monkeypatch) -> None:
-    """As PyTorch's ``apply`` does each time, which takes longer than a small op."""
+    """PyTorch's ``apply`` inspects it each time, which takes longer than a small op."""
     x = random(2, 6, 5, 4, device=device).requires_grad_()
-    CALLS[op](x)  # what is set up once
+    CALLS[op](x)  # first call, which sets up more
     monkeypatch.setattr(inspect, "signature", lambda function: pytest.fail(f"{function}"))
     (grad,) = torch.autograd.grad(CALLS[op](x).sum(), x)
     assert grad.shape == x.shape
@@ -54,7 +54,7 @@ def test_a_recorded_call_inspects_no_signature(op, device, monkeypatch) -> None:
 
 @every_op_with_a_gradient
 def test_checkpoint(op, device) -> None:
-    """Which hands out what was saved once, and makes it again."""
+    """Checkpointing returns saved tensors once, and recomputes them."""
     x = random(2, 6, 5, 4, device=device).requires_grad_()
     gradients = [
         torch.autograd.grad(y.sum(), x)[0]
@@ -71,7 +71,7 @@ def test_func_jvp(op, device) -> None:
         assert_all_close((value, actual), torch.func.jvp(CALLS[op], (x,), (tangent,)))
     wide = x.double()
     step = 1e-6 * tangent.double()
-    if op not in ("gram_loss", "gram_losses"):  # whose targets are in float32
+    if op not in ("gram_loss", "gram_losses"):  # their targets are in float32
         slope = (CALLS[op](wide + step) - CALLS[op](wide - step)) / 2e-6
         torch.testing.assert_close(actual.double(), slope, rtol=1e-3, atol=1e-4)
 
@@ -132,7 +132,7 @@ def test_autocast_of_the_norms(device) -> None:
     [(torch.bfloat16, torch.float32), (torch.float32,) * 2, (torch.float32, torch.bfloat16)],
 )
 def test_autocast_of_a_residual(dtypes, device) -> None:
-    """A network's input is float32 where its convolutions give bfloat16: the sum is float32."""
+    """A network's input is float32 and its convolutions return bfloat16: the sum is float32."""
     x, residual = (
         random(2, 6, 9, 7, device=device, dtype=dtype, seed=seed).requires_grad_()
         for seed, dtype in enumerate(dtypes)

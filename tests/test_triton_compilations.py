@@ -1,5 +1,5 @@
-"""Numbers that a user chooses freely are arguments of the Triton kernels: with other ones nothing
-is compiled again."""
+"""Numbers that users choose freely are arguments of the Triton kernels: other values do not compile
+them again."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def compiled_for(argument) -> object:
-    """What Triton compiles a kernel for, of an argument that is no constant."""
+    """Return the specialisation of a kernel for an argument that is no constant."""
     if isinstance(argument, tuple):
         return tuple(map(compiled_for, argument))
     if isinstance(argument, int) and not isinstance(argument, bool):
@@ -30,7 +30,7 @@ def compiled_for(argument) -> object:
 
 @pytest.fixture
 def variants(monkeypatch) -> list[tuple]:
-    """What each launch would have been compiled for."""
+    """Return the specialisation of each launch."""
     from triton.runtime import interpreter
 
     found, call = [], interpreter.GridExecutor.__call__
@@ -51,7 +51,7 @@ def variants(monkeypatch) -> list[tuple]:
 #: Small, large, exact in float32 and not, the integers that Triton knows among them.
 NUMBERS = (1e-5, 1e-3, 0.1, 1.0, 16.0, 0.0)
 X = random(2, 5, 6, 7)
-LARGE = random(1, 3, 70, 80)  # in pieces
+LARGE = random(1, 3, 70, 80)  # its planes are split into pieces
 WEIGHT = random(4, 5, 3, 3, seed=1)
 SCALE_SHIFT = random(2, 5, 2, seed=2)
 
@@ -120,7 +120,7 @@ def test_other_numbers_compile_nothing(name, variants) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_numbers_keep_their_digits(dtype) -> None:
-    """One third has no end in binary: in float32 it would be off by 3e-8."""
+    """One third is not exact in binary: in float32 its error would be 3e-8."""
     x = random(2, 3, 5, 6, dtype=dtype, scale=0.1)
     options = {"activation": "leaky_relu", "negative_slope": 1 / 3}
     y = instance_norm(x, eps=1 / 3, **options).double()

@@ -1,9 +1,8 @@
 """gram_matrix, gram_loss, gram_losses and their gradients in Triton's kernels.
 
-The grid: pairs of shape, dtype, layout, scale and centering, for each costs Triton's interpreter a
-tenth of a second; shapes lie about the tiles of 16, 32 and 128 channels and the pieces of at least
-64 pixels that programs share out. What a test of the op promises for every implementation is
-imported from there.
+The grid: pairs of shape, dtype, layout, scale and centering, since each case takes Triton's
+interpreter a tenth of a second. Shapes are around the tiles of 16, 32 and 128 channels and the
+pieces of at least 64 pixels. Tests of the op that hold for every implementation are imported.
 """
 
 import pytest
@@ -95,7 +94,7 @@ def test_loss_options(case, device) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_several_tiles_of_channels(dtype, device) -> None:
-    """A triangle of tiles, the last of them cut off, and more pixels than one step takes."""
+    """A triangle of tiles, the last of them incomplete, and more pixels than one step takes."""
     layout = "channels_last" if dtype in (torch.float32, torch.bfloat16) else "contiguous"
     x = random(1, 130, 5, 13, dtype=dtype, layout=layout, device=device, shift=0.5)
     check_gram(x, center=dtype.itemsize == 4)
@@ -111,7 +110,7 @@ def test_loss_of_several_tiles_of_channels(dtype, device) -> None:
 @pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (1, -30)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_magnitudes(dtype, scale, shift, center, device) -> None:
-    """On several pieces of a plane, whose means have to be merged."""
+    """With several pieces of a plane, whose means must be merged."""
     x = random(1, 6, 21, 23, dtype=dtype, device=device, scale=scale, shift=shift)
     check_gram(x, center=center)
 
@@ -120,7 +119,7 @@ def test_magnitudes(dtype, scale, shift, center, device) -> None:
     ("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 2e18), (torch.float32, 2e18)]
 )
 def test_huge_values_do_not_overflow(dtype, size, device) -> None:
-    """Not in the sums of a piece either, which has 1024 pixels."""
+    """Not even in the sums of a piece of 1024 pixels."""
     check_huge_values(dtype, size, "contiguous", device)
 
 
@@ -194,7 +193,7 @@ def test_gradcheck_of_losses(device) -> None:
 
 
 class Launches:
-    """A kernel that notes how many programs it was launched with."""
+    """A kernel that records its number of programs."""
 
     def __init__(self, kernel) -> None:
         self.kernel, self.programs = kernel, []
@@ -206,7 +205,7 @@ class Launches:
 
 @pytest.mark.parametrize("shape", [(1, 6, 33, 37), (1, 130, 23, 25)])
 def test_more_pieces_than_are_added_up_at_once(shape, device, monkeypatch) -> None:
-    """Of one tile and of several, with a step of the loop over pieces that is not full."""
+    """For one tile and for several, with an incomplete step of the loop over pieces."""
     from stylekernels.triton import gram_matrix as launchers
 
     monkeypatch.setattr(launchers, "processors", lambda device: 5 if shape[1] == 6 else 44)
@@ -229,7 +228,7 @@ def test_tiles_that_fill_the_device_need_no_sums(device, monkeypatch) -> None:
 
 @pytest.mark.parametrize("layers", [1, 5])
 def test_all_layers_share_the_launches_of_one(layers, device, monkeypatch) -> None:
-    """And the programs of one: those that a single layer would have are shared out."""
+    """The launches of one layer, and its number of programs, which are divided among the layers."""
     from stylekernels.triton import gram_matrix as launchers
 
     kernels = {}

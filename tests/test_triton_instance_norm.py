@@ -1,9 +1,9 @@
 """instance_norm, instance_norm_stats and their gradients in Triton's kernels.
 
-The grid: pairs of all options, for each costs Triton's interpreter a tenth of a second. Shapes are
-planes that programs take several of at once, one, or a piece of (61x67 pixels contiguous, 31x33
-channels_last); pieces of several tiles have a test of their own, which is where sums are carried
-on. What a test of the op promises for every implementation is imported from there.
+The grid: pairs of all options, since each case takes Triton's interpreter a tenth of a second. A
+program takes several planes of some shapes, one of others, and a piece of the largest (61x67 pixels
+contiguous, 31x33 channels_last). Pieces of several tiles have their own test, since sums are
+carried from tile to tile. Tests of the op that hold for every implementation are imported.
 """
 
 import pytest
@@ -132,8 +132,8 @@ def test_magnitudes(scale, shift, dtype, layout, device) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(1, 3, 9, 11), (1, 3, 61, 67), (1, 17, 31, 33)])
 def test_a_large_mean_takes_no_digits(shape, layout, device) -> None:
-    """The mean is kept in two numbers. In one, as PyTorch has it, it is wrong by 3e-5 deviations,
-    and so is all that comes of it."""
+    """The mean is stored in two numbers. In one number, as in PyTorch, its error would be 3e-5
+    deviations, and so would that of the result."""
     x = random(*shape, layout=layout, device=device, shift=1000.0).requires_grad_()
     wide = x.detach().double().requires_grad_()
     cotangent = random(*shape, device=device, seed=1)
@@ -147,7 +147,7 @@ def test_a_large_mean_takes_no_digits(shape, layout, device) -> None:
 @pytest.mark.parametrize("pixel", [(0, 0), (30, 7)])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_bad_pixel_of_a_plane_in_pieces(value, pixel, device) -> None:
-    """The first pixel too, which sums are counted from."""
+    """Including the first pixel, the reference value of the sums."""
     x = random(1, 3, 61, 67, device=device)
     x[0, 1][pixel] = value
     x.requires_grad_()

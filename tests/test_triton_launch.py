@@ -1,7 +1,7 @@
-"""What Triton's kernels share, rounding most of all: the interpreter rounds to bfloat16 by cutting
-off.
+"""Helpers of Triton's kernels, rounding most of all: the interpreter's own conversion to bfloat16
+truncates.
 
-Numbers of every exponent, halfway between two results and next to there, and what is no number.
+Numbers of every exponent, halfway between two results and next to it, and NaN.
 """
 
 import os
@@ -39,7 +39,7 @@ def sum_kernel(x, y, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def test_rounding_is_pytorchs(dtype, device) -> None:
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(2**31), 2**31, (4096,), dtype=torch.int32, generator=generator)
-    # The digits that bfloat16 and float16 cut off: nothing, half a step, and next to that.
+    # Digits that bfloat16 and float16 round: none, half a step, and next to half a step.
     for mask, rests in ((-(2**16), (0, 0x7FFF, 0x8000, 0x8001)), (-(2**13), (0xFFF, 0x1000))):
         for index, rest in enumerate(rests):
             bits[index :: 4 if mask == -(2**16) else 8] &= mask
@@ -53,9 +53,10 @@ def test_rounding_is_pytorchs(dtype, device) -> None:
 
 
 def test_sums_over_rows(device) -> None:
-    """2048 numbers in float32, whose sum row after row would be off by 2e-5. The interpreter adds
-    them in float64. A thread of a GPU adds 64 rows one by one, and a tree of 5 steps the 32
-    threads' sums: 69 roundings of 2**-24 each; another assignment of rows may have twice as many.
+    """2048 numbers in float32, whose sequential sum would have an error of 2e-5. The interpreter
+    adds them in float64. A thread of a GPU adds 64 rows one by one, and a tree of 5 levels adds the
+    sums of 32 threads: 69 roundings of 2**-24 each. Another assignment of rows may have twice as
+    many.
     """
     x = torch.full((2048, 16), 0.3, device=device)
     y, exact = torch.empty(16, device=device), 2048 * x[0]
@@ -67,7 +68,7 @@ def test_sums_over_rows(device) -> None:
 
 
 def test_precision_follows_either_of_pytorchs_flags() -> None:
-    """In a process of its own: after new flags were set PyTorch refuses to tell the old ones."""
+    """In a new process: after new flags were set PyTorch refuses to read the old ones."""
     program = """
 import torch
 from stylekernels.triton.launch import product_precision

@@ -1,9 +1,9 @@
 """norm_conv2d in Triton's kernels.
 
-The grid: pairs of all options of the op's own test, at sizes that Triton's interpreter computes in
-a fraction of a second: 143 pixels are two tiles of output pixels, 9 input channels the first that
-are filled up to a multiple of 8, 40 more than one step takes. No kernel is computed by Winograd's
-method. What a test of the op promises for every implementation is imported from there.
+The grid: pairs of all options of the op's own test, at sizes that take Triton's interpreter a
+fraction of a second. 143 pixels are two tiles of output pixels, 9 input channels the fewest that
+are filled up to a multiple of 8, 40 more than one step takes. Winograd's method is not used. Tests
+of the op that hold for every implementation are imported.
 """
 
 import pytest
@@ -75,7 +75,7 @@ def test_options(case, device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", [("none", 3, 1), ("nearest", 3, 1)], ids=str)
 def test_several_blocks_of_channels_and_of_pixels(mode, dtype, device) -> None:
-    """A block of output channels is 128; float64's are 16, and others meet several of them."""
+    """A tile has 128 output channels, or 16 for float64, which has several tiles here."""
     tensors = inputs(
         mode,
         (1, 70, 9, 15),
@@ -94,7 +94,7 @@ def test_several_blocks_of_channels_and_of_pixels(mode, dtype, device) -> None:
     "mode", [("nearest", 3, 1), ("transpose", 4, 1), ("transpose", 3, 1)], ids=str
 )
 def test_blocks_that_are_a_row_of_their_groups(mode, dtype, out_channels, device) -> None:
-    """Such a block takes the rows of the window that its pixels see, and no more."""
+    """Such a tile reads only the window rows that its pixels depend on."""
     upsample, kernel, _ = mode
     padding = kernel // 2 if upsample == "nearest" else 0
     geometry = Geometry.of(kernel, 9, out_channels, 1, padding, "replicate", upsample)
@@ -111,7 +111,7 @@ def test_blocks_that_are_a_row_of_their_groups(mode, dtype, out_channels, device
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("mode", [("none", 1, 1), ("none", 3, 2)], ids=str)
 def test_a_border_around_small_kernels(mode, padding_mode, dtype, device) -> None:
-    """sigmoid makes no zero of the zeros around an image, and the image itself is not returned."""
+    """sigmoid does not map the zeros around an image to zero. The image itself is not returned."""
     _, _, stride = mode
     tensors = inputs(
         mode, (2, 17, 7, 9), 5, dtype, "channels_last", device, scale_shift=True, bias="x's"
@@ -130,7 +130,7 @@ def test_a_border_around_small_kernels(mode, padding_mode, dtype, device) -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
 def test_inputs_with_large_means(mode, dtype, device) -> None:
-    """Means of 1000 deviations, which the shift takes away, of few channels and of more."""
+    """Means of 1000 deviations, which the shift removes, with few channels and with more."""
     _, kernel, _ = mode
     for channels in (6, 9) if kernel < 9 else (6,):
         tensors = inputs(

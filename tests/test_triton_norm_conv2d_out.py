@@ -1,7 +1,7 @@
-"""norm_conv2d_out in Triton's kernels: frames from memory that was set aside.
+"""norm_conv2d_out in Triton's kernels: frames in preallocated memory.
 
-The grid: a few draws of the op's own options for each mode, so that any two of them meet in some
-mode or other at what the interpreter takes for it; bytes, crops and norms have cases of their own.
+The grid: a few draws of the op's own options for each mode, so that all pairs occur in some mode,
+at sizes for the interpreter. Bytes, crops and norms have their own cases.
 """
 
 import pytest
@@ -28,7 +28,7 @@ def test_options(mode, device) -> None:
 def test_bytes_in_and_out(mode, dtype, device) -> None:
     tensors = inputs(mode, (2, 3, 9, 8), 4, dtype, device=device, bias="float32")
     tensors["x"] = frames(2, 3, 9, 8, device=device)
-    tensors["bias"] = tensors["bias"] * 100 + 60  # both ends are met
+    tensors["bias"] = tensors["bias"] * 100 + 60  # reaches both ends of the range
     for y_dtype in (dtype, torch.uint8):
         check(tensors, padding_mode="reflect", y_dtype=y_dtype, keep=True, **half_padded(mode))
 
@@ -36,7 +36,7 @@ def test_bytes_in_and_out(mode, dtype, device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("mode", [("none", 1, 1), *FRAMES_MODES], ids=str)
 def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, dtype, device) -> None:
-    """Kernels of a single 1 leave the image as it is, and the bias adds what is to be rounded."""
+    """Kernels of a single 1 do not change the image, and the bias adds the part to round."""
     upsample, kernel, stride = mode
     channels = [0, 1, 2, 0, 1, 2, 0]
     x = frames(1, 3, 5, 8, device=device)
@@ -47,7 +47,8 @@ def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, dtype, device) -> N
     if upsample != "none":
         exact = exact.repeat_interleave(2, 2).repeat_interleave(2, 3)
     if upsample == "transpose":
-        # Output o gets input i times element o + 1 - 2 i: this one is met by odd o alone.
+        # Output o is the sum of input i times element o + 1 - 2 i: this element is used by odd o
+        # only.
         weight = weight.transpose(0, 1).contiguous()
         exact[..., ::2, :] = exact[..., ::2] = 0
     exact = exact[..., ::stride, ::stride] + added.double()[:, None, None]
@@ -90,7 +91,7 @@ def test_norms_of_any_dtype(dtype, device) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
 def test_statistics_of_large_means(mode, dtype, device) -> None:
-    """Of output that is a thousand deviations from zero, in several tiles."""
+    """The mean of the output is a thousand deviations from zero, in several tiles."""
     tensors = inputs(mode, (1, 5, 13, 11), 5, dtype, "channels_last", device, bias="float32")
     tensors["bias"] = tensors["bias"] * 1000
     check(tensors, Norm(eps=1e-3), padding_mode="replicate", **half_padded(mode))
@@ -99,7 +100,7 @@ def test_statistics_of_large_means(mode, dtype, device) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
 def test_the_same_bits_again_and_with_more_workspace(mode, dtype, device) -> None:
-    """As the largest layer of a network leaves it to the others."""
+    """The workspace of a network is that of its largest layer."""
     tensors = inputs(
         mode,
         (2, 5, 9, 11),

@@ -1,7 +1,7 @@
-"""A whole generator as a plan of Triton's kernels, in memory that was set aside.
+"""A whole generator as a plan of Triton's kernels, in preallocated memory.
 
-Networks are tiny, and each kind of upsampling meets odd and even sizes, and kernels of few channels
-at both ends; references are in float64 and, in bfloat16, the module's own.
+Networks are tiny. Each kind of upsampling is tested with odd and even sizes, and with kernels of
+few channels at both ends. References are in float64 and, in bfloat16, the module's own.
 """
 
 import importlib
@@ -73,7 +73,7 @@ def test_every_layer_runs_in_triton(monkeypatch) -> None:
 
 @pytest.mark.skipif(native.cpu_missing is not None, reason="needs the C++ kernels too")
 def test_a_stylizer_follows_a_change_of_implementation() -> None:
-    """Each packs weights in an order of its own."""
+    """Each implementation packs weights in its own order."""
     generator, frames = generator_of(**CONFIGS[0]), frames_of(1, 16, 17)
     stylizer, expected = Stylizer(generator, torch.float32), exact(generator, frames)
     for name in ("native", "triton", "native"):

@@ -22,8 +22,8 @@ OTHERS = ("sm_80", "sm_100", "gfx942")
     "target", ["sm_90", *(pytest.param(name, marks=pytest.mark.other_gpus) for name in OTHERS)]
 )
 def test_kernels_compile_and_fit(target, tmp_path) -> None:
-    """Spills (where there must be none) and shared memory are judged by the command itself. In a
-    process of its own: here Triton interprets."""
+    """The command judges spills (if there must be none) and shared memory. It runs in a new
+    process, because this one uses the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = subprocess.run(
         [sys.executable, "-m", "benchmarks.resources", "--target", target],

@@ -28,7 +28,7 @@ def file(tmp_path, monkeypatch):
 
 @pytest.fixture
 def measured(monkeypatch) -> list:
-    """Stands in for the GPU's clock: a call takes as long as it says. Lists what was measured."""
+    """Replace the GPU's clock: a call returns its own time. Lists what was measured."""
     found = []
 
     def seconds(call):
@@ -63,7 +63,7 @@ def test_the_fastest_is_kept_and_measured_once(file, measured) -> None:
 
 
 def is_enabled(file, measured) -> bool:
-    """Whether a new problem is measured, here and now."""
+    """Return whether a new problem is measured at this point."""
     tuning._table.cache_clear()
     file.unlink(missing_ok=True)
     return tune(("new",), CPU, [SLOW, FAST], pixels) is not None

@@ -1,8 +1,7 @@
-"""upsample_block in Triton's kernels, but for the gradients of its convolution.
+"""upsample_block in Triton's kernels, except for the gradients of its convolution.
 
-The grid: pairs of upsampling, padding, dtype, layouts, activation and parameters at odd sizes, in
-one piece of a plane and in several. What a test of the op promises for every implementation is
-imported from there.
+The grid: pairs of upsampling, padding, dtype, layouts, activation and parameters at odd sizes, with
+planes in one piece and in several. Tests of the op that hold for every implementation are imported.
 """
 
 import pytest

@@ -1,8 +1,8 @@
 """upsample_block against convolutions written here in float64 from their index formulas.
 
-The grid: every kind of upsampling meets every padding mode, and both together every dtype and every
-layout at odd sizes; norms, activations and parameters vary at one of them, because they act on the
-convolution's result alone.
+The grid: every kind of upsampling with every padding mode, and both with every dtype and every
+layout, at odd sizes. Norms, activations and parameters vary at one size, because they act only on
+the convolution's result.
 """
 
 import itertools
@@ -33,7 +33,7 @@ TORCH_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicat
 
 
 def border_index(size: int, border: int, mode: str) -> tuple[Tensor, Tensor]:
-    """The pixel that stands at -border ... size + border - 1, and whether it counts."""
+    """Return the pixel at positions -border ... size + border - 1, and whether it counts."""
     index = torch.arange(-border, size + border)
     inside = (index >= 0) & (index < size)
     if mode == "reflect" and size > 1:
@@ -51,7 +51,7 @@ def padded(x: Tensor, border: int, mode: str) -> Tensor:
 
 
 def correlate(x: Tensor, weight: Tensor) -> Tensor:
-    """Plain convolution without padding, one product per tap. Weight: (Cout, Cin, k, k)."""
+    """Convolve without padding, one product per tap. Weight: (Cout, Cin, k, k)."""
     kernel = weight.shape[-1]
     height, width = x.shape[2] - kernel + 1, x.shape[3] - kernel + 1
     y = x.new_zeros(x.shape[0], weight.shape[0], height, width)
@@ -74,7 +74,7 @@ def exact_convolution(x: Tensor, weight: Tensor, upsample: str, padding_mode: st
     spread[:, :, ::2, ::2] = x  # zero insertion
     flipped = weight.flip(2, 3).transpose(0, 1)
     full = correlate(F.pad(spread, [kernel - 1] * 4), flipped)
-    # Input 0 stands at 2 in the padded coordinates, and the output is cropped by padding 1.
+    # Input 0 is at 2 in the padded coordinates, and padding 1 crops the output.
     size = 2 * (height - 2), 2 * (width - 2)
     return full[:, :, 3 : 3 + size[0], 3 : 3 + size[1]]
 
@@ -220,7 +220,7 @@ def test_norms_and_activations(case, device) -> None:
 
 
 def check_largest_error(upsample, kernel, dtype, device) -> None:
-    """Many draws are needed: one hides a rounding too many, such as that of sums of weights."""
+    """Many draws are needed to find an additional rounding, such as that of sums of weights."""
     for seed in range(16):
         x = random(2, 5, 5, 7, dtype=dtype, device=device, seed=2 * seed)
         sizes = (17, 5) if upsample == "nearest" else (5, 17)
@@ -273,7 +273,7 @@ def test_a_large_bias_before_a_norm_does_not_cost_accuracy(device) -> None:
 
 
 def check_derivatives(upsample, kernel, padding_mode, norm, device, fast_mode=False) -> None:
-    """Against finite differences; in one direction alone with ``fast_mode``."""
+    """Compare with finite differences, in one direction only with ``fast_mode``."""
     tensors = inputs((2, 2, 2, 3), 2, upsample, kernel, torch.float64, device=device)
     x, weight = (t.detach().requires_grad_() for t in tensors.values())
     first, second = (
@@ -302,7 +302,7 @@ def check_derivatives(upsample, kernel, padding_mode, norm, device, fast_mode=Fa
 @pytest.mark.parametrize(("upsample", "kernel"), KINDS[:3])
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 def test_gradcheck(upsample, kernel, padding_mode, device) -> None:
-    """Each convolution with a norm, in which its gradient is a part of the whole."""
+    """Each convolution with a norm, whose gradient contains the convolution's."""
     check_derivatives(upsample, kernel, padding_mode, "instance", device)
 
 

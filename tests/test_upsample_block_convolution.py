@@ -1,4 +1,5 @@
-"""The convolution of upsample_block: who computes it, and in which layout it is padded."""
+"""The convolution of upsample_block: the choice of its implementation, and the layout of
+padding."""
 
 import contextlib
 
@@ -31,8 +32,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
     ],
 )
 def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monkeypatch) -> None:
-    """Ours where it is faster and as exact, and our op takes such kernels; `explain` knows the
-    first two."""
+    """Ours if it is faster and as exact, and takes the kernel. `explain` reports the first two."""
     monkeypatch.setattr(native, "cpu_capability", capability)
     x, weight = inputs((1, 3, 5, 6), 4, upsample, kernel, dtype).values()
     with Recorder() as recorder:
@@ -60,7 +60,7 @@ def test_whose_convolution_it_is(capability, dtype, upsample, kernel, own, monke
 def test_whose_transposed_kernels_are(
     capability, kernel, dtype, layout, padding_mode, own, monkeypatch
 ) -> None:
-    """PyTorch's where it was measured to be faster, unless ours are asked for."""
+    """PyTorch's if it was measured to be faster, unless ours is forced."""
     monkeypatch.setattr(native, "cpu_capability", capability)
     x, weight = inputs((1, 3, 5, 6), 4, "transpose", kernel, dtype, layout).values()
     for forced in (False, True):

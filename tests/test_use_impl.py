@@ -39,7 +39,7 @@ def test_a_block_may_end_in_another_thread() -> None:
 
 
 def test_threads_force_implementations_of_their_own() -> None:
-    """And one without a block follows the last that was entered by any."""
+    """A thread without a block follows the block that any thread entered last."""
     before, seen = in_use(), {}
     first, second, done = (threading.Event() for _ in range(3))
 

@@ -1,4 +1,4 @@
-"""What to train on, a signal in the middle of a run, and what runs leave."""
+"""Data to train on, a signal in the middle of a run, and the files that runs leave."""
 
 import os
 import signal
