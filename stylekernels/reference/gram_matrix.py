@@ -15,7 +15,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def gram_matrix(x: Tensor, scale: float | None, center: bool) -> Tensor:
-    """G[n, i, j] = scale * sum_p x[n, i, p] x[n, j, p], after removing the mean if ``center``."""
+    """G[n, i, j] = scale * sum_p x[n, i, p] x[n, j, p]; ``center`` removes the mean first."""
     features = x.flatten(2).to(wide_dtype(x))
     if center:
         features = features - features.mean(dim=2, keepdim=True)

@@ -22,7 +22,7 @@ def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
 
 
 def activation_gradient(grad: Tensor, z: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """The gradient at ``z`` before the activation, from the one after it."""
+    """Return the gradient at the activation's input ``z``, from the gradient at its output."""
     match activation:
         case "relu":
             return torch.where(z <= 0, 0, grad)
@@ -43,14 +43,14 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def inverse_deviation(var: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(var + eps), and 0 where that is infinite: a constant plane without eps is normalised
-    to 0, with a gradient of 0."""
+    """Return 1 / sqrt(var + eps), or 0 where that is infinite: constant planes without eps are
+    normalised to 0, with a gradient of 0."""
     square = var + eps
     return torch.rsqrt(torch.where(square == 0, torch.inf, square))
 
 
 def _per_plane(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """(C,) or (N, C) to a shape that broadcasts against (N, C, H, W)."""
+    """Reshape (C,) or (N, C) to broadcast against (N, C, H, W)."""
     return parameter.to(dtype)[..., None, None]
 
 
@@ -66,8 +66,8 @@ def instance_norm(
     residual_first: bool,
     eps: float,
 ) -> Tensor:
-    """activation((x - mean) / sqrt(var + eps) * weight + bias) + residual, computed at least in
-    float32 and rounded once; with ``residual_first`` the residual is added before the activation.
+    """Compute activation((x - mean) / sqrt(var + eps) * weight + bias) + residual, at least in
+    float32, rounded once. With ``residual_first`` the residual is added before the activation.
     """
     wide = wide_dtype(x)
     if mean is None or var is None:

@@ -1,4 +1,4 @@
-"""Convolution of an input that is normalised as it is read, in plain PyTorch."""
+"""Convolution that normalises its input first, in plain PyTorch."""
 
 import torch
 from torch import Tensor
@@ -12,10 +12,10 @@ from stylekernels.tensors import wide_dtype
 def norm_scale_shift(
     mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """The factor and the addend that instance norm with these statistics comes to: (N, C, 2).
+    """Return scale and shift of an instance norm with these statistics: (N, C, 2).
 
-    The shift is taken from the scale as it was rounded and is rounded once itself: a rounding
-    error of the scale then changes x - mean by its own size and not x, which may be far larger.
+    The shift is computed from the rounded scale, and rounded once itself. A rounding error of the
+    scale then multiplies x - mean, and not x, which may be far larger.
     """
     wide = torch.float32 if mean.device.type == "mps" else torch.float64  # mps has no float64
     scale = inverse_deviation(var.to(wide), eps)
@@ -34,11 +34,11 @@ def normalized_input(
     negative_slope: float,
     residual: Tensor | None,
 ) -> Tensor:
-    """activation(x * scale + shift) + residual, at least in float32, rounded once to x's dtype."""
+    """Compute activation(x * scale + shift) + residual, at least in float32, rounded once."""
     z = x.to(wide_dtype(x))
     if scale_shift is not None:
         scale, shift = scale_shift[..., None, None, :].unbind(-1)
-        z = torch.addcmul(shift, z, scale)  # one rounding: the product may be far above the sum
+        z = torch.addcmul(shift, z, scale)  # one rounding: the product may be far larger
     z = activate(z, activation, negative_slope)
     if residual is not None:
         z = z + residual.to(z.dtype)
@@ -57,7 +57,7 @@ def convolve(
     """Upsample, pad, convolve and add the bias, rounded once to x's dtype."""
     dtype = x.dtype
     if bias is not None:
-        # PyTorch may round half precision before it adds the bias, and takes none in float32.
+        # PyTorch may round half precision before adding the bias, and takes no float32 bias.
         x, weight, bias = (tensor.to(wide_dtype(x)) for tensor in (x, weight, bias))
     if upsample != "none":
         y = upsample_conv2d(x, weight, bias, upsample, padding_mode)
@@ -83,10 +83,10 @@ def norm_conv2d(
     upsample: str,
     return_stats: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The output, its mean and biased variance, and the input of the convolution.
+    """Return the output, its mean and biased variance, and the input of the convolution.
 
-    Half precision: the input is computed in float32 and rounded once before the convolution, whose
-    sums are in float32. The statistics are those of the output as it was rounded.
+    Half precision: the input is computed in float32 and rounded once. The convolution sums in
+    float32. The statistics are computed from the rounded output.
     """
     given = normalized_input(x, scale_shift, activation, negative_slope, residual)
     y = convolve(given, weight, bias, stride, padding, padding_mode, upsample)

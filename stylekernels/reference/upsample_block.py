@@ -8,22 +8,22 @@ from stylekernels.tensors import laid_out_like
 
 
 def pad(x: Tensor, border: int, padding_mode: str) -> Tensor:
-    """Continue ``x`` by ``border`` pixels on every side."""
+    """Pad ``x`` by ``border`` pixels on every side."""
     if border == 0:
         return x
     return F.pad(x, [border] * 4, "constant" if padding_mode == "zeros" else padding_mode)
 
 
 def enlarge(x: Tensor, upsample: str) -> Tensor:
-    """Repeat each pixel twice in both directions for ``nearest``; leave ``x`` for ``transpose``."""
+    """Repeat each pixel twice in both directions for ``nearest``; return x for ``transpose``."""
     return F.interpolate(x, scale_factor=2, mode="nearest") if upsample == "nearest" else x
 
 
 def border_of(kernel: int, upsample: str, padding_mode: str) -> int:
-    """The pixels that the enlarged image is continued by on every side before it is convolved.
+    """Return the padding of the enlarged image on every side, before it is convolved.
 
-    A transposed convolution with zeros pads by itself. With the other modes its input is continued
-    by one pixel, so that no frame of zeros shows.
+    A transposed convolution with zeros pads by itself. With the other modes its input is padded by
+    one pixel, so that no frame of zeros is visible.
     """
     if upsample == "nearest":
         return kernel // 2
@@ -33,8 +33,8 @@ def border_of(kernel: int, upsample: str, padding_mode: str) -> int:
 def convolve_enlarged(
     image: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str
 ) -> Tensor:
-    """Convolve an image that is enlarged and padded: without padding for ``nearest``, and for
-    ``transpose`` with a stride of 2 to twice its size."""
+    """Convolve an enlarged and padded image. ``nearest`` has stride 1 and no padding; ``transpose``
+    doubles the size with a stride of 2."""
     if upsample == "nearest":
         return F.conv2d(image, weight, bias)
     return F.conv_transpose2d(
@@ -48,8 +48,8 @@ def convolve_enlarged(
 
 
 def transposed_padding(padding_mode: str) -> int:
-    """The padding argument of the transposed convolution of a padded image. One pixel of border
-    adds two output pixels on each side, and the argument crops them."""
+    """Return the padding argument of the transposed convolution. Each pixel of border adds two
+    output pixels on each side, which this argument crops."""
     return 1 if padding_mode == "zeros" else 3
 
 
@@ -58,10 +58,10 @@ def upsample_conv2d(
 ) -> Tensor:
     """Double the size of ``x`` and convolve: (N, Cin, H, W) to (N, Cout, 2 H, 2 W).
 
-    ``transpose`` is torch's transposed convolution of stride 2 and padding 1 (kernel 4, or
-    kernel 3 with output padding 1); the padding modes other than zeros continue the input past
-    its border first. ``nearest`` repeats each pixel twice, pads by half the (odd) kernel and
-    convolves. The result has x's layout.
+    ``transpose`` is torch's transposed convolution of stride 2 and padding 1 (kernel 4, or kernel 3
+    with output padding 1). With padding modes other than zeros the input is padded first.
+    ``nearest`` repeats each pixel twice, pads by half the (odd) kernel and convolves. The result
+    has x's layout.
     """
     border = border_of(weight.shape[-1], upsample, padding_mode)
     image = pad(enlarge(x, upsample), border, padding_mode)

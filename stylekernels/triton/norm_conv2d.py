@@ -450,7 +450,7 @@ def _pack(weight: Tensor, geometry: Geometry, upsample: str) -> Tensor:
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """The size in bytes, rounded up to a multiple of 256, so that what follows is aligned."""
+    """The size in bytes, rounded up to a multiple of 256, so that the next array is aligned."""
     return -(-torch.Size(shape).numel() * dtype.itemsize // 256) * 256
 
 
