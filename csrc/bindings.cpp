@@ -1,4 +1,4 @@
-// stylekernels._C: what is not about tensors. Build information and CPU features.
+// stylekernels._C: build information and CPU features, nothing about tensors.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -7,7 +7,7 @@ namespace {
 
 int64_t floor_half(int64_t value) { return value >= 0 ? value / 2 : -((1 - value) / 2); }
 
-// The axis whose element k meets the input pixel offset(k) away, if used(k).
+// Builds the axis whose element k, if used(k), reads the input pixel at offset(k).
 template <class Used, class Offset>
 ConvAxis axis_of(int64_t kernel, const Used& used, const Offset& offset) {
   int64_t first = ConvAxis::kMaxKernel, last = -ConvAxis::kMaxKernel;
@@ -28,21 +28,22 @@ ConvGeometry conv_geometry(int64_t kernel, const ConvMode& mode) {
   const auto all = [](int64_t) { return true; };
   ConvGeometry g{};
   g.kernel = kernel, g.stride = mode.stride, g.padding_mode = mode.padding_mode;
-  g.step = g.repeats = 1;
+  g.parities = g.repeats = 1;
   if (mode.upsample == Upsample::transpose) {
-    g.step = 2;
+    g.parities = 2;
     for (int64_t parity : {0, 1})
       g.axes[parity] = axis_of(
           kernel, [&](int64_t i) { return (parity + 1 - i) % 2 == 0; },
           [&](int64_t i) { return (parity + 1 - i) / 2; });
   } else if (mode.upsample == Upsample::nearest && (kernel <= 3 || !reflects)) {
-    g.step = 2;
+    g.parities = 2;
     for (int64_t parity : {0, 1})
       g.axes[parity] =
           axis_of(kernel, all, [&](int64_t i) { return floor_half(parity + i - kernel / 2); });
     if (reflects) g.padding_mode = PaddingMode::replicate;
   } else {
-    // A larger kernel reflects more than half a pixel: the large image is convolved as it is.
+    // A kernel above 3 reflects more than half a pixel, which `replicate` cannot stand for: the
+    // large image is convolved.
     if (mode.upsample == Upsample::nearest) g.repeats = 2;
     g.axes[0] = axis_of(kernel, all, [&](int64_t i) { return i - mode.padding; });
   }
@@ -60,7 +61,7 @@ int64_t smallest_side(int64_t kernel, const ConvMode& mode) {
 }
 
 int64_t output_side(int64_t side, const ConvGeometry& geometry, int64_t padding) {
-  if (geometry.step == 2) return side;
+  if (geometry.parities == 2) return side;
   return (geometry.repeats * side + 2 * padding - geometry.kernel) / geometry.stride + 1;
 }
 

@@ -1,5 +1,5 @@
-// The geometry of a convolution that may upsample its input: which input pixels an output pixel
-// meets. For every device; its twin for Triton is stylekernels/triton/conv_geometry.py.
+// Geometry of a convolution that may upsample its input: the window of input pixels that an output
+// pixel reads. It serves every device; its twin for Triton is stylekernels/triton/conv_geometry.py.
 #pragma once
 
 #include <cstdint>
@@ -10,17 +10,21 @@ namespace stylekernels {
 
 enum class Upsample { none, nearest, transpose };
 
-// How the output is found from the input.
+// Arguments that decide the geometry.
 struct ConvMode {
   int64_t stride, padding;
   PaddingMode padding_mode;
   Upsample upsample;
 };
 
-// One direction of a convolution, for one parity of the output: output pixel o (of every `step`-th)
-// is the sum over t < taps of input pixel stride * o + first + t times the kernel's elements k with
-// tap_of[k] = t. Upsampling gives every parity a kernel of its own: a transposed convolution uses
-// some elements (the others have tap_of -1), nearest adds those up that meet the same input pixel.
+// One direction of a convolution, for one parity of the output. Output pixel o of that parity is
+// the sum over t < taps of input pixel stride * o + first + t times the kernel elements k with
+// tap_of[k] = t. Each parity of an upsampled output has a kernel of its own. A transposed
+// convolution uses some of the elements for it (the others have tap_of -1). Nearest upsampling adds
+// up the elements that read the same input pixel.
+//
+//   nearest, kernel 3    parity 0: taps 2, first -1, tap_of {0, 1, 1}
+//                        parity 1: taps 2, first  0, tap_of {0, 0, 1}
 struct ConvAxis {
   static constexpr int kMaxKernel = 9;
   int taps;
@@ -29,22 +33,22 @@ struct ConvAxis {
 };
 
 struct ConvGeometry {
-  int64_t kernel;  // its side
+  int64_t kernel;  // elements a side
   int64_t stride;
-  int64_t step;     // 2 where the output has parities, else 1
-  int64_t repeats;  // how often a pixel of x follows itself in the image that is convolved
+  int64_t parities;  // of output rows, and of columns: 2 if upsampled per parity, else 1
+  int64_t repeats;   // copies of a pixel of x, in each direction, in the image that is convolved
   PaddingMode padding_mode;
-  ConvAxis axes[2];  // by parity
+  ConvAxis axes[2];  // by parity of the output
 };
 
-// Nearest upsampling with a padding mode of `reflect` may become `replicate`: half a pixel beyond
+// Turns `reflect` into `replicate` for nearest upsampling with small kernels: half a pixel beyond
 // the border of the large image is the border of the small one.
 ConvGeometry conv_geometry(int64_t kernel, const ConvMode& mode);
 
-// The smallest height or width of x that the mode takes.
+// Returns the smallest height or width of x that the mode takes.
 int64_t smallest_side(int64_t kernel, const ConvMode& mode);
 
-// Height or width of one parity of the output, for that of x.
+// Returns height or width of one parity of the output, for that of x.
 int64_t output_side(int64_t side, const ConvGeometry& geometry, int64_t padding);
 
 }  // namespace stylekernels

@@ -1,5 +1,5 @@
-// The schemas of all ops, for every device: the same text as SCHEMAS in stylekernels/ops/<op>.py (a
-// test holds them equal). Kernels for a device are registered where they are.
+// Schemas of all ops, for every device: the same text as SCHEMAS in stylekernels/ops/<op>.py (a
+// test holds them equal). The kernels of a device are registered in its folder.
 
 #include <torch/csrc/stable/library.h>
 
@@ -48,7 +48,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
       "Tensor(a!) y, Tensor(b!)? input, Tensor(c!)? next_scale_shift, Tensor(d!) workspace) "
       "-> ()");
 
-  // upsample_block: the kernels are Triton's, and Python's over norm_conv2d
+  // upsample_block: its kernels are Triton's, and Python's over norm_conv2d
   m.def("upsampled_image(Tensor x, int border, str padding_mode) -> Tensor");
   m.def(
       "upsample_conv2d(Tensor x, Tensor weight, Tensor? bias, str upsample, str padding_mode, "

@@ -39,7 +39,7 @@ inline DType dtype_of(const Tensor& x, const char* name = "x") {
   }
 }
 
-// The type that statistics, parameters and Gram matrices of x are kept in.
+// The wide dtype: statistics, parameters and Gram matrices of x have it.
 inline ScalarType wide_dtype(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -54,7 +54,7 @@ inline bool is_channels_last(const Tensor& x) {
   return true;
 }
 
-// What is both (one channel, say) counts as contiguous, as in PyTorch.
+// Returns contiguous for a tensor that has both layouts (one channel, say), as PyTorch does.
 inline Layout layout_of(const Tensor& x) {
   return !x.is_contiguous() && is_channels_last(x) ? Layout::channels_last : Layout::contiguous;
 }
@@ -63,7 +63,7 @@ inline MemoryFormat memory_format(Layout layout) {
   return layout == Layout::contiguous ? MemoryFormat::Contiguous : MemoryFormat::ChannelsLast;
 }
 
-// x itself where it has that layout, else a copy that does: views with gaps are copied.
+// Returns x if it is dense and has the layout, else a copy that is and has.
 inline Tensor with_layout(const Tensor& x, Layout layout) {
   if (x.is_contiguous() ? layout == Layout::contiguous || is_channels_last(x)
                         : layout == Layout::channels_last && is_channels_last(x))
@@ -89,7 +89,7 @@ inline Tensor empty_like(const Tensor& x, Layout layout) {
   return empty(shape_of(x), x, x.scalar_type(), layout);
 }
 
-// Scratch memory of a call.
+// Allocates the scratch memory of a call.
 inline Tensor workspace(int64_t doubles, const Tensor& like) {
   return empty({doubles}, like, ScalarType::Double);
 }
@@ -164,14 +164,14 @@ inline void check_dtype(const Tensor& x, const char* name, ScalarType dtype) {
                   name_of(x.scalar_type()));
 }
 
-// The shape and dtype of `other`.
+// Checks for the shape and dtype of `other`.
 inline void check_like(const std::optional<Tensor>& x, const char* name, const Tensor& other) {
   if (!x.has_value()) return;
   check_shape(*x, name, shape_of(other));
   check_dtype(*x, name, other.scalar_type());
 }
 
-// (C,) or (N, C), in any floating-point dtype.
+// Checks for shape (C,) or (N, C), in any floating-point dtype.
 inline void check_per_channel(const std::optional<Tensor>& x, const char* name, int64_t n,
                               int64_t c) {
   STD_TORCH_CHECK(!x.has_value() || has_shape(*x, {c}) || has_shape(*x, {n, c}), name,

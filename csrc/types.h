@@ -1,8 +1,8 @@
-// Element types and layouts, as the kernels see them.
+// Element types, memory layouts and the names of modes, as the kernels see them.
 //
 // The kernels are compiled once per CPU capability with different machine flags. They include no
-// torch header and no library template that could be emitted out of line: the linker would keep
-// one copy, perhaps one with instructions this CPU lacks.
+// torch header and no library template that could be emitted out of line: the linker would keep one
+// copy, perhaps one with instructions this CPU lacks.
 #pragma once
 
 #include <cstdint>
@@ -19,14 +19,14 @@ struct Float16 {
 
 enum class DType { float32, bfloat16, float16, float64 };
 
-// contiguous: (N, C, H, W) in memory order; channels_last: (N, H, W, C) in memory order.
+// Memory order: contiguous is (N, C, H, W), channels_last is (N, H, W, C).
 enum class Layout { contiguous, channels_last };
 
 enum class Activation { none, relu, leaky_relu, tanh, sigmoid };
 
 enum class PaddingMode { zeros, reflect, replicate };
 
-// What a sum over elements of type T is kept in, and what parameters come in.
+// The wide type: sums over elements of type T and parameters have it.
 template <class T>
 struct WideOf {
   using Type = float;
@@ -38,7 +38,7 @@ struct WideOf<double> {
 template <class T>
 using Wide = typename WideOf<T>::Type;
 
-// What f gives for a value of the element type.
+// Calls f with a value of the element type, and returns its result.
 template <class F>
 inline auto for_dtype(DType dtype, const F& f) {
   switch (dtype) {

@@ -24,7 +24,7 @@ constexpr bool has_bits(uint64_t value, uint64_t bits) { return (value & bits) =
 
 constexpr uint32_t bit(int index) { return uint32_t{1} << index; }
 
-// The CPU must have the instructions, and the operating system must save their registers (XCR0).
+// Features of the CPU whose registers the operating system saves as well (XCR0).
 struct Features {
   bool avx2 = false;
   bool avx512 = false;
@@ -59,7 +59,7 @@ struct Features {
           tiles_permitted();
   }
 
-  // Linux hands out the tile registers (8 KiB more in every thread's saved state) on request.
+  // Asks Linux for the tile registers: 8 KiB more in the saved state of every thread.
   static bool tiles_permitted() {
 #if defined(__linux__)
     constexpr long kRequestPermission = 0x1023, kTileData = 18;

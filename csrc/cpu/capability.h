@@ -1,4 +1,4 @@
-// Which instructions the CPU kernels use in this process.
+// CPU capabilities: the instruction sets that kernels are compiled for, and the one in use.
 
 #pragma once
 
@@ -8,25 +8,26 @@ namespace stylekernels {
 
 // Every kernel file is compiled once per capability; HAVE_* macros say which were compiled.
 enum class Capability {
-  baseline,      // what the compiler assumes of the architecture; portable C++
+  baseline,      // portable C++, without flags for a machine
   avx2,          // with FMA and F16C
   avx512,        // F, BW, DQ and VL: Skylake servers and later
-  avx512_bf16,   // avx512 and its products and rounding of bfloat16: Cooper Lake, Zen 4 and later
-  amx,           // avx512_bf16 and bfloat16 tiles
-  amx_emulated,  // AMX's code on software tiles, to test it where there is no AMX; never chosen
+  avx512_bf16,   // avx512, and bfloat16 products and rounding: Cooper Lake, Zen 4 and later
+  amx,           // avx512_bf16, and AMX tiles of bfloat16
+  amx_emulated,  // code for AMX over tiles in memory, to test it without AMX; never chosen
 };
 
 const char* name(Capability capability);
 
-// Those that were compiled, whatever this CPU is.
+// Lists the capabilities that were compiled, whatever this CPU is.
 std::vector<Capability> compiled();
 
-// Those of them that this CPU and operating system run, worst first; baseline is always there.
+// Lists the compiled ones that this CPU and operating system run, worst first; baseline is always
+// there.
 std::vector<Capability> supported();
 
-// The one in use: the best supported, or what STYLEKERNELS_CPU_CAPABILITY names. The first call
-// decides for the whole process. Throws std::runtime_error if the variable names none of
-// supported().
+// Returns the capability in use: the best supported, or the one that STYLEKERNELS_CPU_CAPABILITY
+// names. The first call decides for the whole process. Throws std::runtime_error if the variable
+// names none of supported().
 Capability capability();
 
 }  // namespace stylekernels

@@ -41,12 +41,12 @@ const GramMatrixKernels& kernels() {
   }
 }
 
-// Pixels of one task: some 16 tasks per large image to share out, but so many pixels that the
-// adding up of the tasks' sums is little beside them, or with few pixels in all, four tasks.
-constexpr int64_t kSlicePixels = 512, kEnoughPixels = 4096;
-constexpr int64_t kSlices = 16, kFewestTasks = 4;
+// Pixels of a chunk, the sum of one task: some 16 chunks per large image to share out, but so many
+// pixels each that merging the sums is little beside them; with few pixels in all, four tasks.
+constexpr int64_t kChunkPixels = 512, kEnoughPixels = 4096;
+constexpr int64_t kChunks = 16, kFewestTasks = 4;
 
-// The features as the kernels see them: C channels of P pixels, in one of the two layouts.
+// Features as the kernels see them: C channels of P pixels, in one of the two layouts.
 struct Features {
   Layout layout;
   Tensor x;
@@ -70,16 +70,16 @@ struct Features {
 Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::optional<double> scale) {
   const DType dtype = dtype_of(f.x);
   const int64_t wanted =
-      std::max(f.pixels / kSlices, std::min(kEnoughPixels, f.n * f.pixels / kFewestTasks));
-  const int64_t per_slice =
-      std::max(kSlicePixels, (wanted + kSlicePixels - 1) / kSlicePixels * kSlicePixels);
-  const int64_t slices = std::max<int64_t>(1, (f.pixels + per_slice - 1) / per_slice);
+      std::max(f.pixels / kChunks, std::min(kEnoughPixels, f.n * f.pixels / kFewestTasks));
+  const int64_t per_chunk =
+      std::max(kChunkPixels, (wanted + kChunkPixels - 1) / kChunkPixels * kChunkPixels);
+  const int64_t chunks = std::max<int64_t>(1, (f.pixels + per_chunk - 1) / per_chunk);
   const int64_t width = kernels().padded_channels(dtype, f.c);
-  const int64_t workers = parallel_workers(f.n * slices, per_slice * f.c);
+  const int64_t workers = parallel_workers(f.n * chunks, per_chunk * f.c);
   Tensor gram = empty({f.n, f.c, f.c}, f.x, wide_dtype(f.x));
-  // An image of one slice is finished by the worker that summed it.
-  const int64_t places = slices == 1 ? workers : f.n * slices;
-  Tensor sums = empty({places * width * width}, f.x, wide_dtype(f.x));
+  // With one chunk an image the worker that summed it finishes it.
+  const int64_t sum_count = chunks == 1 ? workers : f.n * chunks;
+  Tensor sums = empty({sum_count * width * width}, f.x, wide_dtype(f.x));
   Tensor panels = empty({workers * kernels().panel_elements(dtype, f.c)}, f.x, wide_dtype(f.x));
   kernels().forward({
       .dtype = dtype,
@@ -91,8 +91,8 @@ Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::option
       .mean = data(mean),
       .scale = f.scale(scale),
       .gram = gram.mutable_data_ptr(),
-      .slice_pixels = per_slice,
-      .slices = slices,
+      .chunk_pixels = per_chunk,
+      .chunks = chunks,
       .sums = sums.mutable_data_ptr(),
       .panels = panels.mutable_data_ptr(),
   });
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> gram_matrix(Tensor x, std::optional<double> scale, bo
   return {gram_of(f, mean, scale), mean};
 }
 
-// scale (grad + grad^T) (x - mean)
+// Returns scale (grad + grad^T) (x - mean).
 Tensor product_with(Tensor grad, const Features& f, const std::optional<Tensor>& mean,
                     double scale) {
   const DType dtype = dtype_of(f.x);
@@ -153,7 +153,7 @@ template <class W>
 double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int64_t size) {
   const int64_t rows = n * size;
   const double count = double(rows) * double(size);
-  std::vector<double> errors(rows);  // added up in order: not as threads come by
+  std::vector<double> errors(rows);  // added up in order, whatever thread computed them
   parallel_tasks(rows, size, [&](int64_t row) {
     W* g = gram + row * size;
     const W* t = target + (target_n == 1 ? row % size : row) * size;
@@ -170,9 +170,9 @@ double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int6
   return total / count;
 }
 
-// The gradient with respect to the Gram matrix; the loss goes to loss[place].
+// Returns the gradient with respect to the Gram matrix, and writes the loss to loss[layer].
 Tensor loss_of(const Tensor& x, Tensor target, std::optional<double> scale, Tensor& loss,
-               int64_t place) {
+               int64_t layer) {
   const Features f(x);
   check_dtype(target, "target", wide_dtype(x));
   check_dtype(loss, "features", wide_dtype(x));
@@ -184,11 +184,11 @@ Tensor loss_of(const Tensor& x, Tensor target, std::optional<double> scale, Tens
   target = torch::stable::contiguous(target);
   const int64_t target_n = target.dim() == 3 ? target.size(0) : 1;
   if (wide_dtype(x) == ScalarType::Double)
-    static_cast<double*>(loss.mutable_data_ptr())[place] =
+    static_cast<double*>(loss.mutable_data_ptr())[layer] =
         squared_error(static_cast<double*>(gram.mutable_data_ptr()),
                       static_cast<const double*>(target.const_data_ptr()), f.n, target_n, f.c);
   else
-    static_cast<float*>(loss.mutable_data_ptr())[place] = float(
+    static_cast<float*>(loss.mutable_data_ptr())[layer] = float(
         squared_error(static_cast<float*>(gram.mutable_data_ptr()),
                       static_cast<const float*>(target.const_data_ptr()), f.n, target_n, f.c));
   return gram;
@@ -206,7 +206,7 @@ std::optional<double> scale_of(const Scales& scales, size_t layer) {
   return scales.has_value() ? std::optional((*scales)[layer]) : std::nullopt;
 }
 
-// Layer by layer: one fills the machine.
+// Takes layer by layer: one alone fills the machine.
 std::tuple<Tensor, std::vector<Tensor>> gram_losses(std::vector<Tensor> features,
                                                     std::vector<Tensor> targets, Scales scales) {
   STD_TORCH_CHECK(!features.empty() && features.size() == targets.size() &&

@@ -1,4 +1,4 @@
-// Gram matrix: what the op hands to its kernels.
+// Gram matrix: arguments of the kernels, which csrc/cpu/gram_matrix.cpp fills in.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace stylekernels {
 
-// gram[n] = scale * (x[n] - mean[n]) (x[n] - mean[n])^T over pixels, one triangle, mirrored.
-// Statistics and Gram matrices are float, or double for float64 x.
+// gram[n] = scale * (x[n] - mean[n]) (x[n] - mean[n])^T, summed over pixels: one triangle is
+// computed and mirrored. Statistics and Gram matrices are float, or double for float64 x.
 struct GramMatrix {
   DType dtype;
   Layout layout;
@@ -17,9 +17,9 @@ struct GramMatrix {
   const void* mean;  // (2, N, C): mean and its rounding error; null: not centred
   double scale;
   void* gram;            // (N, C, C), out
-  int64_t slice_pixels;  // pixels summed by one task: depends on the shape alone
-  int64_t slices;        // per image
-  void* sums;            // (N x slices, or workers if slices is 1; padded C, padded C) scratch
+  int64_t chunk_pixels;  // pixels summed by one task (split-K): by the shape alone
+  int64_t chunks;        // per image
+  void* sums;            // (N x chunks, or workers if chunks is 1; padded C, padded C) scratch
   void* panels;          // workers x panel_elements() scratch
 };
 
@@ -39,8 +39,7 @@ struct GramMatrixBackward {
 
 struct GramMatrixKernels {
   int64_t (*padded_channels)(DType dtype, int64_t c);
-  // Scratch elements of one worker.
-  int64_t (*panel_elements)(DType dtype, int64_t c);
+  int64_t (*panel_elements)(DType dtype, int64_t c);  // scratch of one worker
   int64_t (*backward_panel_elements)(DType dtype, int64_t c);
   void (*forward)(const GramMatrix&);
   void (*backward)(const GramMatrixBackward&);

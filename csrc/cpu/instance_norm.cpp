@@ -33,16 +33,16 @@ const InstanceNormKernels& kernels() {
   }
 }
 
-// Elements of a chunk: large enough to pay for its hand-out (about a microsecond), small enough
-// to share a small image between many threads.
+// Elements of a chunk: large enough to pay for its hand-out (about a microsecond), small enough to
+// share a small image between many threads.
 constexpr int64_t kChunkElements = 32768;
 
-// A contiguous plane is one chunk, read twice by one thread while it is in that thread's cache,
-// unless there are too few planes to share out.
+// Number of contiguous planes from which each is one chunk, which one thread reads twice while it
+// is in that thread's cache.
 constexpr int64_t kManyPlanes = 16;
 
-// Results above this size are written past the caches: they would not stay there anyway, and
-// reading a line in order to overwrite it costs half as much again.
+// Bytes from which results are written with streaming stores: they would not stay in the caches,
+// and reading a line in order to overwrite it costs half as much again.
 constexpr int64_t kStreamBytes = int64_t(12) << 20;
 
 PlaneGrid grid_of(const Tensor& x, Layout layout) {
@@ -61,8 +61,8 @@ Tensor partials_for(const PlaneGrid& g, const Tensor& like) {
   return workspace(g.n * g.c * g.chunks * 2, like);
 }
 
-// Streaming stores need every vector aligned to its size. New tensors start on 64 bytes; the
-// kernels align runs of a plane, but not rows of channels.
+// Tells whether y can take streaming stores, which need every vector aligned to its size. New
+// tensors start on 64 bytes; the kernels align the beginning of a plane, but not rows of channels.
 bool streams(const PlaneGrid& g, const Tensor& y) {
   const int64_t bytes = y.element_size();
   if (g.n * g.c * g.pixels * bytes < kStreamBytes || uintptr_t(y.const_data_ptr()) % 64 != 0)
@@ -71,7 +71,7 @@ bool streams(const PlaneGrid& g, const Tensor& y) {
   return g.c * bytes % 64 == 0 || (g.c < 64 && (g.n == 1 || g.pixels * g.c * bytes % 64 == 0));
 }
 
-// A parameter (C,) or (N, C) in the wide dtype and dense, and its step from image to image.
+// Parameter (C,) or (N, C), dense and in the wide dtype, and its stride from image to image.
 struct Parameter {
   std::optional<Tensor> tensor;
   int64_t stride = 0;
@@ -86,10 +86,10 @@ struct Parameter {
 
 // -- planes whose squares exceed float32 -------------------------------------------------------
 //
-// A call that meets one is made again in float64. The kernels of float32 stay as fast as without a
-// check of every value: the statistics show where squares may have overflowed.
+// A call with such a plane is repeated in float64. Its statistics show it, so that the float32
+// kernels check no values.
 
-// Above this deviation they may. Sums of squares are kept over 256 values.
+// Deviation above which squares may overflow: float32 sums are kept over kSummed = 256 of them.
 constexpr float kLargestDeviation = 1e17f;
 
 // The backward kernels multiply with the square of 1 / deviation, which float32 must hold.
@@ -101,21 +101,21 @@ std::optional<Tensor> in_float64(const std::optional<Tensor>& x) {
   return x.has_value() ? std::optional(in_float64(*x)) : std::nullopt;
 }
 
-// Looks for infinite values and NaN in a plane of x, which is dense. `exponent`: the bits of T that
-// are all ones in them.
+// Tells whether a plane of x, which is dense, has neither infinite values nor NaN. `exponent`: the
+// bits of T that are all ones in these.
 template <class T>
 bool is_finite(const Tensor& x, const PlaneGrid& g, int64_t plane, T exponent) {
   const bool contiguous = g.layout == Layout::contiguous;
-  const int64_t step = contiguous ? 1 : g.c, n = plane / g.c, c = plane % g.c;
+  const int64_t stride = contiguous ? 1 : g.c, n = plane / g.c, c = plane % g.c;
   const T* bits = static_cast<const T*>(x.const_data_ptr()) +
                   (contiguous ? plane * g.pixels : n * g.pixels * g.c + c);
   for (int64_t i = 0; i < g.pixels; ++i)
-    if ((bits[i * step] & exponent) == exponent) return false;
+    if ((bits[i * stride] & exponent) == exponent) return false;
   return true;
 }
 
-// Looks for a plane of finite values whose statistic overflows(value). float16 has no such range,
-// and float64 nothing wider.
+// Tells whether a plane of finite values has a statistic that overflows(value). float16 has no such
+// range, and float64 nothing wider.
 template <class F>
 bool exceeds_float32(const Tensor& x, const PlaneGrid& g, const Tensor& statistics,
                      const F& overflows) {
@@ -129,7 +129,7 @@ bool exceeds_float32(const Tensor& x, const PlaneGrid& g, const Tensor& statisti
   return false;
 }
 
-// (2, N, C): float64 means as float32, and what that rounding leaves.
+// Splits float64 means: (2, N, C), the means as float32 and their rounding errors.
 Tensor rounded_with_error(const Tensor& mean) {
   const int64_t count = mean.numel() / 2;
   Tensor rounded = empty({2, mean.size(1), mean.size(2)}, mean, ScalarType::Float);
@@ -265,7 +265,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
 }
 
-// Mean, (N, C), and with two rows its rounding error after it, (2, N, C); biased variance, (N, C).
+// Writes mean (N, C), biased variance (N, C), and with two rows of `mean` (2, N, C) its rounding
+// error.
 void write_statistics(Tensor x, const Tensor& mean, int64_t rows, const Tensor& var) {
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);

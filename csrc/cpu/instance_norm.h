@@ -1,4 +1,4 @@
-// Instance norm: what the op hands to its kernels.
+// Instance norm: arguments of the kernels, which csrc/cpu/instance_norm.cpp fills in.
 #pragma once
 
 #include <cstdint>
@@ -7,19 +7,19 @@
 
 namespace stylekernels {
 
-// The planes of x are cut into chunks: the unit of parallel work, and of the partial sums, which
-// are merged in the order of the chunks so that results do not depend on timing. The cut depends
-// on the shape alone.
+// Division of x into chunks. A chunk is the unit of parallel work and of the partial sums, which
+// are merged in the order of the chunks, so that results do not depend on timing. The division
+// depends on the shape alone.
 struct PlaneGrid {
   DType dtype;
   Layout layout;
   int64_t n, c;
   int64_t pixels;        // H * W
   int64_t chunk_pixels;  // pixels of one chunk of one plane (contiguous) or image (channels_last)
-  int64_t chunks;        // per plane or image; one, empty, where there are no pixels
+  int64_t chunks;        // per plane or image; one empty chunk without pixels
 };
 
-// Every parameter is float, or double for float64 x. Pointers may be null where it says so.
+// Parameters are float, or double for float64 x. Pointers may be null where a comment says so.
 struct InstanceNormStats {
   PlaneGrid grid;
   const void* x;
@@ -38,14 +38,14 @@ struct InstanceNormForward {
   const void* bias;       // null: 0
   int64_t weight_stride;  // elements from one image's weights to the next: 0 or C
   int64_t bias_stride;
-  const void* mean_in;  // (N, C) statistics to use; null: x's own
+  const void* mean_in;  // (N, C), given statistics; null: those of x
   const void* var_in;
   int64_t mean_stride;
   int64_t var_stride;
   Activation activation;
   double negative_slope;
   bool residual_first;
-  bool stream;  // y is too large for the caches: write it past them
+  bool stream;  // streaming stores: y is too large for the caches
   double eps;
   void* mean;          // (2, N, C), out: the mean used, and its rounding error
   void* rstd;          // (N, C), out: 1 / sqrt(variance used + eps)
@@ -68,7 +68,7 @@ struct InstanceNormBackward {
   const void* rstd;
   Activation activation;
   double negative_slope;
-  bool own_stats;  // the mean and variance were x's own, and depend on it
+  bool own_stats;  // mean and rstd come from x: the gradient runs through them
   bool stream;
   void* sum_grad;             // (N, C), out
   void* sum_grad_normalized;  // (N, C), out

@@ -40,15 +40,15 @@ const NormConv2dKernels& kernels() {
   }
 }
 
-// Output rows of a band: few enough to share an image out, many enough that the rows which two
-// bands both need are few beside them.
+// Output rows of a band: few enough to share an image out, many enough that the input rows which
+// two bands read are few beside them.
 constexpr int64_t kFewestBands = 16;
 constexpr int64_t kMostRows = 16;
-constexpr int64_t kRowUnit = 4;  // Winograd's method makes four rows at a time
-// With large kernels nested transforms make three rows at a time, and tiles two.
-constexpr int64_t kMostRowsOfLarge = 48, kRowUnitOfLarge = 6;
+constexpr int64_t kRowMultiple = 4;  // rows of a Winograd tile
+// For large kernels: a nested Winograd tile has three rows, a register block on AMX two.
+constexpr int64_t kMostRowsOfLarge = 48, kRowMultipleOfLarge = 6;
 
-// Multiply-adds in about the time of one element of a pass over memory.
+// Multiply-adds that take about the time of one element of a pass over memory.
 constexpr int64_t kMultipliesPerElement = 16;
 
 std::optional<Tensor> dense(const std::optional<Tensor>& x, ScalarType dtype) {
@@ -57,13 +57,13 @@ std::optional<Tensor> dense(const std::optional<Tensor>& x, ScalarType dtype) {
   return packed.scalar_type() == dtype ? packed : torch::stable::to(packed, dtype);
 }
 
-// Names are taken from the op's arguments.
+// Builds the mode from the arguments of the op.
 ConvMode mode_of(int64_t stride, int64_t padding, const std::string& padding_mode,
                  const std::string& upsample) {
   return {stride, padding, padding_mode_of(padding_mode), upsample_of(upsample)};
 }
 
-// Kernels that the mode takes, and strides and padding that it knows.
+// Checks for a kernel that the mode takes, and for known strides and padding.
 void check_mode(const Tensor& weight, const ConvMode& mode) {
   check_rank(weight, "weight", 4, 4);
   const int64_t k = weight.size(2);
@@ -82,7 +82,7 @@ void check_mode(const Tensor& weight, const ConvMode& mode) {
                   mode.padding);
 }
 
-// What the packed weights depend on.
+// Returns the arguments that the packed weights depend on.
 NormConv2d weights_of(const Tensor& weight, const ConvMode& mode) {
   check_mode(weight, mode);
   const int cout_dim = mode.upsample == Upsample::transpose ? 1 : 0;
@@ -96,7 +96,7 @@ NormConv2d weights_of(const Tensor& weight, const ConvMode& mode) {
   return args;
 }
 
-// Adds the sizes of the image, and of the output.
+// Sets the sizes of image and output.
 void set_image(NormConv2d& args, int64_t n, int64_t h, int64_t w, const ConvMode& mode) {
   STD_TORCH_CHECK(n >= 0 && std::min(h, w) >= smallest_side(args.kernel, mode),
                   "x: too small for this kernel and padding, got ", text_of({n, args.cin, h, w}));
@@ -105,20 +105,20 @@ void set_image(NormConv2d& args, int64_t n, int64_t h, int64_t w, const ConvMode
   args.columns = output_side(w, args, mode.padding);
 }
 
-// Adds how the work is shared out.
+// Sets the division into bands.
 void set_bands(NormConv2d& args) {
   const int64_t per_band = (args.rows + kFewestBands - 1) / kFewestBands;
-  const bool large = args.kernel >= kLargeKernel && args.stride == 1 && args.step == 1;
-  const int64_t unit = large ? kRowUnitOfLarge : kRowUnit;
+  const bool large = args.kernel >= kLargeKernel && args.stride == 1 && args.parities == 1;
+  const int64_t multiple = large ? kRowMultipleOfLarge : kRowMultiple;
   const int64_t rows = std::min(large ? kMostRowsOfLarge : kMostRows, per_band);
-  args.band = std::max(unit, (rows + unit - 1) / unit * unit);
+  args.band = std::max(multiple, (rows + multiple - 1) / multiple * multiple);
   args.bands = (args.rows + args.band - 1) / args.band;
   args.band_cost =
       args.band * args.columns * args.cout *
       std::max<int64_t>(1, args.cin * args.kernel * args.kernel / kMultipliesPerElement);
 }
 
-// Scratch memory of a call, in doubles, and where its parts begin.
+// Scratch memory of a call: sizes of its parts, in doubles.
 struct Workspace {
   int64_t partials, coefficients, rows;
 
@@ -143,16 +143,17 @@ struct Workspace {
   }
 };
 
-// Shares the bands out and runs them. On tiles, a task of several bands reads the rows that two of
-// them need once. Tasks get shorter towards the end, so that all threads end together: each takes
-// its share of half of what is left (guided self-scheduling, Polychronopoulos and Kuck, 1987).
+// Divides the bands into tasks and runs them. On AMX the bands of a task share the ring buffer, so
+// that input rows of two bands are read once. Tasks get shorter towards the end, so that all
+// threads end together: each takes its share of half of the bands that are left (guided
+// self-scheduling, Polychronopoulos and Kuck, 1987).
 void run(NormConv2d& args) {
   const int64_t bands = args.n * args.bands;
   const int64_t workers = parallel_workers(bands, args.band_cost);
   std::vector<int64_t> begins;
   for (int64_t band = 0; band < bands;) {
     begins.push_back(band);
-    const int64_t left = args.bands - band % args.bands;  // of the image
+    const int64_t left = args.bands - band % args.bands;  // in this image
     band += std::clamp<int64_t>((bands - band) / (2 * workers), 1, left);
   }
   args.tasks = int64_t(begins.size());
@@ -179,7 +180,7 @@ int64_t norm_conv2d_workspace(Tensor weight, int64_t n, int64_t h, int64_t w, in
   return Workspace(args, true).size();
 }
 
-// x and residual in one layout, the parameters dense and in the type that sums are kept in.
+// x and residual in one layout; parameters dense and in the wide dtype.
 struct Inputs {
   Layout layout;
   Tensor x;
@@ -228,7 +229,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
   args.activation = activation_of(activation);
   args.negative_slope = negative_slope;
 
-  Tensor y = empty({args.n, args.cout, args.step * args.rows, args.step * args.columns}, x,
+  Tensor y = empty({args.n, args.cout, args.parities * args.rows, args.parities * args.columns}, x,
                    x.scalar_type(), args.layout);
   Tensor input = return_input ? empty_like(inputs.x, args.layout) : empty({0}, x, x.scalar_type());
   const std::vector<int64_t> planes =
@@ -291,8 +292,8 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
                       packed.numel() == kernels().packed_elements(args),
                   "packed: expected what norm_conv2d_pack makes of this weight for this mode");
   STD_TORCH_CHECK(y.size(0) == args.n && y.size(1) == args.cout, "y: expected (N, Cout, ...)");
-  set_bands(args);  // those of the whole output: shared out anew, fewer rows may be more tasks
-  const int64_t height = args.step * args.rows, width = args.step * args.columns;
+  set_bands(args);  // of the whole output: a crop divided anew could need more tasks
+  const int64_t height = args.parities * args.rows, width = args.parities * args.columns;
   if (y.size(2) != height || y.size(3) != width) {
     STD_TORCH_CHECK(mode.upsample == Upsample::none && !next_scale_shift.has_value() &&
                         y.size(2) <= height && y.size(3) <= width,

@@ -1,4 +1,4 @@
-// How the features of a Gram matrix lie in memory, and fetching them ahead.
+// Strides of the features of a Gram matrix, and prefetching them.
 #pragma once
 
 #include "../../gram_matrix.h"
@@ -6,7 +6,7 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// Distance in x from one channel to the next, and from one pixel to the next.
+// Strides of x in elements, from one channel to the next, and from one pixel to the next.
 struct Strides {
   int64_t channel, pixel;
   Strides(Layout layout, int64_t c, int64_t pixels)
@@ -14,24 +14,24 @@ struct Strides {
         pixel(layout == Layout::contiguous ? 1 : c) {}
 };
 
-// Brings the pixels that are packed next into the caches, a few lines at a time between products:
-// otherwise memory waits while the products run, and they wait for memory (a third of the time at
-// C = 64).
+// Prefetches the pixels that are packed next, a few lines at a time between products. Otherwise
+// memory waits while the products run, and they wait for memory (a third of the time at C = 64).
 template <class T>
 struct Prefetch {
   const T* p;
-  int64_t run, step;  // elements that follow each other, and the distance between such runs
+  int64_t run, distance;  // elements of a run, and from the beginning of a run to the next
   int64_t runs, line = 0;
 
   Prefetch(const GramMatrix& args, const T* x, int64_t pixels)
       : p(x),
         run(args.layout == Layout::contiguous ? pixels : pixels * args.c),
-        step(args.pixels),
+        distance(args.pixels),
         runs(pixels <= 0                         ? 0
              : args.layout == Layout::contiguous ? args.c
                                                  : 1) {}
 
-  // To fetch at a time, where there are so many products between two packings of `depth` pixels.
+  // Returns the lines to fetch at a time, with `products` products between two packings of `depth`
+  // pixels.
   static int64_t lines(const GramMatrix& args, int64_t depth, int64_t products) {
     return depth * args.c * int64_t(sizeof(T)) / 64 / (products + 1) + 1;
   }
@@ -40,7 +40,7 @@ struct Prefetch {
     constexpr int64_t kLine = 64 / sizeof(T);
     for (; count > 0 && runs > 0; --count) {
       __builtin_prefetch(p + line * kLine);
-      if (++line * kLine >= run) line = 0, p += step, --runs;
+      if (++line * kLine >= run) line = 0, p += distance, --runs;
     }
   }
 };

@@ -1,17 +1,18 @@
 // Gram matrix on the CPU, and its gradient: matrix products with one triangle, or a symmetric
 // factor.
 //
-// Reads x once, N C P elements, and does N C^2 P / 2 multiply-adds (a library's product does twice
-// that): from C = 32 on it is bound by arithmetic. A task owns a slice of an image's pixels and a
-// full set of sums: see gram_rows.h (AVX-512), gram_panels.h (narrower vectors, and bfloat16 with
-// AVX512-BF16) and gram_tiles.h (bfloat16 on AMX); centred features of bfloat16 are summed as
-// float32 is. The slices' sums are added in order: results do not depend on timing.
+// Forward: reads x once, N C P elements, and does N C^2 P / 2 multiply-adds (a library's product
+// does twice that): from C = 32 on it is bound by arithmetic. It is a split-K product: a task owns
+// a chunk of an image's pixels and a full set of sums, and the chunks' sums are merged in order, so
+// that results do not depend on timing. The inner loops are in gram_rows.h (AVX-512), gram_panels.h
+// (narrower vectors, and bfloat16 with AVX512-BF16) and gram_tiles.h (bfloat16 on AMX). Centred
+// features of bfloat16 are summed as float32.
 //
-// The gradient is x times S = scale (grad + grad^T), N C^2 P multiply-adds. A task owns a block
-// of pixels. channels_last: pixels are the rows and S the panels; contiguous: channels are the
-// rows, S's, and pixels the panels. Either way nothing is transposed. With AVX512-BF16 or AMX S is
-// rounded to bfloat16 for bfloat16 features, as PyTorch's is (gram_pairs.h, gram_tiles.h), unless
-// they are centred; elsewhere it stays in float32.
+// Backward: grad_x = S x with S = scale (grad + grad^T), N C^2 P multiply-adds. A task owns a chunk
+// of pixels. channels_last: rows are pixels and panels are of S; contiguous: rows are those of S
+// and panels are of pixels. Either way nothing is transposed. With AVX512-BF16 or AMX S is rounded
+// to bfloat16 for bfloat16 features, as PyTorch's is (gram_pairs.h, gram_tiles.h), unless they are
+// centred; elsewhere it stays in float32.
 
 #include "../../gram_matrix.h"
 
@@ -26,32 +27,31 @@
 namespace stylekernels::CPU_CAPABILITY {
 namespace {
 
-// Pixels of one task of the backward pass; twice as many where they stay in bfloat16.
-constexpr int64_t kBlockPixels = 96;
+// Pixels of a chunk in the backward pass; twice as many if they stay in bfloat16.
+constexpr int64_t kBackwardPixels = 96;
 
-// Whether bfloat16 in pairs is summed in rows. Panels add up no lanes, but do half of each square
-// on the diagonal twice: at C = 64 a quarter of all products; and where planes are a power of two
-// in size, the same pixels of many channels compete for a few places in the caches.
+// Tells whether bfloat16 pairs are summed by rows. Panels need no sums over lanes, but compute half
+// of each square on the diagonal twice: at C = 64 a quarter of all products. And if planes are a
+// power of two in size, the same pixels of many channels compete for few sets of the caches.
 inline bool sums_in_rows(const GramMatrix& args) {
   return args.c <= (args.layout == Layout::contiguous ? 128 : 64);
 }
 
+// Rounds C up to whole panels: of 32 channels on AMX.
 template <class T>
 constexpr int64_t padded(int64_t c) {
-  constexpr int64_t kUnit = HAS_TILES && std::is_same_v<T, BFloat16>
-                                ? 32
-                                : kPanel<Vec<T>>;  // tiles come in pairs of 16 channels
-  return (c + kUnit - 1) / kUnit * kUnit;
+  constexpr int64_t kMultiple = HAS_TILES && std::is_same_v<T, BFloat16> ? 32 : kPanel<Vec<T>>;
+  return (c + kMultiple - 1) / kMultiple * kMultiple;
 }
 
-// Sums of bfloat16 features lie in tiles on AMX, unless they are centred: see sum_tile.
+// Tells whether sums are computed, and stored, in AMX tiles: see sum_tile.
 template <class T>
 bool sums_in_tiles(const GramMatrix& args) {
   return HAS_TILES && std::is_same_v<T, BFloat16> && args.mean == nullptr;
 }
 
-// Adds up the slices of image n, whose sums these are, in the square of channels that has its
-// corner at (row, column), row <= column, and mirrors it.
+// Merges the sums of the chunks of image n in a square of kLanes x kLanes channels with its corner
+// at (row, column), row <= column, and writes it and its mirror image.
 template <class T>
 void finish_square(const GramMatrix& args, const Wide<T>* sums, int64_t n, int64_t row,
                    int64_t column) {
@@ -59,19 +59,19 @@ void finish_square(const GramMatrix& args, const Wide<T>* sums, int64_t n, int64
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c), c = args.c;
   W* gram = static_cast<W*>(args.gram) + n * c * c;
-  int64_t pitch = width, place = row * width + column;
+  int64_t pitch = width, offset = row * width + column;
   bool below = false;
 #if HAS_TILES
   if (sums_in_tiles<T>(args)) {
     below = args.layout == Layout::channels_last;
     const int64_t i = below ? column : row, j = below ? row : column;
-    pitch = kTileRows, place = sum_tile(width, i, j) + i % kTileRows * pitch + j % kTileRows;
+    pitch = kTileRows, offset = sum_tile(width, i, j) + i % kTileRows * pitch + j % kTileRows;
   }
 #endif
   V square[kLanes<V>] = {};
-  for (int64_t slice = 0; slice < args.slices; ++slice)
+  for (int64_t chunk = 0; chunk < args.chunks; ++chunk)
     for (int i = 0; i < kLanes<V>; ++i)
-      square[i] += load<V>(sums + slice * width * width + place + i * pitch);
+      square[i] += load<V>(sums + chunk * width * width + offset + i * pitch);
   if (row == column) {
     for (int i = 0; i < kLanes<V>; ++i)
       for (int j = 0; j < i; ++j) square[i][j] = square[j][i];
@@ -103,7 +103,7 @@ int64_t panel_elements(DType dtype, int64_t c) {
     const int64_t elements = padded<T>(c) * kPanelDepth;
 #endif
 #if HAS_TILES
-    if (dtype == DType::bfloat16) {  // centred features are not summed in tiles
+    if (dtype == DType::bfloat16) {  // features may be centred, and then are not summed in tiles
       const int64_t tiles = tile_panel_elements(padded<T>(c));
       return tiles < elements ? elements : tiles;
     }
@@ -113,27 +113,27 @@ int64_t panel_elements(DType dtype, int64_t c) {
 }
 
 int64_t backward_panel_elements(DType dtype, int64_t c) {
-  return padded_channels(dtype, c) * kBlockPixels;
+  return padded_channels(dtype, c) * kBackwardPixels;
 }
 
-// The sums of one slice of image n.
+// Computes the sums of a chunk of image n.
 template <class T>
-void sum_slice(const GramMatrix& args, int64_t n, int64_t slice, Wide<T>* sums, Wide<T>* panels) {
+void sum_chunk(const GramMatrix& args, int64_t n, int64_t chunk, Wide<T>* sums, Wide<T>* panels) {
   const int64_t width = padded<T>(args.c);
   if constexpr (std::is_same_v<T, BFloat16>) {
 #if HAS_TILES
-    if (sums_in_tiles<T>(args)) return sum_slice_in_tiles(args, n, slice, width, sums, panels);
+    if (sums_in_tiles<T>(args)) return sum_chunk_in_tiles(args, n, chunk, width, sums, panels);
 #elif HAS_PAIRS
     BFloat16* values = reinterpret_cast<BFloat16*>(panels);
     if (args.mean == nullptr)
-      return sums_in_rows(args) ? sum_slice_in_rows<T>(args, n, slice, width, sums, values)
-                                : sum_slice_in_panels<T>(args, n, slice, width, sums, values);
+      return sums_in_rows(args) ? sum_chunk_in_rows<T>(args, n, chunk, width, sums, values)
+                                : sum_chunk_in_panels<T>(args, n, chunk, width, sums, values);
 #endif
   }
 #if VECTOR_BYTES == 64
-  sum_slice_in_rows<T>(args, n, slice, width, sums, panels);
+  sum_chunk_in_rows<T>(args, n, chunk, width, sums, panels);
 #else
-  sum_slice_in_panels<T>(args, n, slice, width, sums, panels);
+  sum_chunk_in_panels<T>(args, n, chunk, width, sums, panels);
 #endif
 }
 
@@ -143,8 +143,8 @@ void forward_of(const GramMatrix& args) {
   constexpr int64_t kSquare = kLanes<Vec<T>>;
   const int64_t squares = (args.c + kSquare - 1) / kSquare;
   const int64_t width = padded<T>(args.c);
-  const auto sums_of = [&](int64_t place) {
-    return static_cast<W*>(args.sums) + place * width * width;
+  const auto sums_of = [&](int64_t index) {
+    return static_cast<W*>(args.sums) + index * width * width;
   };
   const auto finish_row = [&](const W* sums, int64_t n, int64_t row) {
     for (int64_t column = row * kSquare; column < args.c; column += kSquare)
@@ -153,44 +153,44 @@ void forward_of(const GramMatrix& args) {
   const auto panels_of = [&](int64_t worker) {
     return static_cast<W*>(args.panels) + worker * panel_elements(args.dtype, args.c);
   };
-  if (args.slices == 1) {  // finished where they were summed: in the nearest caches
-    parallel_tasks(args.n, args.slice_pixels * args.c, [&](int64_t n, int64_t worker) {
+  if (args.chunks == 1) {  // finished by the worker that summed them, in its caches
+    parallel_tasks(args.n, args.chunk_pixels * args.c, [&](int64_t n, int64_t worker) {
       W* sums = sums_of(worker);
-      sum_slice<T>(args, n, 0, sums, panels_of(worker));
+      sum_chunk<T>(args, n, 0, sums, panels_of(worker));
       for (int64_t row = 0; row < squares; ++row) finish_row(sums, n, row);
     });
     return;
   }
-  parallel_tasks(args.n * args.slices, args.slice_pixels * args.c,
+  parallel_tasks(args.n * args.chunks, args.chunk_pixels * args.c,
                  [&](int64_t task, int64_t worker) {
-                   sum_slice<T>(args, task / args.slices, task % args.slices, sums_of(task),
+                   sum_chunk<T>(args, task / args.chunks, task % args.chunks, sums_of(task),
                                 panels_of(worker));
                  });
-  parallel_tasks(args.n * squares, kSquare * args.c * args.slices, [&](int64_t task) {
+  parallel_tasks(args.n * squares, kSquare * args.c * args.chunks, [&](int64_t task) {
     const int64_t n = task / squares;
-    finish_row(sums_of(n * args.slices), n, task % squares);
+    finish_row(sums_of(n * args.chunks), n, task % squares);
   });
 }
 
-// Whether S is rounded to bfloat16.
+// Tells whether S is rounded to bfloat16.
 template <class T>
 bool rounds_factor(const GramMatrixBackward& args) {
   return (HAS_TILES || HAS_PAIRS) && std::is_same_v<T, BFloat16> && args.mean == nullptr;
 }
 
-// Where an element of S lies then.
-inline int64_t place_in_factor([[maybe_unused]] bool panels, int64_t width, int64_t i, int64_t j) {
+// Returns the offset of an element of the rounded S.
+inline int64_t offset_in_factor([[maybe_unused]] bool panels, int64_t width, int64_t i, int64_t j) {
 #if HAS_TILES
-  return place_in_tiles(panels, width, i, j);
+  return offset_in_tiles(panels, width, i, j);
 #elif HAS_PAIRS
-  return place_in_pairs(panels, width, i, j);
+  return offset_in_pairs(panels, width, i, j);
 #else
   return i * width + j;
 #endif
 }
 
-// kLanes rows of S of image n, from `row` on: in rows of `width`, or in panels for channels_last. S
-// is symmetric, so a panel's rows are S's own.
+// Computes kLanes rows of S of image n, from `row` on: in rows of `width`, or for channels_last in
+// panels. S is symmetric, so the rows of a panel are rows of S.
 template <class T>
 void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t row) {
   using V = Vec<T>;
@@ -218,7 +218,7 @@ void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t row) {
       if (rounds_factor<T>(args)) {
         BFloat16* factor = reinterpret_cast<BFloat16*>(product);
         for (int64_t j = 0; j < kSide; ++j)
-          store(factor + place_in_factor(panels, width, row + i, column + j), float(square[i][j]));
+          store(factor + offset_in_factor(panels, width, row + i, column + j), float(square[i][j]));
         continue;
       }
       W* to =
@@ -229,9 +229,10 @@ void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t row) {
   }
 }
 
+// Computes grad_x of `count` pixels from `first` on. `packed` has room for all their channels.
 template <class T>
-void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, int64_t count,
-                    Wide<T>* block) {
+void backward_chunk(const GramMatrixBackward& args, int64_t n, int64_t first, int64_t count,
+                    Wide<T>* packed) {
   using V = Vec<T>;
   using W = Wide<T>;
   const int64_t width = padded<T>(args.c), c = args.c;
@@ -246,10 +247,10 @@ void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, in
   if (args.layout == Layout::contiguous) {
     for (int64_t p = 0; p < count; p += kPanel<V>) {
       const int64_t columns = smaller<int64_t>(kPanel<V>, count - p);
-      for (int64_t k = 0; k < c; ++k) {  // one channel's pixels are one row of the panel
+      for (int64_t k = 0; k < c; ++k) {  // a row of the panel: pixels of one channel
         const W center = mean ? mean[k] : W(0), error = mean ? mean_error[k] : W(0);
         const T* source = x + k * stride.channel + p;
-        W* row = block + k * kPanel<V>;
+        W* row = packed + k * kPanel<V>;
         if (columns == kPanel<V>) {
           store(row, load<V>(source) - splat<V>(center) - splat<V>(error));
           store(row + kLanes<V>, load<V>(source + kLanes<V>) - splat<V>(center) - splat<V>(error));
@@ -258,20 +259,20 @@ void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, in
             row[j] = j < columns ? load<W>(source + j) - center - error : W(0);
         }
       }
-      for (int64_t i = 0; i < c; i += kRows) {
-        const W* rows[kRows];
-        for (int r = 0; r < kRows; ++r) rows[r] = product + smaller(i + r, c - 1) * width;
-        V sums[kRows][2];
+      for (int64_t i = 0; i < c; i += kBlockRows) {
+        const W* rows[kBlockRows];
+        for (int r = 0; r < kBlockRows; ++r) rows[r] = product + smaller(i + r, c - 1) * width;
+        V sums[kBlockRows][2];
         clear(sums);
-        multiply_panel(rows, 1, block, c, sums);
-        for (int64_t r = 0; r < smaller<int64_t>(kRows, c - i); ++r)
+        multiply_panel(rows, 1, packed, c, sums);
+        for (int64_t r = 0; r < smaller<int64_t>(kBlockRows, c - i); ++r)
           store_columns(grad_x + (i + r) * stride.channel + p, sums[r], columns);
       }
     }
     return;
   }
   for (int64_t p = 0; p < count; ++p) {
-    W* row = block + p * c;
+    W* row = packed + p * c;
     const T* source = x + p * c;
     int64_t k = 0;
     for (; k + kLanes<V> <= c; k += kLanes<V>)
@@ -281,13 +282,13 @@ void backward_block(const GramMatrixBackward& args, int64_t n, int64_t first, in
       row[k] = mean ? load<W>(source + k) - mean[k] - mean_error[k] : load<W>(source + k);
   }
   for (int64_t column = 0; column < c; column += kPanel<V>) {
-    for (int64_t p = 0; p < count; p += kRows) {
-      const W* rows[kRows];
-      for (int r = 0; r < kRows; ++r) rows[r] = block + smaller(p + r, count - 1) * c;
-      V sums[kRows][2];
+    for (int64_t p = 0; p < count; p += kBlockRows) {
+      const W* rows[kBlockRows];
+      for (int r = 0; r < kBlockRows; ++r) rows[r] = packed + smaller(p + r, count - 1) * c;
+      V sums[kBlockRows][2];
       clear(sums);
       multiply_panel(rows, 1, product + column * width, c, sums);
-      for (int64_t r = 0; r < smaller<int64_t>(kRows, count - p); ++r)
+      for (int64_t r = 0; r < smaller<int64_t>(kBlockRows, count - p); ++r)
         store_columns(grad_x + (p + r) * c + column, sums[r], c - column);
     }
   }
@@ -302,24 +303,24 @@ void backward_of(const GramMatrixBackward& args) {
   parallel_tasks(args.n * squares, kSide * width, [&](int64_t task) {
     symmetric_product<T>(args, task / squares, task % squares * kSide);
   });
-  // Two bfloat16 values take the scratch of a float.
-  const int64_t pixels = rounds_factor<T>(args) ? 2 * kBlockPixels : kBlockPixels;
-  const int64_t blocks = (args.pixels + pixels - 1) / pixels;
-  parallel_tasks(args.n * blocks, pixels * args.c, [&](int64_t task, int64_t worker) {
-    const int64_t n = task / blocks, first = task % blocks * pixels;
+  // Two bfloat16 values take the scratch of one float.
+  const int64_t pixels = rounds_factor<T>(args) ? 2 * kBackwardPixels : kBackwardPixels;
+  const int64_t chunks = (args.pixels + pixels - 1) / pixels;
+  parallel_tasks(args.n * chunks, pixels * args.c, [&](int64_t task, int64_t worker) {
+    const int64_t n = task / chunks, first = task % chunks * pixels;
     const int64_t count = smaller(pixels, args.pixels - first);
-    W* block = static_cast<W*>(args.panels) + worker * width * kBlockPixels;
+    W* packed = static_cast<W*>(args.panels) + worker * width * kBackwardPixels;
     if constexpr (std::is_same_v<T, BFloat16>) {
-      [[maybe_unused]] BFloat16* values = reinterpret_cast<BFloat16*>(block);
+      [[maybe_unused]] BFloat16* values = reinterpret_cast<BFloat16*>(packed);
 #if HAS_TILES
       if (rounds_factor<T>(args))
-        return backward_block_in_tiles(args, n, first, count, width, values);
+        return backward_chunk_in_tiles(args, n, first, count, width, values);
 #elif HAS_PAIRS
       if (rounds_factor<T>(args))
-        return backward_block_of_pairs(args, n, first, count, width, values);
+        return backward_chunk_of_pairs(args, n, first, count, width, values);
 #endif
     }
-    backward_block<T>(args, n, first, count, block);
+    backward_chunk<T>(args, n, first, count, packed);
   });
 }
 

@@ -1,8 +1,8 @@
-// The sums of a Gram matrix by panels of channels: see gram_matrix.cpp for the division of work.
+// Sums of a Gram matrix by panels of channels: see gram_matrix.cpp for the division of work.
 //
-// Pixels are packed kPanelDepth at a time into panels of kPanel channels, which converts half
+// kPanelDepth pixels at a time are packed into panels of kPanel channels. Packing converts half
 // precision and, for contiguous features, transposes. All panels stay in L2, the two at work in L1.
-// With AVX512-BF16 bfloat16 stays as it is, and a panel's rows are pairs of pixels. float32 is
+// With AVX512-BF16 bfloat16 stays bfloat16, and a row of a panel is a pair of pixels. float32 is
 // faster by gram_rows.h there.
 #pragma once
 
@@ -13,22 +13,23 @@
 #if VECTOR_BYTES < 64 || HAS_PAIRS
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int64_t kPanelDepth = 128;  // so many products are added up before they are scaled
+constexpr int64_t kPanelDepth = 128;  // pixels packed at a time, and summed before they are scaled
 
-// Adds scale times the product of `kCount` rows of channels from `row` on with kVectors vectors of
-// channels from `column` on, the last of column's panel, to the sums, or begins them.
+// Adds to the sums scale times a register block: the product of `kCount` rows of channels from
+// `row` on with kVectors vectors of channels from `column` on, the last of column's panel.
+// `begins`: stores instead of adding.
 template <int kCount, int kVectors, class V, class R>
 inline void add_product(const R* panels, int64_t row, int64_t column, int64_t depth, V scale,
                         bool begins, int64_t width, ElementOf<V>* sums) {
   const auto channel = [&](int64_t c) {
-    return panels + (c - c % kPanel<V>)*kPanelDepth + c % kPanel<V> * kTogether<R>;
+    return panels + (c - c % kPanel<V>)*kPanelDepth + c % kPanel<V> * kTermsPerLane<R>;
   };
   const R* a[kCount];
   for (int r = 0; r < kCount; ++r) a[r] = channel(row + r);
   V part[kCount][kVectors];
   clear(part);
-  multiply_panel(a, kPanel<V> * kTogether<R>, channel(column),
-                 (depth + kTogether<R> - 1) / kTogether<R>, part);
+  multiply_panel(a, kPanel<V> * kTermsPerLane<R>, channel(column),
+                 (depth + kTermsPerLane<R> - 1) / kTermsPerLane<R>, part);
   for (int r = 0; r < kCount; ++r) {
     for (int v = 0; v < kVectors; ++v) {
       ElementOf<V>* sum = sums + (row + r) * width + column + v * kLanes<V>;
@@ -37,7 +38,7 @@ inline void add_product(const R* panels, int64_t row, int64_t column, int64_t de
   }
 }
 
-// Packs a panel of channels from `channel` on, `depth` pixels from `first` on, from x.
+// Packs a panel: channels from `channel` on, `depth` pixels of x from `first` on.
 template <class T>
 void pack_channels(const GramMatrix& args, int64_t n, const T* x, int64_t channel, int64_t first,
                    int64_t depth, Wide<T>* panel) {
@@ -52,20 +53,20 @@ void pack_channels(const GramMatrix& args, int64_t n, const T* x, int64_t channe
 }
 
 #if HAS_PAIRS
-// As they are: not for features that are centred.
+// Packs a panel of pairs of pixels. It centres nothing.
 inline void pack_channels(const GramMatrix& args, int64_t, const BFloat16* x, int64_t channel,
                           int64_t first, int64_t depth, BFloat16* panel) {
-  constexpr int64_t kStep = kPanel<VecF>;
-  const int64_t channels = smaller(kStep, args.c - channel);
+  constexpr int64_t kColumns = kPanel<VecF>;
+  const int64_t channels = smaller(kColumns, args.c - channel);
   if (args.layout == Layout::channels_last) {
     for (int64_t p = first; p < first + depth; p += 2) {
       const BFloat16* even = x + p * args.c + channel;
       pack_pairs_of_planes(even, p + 1 < first + depth ? even + args.c : nullptr, channels,
-                           panel + p * kStep);
+                           panel + p * kColumns);
     }
     return;
   }
-  // 16 channels x 32 pixels at a time, two pixels as one element, are transposed.
+  // Transposes 16 channels x 32 pixels at a time, two pixels of a channel as one element.
   for (int64_t p = first; p < first + depth; p += 32) {
     const __mmask32 mask = first_lanes(first + depth - p);
     for (int64_t half = 0; half < 2; ++half) {
@@ -78,49 +79,51 @@ inline void pack_channels(const GramMatrix& args, int64_t, const BFloat16* x, in
       }
       transpose(rows);
       for (int64_t i = 0; i < 16; ++i)
-        std::memcpy(panel + p * kStep + i * 2 * kStep + half * kStep, &rows[i], sizeof(VecF));
+        std::memcpy(panel + p * kColumns + i * 2 * kColumns + half * kColumns, &rows[i],
+                    sizeof(VecF));
     }
   }
 }
 #endif
 
-// The sums of one slice of image n, down to the diagonal, into rows of `width`, a multiple of
-// kPanel with at least C, by panels of values R.
+// Computes the sums of a chunk of image n, down to the diagonal, by panels of values R. They are
+// stored in rows of `width`, a multiple of kPanel with at least C.
 template <class T, class R>
-void sum_slice_in_panels(const GramMatrix& args, int64_t n, int64_t slice, int64_t width,
+void sum_chunk_in_panels(const GramMatrix& args, int64_t n, int64_t chunk, int64_t width,
                          Wide<T>* sums, R* panels) {
   using V = Vec<T>;
   using W = Wide<T>;
-  constexpr int kLeft = 4;  // rows at a time of what kRows don't divide
+  constexpr int kLeft = 4;  // rows at a time of the remainder by kBlockRows
   const Strides stride(args.layout, args.c, args.pixels);
   const V scale = splat<V>(W(args.scale));
-  const int64_t products = width / kPanel<V> * ((width - kPanel<V>) / 2 / kRows + 1);
+  const int64_t products = width / kPanel<V> * ((width - kPanel<V>) / 2 / kBlockRows + 1);
   const int64_t lines = Prefetch<T>::lines(args, kPanelDepth, products);
-  const int64_t begin = slice * args.slice_pixels;
-  const int64_t end = smaller(begin + args.slice_pixels, args.pixels);
+  const int64_t begin = chunk * args.chunk_pixels;
+  const int64_t end = smaller(begin + args.chunk_pixels, args.pixels);
   for (int64_t first = begin; first < end; first += kPanelDepth) {
     const int64_t depth = smaller(kPanelDepth, end - first);
     const T* x = static_cast<const T*>(args.x) + n * args.c * args.pixels + first * stride.pixel;
-    // channels_last: a few pixels at a time, all panels of them, so that x is read as it lies.
-    const int64_t run = args.layout == Layout::contiguous ? kPanelDepth : 8;
-    for (int64_t k = 0; k < depth; k += run)
+    // Packs a few pixels at a time for channels_last, all panels of them: that reads x in order of
+    // memory.
+    const int64_t pixels = args.layout == Layout::contiguous ? kPanelDepth : 8;
+    for (int64_t k = 0; k < depth; k += pixels)
       for (int64_t c = 0; c < width; c += kPanel<V>)
-        pack_channels(args, n, x, c, k, smaller(run, depth - k), panels + c * kPanelDepth);
+        pack_channels(args, n, x, c, k, smaller(pixels, depth - k), panels + c * kPanelDepth);
     Prefetch<T> next(args, x + kPanelDepth * stride.pixel,
                      smaller(kPanelDepth, end - first - depth));
     const bool begins = first == begin;
     for (int64_t column = 0; column < width; column += kPanel<V>) {
       int64_t row = 0;
-      for (; (column - row) % kRows != 0; row += kLeft) {
+      for (; (column - row) % kBlockRows != 0; row += kLeft) {
         next.fetch(lines);
         add_product<kLeft, 2>(panels, row, column, depth, scale, begins, width, sums);
       }
-      for (; row < column; row += kRows) {
+      for (; row < column; row += kBlockRows) {
         next.fetch(lines);
-        add_product<kRows, 2>(panels, row, column, depth, scale, begins, width, sums);
+        add_product<kBlockRows, 2>(panels, row, column, depth, scale, begins, width, sums);
       }
-      // On the diagonal the lower half of the rows meets the right half of the columns only.
-      constexpr int kHalf = kLanes<V>, kUpper = kHalf < kRows ? kHalf : kHalf / 2;
+      // On the diagonal the lower half of the rows needs the right half of the columns only.
+      constexpr int kHalf = kLanes<V>, kUpper = kHalf < kBlockRows ? kHalf : kHalf / 2;
       next.fetch(lines);
       for (; row < column + kHalf; row += kUpper)
         add_product<kUpper, 2>(panels, row, column, depth, scale, begins, width, sums);

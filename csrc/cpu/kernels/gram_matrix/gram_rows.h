@@ -1,12 +1,13 @@
-// The sums of a Gram matrix in AVX-512's 32 registers: see gram_matrix.cpp for the division of
-// work. In 16 registers 3 x 3 sums wait for the L2 cache, and gram_panels.h is faster.
+// Sums of a Gram matrix in the 32 registers of AVX-512: see gram_matrix.cpp for the division of
+// work. In 16 registers a register block of 3 x 3 waits for the L2 cache, and gram_panels.h is
+// faster.
 //
-// Channels are packed as rows of kRowDepth pixels, and the sums of kSide x kSide channels stay in
-// as many vectors while the pixels pass: 2 kSide vectors are loaded for kSide^2 products, and of
-// the square above the diagonal hardly more than a triangle is computed. Then the lanes are added
-// up. Contiguous features are packed as they lie, channels_last ones are transposed.
+// kRowDepth pixels at a time are packed into a row per channel. The register block is kSide x kSide
+// channels, a vector each, whose lanes are pixels: a step loads 2 kSide vectors for kSide^2
+// products, and hardly more than a triangle of the square matrix is computed. The lanes are added
+// up at the end. Packing transposes channels_last features.
 //
-// Rows hold float32 or float64; with AVX512-BF16 those of bfloat16 stay as they are, and a product
+// Rows hold float32 or float64. With AVX512-BF16 those of bfloat16 stay bfloat16, and a product
 // takes two pixels in each lane.
 #pragma once
 
@@ -17,15 +18,15 @@
 #if VECTOR_BYTES == 64
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int64_t kRowDepth = 512;
-constexpr int kSide = 4;
+constexpr int64_t kRowDepth = 512;  // pixels packed at a time
+constexpr int kSide = 4;            // channels a side of a register block
 
-// From one row of values R to the next: an odd number of cache lines, so that rows share no places
-// in a cache.
+// Elements from one row of values R to the next: an odd number of cache lines, so that rows use
+// different sets of a cache.
 template <class R>
 constexpr int64_t kRowPitch = kRowDepth + 64 / sizeof(R);
 
-// Less the mean of each channel and its rounding error, if there is one.
+// Subtracts the mean of each channel and its rounding error, if given.
 template <class T>
 struct Centering {
   using W = Wide<T>;
@@ -60,21 +61,21 @@ void pack_rows_of_pixels(const T* x, int64_t channels, int64_t pixels, const Cen
                          Wide<T>* rows) {
   using V = Vec<T>;
   using W = Wide<T>;
-  constexpr int64_t kStep = kLanes<V>;
-  for (int64_t p = 0; p < pixels; p += kStep) {
-    for (int64_t c = 0; c < channels; c += kStep) {
+  constexpr int64_t kSquare = kLanes<V>;
+  for (int64_t p = 0; p < pixels; p += kSquare) {
+    for (int64_t c = 0; c < channels; c += kSquare) {
       const T* from = x + p * channels + c;
       W* to = rows + c * kRowPitch<Wide<T>> + p;
-      if (p + kStep <= pixels && c + kStep <= channels) {
-        V block[kStep];
-        for (int64_t i = 0; i < kStep; ++i) block[i] = load<V>(from + i * channels);
-        transpose(block);
-        for (int64_t i = 0; i < kStep; ++i)
-          store(to + i * kRowPitch<Wide<T>>, centered(block[i], c + i));
+      if (p + kSquare <= pixels && c + kSquare <= channels) {
+        V square[kSquare];
+        for (int64_t i = 0; i < kSquare; ++i) square[i] = load<V>(from + i * channels);
+        transpose(square);
+        for (int64_t i = 0; i < kSquare; ++i)
+          store(to + i * kRowPitch<Wide<T>>, centered(square[i], c + i));
         continue;
       }
-      for (int64_t j = 0; j < smaller(kStep, channels - c); ++j)
-        for (int64_t i = 0; i < kStep; ++i)
+      for (int64_t j = 0; j < smaller(kSquare, channels - c); ++j)
+        for (int64_t i = 0; i < kSquare; ++i)
           to[j * kRowPitch<Wide<T>> + i] =
               p + i < pixels ? centered(load<W>(from + i * channels + j), c + j) : W(0);
     }
@@ -82,7 +83,7 @@ void pack_rows_of_pixels(const T* x, int64_t channels, int64_t pixels, const Cen
 }
 
 #if HAS_PAIRS
-// As they are: not for features that are centred.
+// Packs a row of bfloat16 per channel. It centres nothing.
 inline void pack_rows_of_planes(const BFloat16* x, int64_t channel_stride, int64_t channels,
                                 int64_t pixels, const Centering<BFloat16>&, BFloat16* rows) {
   for (int64_t c = 0; c < channels; ++c) {
@@ -93,7 +94,7 @@ inline void pack_rows_of_planes(const BFloat16* x, int64_t channel_stride, int64
   }
 }
 
-// 32 pixels x 16 channels at a time, two pixels of a channel as one element, are transposed.
+// Transposes 32 pixels x 16 channels at a time, two pixels of a channel as one element.
 inline void pack_rows_of_pixels(const BFloat16* x, int64_t channels, int64_t pixels,
                                 const Centering<BFloat16>&, BFloat16* rows) {
   for (int64_t p = 0; p < pixels; p += 32) {
@@ -115,7 +116,7 @@ inline void pack_rows_of_pixels(const BFloat16* x, int64_t channels, int64_t pix
 }
 #endif
 
-// Adds scale times the sums over the lanes of `part` to a block of sums, or begins it.
+// Adds scale times the sums over the lanes of a register block. `begins`: stores instead of adding.
 inline void add_lanes(const VecF (&part)[kSide][kSide], float scale, bool begins, int64_t width,
                       float* sums) {
   typedef float Four __attribute__((vector_size(16)));
@@ -125,7 +126,7 @@ inline void add_lanes(const VecF (&part)[kSide][kSide], float scale, bool begins
       return (VecF)_mm512_shuffle_f32x4(a, b, 0x44) + (VecF)_mm512_shuffle_f32x4(a, b, 0xee);
     };
     const VecF low = halves(part[0][c], part[1][c]), high = halves(part[2][c], part[3][c]);
-    // Scaled while they are sums of a quarter of the products: before those can overflow.
+    // Scaling happens at a quarter of the products: before their sum can overflow.
     columns[c] = ((VecF)_mm512_shuffle_f32x4(low, high, 0x88) +
                   (VecF)_mm512_shuffle_f32x4(low, high, 0xdd)) *
                  splat<VecF>(scale);
@@ -156,8 +157,8 @@ inline void add_lanes(const VecD (&part)[kSide][kSide], double scale, bool begin
     }
 }
 
-// Adds scale times the products of kSide rows with kSide others, of `pixels` > 0 pixels, to a block
-// of sums, or begins it.
+// Adds scale times the products of kSide rows with kSide others, over `pixels` > 0 pixels.
+// `begins`: stores instead of adding.
 template <class R>
 inline void add_block(const R* a, const R* b, int64_t pixels, Wide<R> scale, bool begins,
                       int64_t width, Wide<R>* sums) {
@@ -176,22 +177,22 @@ inline void add_block(const R* a, const R* b, int64_t pixels, Wide<R> scale, boo
 #pragma GCC unroll 4
       for (int c = 0; c < kSide; ++c) part[r][c] = add_products<R>(row, columns[c], part[r][c]);
     }
-    p += kLanes<V> * kTogether<R>;
+    p += kLanes<V> * kTermsPerLane<R>;
   } while (p < pixels);
   add_lanes(part, scale, begins, width, sums);
 }
 
-// The sums of one slice of image n, down to the diagonal, into rows of `width`, by rows of values
-// R. Both have room for a multiple of kPanel channels, C or more.
+// Computes the sums of a chunk of image n, down to the diagonal, by rows of values R. They are
+// stored in rows of `width`. Both have room for a multiple of kPanel channels, C or more.
 template <class T, class R>
-void sum_slice_in_rows(const GramMatrix& args, int64_t n, int64_t slice, int64_t width,
+void sum_chunk_in_rows(const GramMatrix& args, int64_t n, int64_t chunk, int64_t width,
                        Wide<T>* sums, R* rows) {
   using W = Wide<T>;
   constexpr int64_t kPitch = kRowPitch<R>;
   const bool contiguous = args.layout == Layout::contiguous;
   const int64_t c = args.c, pixel_stride = contiguous ? 1 : c;
-  const int64_t begin = slice * args.slice_pixels;
-  const int64_t end = smaller(begin + args.slice_pixels, args.pixels);
+  const int64_t begin = chunk * args.chunk_pixels;
+  const int64_t end = smaller(begin + args.chunk_pixels, args.pixels);
   const int64_t blocks = (c + kSide - 1) / kSide;
   const int64_t lines = Prefetch<T>::lines(args, kRowDepth, blocks * (blocks + 1) / 2);
   const W* mean = args.mean ? static_cast<const W*>(args.mean) + n * c : nullptr;

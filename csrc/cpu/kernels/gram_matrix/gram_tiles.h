@@ -1,16 +1,18 @@
-// The Gram matrix of bfloat16 features on AMX tiles, and its gradient: see gram_matrix.cpp for the
+// Gram matrix of bfloat16 features on AMX tiles, and its gradient: see gram_matrix.cpp for the
 // division of work.
 //
-// A tile product takes 16 channels x 32 pixels and 16 pixel pairs x 16 channels. With two pixels of
-// a channel as one 32-bit word, the second is the transpose of the first: so each 16 x 32 block of
-// x is packed as it lies and transposed (contiguous), or interleaved and transposed
-// (channels_last). Four sums of 16 x 16 stay in tiles while a stretch of pixels passes. Packing and
-// adding up take vectors as long as the products take tiles: a piece of each comes after every few
-// products, for the channels that are next and for the sums that were last.
+// Register block: 32 x 32 channels, in four accumulators. A tile product takes 16 channels x 32
+// pixels and 16 pixel pairs x 16 channels. With two pixels of a channel as one 32-bit word, the
+// second operand is the transpose of the first. So each 16 x 32 tile of x is packed as it lies and
+// transposed (contiguous), or interleaved and transposed (channels_last).
+//
+// Software pipeline: the vectors' part, packing and adding up, takes as long as the tile products.
+// So pieces of both run between the products: packing for the next panel, and adding up the last
+// register block.
 //
 // The gradient's sums run over channels. contiguous: rows of S times pairs of channels of 16
-// pixels; channels_last: rows of pixels, where they lie if nothing is to be filled up, times pairs
-// of rows of S. What a block lacks of pixels is never stored, and may be anything.
+// pixels; channels_last: rows of pixels, read from x itself if all are whole tiles, times pairs of
+// rows of S. Pixels beyond a chunk's last may hold anything: their results are never stored.
 #pragma once
 
 #include "../../gram_matrix.h"
@@ -20,15 +22,13 @@
 #if HAS_TILES
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int64_t kTilePixels = 32;  // of one tile
-constexpr int64_t kTilePanel = 32;   // channels of a pair of tiles
-constexpr int64_t kTileWords = kTileRows * kTileBytes / 4;
-constexpr int64_t kTileDepth = 512;  // pixels packed at a time
-constexpr int64_t kTileSteps = kTileDepth / kTilePixels;
+constexpr int64_t kTileWords = kTileRows * kTileBytes / 4;    // floats of an accumulator
+constexpr int64_t kPackedPixels = 512;                        // pixels packed at a time
+constexpr int64_t kPackedSteps = kPackedPixels / kTileDepth;  // K steps for them
 
-// Scratch of one worker, in floats: see TilePacker.
+// Returns the scratch of one worker, in floats: see TilePacker.
 inline int64_t tile_panel_elements(int64_t width) {
-  return (width + 3 * kTilePanel) * kTileDepth / 2;
+  return (width + 3 * kTilePanel) * kPackedPixels / 2;
 }
 
 #if VECTOR_BYTES == 64
@@ -38,14 +38,14 @@ inline VecF load_words(const BFloat16* p) {
   return words;
 }
 
-// 16 values of each of two rows, in turn.
+// Interleaves 16 values of each of two rows.
 inline VecF pair_rows(const BFloat16* even, const BFloat16* odd) {
   const Bits half = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)even));
   return (VecF)interleaved(_mm512_inserti64x4(half, _mm256_loadu_si256((const __m256i*)odd), 1));
 }
 #endif
 
-// 16 x 16 words, the rows `pitch` values apart.
+// Transposes 16 x 16 words of 32 bits, from rows `pitch` values apart.
 inline void transpose_words(const BFloat16* from, int64_t pitch, BFloat16* to) {
 #if VECTOR_BYTES == 64
   VecF rows[kTileRows];
@@ -53,7 +53,7 @@ inline void transpose_words(const BFloat16* from, int64_t pitch, BFloat16* to) {
   for (int i = 0; i < kTileRows; ++i) rows[i] = load_words(from + i * pitch);
   transpose(rows);
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) std::memcpy(to + i * kTilePixels, &rows[i], sizeof(VecF));
+  for (int i = 0; i < kTileRows; ++i) std::memcpy(to + i * kTileDepth, &rows[i], sizeof(VecF));
 #else
   uint32_t columns[16][16];
   for (int i = 0; i < 16; ++i)
@@ -62,7 +62,8 @@ inline void transpose_words(const BFloat16* from, int64_t pitch, BFloat16* to) {
 #endif
 }
 
-// 16 pairs of up to 32 rows of up to 16 values, `pitch` apart, with zeros beyond.
+// Packs a tile of pairs: up to 32 rows of up to 16 values, `pitch` values apart, two rows to a row
+// of pairs, with zeros beyond.
 inline void pack_pairs(const BFloat16* x, int64_t pitch, int64_t rows, int64_t columns,
                        uint32_t* pairs) {
   for (int64_t k = 0; k < 16; ++k) {
@@ -86,50 +87,53 @@ inline void pack_pairs(const BFloat16* x, int64_t pitch, int64_t rows, int64_t c
   }
 }
 
-// 16 pairs of 32 rows of 16 values, and their transpose. It doesn't read what was just stored: that
-// takes long, and tiles would wait as well.
+// Packs a tile of pairs, as pack_pairs does, and its transpose. It doesn't read what was just
+// stored: that takes long, and the tile products would wait as well.
 inline void pack_both(const BFloat16* x, int64_t pitch, BFloat16* pairs, BFloat16* transposed) {
 #if VECTOR_BYTES == 64
   VecF words[kTileRows];
 #pragma GCC unroll 16
   for (int k = 0; k < kTileRows; ++k) {
     words[k] = pair_rows(x + 2 * k * pitch, x + (2 * k + 1) * pitch);
-    std::memcpy(pairs + k * kTilePixels, &words[k], sizeof(VecF));
+    std::memcpy(pairs + k * kTileDepth, &words[k], sizeof(VecF));
   }
   transpose(words);
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i)
-    std::memcpy(transposed + i * kTilePixels, &words[i], sizeof(VecF));
+    std::memcpy(transposed + i * kTileDepth, &words[i], sizeof(VecF));
 #else
   pack_pairs(x, pitch, 32, 16, reinterpret_cast<uint32_t*>(pairs));
-  transpose_words(pairs, kTilePixels, transposed);
+  transpose_words(pairs, kTileDepth, transposed);
 #endif
 }
 
-// Up to 16 rows of up to 32 values, `pitch` apart, with zeros beyond.
+// Packs a tile as it lies: up to 16 rows of up to 32 values, `pitch` values apart, with zeros
+// beyond.
 inline void pack_rows(const BFloat16* x, int64_t pitch, int64_t rows, int64_t columns,
                       BFloat16* packed, int64_t packed_pitch) {
   for (int64_t i = 0; i < kTileRows; ++i) {
-    const int64_t count = i < rows ? columns < kTilePixels ? columns : kTilePixels : 0;
+    const int64_t count = i < rows ? columns < kTileDepth ? columns : kTileDepth : 0;
     BFloat16* row = packed + i * packed_pitch;
-    if (count < kTilePixels) std::memset(row, 0, kTileBytes);
+    if (count < kTileDepth) std::memset(row, 0, kTileBytes);
     if (count > 0) std::memcpy(row, x + i * pitch, count * sizeof(BFloat16));
   }
 }
 
-// Leaves the products of 32 rows with 32 columns in `part`: four tiles, of the first 16 rows first.
-// From one of the `steps` to the next it is row_step values in `first` and `second`, and a tile in
-// the columns. Calls between() after each of them.
+// Computes a register block of 32 rows x 32 columns and stores it to `part`: four tiles, those of
+// the first 16 rows first. `first` and `second`: 16 rows each, row_pitch values apart, whose next K
+// step is row_step values further on. `left` and `right`: packed tiles of 16 columns, one per K
+// step. Pitches and steps are in values. Calls between() after each of the `steps` K steps.
 template <class Between>
-inline void multiply_tiles(const BFloat16* first, const BFloat16* second, int64_t row_pitch,
-                           int64_t row_step, const BFloat16* left, const BFloat16* right,
-                           int64_t steps, float (&part)[4][kTileWords], const Between& between) {
+inline void multiply_tile_panels(const BFloat16* first, const BFloat16* second, int64_t row_pitch,
+                                 int64_t row_step, const BFloat16* left, const BFloat16* right,
+                                 int64_t steps, float (&part)[4][kTileWords],
+                                 const Between& between) {
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   for (int64_t step = 0; step < steps; ++step) {
     tile_load<4>(first + step * row_step, row_pitch * sizeof(BFloat16));
-    tile_load<6>(left + step * 2 * kTileWords);
+    tile_load<6>(left + step * kTileElements);
     tile_multiply<0, 4, 6>();
-    tile_load<7>(right + step * 2 * kTileWords);
+    tile_load<7>(right + step * kTileElements);
     tile_multiply<1, 4, 7>();
     tile_load<5>(second + step * row_step, row_pitch * sizeof(BFloat16));
     tile_multiply<2, 5, 6>();
@@ -140,85 +144,89 @@ inline void multiply_tiles(const BFloat16* first, const BFloat16* second, int64_
   tile_store<2>(part[2]), tile_store<3>(part[3]);
 }
 
-// Packs the panels of one stretch of a slice's pixels after another, a block of 16 channels x 32
-// pixels at a time: transposed, for two panels in turn, which stay in the nearest caches; and
-// plain, for all panels of a stretch and one of the next, unless rows of x can be taken as they
-// lie.
+// Packs the panels of a chunk: all panels of kPackedPixels pixels, then those of the next as many.
+// It packs a tile of 16 channels x 32 pixels at a time, in two forms:
+//
+//   transposed   a ring of two panels, which stay in the nearest caches
+//   plain        a ring of all panels and one more; not if tiles can be loaded from x itself
 struct TilePacker {
   const GramMatrix& args;
   const BFloat16* x;  // of the image
-  int64_t end;        // of the slice's pixels
+  int64_t end;        // of the chunk's pixels
   int64_t panels;
   BFloat16* memory;
-  // The panel that is being packed: its number, counted from the slice's first, and its pixels.
+  // Panel at work: its number, counted from the chunk's first, its first pixel, its channels, and
+  // the tile that is packed next (half: of the channels, step: of the pixels).
   int64_t number = 0, first;
-  int64_t panel = 0, block = 0, step = 0;
+  int64_t panel = 0, half = 0, step = 0;
 
   int64_t steps_of(int64_t from) const {
-    const int64_t pixels = smaller(kTileDepth, end - from);
-    return (pixels + kTilePixels - 1) / kTilePixels;
+    const int64_t pixels = smaller(kPackedPixels, end - from);
+    return (pixels + kTileDepth - 1) / kTileDepth;
   }
 
-  BFloat16* tile(int64_t slot, int64_t of_block, int64_t of_step) const {
-    return memory + ((slot * 2 + of_block) * kTileSteps + of_step) * 2 * kTileWords;
+  BFloat16* tile(int64_t slot, int64_t of_half, int64_t of_step) const {
+    return memory + ((slot * 2 + of_half) * kPackedSteps + of_step) * kTileElements;
   }
-  BFloat16* transposed(int64_t of_number, int64_t of_block, int64_t of_step = 0) const {
-    return tile(of_number % 2, of_block, of_step);
+  BFloat16* transposed(int64_t of_number, int64_t of_half, int64_t of_step = 0) const {
+    return tile(of_number % 2, of_half, of_step);
   }
-  BFloat16* plain(int64_t of_number, int64_t of_block, int64_t of_step = 0) const {
-    return tile(2 + of_number % (panels + 1), of_block, of_step);
+  BFloat16* plain(int64_t of_number, int64_t of_half, int64_t of_step = 0) const {
+    return tile(2 + of_number % (panels + 1), of_half, of_step);
   }
   bool as_it_lies(int64_t of_panel, int64_t from) const {
     return args.layout == Layout::contiguous && (of_panel + 1) * kTilePanel <= args.c &&
-           from + steps_of(from) * kTilePixels <= end;
+           from + steps_of(from) * kTileDepth <= end;
   }
 
-  // The next piece. Not inlined: the loop over tiles is short without it.
+  // Packs a tile: a piece of the software pipeline. Not inlined: without it the loop over tiles is
+  // short.
   [[gnu::noinline]] void advance() {
     if (first >= end) return;
     const bool contiguous = args.layout == Layout::contiguous;
-    const int64_t channel = panel * kTilePanel + block * kTileRows;
-    const int64_t pixel = first + step * kTilePixels;
+    const int64_t channel = panel * kTilePanel + half * kTileRows;
+    const int64_t pixel = first + step * kTileDepth;
     const int64_t channels = args.c - channel, pixels = end - pixel;
-    BFloat16* across = transposed(number, block, step);
-    BFloat16* along = plain(number, block, step);
+    BFloat16* across = transposed(number, half, step);
+    BFloat16* along = plain(number, half, step);
     if (contiguous) {
       const BFloat16* corner = x + channel * args.pixels + pixel;
       if (as_it_lies(panel, first)) {
         transpose_words(corner, args.pixels, across);
       } else {
-        pack_rows(corner, args.pixels, channels, pixels, along, kTilePixels);
-        transpose_words(along, kTilePixels, across);
+        pack_rows(corner, args.pixels, channels, pixels, along, kTileDepth);
+        transpose_words(along, kTileDepth, across);
       }
     } else {
       const BFloat16* corner = x + pixel * args.c + channel;
-      // As many lines of the next stretch as there are pieces: of its own pixels a panel reads one
-      // line in several, and the machine's prefetching follows late.
-      const int64_t piece = (panel * kTileSteps + step) * 2 + block;
-      const BFloat16* next = x + (first + kTileDepth) * args.c + piece * kTileRows * kTilePixels;
-      for (int64_t i = 0; i < kTileRows; ++i) __builtin_prefetch(next + i * kTilePixels, 0, 2);
-      if (channels >= kTileRows && pixels >= kTilePixels) {
+      // Prefetches as many lines of the next kPackedPixels pixels as there are pieces to fetch
+      // them: of its own pixels a panel reads one line in several, and the machine's prefetcher
+      // follows late.
+      const int64_t piece = (panel * kPackedSteps + step) * 2 + half;
+      const BFloat16* next = x + (first + kPackedPixels) * args.c + piece * kTileRows * kTileDepth;
+      for (int64_t i = 0; i < kTileRows; ++i) __builtin_prefetch(next + i * kTileDepth, 0, 2);
+      if (channels >= kTileRows && pixels >= kTileDepth) {
         pack_both(corner, args.c, along, across);
       } else {
         pack_pairs(corner, args.c, pixels, channels, reinterpret_cast<uint32_t*>(along));
-        transpose_words(along, kTilePixels, across);
+        transpose_words(along, kTileDepth, across);
       }
     }
-    // Along the memory: contiguous channels one by one, pixels with all channels of a panel.
+    // Order of memory: contiguous channels one by one, pixels with all channels of a panel.
     const int64_t steps = steps_of(first);
-    if (contiguous ? ++step < steps : ++block < 2) return;
-    if (contiguous ? (step = 0, ++block < 2) : (block = 0, ++step < steps)) return;
-    block = step = 0, ++number;
-    if (++panel == panels) panel = 0, first += kTileDepth;
+    if (contiguous ? ++step < steps : ++half < 2) return;
+    if (contiguous ? (step = 0, ++half < 2) : (half = 0, ++step < steps)) return;
+    half = step = 0, ++number;
+    if (++panel == panels) panel = 0, first += kPackedPixels;
   }
 };
 
-// Offset of the tile with element (i, j) of the sums, which lie tile by tile.
+// Returns the offset of the tile with element (i, j) of the sums, which are stored tile by tile.
 inline int64_t sum_tile(int64_t width, int64_t i, int64_t j) {
   return (i / kTileRows * (width / kTileRows) + j / kTileRows) * kTileWords;
 }
 
-// Products of 32 x 32 channels on their way to the sums, a row of each tile at a time.
+// A register block that is added to the sums, a row of each tile at a time: the epilogue in pieces.
 struct TileSum {
   float part[4][kTileWords];
   float* upper = nullptr;  // the sums of the first two tiles, which lie side by side,
@@ -244,34 +252,34 @@ struct TileSum {
   }
 };
 
-// The sums of one slice of image n: those above the diagonal (contiguous) or below. `width` is C
-// rounded up to kTilePanel.
-inline void sum_slice_in_tiles(const GramMatrix& args, int64_t n, int64_t slice, int64_t width,
+// Computes the sums of a chunk of image n: those above the diagonal (contiguous) or below. `width`
+// is C rounded up to kTilePanel.
+inline void sum_chunk_in_tiles(const GramMatrix& args, int64_t n, int64_t chunk, int64_t width,
                                float* sums, float* memory) {
   const bool contiguous = args.layout == Layout::contiguous;
   const int64_t panels = width / kTilePanel;
-  const int64_t begin = slice * args.slice_pixels;
-  const int64_t end = smaller(begin + args.slice_pixels, args.pixels);
+  const int64_t begin = chunk * args.chunk_pixels;
+  const int64_t end = smaller(begin + args.chunk_pixels, args.pixels);
   const BFloat16* x = static_cast<const BFloat16*>(args.x) + n * args.c * args.pixels;
   const VecF scale = splat<VecF>(float(args.scale));
   [[maybe_unused]] const TileScope scope;
   TilePacker packer{args, x, end, panels, reinterpret_cast<BFloat16*>(memory), 0, begin};
-  alignas(64) TileSum parts[2];  // one is added while the other is filled
+  alignas(64) TileSum parts[2];  // one is added to the sums while the other is computed
   int64_t turn = 0;
   while (packer.number == 0) packer.advance();
-  for (int64_t first = begin, number = 0; first < end; first += kTileDepth, number += panels) {
+  for (int64_t first = begin, number = 0; first < end; first += kPackedPixels, number += panels) {
     const int64_t steps = packer.steps_of(first), rows = (kTileRows + steps - 1) / steps;
     for (int64_t last = 0; last < panels; ++last) {
       const int64_t packed = number + last;
       while (packer.number == packed && packer.first < end) packer.advance();
-      // The next panel has no more blocks than this one, and these are the turns to pack them.
-      const int64_t turns = (last + 1) * steps, blocks = 2 * steps;
+      // Schedule: the next panel has at most `pieces` tiles, to be packed within `turns` K steps.
+      const int64_t turns = (last + 1) * steps, pieces = 2 * steps;
       int64_t due = 0;
       for (int64_t panel = 0; panel <= last; ++panel) {
         TileSum &before = parts[turn], &sum = parts[turn ^= 1];
         const auto between = [&] {
           for (int64_t i = 0; i < rows; ++i) before.advance(scale);
-          for (due += blocks; due >= turns; due -= turns)
+          for (due += pieces; due >= turns; due -= turns)
             if (packer.number <= packed + 1) packer.advance();
         };
         const BFloat16* across[] = {packer.transposed(packed, 0), packer.transposed(packed, 1)};
@@ -279,13 +287,13 @@ inline void sum_slice_in_tiles(const GramMatrix& args, int64_t n, int64_t slice,
                                    packer.plain(number + panel, 1)};
         if (packer.as_it_lies(panel, first)) {
           along[0] = x + panel * kTilePanel * args.pixels + first;
-          multiply_tiles(along[0], along[0] + kTileRows * args.pixels, args.pixels, kTilePixels,
-                         across[0], across[1], steps, sum.part, between);
+          multiply_tile_panels(along[0], along[0] + kTileRows * args.pixels, args.pixels,
+                               kTileDepth, across[0], across[1], steps, sum.part, between);
         } else {
           const BFloat16** left = contiguous ? along : across;
           const BFloat16** right = contiguous ? across : along;
-          multiply_tiles(left[0], left[1], kTilePixels, 2 * kTileWords, right[0], right[1], steps,
-                         sum.part, between);
+          multiply_tile_panels(left[0], left[1], kTileDepth, kTileElements, right[0], right[1],
+                               steps, sum.part, between);
         }
         before.finish(scale);
         const int64_t row = (contiguous ? panel : last) * kTilePanel;
@@ -299,16 +307,16 @@ inline void sum_slice_in_tiles(const GramMatrix& args, int64_t n, int64_t slice,
   parts[turn].finish(scale);
 }
 
-// Where element (i, j) of the symmetric factor S lies, in tiles of 16 of its rows, or for
-// channels_last of pairs of its rows.
-inline int64_t place_in_tiles(bool pairs, int64_t width, int64_t i, int64_t j) {
-  const int64_t steps = width / kTilePixels;
+// Returns the offset of element (i, j) of the symmetric factor S: in tiles of 16 of its rows, or
+// for channels_last in tiles of pairs of its rows.
+inline int64_t offset_in_tiles(bool pairs, int64_t width, int64_t i, int64_t j) {
+  const int64_t steps = width / kTileDepth;
   if (!pairs)
-    return (i / 16 * steps + j / 32) * 2 * kTileWords + i % 16 * kTilePixels + j % kTilePixels;
-  return (j / 16 * steps + i / 32) * 2 * kTileWords + i % 32 / 2 * kTilePixels + j % 16 * 2 + i % 2;
+    return (i / 16 * steps + j / 32) * kTileElements + i % 16 * kTileDepth + j % kTileDepth;
+  return (j / 16 * steps + i / 32) * kTileElements + i % 32 / 2 * kTileDepth + j % 16 * 2 + i % 2;
 }
 
-// Writes up to 32 x 32 products to rows of y, `pitch` apart.
+// Writes up to 32 x 32 products to rows of y, `pitch` values apart.
 inline void store_tiles(const float (&part)[4][kTileWords], int64_t rows, int64_t columns,
                         int64_t pitch, BFloat16* y) {
   for (int64_t p = 0; p < 4; ++p) {
@@ -324,11 +332,11 @@ inline void store_tiles(const float (&part)[4][kTileWords], int64_t rows, int64_
   }
 }
 
-// grad_x of `count` pixels from `first` on. `block` has room for all channels of them, rounded up
-// to 32.
-inline void backward_block_in_tiles(const GramMatrixBackward& args, int64_t n, int64_t first,
-                                    int64_t count, int64_t width, BFloat16* block) {
-  const int64_t c = args.c, steps = width / kTilePixels;
+// Computes grad_x of `count` pixels from `first` on. `packed` has room for all their channels,
+// rounded up to 32.
+inline void backward_chunk_in_tiles(const GramMatrixBackward& args, int64_t n, int64_t first,
+                                    int64_t count, int64_t width, BFloat16* packed) {
+  const int64_t c = args.c, steps = width / kTileDepth;
   const bool contiguous = args.layout == Layout::contiguous;
   const int64_t offset = n * c * args.pixels + first * (contiguous ? 1 : c);
   const BFloat16* x = static_cast<const BFloat16*>(args.x) + offset;
@@ -336,35 +344,35 @@ inline void backward_block_in_tiles(const GramMatrixBackward& args, int64_t n, i
   const BFloat16* product = reinterpret_cast<const BFloat16*>(
       static_cast<const float*>(args.product) + n * width * width);
   const auto tile = [&](auto* tiles, int64_t index) {
-    return tiles + index / kTileRows * steps * 2 * kTileWords;
+    return tiles + index / kTileRows * steps * kTileElements;
   };
   alignas(64) float part[4][kTileWords];
   [[maybe_unused]] const TileScope scope;
-  if (contiguous) {  // rows of S, and pairs of channels
+  if (contiguous) {  // rows of S times pairs of channels
     for (int64_t p = 0; p < count; p += kTileRows)
-      for (int64_t k = 0; k < width; k += kTilePixels)
+      for (int64_t k = 0; k < width; k += kTileDepth)
         pack_pairs(x + k * args.pixels + p, args.pixels, c - k, count - p,
-                   reinterpret_cast<uint32_t*>(tile(block, p) + k / kTilePixels * 2 * kTileWords));
+                   reinterpret_cast<uint32_t*>(tile(packed, p) + k / kTileDepth * kTileElements));
     for (int64_t i = 0; i < c; i += kTilePanel) {
       for (int64_t p = 0; p < count; p += kTilePanel) {
-        multiply_tiles(tile(product, i), tile(product, i + 16), kTilePixels, 2 * kTileWords,
-                       tile(block, p), tile(block, p + 16), steps, part, [] {});
+        multiply_tile_panels(tile(product, i), tile(product, i + 16), kTileDepth, kTileElements,
+                             tile(packed, p), tile(packed, p + 16), steps, part, [] {});
         store_tiles(part, c - i, count - p, args.pixels, grad_x + i * args.pixels + p);
       }
     }
     return;
   }
-  // Pixels are rows as they are, if there is nothing to fill up.
+  // Rows of pixels are loaded from x itself if all tiles are whole.
   const bool whole = c == width && count % kTilePanel == 0;
-  const BFloat16* pixels = whole ? x : block;
+  const BFloat16* pixels = whole ? x : packed;
   if (!whole)
     for (int64_t p = 0; p < count; p += kTileRows)
-      for (int64_t k = 0; k < width; k += kTilePixels)
-        pack_rows(x + p * c + k, c, count - p, c - k, block + p * width + k, width);
+      for (int64_t k = 0; k < width; k += kTileDepth)
+        pack_rows(x + p * c + k, c, count - p, c - k, packed + p * width + k, width);
   for (int64_t column = 0; column < c; column += kTilePanel) {
     for (int64_t p = 0; p < count; p += kTilePanel) {
-      multiply_tiles(pixels + p * width, pixels + (p + 16) * width, width, kTilePixels,
-                     tile(product, column), tile(product, column + 16), steps, part, [] {});
+      multiply_tile_panels(pixels + p * width, pixels + (p + 16) * width, width, kTileDepth,
+                           tile(product, column), tile(product, column + 16), steps, part, [] {});
       store_tiles(part, count - p, c - column, c, grad_x + p * c + column);
     }
   }

@@ -1,13 +1,13 @@
 // Instance norm on the CPU, forward and backward.
 //
-// Reads and writes, in images: forward 2 reads and 1 write (the second read comes from a cache
-// when a plane fits there), backward 4 reads and 1 write. At about two operations per byte both
-// are bound by memory. contiguous: a thread owns a plane, or a chunk of one where planes are few
-// and large. channels_last: a thread owns a chunk of pixels with all their channels. The second
-// pass goes backwards through the chunks, because what was read last is still in the caches.
+// Memory traffic, in images: forward 2 reads and 1 write (the second read comes from a cache if a
+// plane fits there), backward 4 reads and 1 write. At about two operations per byte both are bound
+// by memory. contiguous: a thread owns a plane, or a chunk of one if planes are few and large.
+// channels_last: a thread owns a chunk of pixels with all their channels. The second pass goes
+// backwards through the chunks, because what was read last is still in the caches.
 //
-// y = scale * (x - center) + shift, where center is the mean rounded to float32 and its rounding
-// error is part of the shift: exact also where the mean is large against the deviation.
+// y = scale * (x - center) + shift: center is the mean rounded to float32, and its rounding error
+// is part of the shift. That is exact also if the mean is large against the deviation.
 
 #include "../../parallel.h"
 #include "../vector/planes.h"
@@ -17,13 +17,13 @@ namespace {
 
 // -- statistics ------------------------------------------------------------------------------
 
-// Moments of one chunk of channels_last pixels: mean and m2 of every channel.
+// Computes mean and m2 of every channel of a chunk of channels_last pixels.
 template <class T>
 void chunk_moments(const T* x, int64_t channels, int64_t pixels, double* mean, double* m2) {
   using V = Vec<T>;
   const int64_t repeat = pixels_per_row<V>(channels);
   const int64_t rows = pixels / repeat, width = repeat * channels;
-  double count[kFewChannels] = {};  // pixels merged so far, where rows hold several
+  double count[kFewChannels] = {};  // pixels merged so far, if a row holds several
   for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
   const auto merge = [&](int64_t channel, double n, double part_mean, double part_m2) {
     Moments moments{count[channel], mean[channel], m2[channel]};
@@ -31,10 +31,10 @@ void chunk_moments(const T* x, int64_t channels, int64_t pixels, double* mean, d
     count[channel] = moments.count, mean[channel] = moments.mean, m2[channel] = moments.m2;
   };
   if (rows > 0) {
-    double part_mean[kTile], part_m2[kTile];
-    for_tiles_of_row<V>(width, [&](int64_t first, int64_t, int64_t tile) {
-      lane_moments(x + first, width, rows, tile, part_mean, part_m2);
-      for_channels_of_lanes<T>(first, tile, channels, [&](int64_t channel, int64_t j) {
+    double part_mean[kSegment], part_m2[kSegment];
+    for_segments_of_row<V>(width, [&](int64_t first, int64_t, int64_t segment) {
+      lane_moments(x + first, width, rows, segment, part_mean, part_m2);
+      for_channels_of_lanes<T>(first, segment, channels, [&](int64_t channel, int64_t j) {
         if (repeat > 1)
           merge(channel, double(rows), part_mean[j], part_m2[j]);
         else
@@ -49,10 +49,10 @@ void chunk_moments(const T* x, int64_t channels, int64_t pixels, double* mean, d
 
 template <class T>
 void partial_moments(const PlaneGrid& g, const void* x, double* partials) {
-  const int64_t channels = channels_of_block(g);
-  parallel_tasks(blocks_of(g) * g.chunks, g.chunk_pixels * channels, [&](int64_t task) {
-    const int64_t block = task / g.chunks, chunk = task % g.chunks;
-    const T* p = at<T>(x, (block * g.pixels + chunk_begin(g, chunk)) * channels);
+  const int64_t channels = channels_of_unit(g);
+  parallel_tasks(units_of(g) * g.chunks, g.chunk_pixels * channels, [&](int64_t task) {
+    const int64_t unit = task / g.chunks, chunk = task % g.chunks;
+    const T* p = at<T>(x, (unit * g.pixels + chunk_begin(g, chunk)) * channels);
     double* mean = partials + task * 2 * channels;
     if (g.layout == Layout::contiguous) {
       const Moments moments = moments_of_run(p, chunk_count(g, chunk));
@@ -63,9 +63,9 @@ void partial_moments(const PlaneGrid& g, const void* x, double* partials) {
   });
 }
 
-// Merges the moments of a block's chunks, in their order, into those of the first.
+// Merges the moments of a unit's chunks, in their order, into those of the first.
 void merge_chunks(const PlaneGrid& g, double* partials) {
-  const int64_t channels = channels_of_block(g);
+  const int64_t channels = channels_of_unit(g);
   double *mean = partials, *m2 = mean + channels;
   double count = double(chunk_count(g, 0));
   for (int64_t chunk = 1; chunk < g.chunks; ++chunk) {
@@ -85,13 +85,13 @@ template <class T>
 void stats_of(const InstanceNormStats& args) {
   using W = Wide<T>;
   const PlaneGrid& g = args.grid;
-  const int64_t channels = channels_of_block(g);
+  const int64_t channels = channels_of_unit(g);
   partial_moments<T>(g, args.x, args.partials);
-  parallel_tasks(blocks_of(g), channels * g.chunks, [&](int64_t block) {
-    double* moments = args.partials + block * g.chunks * 2 * channels;
+  parallel_tasks(units_of(g), channels * g.chunks, [&](int64_t unit) {
+    double* moments = args.partials + unit * g.chunks * 2 * channels;
     merge_chunks(g, moments);
     for (int64_t c = 0; c < channels; ++c) {
-      const int64_t plane = block * channels + c;
+      const int64_t plane = unit * channels + c;
       const W mean = g.pixels == 0 ? W(__builtin_nan("")) : W(moments[c]);
       at<W>(args.mean, plane)[0] = mean;
       if (args.mean_error) at<W>(args.mean_error, plane)[0] = W(moments[c] - double(mean));
@@ -109,7 +109,7 @@ struct Coefficients {
 
 enum Row { kCenter, kScale, kShift, kRowCount };  // of a CoefficientTable
 
-// What a plane is multiplied with; writes the statistics it comes from.
+// Returns the coefficients of a plane, and writes the statistics that they come from.
 template <class W>
 Coefficients<W> plane_coefficients(const InstanceNormForward& args, int64_t plane, double mean,
                                    double var) {
@@ -125,8 +125,9 @@ Coefficients<W> plane_coefficients(const InstanceNormForward& args, int64_t plan
   return {center, coefficient<W>(weight * rstd), coefficient<W>(bias - error * weight * rstd)};
 }
 
-// Where the residual is added, and how results are written, are branches inside the loops: always
-// taken the same way, they cost nothing beside the memory traffic, and a quarter of the code.
+// Forward arithmetic of an element. Order of the residual and kind of store are branches inside the
+// loops: always taken the same way, they cost nothing beside the memory traffic, and save three
+// quarters of the code.
 template <Activation A, class T>
 struct Apply {
   using V = Vec<T>;
@@ -134,7 +135,7 @@ struct Apply {
   T* y;
   Wide<T> negative_slope;
   bool residual_first, past_caches;
-  int64_t ahead;  // elements from what is read now to what is read next; 0: it is not fetched
+  int64_t ahead;  // prefetch distance in elements; 0: no prefetch
 
   template <class U>
   inline U value(U in, U added, U center, U scale, U shift) const {
@@ -162,22 +163,23 @@ struct Apply {
   }
 };
 
-// One plane, or a chunk of it.
+// Applies the coefficients to a run of pixels: a contiguous plane, or a chunk of it.
 template <Activation A, class T>
 void apply_run(const Apply<A, T>& arguments, int64_t count, const Coefficients<Wide<T>>& c) {
   using V = Vec<T>;
-  const Apply<A, T> apply = arguments;  // a copy that nothing written can alias
+  const Apply<A, T> apply = arguments;  // a local copy: stores cannot alias it
   const Pair<V> center = splat_pair<V>(c.center), scale = splat_pair<V>(c.scale);
   const Pair<V> shift = splat_pair<V>(c.shift);
   int64_t i = 0;
-  if (apply.past_caches)  // up to the first address a streaming store accepts
+  if (apply.past_caches)  // up to an aligned address
     for (; i < count && !aligned_for_streaming<V>(apply.y + i); ++i)
       apply.one(i, c.center, c.scale, c.shift);
   for (; i + kPairLanes<V> <= count; i += kPairLanes<V>) apply.pair(i, center, scale, shift);
   for (; i < count; ++i) apply.one(i, c.center, c.scale, c.shift);
 }
 
-// Pixels of channels_last images. The coefficients are spread over the lanes of a row.
+// Applies the coefficients to channels_last pixels: `channel` by channel, `lane` in the order of a
+// row's lanes.
 template <Activation A, class T>
 void apply_rows(const Apply<A, T>& arguments, int64_t channels, int64_t pixels,
                 const Coefficients<const Wide<T>*>& channel,
@@ -206,7 +208,7 @@ void forward_of(const InstanceNormForward& args) {
   using W = Wide<T>;
   const PlaneGrid& g = args.grid;
   const bool contiguous = g.layout == Layout::contiguous;
-  const int64_t blocks = blocks_of(g), channels = channels_of_block(g);
+  const int64_t units = units_of(g), channels = channels_of_unit(g);
   const auto apply_at = [&](int64_t element, int64_t ahead) {
     return Apply<A, T>{at<T>(args.x, element),
                        at<T>(args.residual, element),
@@ -217,8 +219,9 @@ void forward_of(const InstanceNormForward& args) {
                        ahead};
   };
 
-  if (contiguous && g.chunks == 1 && args.mean_in == nullptr) {  // plane by plane, in cache
-    parallel_runs(blocks, g.pixels, [&](int64_t plane) {
+  if (contiguous && g.chunks == 1 &&
+      args.mean_in == nullptr) {  // both passes over a plane while it is in cache
+    parallel_small_tasks(units, g.pixels, [&](int64_t plane) {
       const int64_t first = plane * g.pixels;
       const Moments m = moments_of_run(at<T>(args.x, first), g.pixels);
       apply_run(apply_at(first, ahead_of(g, plane)), g.pixels,
@@ -230,11 +233,11 @@ void forward_of(const InstanceNormForward& args) {
 
   const CoefficientTable<T> table(g, args.coefficients);
   if (args.mean_in == nullptr) partial_moments<T>(g, args.x, args.partials);
-  parallel_tasks(blocks, channels * g.chunks, [&](int64_t block) {
-    double* moments = args.partials + block * g.chunks * 2 * channels;
+  parallel_tasks(units, channels * g.chunks, [&](int64_t unit) {
+    double* moments = args.partials + unit * g.chunks * 2 * channels;
     if (args.mean_in == nullptr) merge_chunks(g, moments);
     for (int64_t i = 0; i < channels; ++i) {
-      const int64_t plane = block * channels + i, n = plane / g.c, c = plane % g.c;
+      const int64_t plane = unit * channels + i, n = plane / g.c, c = plane % g.c;
       const bool own = args.mean_in == nullptr;
       const double mean = own ? moments[i] : at<W>(args.mean_in, n * args.mean_stride)[c];
       const double var = own ? moments[channels + i] / double(g.pixels)
@@ -244,23 +247,23 @@ void forward_of(const InstanceNormForward& args) {
       table.of_image(kScale, n)[c] = values.scale;
       table.of_image(kShift, n)[c] = values.shift;
     }
-    table.spread(0, kRowCount, block);
+    table.spread(0, kRowCount, unit);
   });
 
-  const int64_t tasks = blocks * g.chunks;
+  const int64_t tasks = units * g.chunks;
   parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
-    const int64_t last = tasks - 1 - task, block = last / g.chunks, chunk = last % g.chunks;
+    const int64_t last = tasks - 1 - task, unit = last / g.chunks, chunk = last % g.chunks;
     const int64_t count = chunk_count(g, chunk);
-    const Apply<A, T> apply = apply_at((block * g.pixels + chunk_begin(g, chunk)) * channels, 0);
+    const Apply<A, T> apply = apply_at((unit * g.pixels + chunk_begin(g, chunk)) * channels, 0);
     if (contiguous) {
-      const auto row = [&](Row row) { return table.of_image(row, 0)[block]; };
+      const auto row = [&](Row row) { return table.of_image(row, 0)[unit]; };
       apply_run(apply, count, Coefficients<W>{row(kCenter), row(kScale), row(kShift)});
     } else {
       const auto row = [&](auto of) {
         return Coefficients<const W*>{of(kCenter), of(kScale), of(kShift)};
       };
-      apply_rows(apply, channels, count, row([&](Row row) { return table.of_image(row, block); }),
-                 row([&](Row row) { return table.of_lanes(row, block); }));
+      apply_rows(apply, channels, count, row([&](Row row) { return table.of_image(row, unit); }),
+                 row([&](Row row) { return table.of_lanes(row, unit); }));
     }
     if (args.stream) finish_streaming();
   });

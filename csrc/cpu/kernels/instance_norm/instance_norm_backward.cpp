@@ -1,9 +1,9 @@
-// The backward pass of instance norm, see instance_norm.cpp.
+// Backward pass of instance norm, see instance_norm.cpp.
 //
 // With d = x - mean, z = scale * d + bias (+ residual) and g = grad * activation'(z), all
 // recomputed from x: first sum(g) and sum(g d) over every plane, then
 //   grad_x = scale * (g - sum(g) / P - d * rstd^2 * sum(g d) / P),   P pixels per plane.
-// The pixels meet the rounded mean; its rounding error is carried by bias, sum and offset.
+// The pixels are compared with the rounded mean; bias, sum and offset carry its rounding error.
 
 #include "../../parallel.h"
 #include "../vector/planes.h"
@@ -11,7 +11,8 @@
 namespace stylekernels::CPU_CAPABILITY {
 namespace {
 
-// Per plane: z = scale * (x - mean) + bias, and grad_x = scale * g + slope * (x - mean) + offset.
+// Coefficients per plane: z = scale * (x - mean) + bias, and grad_x = scale * g + slope * (x -
+// mean) + offset.
 enum Row { kMean, kScale, kBias, kSlope, kOffset, kRowCount };
 
 template <class U>
@@ -19,7 +20,7 @@ struct Term {
   U g, d;
 };
 
-// g and d at element i of the tensors.
+// Computes g and d at element i of the tensors.
 template <Activation A, class T>
 struct Terms {
   using V = Vec<T>;
@@ -62,37 +63,37 @@ inline void add_one(const Terms<A, T>& terms, int64_t i, Wide<T> mean, Wide<T> s
   sum_g += double(t.g), sum_gd += double(t.g) * double(t.d);
 }
 
-// The sums over the `width` elements (at most kTile, in whole pairs or more) of `pixels` rows that
-// are `stride` elements apart, lane by lane: sum_g and sum_gd have room for kTile.
-// coefficients(row, lane) gives the pair from a lane on.
+// Computes both sums lane by lane of a segment: `width` elements (at most kSegment, in whole vector
+// pairs or more) of `pixels` rows that are `stride` elements apart. sum_g and sum_gd have room for
+// kSegment. coefficients(row, lane) gives the vector pair from a lane on.
 template <Activation A, class T, class Load>
 void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t stride, int64_t pixels,
                int64_t width, const Load& coefficients, double* sum_g, double* sum_gd) {
   using V = Vec<T>;
-  constexpr int64_t kStep = kPairLanes<V>;
-  const int64_t lanes = (width + kStep - 1) / kStep * kStep;
-  Wide<T> part_g[kTile], part_gd[kTile];
+  constexpr int64_t kPairElements = kPairLanes<V>;
+  const int64_t lanes = (width + kPairElements - 1) / kPairElements * kPairElements;
+  Wide<T> part_g[kSegment], part_gd[kSegment];
   for (int64_t j = 0; j < lanes; ++j) sum_g[j] = sum_gd[j] = 0;
-  for (int64_t begin = 0; begin < pixels; begin += kBlock) {
-    const int64_t end = smaller(begin + kBlock, pixels);
+  for (int64_t begin = 0; begin < pixels; begin += kSummed) {
+    const int64_t end = smaller(begin + kSummed, pixels);
     for (int64_t j = 0; j < lanes; j += kLanes<V>) {
       store(part_g + j, V{});
       store(part_gd + j, V{});
     }
-    for (int64_t run = begin; run < end; run += kRun) {
-      const int64_t run_end = first + smaller(run + kRun, end) * stride;
+    for (int64_t start = begin; start < end; start += kSummedFirst) {
+      const int64_t inner_end = first + smaller(start + kSummedFirst, end) * stride;
       for_pairs_of_row<V, 1>(width, [&](auto, int64_t offset, int64_t lane) {
         const Pair<V> mean = coefficients(kMean, lane), scale = coefficients(kScale, lane);
         const Pair<V> bias = coefficients(kBias, lane);
-        Pair<V> run_g{}, run_gd{};
-        for (int64_t i = first + run * stride + offset; i != run_end + offset; i += stride) {
+        Pair<V> inner_g{}, inner_gd{};
+        for (int64_t i = first + start * stride + offset; i != inner_end + offset; i += stride) {
           const auto [a, b] = terms.pair(i, mean, scale, bias);
-          run_g.a += a.g, run_g.b += b.g;
-          run_gd.a = multiply_add(a.g, a.d, run_gd.a);
-          run_gd.b = multiply_add(b.g, b.d, run_gd.b);
+          inner_g.a += a.g, inner_g.b += b.g;
+          inner_gd.a = multiply_add(a.g, a.d, inner_gd.a);
+          inner_gd.b = multiply_add(b.g, b.d, inner_gd.b);
         }
-        add_to(part_g + lane, run_g);
-        add_to(part_gd + lane, run_gd);
+        add_to(part_g + lane, inner_g);
+        add_to(part_gd + lane, inner_gd);
       });
     }
     for (int64_t j = 0; j < lanes; ++j) {
@@ -109,13 +110,13 @@ Sums sums_of_run(const Terms<A, T>& terms, int64_t first, int64_t count,
   constexpr int64_t kWidth = kPairLanes<V>;
   Wide<T> value[3];
   for (int row = kMean; row <= kBias; ++row) value[row] = table.of_image(row, 0)[plane];
-  double sum_g[kTile], sum_gd[kTile];
-  const int64_t steps = count / kWidth;
+  double sum_g[kSegment], sum_gd[kSegment];
+  const int64_t rows = count / kWidth;
   lane_sums(
-      terms, first, kWidth, steps, kWidth,
+      terms, first, kWidth, rows, kWidth,
       [&](int row, int64_t) { return splat_pair<V>(value[row]); }, sum_g, sum_gd);
   Sums sums{sum_of_lanes<kWidth>(sum_g), sum_of_lanes<kWidth>(sum_gd)};
-  for (int64_t i = steps * kWidth; i < count; ++i)
+  for (int64_t i = rows * kWidth; i < count; ++i)
     add_one(terms, first + i, value[kMean], value[kScale], value[kBias], sums.g, sums.gd);
   return sums;
 }
@@ -127,15 +128,15 @@ void sum_rows(const Terms<A, T>& terms, int64_t first, int64_t channels, int64_t
   const int64_t repeat = pixels_per_row<V>(channels);
   const int64_t rows = pixels / repeat, width = repeat * channels;
   for (int64_t c = 0; c < channels; ++c) sum_g[c] = sum_gd[c] = 0;
-  double part_g[kTile], part_gd[kTile];
-  for_tiles_of_row<V>(width, [&](int64_t start, int64_t start_lane, int64_t tile) {
+  double part_g[kSegment], part_gd[kSegment];
+  for_segments_of_row<V>(width, [&](int64_t start, int64_t start_lane, int64_t segment) {
     lane_sums(
-        terms, first + start, width, rows, tile,
+        terms, first + start, width, rows, segment,
         [&](int row, int64_t lane) {
           return load_lanes<V>(table.of_lanes(row, image) + start_lane + lane);
         },
         part_g, part_gd);
-    for_channels_of_lanes<T>(start, tile, channels, [&](int64_t channel, int64_t j) {
+    for_channels_of_lanes<T>(start, segment, channels, [&](int64_t channel, int64_t j) {
       sum_g[channel] = repeat > 1 ? sum_g[channel] + part_g[j] : part_g[j];
       sum_gd[channel] = repeat > 1 ? sum_gd[channel] + part_gd[j] : part_gd[j];
     });
@@ -157,7 +158,8 @@ struct Writer {
 
   template <class U>
   inline U gradient(const Term<U>& t, U scale, U slope, U offset) const {
-    const U rest = own_stats ? multiply_add(t.d, slope, offset) : U{};  // not 0 * d: d may be NaN
+    const U rest =
+        own_stats ? multiply_add(t.d, slope, offset) : U{};  // 0 * d would be NaN for a d of NaN
     return multiply_add(t.g, scale, rest);
   }
 
@@ -181,7 +183,7 @@ template <Activation A, class T>
 void write_run(const Writer<A, T>& arguments, int64_t first, int64_t count,
                const CoefficientTable<T>& table, int64_t plane) {
   using V = Vec<T>;
-  const Writer<A, T> writer = arguments;  // a copy that nothing written can alias
+  const Writer<A, T> writer = arguments;  // a local copy: stores cannot alias it
   Wide<T> row[kRowCount];
   Pair<V> pairs[kRowCount];
   for (int r = 0; r < kRowCount; ++r) {
@@ -227,7 +229,7 @@ void backward_of(const InstanceNormBackward& args) {
   using W = Wide<T>;
   const PlaneGrid& g = args.grid;
   const bool contiguous = g.layout == Layout::contiguous;
-  const int64_t planes = g.n * g.c, blocks = blocks_of(g), channels = channels_of_block(g);
+  const int64_t planes = g.n * g.c, units = units_of(g), channels = channels_of_unit(g);
   const CoefficientTable<T> table(g, args.coefficients);
   const Terms<A, T> terms{at<T>(args.grad, 0), at<T>(args.x, 0), at<T>(args.residual, 0),
                           coefficient<W>(args.negative_slope)};
@@ -254,12 +256,12 @@ void backward_of(const InstanceNormBackward& args) {
     rows[kSlope][plane] = coefficient<W>(slope);
     rows[kOffset][plane] = coefficient<W>(-share * sum_g - slope * error);
     at<W>(args.sum_grad, plane)[0] = W(sum_g);
-    // Without pixels the statistics are no numbers.
+    // Statistics of a plane without pixels are NaN.
     at<W>(args.sum_grad_normalized, plane)[0] = g.pixels == 0 ? W(0) : W(sum_gd * inverse);
   };
 
-  if (contiguous && g.chunks == 1) {  // plane by plane, in cache
-    parallel_runs(blocks, g.pixels, [&](int64_t plane) {
+  if (contiguous && g.chunks == 1) {  // both passes over a plane while it is in cache
+    parallel_small_tasks(units, g.pixels, [&](int64_t plane) {
       start_plane(plane);
       const Sums sums = sums_of_run(terms, plane * g.pixels, g.pixels, table, plane);
       finish_plane(plane, sums.g, sums.gd);
@@ -269,37 +271,37 @@ void backward_of(const InstanceNormBackward& args) {
     return;
   }
 
-  parallel_tasks(blocks, channels, [&](int64_t block) {
-    for (int64_t i = 0; i < channels; ++i) start_plane(block * channels + i);
-    table.spread(kMean, kSlope, block);
+  parallel_tasks(units, channels, [&](int64_t unit) {
+    for (int64_t i = 0; i < channels; ++i) start_plane(unit * channels + i);
+    table.spread(kMean, kSlope, unit);
   });
-  const int64_t tasks = blocks * g.chunks;
+  const int64_t tasks = units * g.chunks;
   parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
-    const int64_t block = task / g.chunks, chunk = task % g.chunks;
-    const int64_t first = (block * g.pixels + chunk_begin(g, chunk)) * channels;
+    const int64_t unit = task / g.chunks, chunk = task % g.chunks;
+    const int64_t first = (unit * g.pixels + chunk_begin(g, chunk)) * channels;
     double *sum_g = args.partials + task * 2 * channels, *sum_gd = sum_g + channels;
     if (contiguous) {
-      const Sums sums = sums_of_run(terms, first, chunk_count(g, chunk), table, block);
+      const Sums sums = sums_of_run(terms, first, chunk_count(g, chunk), table, unit);
       sum_g[0] = sums.g, sum_gd[0] = sums.gd;
     } else {
-      sum_rows(terms, first, channels, chunk_count(g, chunk), table, block, sum_g, sum_gd);
+      sum_rows(terms, first, channels, chunk_count(g, chunk), table, unit, sum_g, sum_gd);
     }
   });
-  parallel_tasks(blocks, channels * g.chunks, [&](int64_t block) {
-    double* sums = args.partials + block * g.chunks * 2 * channels;
+  parallel_tasks(units, channels * g.chunks, [&](int64_t unit) {
+    double* sums = args.partials + unit * g.chunks * 2 * channels;
     for (int64_t chunk = 1; chunk < g.chunks; ++chunk)
       for (int64_t i = 0; i < 2 * channels; ++i) sums[i] += sums[chunk * 2 * channels + i];
     for (int64_t i = 0; i < channels; ++i)
-      finish_plane(block * channels + i, sums[i], sums[channels + i]);
-    table.spread(kSlope, kRowCount, block);
+      finish_plane(unit * channels + i, sums[i], sums[channels + i]);
+    table.spread(kSlope, kRowCount, unit);
   });
   parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
-    const int64_t last = tasks - 1 - task, block = last / g.chunks, chunk = last % g.chunks;
-    const int64_t first = (block * g.pixels + chunk_begin(g, chunk)) * channels;
+    const int64_t last = tasks - 1 - task, unit = last / g.chunks, chunk = last % g.chunks;
+    const int64_t first = (unit * g.pixels + chunk_begin(g, chunk)) * channels;
     if (contiguous)
-      write_run(writer, first, chunk_count(g, chunk), table, block);
+      write_run(writer, first, chunk_count(g, chunk), table, unit);
     else
-      write_rows(writer, first, channels, chunk_count(g, chunk), table, block);
+      write_rows(writer, first, channels, chunk_count(g, chunk), table, unit);
     if (args.stream) finish_streaming();
   });
 }

@@ -8,25 +8,26 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// Writes `count` pixels of a row of y, every a.step-th from `column` on: kPanel channels each lie
-// in `values`, which go to the channels from `first` on, as far as there are so many.
+// Writes `count` pixels of a row of y, every a.parities-th from `column` on: kPanel channels each
+// lie in `values`, which go to the channels from `first` on, as far as there are so many.
 template <class W, class Y>
 void write_row(const NormConv2d& a, int64_t n, int64_t row, int64_t column, int64_t count,
                int64_t first, const W* values, Y* y) {
   using V = Vec<W>;
-  constexpr int64_t kStep = kPanel<V>;
-  const int64_t channels = smaller(kStep, a.cout - first);
-  const int64_t height = a.step * a.rows, width = a.step * a.columns;
+  constexpr int64_t kPanelChannels = kPanel<V>;
+  const int64_t channels = smaller(kPanelChannels, a.cout - first);
+  const int64_t height = a.parities * a.rows, width = a.parities * a.columns;
   if (a.layout == Layout::contiguous) {
     for (int64_t c = 0; c < channels; ++c) {
       Y* pixel = y + ((n * a.cout + first + c) * height + row) * width + column;
-      for (int64_t p = 0; p < count; ++p) store(pixel + p * a.step, values[p * kStep + c]);
+      for (int64_t p = 0; p < count; ++p)
+        store(pixel + p * a.parities, values[p * kPanelChannels + c]);
     }
     return;
   }
   for (int64_t p = 0; p < count; ++p) {
-    Y* pixel = y + ((n * height + row) * width + p * a.step + column) * a.cout + first;
-    const W* from = values + p * kStep;
+    Y* pixel = y + ((n * height + row) * width + p * a.parities + column) * a.cout + first;
+    const W* from = values + p * kPanelChannels;
     int64_t c = 0;
     for (; c + kLanes<V> <= channels; c += kLanes<V>) store(pixel + c, load<V>(from + c));
     for (; c < channels; ++c) store(pixel + c, from[c]);
@@ -66,7 +67,7 @@ void write_planes(const NormConv2d& a, int64_t n, int64_t row, const W* values, 
     for (int64_t p = 0; p < a.columns; p += kLanes<V>) {
       V thirds[3];
       for (int c = 0; c < 3; ++c) thirds[c] = load<V>(values + c * pitch + p);
-      join_thirds(thirds);
+      interleave_three(thirds);
       for (int v = 0; v < 3; ++v) store(joined + 3 * p + v * kLanes<V>, thirds[v]);
     }
   } else {
@@ -99,10 +100,10 @@ struct BandStatistics {
   // `pixels` pixels of kPanel channels, of which those from `first` on are meant.
   template <class W>
   void add(const W* values, int64_t pixels, int64_t first) {
-    constexpr int64_t kStep = kPanel<Vec<W>>;
-    double part_mean[kTile], part_m2[kTile];
-    lane_moments<W>(values, kStep, pixels, kStep, part_mean, part_m2);
-    for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c)
+    constexpr int64_t kPanelChannels = kPanel<Vec<W>>;
+    double part_mean[kSegment], part_m2[kSegment];
+    lane_moments<W>(values, kPanelChannels, pixels, kPanelChannels, part_mean, part_m2);
+    for (int64_t c = 0; c < smaller(kPanelChannels, a.cout - first); ++c)
       merge(counted, first + c, double(pixels), part_mean[c], part_m2[c]);
   }
 
@@ -134,7 +135,7 @@ void finish_statistics(const NormConv2d& a, int64_t n) {
     for (int64_t band = 0; band < a.bands; ++band) {
       const int64_t rows = smaller(a.band, a.rows - band * a.band);
       const double* part = partials + band * 2 * a.cout + c;
-      moments.merge(double(rows * a.step * a.columns * a.step), part[0], part[a.cout]);
+      moments.merge(double(rows * a.parities * a.columns * a.parities), part[0], part[a.cout]);
     }
     const double var = moments.m2 / moments.count;
     if (a.mean != nullptr) {

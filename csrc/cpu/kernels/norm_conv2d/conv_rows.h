@@ -1,5 +1,5 @@
-// The input of a deferred-norm convolution: where its pixels come from, and rows of them,
-// normalised, activated, summed and padded. See norm_conv2d.cpp.
+// Input of a deferred-norm convolution: a ring buffer of rows, each normalised, activated, added to
+// the residual and padded. See norm_conv2d.cpp.
 #pragma once
 
 #include "../vector/planes.h"
@@ -7,33 +7,34 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int kPlanarVectors = 3;  // times kFewOutputs sums, and the weights, fit in 16 registers
+constexpr int kPlanarVectors =
+    3;  // times kFewOutputs accumulators, and the weights, fit in 16 registers
 
-// Winograd's method: squares of 4 x 4 outputs, so many at a time that their inputs, transformed,
-// stay in the L2 cache with 128 channels.
-constexpr int64_t kWinogradStep = 4;
-constexpr int64_t kWinogradTiles = VECTOR_BYTES == 64 ? 24 : 18;
-static_assert(kWinogradTiles % kRows == 0, "blocks are of whole steps");
+// Winograd tiles: 4 x 4 outputs. A batch is so many that their points, for 128 input channels, stay
+// in the L2 cache.
+constexpr int64_t kWinogradOutputs = 4;
+constexpr int64_t kWinogradBatch = VECTOR_BYTES == 64 ? 24 : 18;
+static_assert(kWinogradBatch % kBlockRows == 0, "batches are whole register blocks");
 
-// Elements from one of a square's points to the next: a line more than the squares take, because
-// stores a multiple of the cache's size apart would compete for one place in it.
-inline int64_t winograd_pitch(int64_t cin) { return kWinogradTiles * cin + 16; }
+// Returns the elements from one point of a batch to the next: a cache line more than the tiles
+// take, because stores a multiple of the cache's size apart would compete for one set of it.
+inline int64_t winograd_pitch(int64_t cin) { return kWinogradBatch * cin + 16; }
 
-// Nested Winograd transforms: see nested_winograd.h. 3 x 3 outputs come of 5 x 5 inputs and of up
-// to 3 x 3 blocks of the kernel; with few inputs so many tiles at a time, with few outputs so many
-// vectors of them, that what is kept of them stays in the L2 cache.
-constexpr int64_t kNestedStep = 3, kNestedSide = 5, kNestedPoints = 25, kMostBlocks = 3;
-constexpr int64_t kNestedTiles = 4 * kRows;
-constexpr int64_t kTileVectors = 8;
+// Nested Winograd transforms: see nested_winograd.h. A tile is 3 x 3 outputs, from 5 x 5 inputs and
+// up to 3 x 3 kernel blocks. A batch is so many tiles (few inputs), or vectors of tiles (few
+// outputs), that their points stay in the L2 cache.
+constexpr int64_t kNestedOutputs = 3, kNestedSide = 5, kNestedPoints = 25, kMostKernelBlocks = 3;
+constexpr int64_t kNestedBatch = 4 * kBlockRows;
+constexpr int64_t kNestedVectors = 8;
 
 // -- geometry --------------------------------------------------------------------------------
 
-// Input pixels that output pixel 0 meets, all parities together: from low to high.
-struct Reach {
+// Window of output pixel 0, all parities together: it reads input pixels from low to high.
+struct Window {
   int64_t low, high;
 
-  explicit Reach(const NormConv2d& a) : low(a.axes[0].first), high(low + a.axes[0].taps - 1) {
-    if (a.step == 1) return;
+  explicit Window(const NormConv2d& a) : low(a.axes[0].first), high(low + a.axes[0].taps - 1) {
+    if (a.parities == 1) return;
     low = smaller<int64_t>(low, a.axes[1].first);
     const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
     high = high < end ? end : high;
@@ -42,91 +43,96 @@ struct Reach {
 
 template <class T>
 struct Geometry {
-  static constexpr int64_t kStep = kPanel<Vec<T>>;
-  int64_t low, high;  // see Reach
-  int64_t span;       // pixels from low to high
-  int64_t width;      // columns of a row in the ring
+  static constexpr int64_t kPanelChannels = kPanel<Vec<T>>;
+  int64_t low, high;  // see Window
+  int64_t span;   // pixels from low to high; with Winograd tiles, rows that a row of tiles reads
+  int64_t width;  // columns of a row in the ring
   Method method;
-  bool winograd;     // an output row stands for four then
-  int64_t side;      // of a square of inputs, then
-  int64_t blocks;    // of three taps of the kernel; 0: not by nested_winograd.h
-  bool few_outputs;  // vectors hold tiles
-  int64_t advance;   // rows of the padded image from one output row to the next
-  bool planar;       // the ring's rows are [channel][column], else [column][channel]
-  bool pairs;        // the ring and the weights stay in bfloat16, and pairs of them are multiplied
-  int64_t pitch;     // elements from one column, or channel, to the next
+  bool winograd;          // an output row stands for four then
+  int64_t side;           // of a square of inputs, then
+  int64_t kernel_blocks;  // of three taps of the kernel; 0: not by nested_winograd.h
+  bool few_outputs;       // vectors hold tiles
+  int64_t row_advance;    // rows of the padded image from one output row to the next
+  bool planar;            // the ring's rows are [channel][column], else [column][channel]
+  bool pairs;     // the ring and the weights stay in bfloat16, and pairs of them are multiplied
+  int64_t pitch;  // elements from one column, or channel, to the next
   int64_t row_elements;
   int64_t panels;  // of the weights
 
   explicit Geometry(const NormConv2d& a) {
-    const Reach reach(a);
-    low = reach.low, high = reach.high;
+    const Window window(a);
+    low = window.low, high = window.high;
     span = high - low + 1;
     const int taps = a.axes[0].taps;
     method = method_of<T>(a);
     winograd = method == Method::winograd, few_outputs = method == Method::few_outputs;
     planar = method == Method::planar, pairs = method == Method::pairs;
-    side = winograd ? taps + kWinogradStep - 1 : 0;
-    advance = winograd ? kWinogradStep : a.stride;
+    side = winograd ? taps + kWinogradOutputs - 1 : 0;
+    row_advance = winograd ? kWinogradOutputs : a.stride;
     const bool nested = few_outputs || method == Method::few_inputs;
-    blocks = nested ? (a.kernel + kNestedStep - 1) / kNestedStep : 0;
+    kernel_blocks = nested ? (a.kernel + kNestedOutputs - 1) / kNestedOutputs : 0;
     if (nested) span = kNestedSide;
-    width = winograd ? (a.columns + kWinogradStep - 1) / kWinogradStep * kWinogradStep + span - 1
-            : nested ? (tiles(a) + blocks - 1) * kNestedStep + 2
+    width = winograd ? (a.columns + kWinogradOutputs - 1) / kWinogradOutputs * kWinogradOutputs +
+                           span - 1
+            : nested ? (tiles(a) + kernel_blocks - 1) * kNestedOutputs + 2
                      : a.stride * (a.columns - 1) + span;
-    if (winograd) span += kWinogradStep - 1;
+    if (winograd) span += kWinogradOutputs - 1;
     // A border's reflection may lie beyond what a cropped output meets.
     const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
     if (width < reflected) width = reflected;
     // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : pairs ? (a.cin + 1) / 2 * 2 : a.cin;
     row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
-    panels = planar || few_outputs ? 1 : (a.cout + kStep - 1) / kStep;
+    panels = planar || few_outputs ? 1 : (a.cout + kPanelChannels - 1) / kPanelChannels;
   }
 
   // Scratch of a task: the ring, a row more for an image whose pixels repeat, and an output row.
   int64_t worker_elements(const NormConv2d& a) const {
     if (winograd)
       return span * row_elements + side * side * winograd_pitch(a.cin) +
-             kWinogradTiles * (side * side + kWinogradStep * kWinogradStep) * kStep;
-    if (blocks > 0) {
-      const int64_t rows = blocks * kNestedPoints * nested_pitch(a);
-      const int64_t own =
-          few_outputs ? kNestedPoints * nested_point_pitch(a) + a.cout * rows +
-                            (kNestedStep + 1) * kNestedStep * a.cout * nested_pitch(a)
-                      : kNestedSide * row_elements + rows +
-                            (kNestedPoints + kNestedStep * kNestedStep) * kNestedTiles * kStep;
+             kWinogradBatch * (side * side + kWinogradOutputs * kWinogradOutputs) * kPanelChannels;
+    if (kernel_blocks > 0) {
+      const int64_t rows = kernel_blocks * kNestedPoints * nested_pitch(a);
+      const int64_t own = few_outputs
+                              ? kNestedPoints * nested_point_pitch(a) + a.cout * rows +
+                                    (kNestedOutputs + 1) * kNestedOutputs * a.cout * nested_pitch(a)
+                              : kNestedSide * row_elements + rows +
+                                    (kNestedPoints + kNestedOutputs * kNestedOutputs) *
+                                        kNestedBatch * kPanelChannels;
       return (span + 1) * row_elements + own;
     }
-    return (span + 1) * row_elements + a.columns * kStep;
+    return (span + 1) * row_elements + a.columns * kPanelChannels;
   }
 
   // No task writes the input of the convolution: a pass of its own does.
   bool writes_input(const NormConv2d&) const { return false; }
 
-  int64_t tiles(const NormConv2d& a) const { return (a.columns + kNestedStep - 1) / kNestedStep; }
+  int64_t tiles(const NormConv2d& a) const {
+    return (a.columns + kNestedOutputs - 1) / kNestedOutputs;
+  }
 
   // Elements from one point of a row of tiles, or of their sums for one output, to the next.
   int64_t nested_pitch(const NormConv2d& a) const {
-    const int64_t unit = few_outputs ? kLanes<Vec<T>> : kRows;
-    const int64_t count = (tiles(a) + unit - 1) / unit * unit;
+    const int64_t multiple = few_outputs ? kLanes<Vec<T>> : kBlockRows;
+    const int64_t count = (tiles(a) + multiple - 1) / multiple * multiple;
     if (few_outputs) return count;
-    return ((count + blocks - 1) * a.cin + kLanes<Vec<T>> + 15) / 16 * 16;
+    return ((count + kernel_blocks - 1) * a.cin + kLanes<Vec<T>> + 15) / 16 * 16;
   }
   // With few outputs, from one point of all inputs to the next: see winograd_pitch.
   int64_t nested_point_pitch(const NormConv2d& a) const {
     constexpr int64_t kCount = kLanes<Vec<T>>;
-    return (a.cin + kCount - 1) / kCount * kCount * (kTileVectors + 1) * kCount + 16;
+    return (a.cin + kCount - 1) / kCount * kCount * (kNestedVectors + 1) * kCount + 16;
   }
 
   // Output channels in a panel of the weights.
   int64_t panel_channels(const NormConv2d& a) const {
-    return planar || few_outputs ? a.cout : kStep;
+    return planar || few_outputs ? a.cout : kPanelChannels;
   }
 
   int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
-    if (winograd) return side * side * a.cin * kStep;
-    if (blocks > 0) return kNestedPoints * blocks * blocks * a.cin * panel_channels(a);
+    if (winograd) return side * side * a.cin * kPanelChannels;
+    if (kernel_blocks > 0)
+      return kNestedPoints * kernel_blocks * kernel_blocks * a.cin * panel_channels(a);
     const int64_t depth = pairs ? pitch / 2 : a.cin;  // a pair takes the room of one float
     return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * depth *
            panel_channels(a);
@@ -135,12 +141,12 @@ struct Geometry {
   int64_t panel_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
                       int64_t panel) const {
     int64_t begin = 0;
-    for (int64_t parity = 0; parity < row_parity * a.step + column_parity; ++parity)
-      begin += panels * panel_elements(a, parity / a.step, parity % a.step);
+    for (int64_t parity = 0; parity < row_parity * a.parities + column_parity; ++parity)
+      begin += panels * panel_elements(a, parity / a.parities, parity % a.parities);
     return begin + panel * panel_elements(a, row_parity, column_parity);
   }
   int64_t packed_elements(const NormConv2d& a) const {
-    return panel_begin(a, a.step - 1, a.step - 1, panels);
+    return panel_begin(a, a.parities - 1, a.parities - 1, panels);
   }
 };
 
@@ -286,7 +292,7 @@ struct Ring {
   R* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
 
   // Reads what output row o meets and is not there yet.
-  void advance(int64_t o) { read(g.advance * o + g.low); }
+  void advance(int64_t o) { read(g.row_advance * o + g.low); }
 
   // The same for the rows from `first` on.
   void read(int64_t first) {

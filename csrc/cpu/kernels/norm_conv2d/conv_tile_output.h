@@ -20,13 +20,13 @@ namespace stylekernels::CPU_CAPABILITY {
 constexpr int64_t kTileSummed = 1024;
 
 struct TileChannels {
-  float bias[kTileColumns], shift[kTileColumns], sum[kTileColumns], square[kTileColumns];
+  float bias[kTilePanel], shift[kTilePanel], sum[kTilePanel], square[kTilePanel];
   int64_t count;   // pixels in sum and square
   int64_t merged;  // of the band, before those
 
   // With `in_pairs` the lanes are those of a pair of vectors.
   void merge_into(BandStatistics& statistics, int64_t first, int64_t channels, bool in_pairs) {
-    for (int64_t lane = 0; lane < kTileColumns && count > 0; ++lane) {
+    for (int64_t lane = 0; lane < kTilePanel && count > 0; ++lane) {
       const int64_t c = in_pairs ? element_of_lane<BFloat16>(int(lane)) : lane;
       if (c >= channels) continue;
       const double mean = double(sum[lane]) / double(count);
@@ -42,19 +42,19 @@ struct TileChannels {
 // AVX-512, as unfinished sums in `begun`.
 struct TileSums {
   static constexpr int64_t kKept = ConvAxis::kMaxKernel - 1;
-  float products[2][kKept + kTileRows + 1][kTileColumns];  // the last one is read but not used
-  float values[2][kTileColumns * kTileRows];               // panels of kPanel channels x 16 pixels
-  float begun[2][kTileColumns];
+  float products[2][kKept + kTileRows + 1][kTilePanel];  // the last one is read but not used
+  float values[2][kTilePanel * kTileRows];               // panels of kPanel channels x 16 pixels
+  float begun[2][kTilePanel];
   float bias[kTileRows * kTileRows];  // of 16 pixels with few channels, which follow each other
 };
 
 // A block on its way from tiles to y, piece by piece.
 struct TileOutput {
-  static constexpr int64_t kStep = kPanel<VecF>;
+  static constexpr int64_t kPanelChannels = kPanel<VecF>;
   const NormConv2d& a;
   const TileGeometry& g;
   int64_t n;
-  TileChannels* blocks;  // by kTileColumns channels
+  TileChannels* blocks;  // by kTilePanel channels
   TileSums& sums;
   int64_t band = -1;
   // The block: rows from `row` on of a parity's output, pixels from `begin` on.
@@ -76,56 +76,58 @@ struct TileOutput {
   }
   int64_t kept() const { return a.axes[0].taps - 1; }
   float* value(int64_t r, int64_t channel) const {
-    return sums.values[r] + channel / kStep * kStep * kTileRows + channel % kStep;
+    return sums.values[r] + channel / kPanelChannels * kPanelChannels * kTileRows +
+           channel % kPanelChannels;
   }
 
   // Completes the band before, if there is one, and begins the statistics of this one.
   void begin_band(int64_t next) {
     if (band >= 0) end_band();
     band = next;
-    for (int64_t c = 0; c < a.cout; c += kTileColumns)
-      blocks[c / kTileColumns].count = blocks[c / kTileColumns].merged = 0;
+    for (int64_t c = 0; c < a.cout; c += kTilePanel)
+      blocks[c / kTilePanel].count = blocks[c / kTilePanel].merged = 0;
   }
 
   void end_band() {
     finish();
-    for (int64_t c = 0; c < a.cout; c += kTileColumns) merge(c);
+    for (int64_t c = 0; c < a.cout; c += kTilePanel) merge(c);
   }
 
   void merge(int64_t channel) {
     BandStatistics statistics(a, n, band);
-    blocks[channel / kTileColumns].merge_into(statistics, channel,
-                                              smaller(kTileColumns, a.cout - channel), direct());
+    blocks[channel / kTilePanel].merge_into(statistics, channel,
+                                            smaller(kTilePanel, a.cout - channel), direct());
   }
 
   // Takes the sums of the products of pixels from `column` on out of the tiles.
-  template <int kRows, int kTiles>
+  template <int kOutputRows, int kTiles>
   void take(int64_t o, int64_t row_of_parity, int64_t column_of_parity, int64_t column,
             int64_t channel) {
-    const int64_t pitch = (shifted() ? kTileColumns : kStep) * sizeof(float);
+    const int64_t pitch = (shifted() ? kTilePanel : kPanelChannels) * sizeof(float);
     const auto target = [&](int64_t r, int64_t tile) {
       return shifted() ? sums.products[r][kept()] + tile * kTileRows : value(r, tile * kTileRows);
     };
     tile_store<0>(target(0, 0), pitch);
     if constexpr (kTiles == 2) tile_store<1>(target(0, 1), pitch);
-    if constexpr (kRows == 2) tile_store<2>(target(1, 0), pitch);
-    if constexpr (kRows == 2 && kTiles == 2) tile_store<3>(target(1, 1), pitch);
-    rows = kRows, row = o, row_parity = row_of_parity, column_parity = column_of_parity;
+    if constexpr (kOutputRows == 2) tile_store<2>(target(1, 0), pitch);
+    if constexpr (kOutputRows == 2 && kTiles == 2) tile_store<3>(target(1, 1), pitch);
+    rows = kOutputRows, row = o, row_parity = row_of_parity, column_parity = column_of_parity;
     begin = shifted() ? column - kept() : column;
     pixels = smaller<int64_t>(kTileRows, a.columns - begin);
     if (begin < 0) pixels += begin, begin = 0;
-    first = channel, channels = smaller(kTileColumns, a.cout - channel);
+    first = channel, channels = smaller(kTilePanel, a.cout - channel);
     at_row = at_lane = 0;
     one_pass = direct(), summed = a.wants_statistics();
     if (one_pass) {
-      const int64_t height = a.step * a.rows, width = a.step * a.columns;
-      y_pixel = a.step * a.cout, y_row = a.step * width * a.cout;
-      const int64_t pixel = (n * height + a.step * row + row_parity) * width;
-      y = static_cast<BFloat16*>(a.y) + (pixel + a.step * begin + column_parity) * a.cout + first;
-      written = channels == kTileColumns ? ~0u : (1u << channels) - 1;
+      const int64_t height = a.parities * a.rows, width = a.parities * a.columns;
+      y_pixel = a.parities * a.cout, y_row = a.parities * width * a.cout;
+      const int64_t pixel = (n * height + a.parities * row + row_parity) * width;
+      y = static_cast<BFloat16*>(a.y) + (pixel + a.parities * begin + column_parity) * a.cout +
+          first;
+      written = channels == kTilePanel ? ~0u : (1u << channels) - 1;
     }
-    TileChannels& block = blocks[first / kTileColumns];
-    if (block.count + kRows * kTileRows > kTileSummed) merge(first);
+    TileChannels& block = blocks[first / kTilePanel];
+    if (block.count + kOutputRows * kTileRows > kTileSummed) merge(first);
   }
 
   // The few channels of a pixel follow those of the one before in `values`, as they do in y.
@@ -154,7 +156,7 @@ struct TileOutput {
       return;
     }
     write(at_row);
-    if (a.wants_statistics()) blocks[first / kTileColumns].count += pixels;
+    if (a.wants_statistics()) blocks[first / kTilePanel].count += pixels;
     ++at_row, at_lane = 0;
   }
 
@@ -169,9 +171,9 @@ struct TileOutput {
   void write_pixels(int64_t count) {
 #if VECTOR_BYTES == 64 && ROUNDS_BFLOAT16
     if constexpr (kCount > 0) count = kCount;
-    TileChannels& block = blocks[first / kTileColumns];
+    TileChannels& block = blocks[first / kTilePanel];
     const Pair<VecF> bias = load_lanes<VecF>(block.bias);
-    const float* from = sums.values[at_row] + at_lane * kStep;
+    const float* from = sums.values[at_row] + at_lane * kPanelChannels;
     BFloat16* to = y + at_row * y_row + at_lane * y_pixel;
     const int64_t pitch = y_pixel;
     const __mmask32 mask = written;
@@ -188,24 +190,24 @@ struct TileOutput {
     const auto odd = [](VecU bits) { return (VecF)(bits & 0xffff0000u); };
     if (!summed) {
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < count; ++i) write(i, rounded(from + i * kStep));
+      for (int64_t i = 0; i < count; ++i) write(i, rounded(from + i * kPanelChannels));
     } else {
       if (block.count == 0) {
-        const int64_t pixels = smaller<int64_t>(kShift, count);
+        const int64_t pixels = smaller<int64_t>(kShiftValues, count);
         Pair<VecF> total{};
         for (int64_t i = 0; i < pixels; ++i) {
-          const VecU bits = rounded(from + i * kStep);
+          const VecU bits = rounded(from + i * kPanelChannels);
           total.a += even(bits), total.b += odd(bits);
         }
         const VecF share = splat<VecF>(1.0f / float(pixels));
         store(block.shift, total.a * share), store(block.shift + kLanes<VecF>, total.b * share);
-        for (int64_t c = 0; c < kTileColumns; ++c) block.sum[c] = block.square[c] = 0;
+        for (int64_t c = 0; c < kTilePanel; ++c) block.sum[c] = block.square[c] = 0;
       }
       const Pair<VecF> shift = load_lanes<VecF>(block.shift);
       Pair<VecF> sum{}, square{};  // summed apart first: a tenth of the rounding error
 #pragma GCC unroll 8
       for (int64_t i = 0; i < count; ++i) {
-        const VecU bits = rounded(from + i * kStep);
+        const VecU bits = rounded(from + i * kPanelChannels);
         write(i, bits);
         const VecF d = even(bits) - shift.a, e = odd(bits) - shift.b;
         sum.a += d, sum.b += e;
@@ -234,11 +236,11 @@ struct TileOutput {
     const __mmask16 any = __mmask16(0xffff << step);
     const float* from = sums.products[r][kept()];
     const int64_t skipped = begin == 0 ? kept() : 0;  // pixels before the first
-    const int64_t pitch = joined() ? a.cout : kStep;
+    const int64_t pitch = joined() ? a.cout : kPanelChannels;
     float* to = sums.values[r] - skipped * pitch;
     VecF low = load<VecF>(sums.begun[r]), high = load<VecF>(sums.begun[r] + 16);
     if (begin == 0) low = high = VecF{};
-    for (int64_t i = 0; i < kTileRows; ++i, from += kTileColumns, to += pitch) {
+    for (int64_t i = 0; i < kTileRows; ++i, from += kTilePanel, to += pitch) {
       const VecF moved = _mm512_maskz_permutexvar_ps(any, before, low);
       high = _mm512_permutex2var_ps(low, before_high, high) + load<VecF>(from + 16);
       low = moved + load<VecF>(from);
@@ -247,17 +249,17 @@ struct TileOutput {
     store(sums.begun[r], low), store(sums.begun[r] + 16, high);
 #else
     typedef float Four __attribute__((vector_size(16)));
-    float (*products)[kTileColumns] = sums.products[r];
+    float (*products)[kTilePanel] = sums.products[r];
     const float* from = products[begin == 0 ? kept() : 0];
-    for (int64_t i = 0; i < pixels; ++i, from += kTileColumns) {
+    for (int64_t i = 0; i < pixels; ++i, from += kTilePanel) {
       for (int64_t c = 0; c < a.cout; c += 4) {
         Four sum{};
         for (int64_t k = 0; k <= kept(); ++k) {
           Four product;
-          std::memcpy(&product, from + k * (kTileColumns + a.cout) + c, sizeof(product));
+          std::memcpy(&product, from + k * (kTilePanel + a.cout) + c, sizeof(product));
           sum += product;
         }
-        std::memcpy(value(r, 0) + i * kStep + c, &sum, sizeof(sum));
+        std::memcpy(value(r, 0) + i * kPanelChannels + c, &sum, sizeof(sum));
       }
     }
     std::memmove(products[0], products[kTileRows], kept() * sizeof(products[0]));
@@ -279,23 +281,24 @@ struct TileOutput {
 
   // Adds the bias, rounds and sums a vector of channels.
   void finish_vector(int64_t r, int64_t lane) {
-    TileChannels& block = blocks[first / kTileColumns];
+    TileChannels& block = blocks[first / kTilePanel];
     float* from = value(r, lane);
     const VecF bias = load<VecF>(block.bias + lane);
     for (int64_t i = 0; i < pixels; ++i)
-      store(from + i * kStep, rounded_to<BFloat16>(load<VecF>(from + i * kStep) + bias));
+      store(from + i * kPanelChannels,
+            rounded_to<BFloat16>(load<VecF>(from + i * kPanelChannels) + bias));
     if (!a.wants_statistics()) return;
     if (block.count == 0) {
-      const int64_t count = smaller<int64_t>(kShift, pixels);
+      const int64_t count = smaller<int64_t>(kShiftValues, pixels);
       VecF total{};
-      for (int64_t i = 0; i < count; ++i) total += load<VecF>(from + i * kStep);
+      for (int64_t i = 0; i < count; ++i) total += load<VecF>(from + i * kPanelChannels);
       store(block.shift + lane, total * splat<VecF>(1.0f / float(count)));
       store(block.sum + lane, VecF{}), store(block.square + lane, VecF{});
     }
     const VecF shift = load<VecF>(block.shift + lane);
     VecF sum{}, square{};
     for (int64_t i = 0; i < pixels; ++i) {
-      const VecF d = load<VecF>(from + i * kStep) - shift;
+      const VecF d = load<VecF>(from + i * kPanelChannels) - shift;
       sum += d;
       square = multiply_add(d, d, square);
     }
@@ -304,9 +307,10 @@ struct TileOutput {
   }
 
   void write(int64_t r) const {
-    for (int64_t channel = 0; channel < channels; channel += kStep)
-      write_row<BFloat16>(a, n, a.step * (row + r) + row_parity, a.step * begin + column_parity,
-                          pixels, first + channel, value(r, channel));
+    for (int64_t channel = 0; channel < channels; channel += kPanelChannels)
+      write_row<BFloat16>(a, n, a.parities * (row + r) + row_parity,
+                          a.parities * begin + column_parity, pixels, first + channel,
+                          value(r, channel));
   }
 };
 

@@ -7,10 +7,6 @@
 #if HAS_TILES
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int64_t kTileDepth = 32;    // values of a row of a tile, all of one output pixel
-constexpr int64_t kTileColumns = 32;  // outputs of a pair of tiles
-constexpr int64_t kTileElements = kTileRows * kTileDepth;
-
 inline int64_t ceil_divide(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // How a row of the kernel becomes products of tiles, each 16 pixels x 32 values by 32 values x 16
@@ -20,7 +16,7 @@ inline int64_t ceil_divide(int64_t count, int64_t size) { return (count + size -
 enum class KernelColumns { apart, in_values, in_outputs };
 
 struct TileGeometry {
-  int64_t low, span;  // see Reach
+  int64_t low, span;  // see Window
   KernelColumns form;
   int64_t depth_blocks;  // products per kernel column, or per kernel row
   int64_t outputs;       // of the product
@@ -34,15 +30,15 @@ struct TileGeometry {
   int64_t read_blocks, read_plane;  // the same of such a row
 
   explicit TileGeometry(const NormConv2d& a) {
-    const Reach reach(a);
-    low = reach.low, span = reach.high - low + 1;
+    const Window window(a);
+    low = window.low, span = window.high - low + 1;
     const int64_t taps = a.axes[0].taps;
     const auto tiles = [](int64_t count) { return ceil_divide(count, kTileRows); };
     const int64_t apart = taps * ceil_divide(a.cin, kTileDepth) * tiles(a.cout);
     const int64_t in_values = ceil_divide(taps * a.cin, kTileDepth) * tiles(a.cout);
     const int64_t in_outputs = ceil_divide(a.cin, kTileDepth) * tiles(taps * a.cout);
-    const bool few_values = a.step == 1 && taps * a.cin <= 2 * kTileDepth && in_values < apart;
-    const bool few_outputs = a.step == 1 && a.stride == 1 && taps * a.cout <= kTileColumns &&
+    const bool few_values = a.parities == 1 && taps * a.cin <= 2 * kTileDepth && in_values < apart;
+    const bool few_outputs = a.parities == 1 && a.stride == 1 && taps * a.cout <= kTilePanel &&
                              in_outputs < smaller(apart, few_values ? in_values : apart);
     form = few_outputs  ? KernelColumns::in_outputs
            : few_values ? KernelColumns::in_values
@@ -71,18 +67,18 @@ struct TileGeometry {
         form == KernelColumns::apart ? a.axes[column_parity].taps : int64_t(1);
     return a.axes[row_parity].taps * depth_blocks * kernel_columns;
   }
-  int64_t output_blocks() const { return ceil_divide(outputs, kTileColumns); }
+  int64_t panels() const { return ceil_divide(outputs, kTilePanel); }
   // Where the weights of a block of outputs begin. All of them have two tiles of outputs, but for
   // the last, which may have one.
   int64_t weights_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
                         int64_t block) const {
     int64_t begin = 0;
-    for (int64_t parity = 0; parity < row_parity * a.step + column_parity; ++parity)
-      begin += steps(a, parity / a.step, parity % a.step) * ceil_divide(outputs, kTileRows);
+    for (int64_t parity = 0; parity < row_parity * a.parities + column_parity; ++parity)
+      begin += steps(a, parity / a.parities, parity % a.parities) * ceil_divide(outputs, kTileRows);
     return (begin + block * 2 * steps(a, row_parity, column_parity)) * kTileElements;
   }
   int64_t packed_elements(const NormConv2d& a) const {
-    const int64_t last = a.step - 1;
+    const int64_t last = a.parities - 1;
     return (weights_begin(a, last, last, 0) +
             steps(a, last, last) * ceil_divide(outputs, kTileRows) * kTileElements) /
            2;
@@ -93,7 +89,7 @@ struct TileGeometry {
   bool writes_input(const NormConv2d& a) const {
     return a.input != nullptr && a.input != a.x && a.input != a.residual && !a.bytes_in &&
            a.layout == Layout::channels_last && form == KernelColumns::apart &&
-           a.cin % kTileDepth == 0 && a.stride == 1 && a.step == 1 && a.repeats == 1 &&
+           a.cin % kTileDepth == 0 && a.stride == 1 && a.parities == 1 && a.repeats == 1 &&
            a.rows == a.h && a.columns == a.w && low <= 0 && low + span > 0;
   }
 

@@ -56,9 +56,9 @@ inline void pack_weights_in_tiles(const NormConv2d& a, const TileGeometry& g, in
     if (g.form == KernelColumns::in_outputs) output += column * a.cout;
     step += value / kTileDepth;
     if (g.form == KernelColumns::apart) step = step * columns.taps + column;
-    const int64_t block = output / kTileColumns;
-    const int64_t tiles = g.outputs - block * kTileColumns > kTileRows ? 2 : 1;
-    const int64_t tile = block * 2 * steps + step * tiles + output % kTileColumns / kTileRows;
+    const int64_t block = output / kTilePanel;
+    const int64_t tiles = g.outputs - block * kTilePanel > kTileRows ? 2 : 1;
+    const int64_t tile = block * 2 * steps + step * tiles + output % kTilePanel / kTileRows;
     return tile * kTileElements + value % kTileDepth / 2 * kTileDepth + output % kTileRows * 2 +
            value % 2;
   };
@@ -92,18 +92,18 @@ struct TilePixels {
 // products therefore store a tile into unused memory after this many steps.
 constexpr int64_t kStepsWithoutStore = 16;
 
-// Leaves the sums of kRows output rows and kTiles times 16 outputs in tiles 0 and 1, and 2 and 3,
-// and calls between() now and then.
-template <int kRows, int kTiles, class Between>
-inline void multiply_tiles(const TilePixels& pixels, int64_t offset, const BFloat16* weights,
-                           const Between& between) {
+// Leaves the sums of kOutputRows output rows and kTiles times 16 outputs in tiles 0 and 1, and 2
+// and 3, and calls between() now and then.
+template <int kOutputRows, int kTiles, class Between>
+inline void multiply_register_block(const TilePixels& pixels, int64_t offset,
+                                    const BFloat16* weights, const Between& between) {
   const int64_t pitch = pixels.pitch, width = pixels.kernel_columns * kTileDepth;
   alignas(64) float unused[kTileRows * kTileBytes / 4];
   int64_t steps = 0;
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   for (int64_t t = 0; t < pixels.kernel_rows; ++t) {
     const BFloat16* first = pixels.rows[0][t] + offset;
-    const BFloat16* second = pixels.rows[kRows - 1][t] + offset;
+    const BFloat16* second = pixels.rows[kOutputRows - 1][t] + offset;
     for (int64_t block = 0; block < pixels.depth_blocks; ++block) {
       for (int64_t k = 0; k < width; k += kTileDepth) {
         tile_load<4>(first + k, pitch);
@@ -113,7 +113,7 @@ inline void multiply_tiles(const TilePixels& pixels, int64_t offset, const BFloa
           tile_load<7>(weights + kTileElements);
           tile_multiply<1, 4, 7>();
         }
-        if constexpr (kRows == 2) {
+        if constexpr (kOutputRows == 2) {
           tile_load<5>(second + k, pitch);
           tile_multiply<2, 5, 6>();
           if constexpr (kTiles == 2) tile_multiply<3, 5, 7>();
@@ -132,13 +132,13 @@ inline void multiply_tiles(const TilePixels& pixels, int64_t offset, const BFloa
 inline int64_t TileGeometry::worker_elements(const NormConv2d& a) const {
   const int64_t bytes = ring_elements() * sizeof(BFloat16) +
                         coefficient_elements(a) * sizeof(float) + sizeof(TileSums) +
-                        ceil_divide(a.cout, kTileColumns) * sizeof(TileChannels);
+                        ceil_divide(a.cout, kTilePanel) * sizeof(TileChannels);
   return ceil_divide(bytes, 64) * 16;
 }
 
 inline void pack_panels(const NormConv2d& a, const TileGeometry& g) {
-  parallel_tasks(a.step * a.step, g.packed_elements(a), [&](int64_t parity) {
-    pack_weights_in_tiles(a, g, parity / a.step, parity % a.step);
+  parallel_tasks(a.parities * a.parities, g.packed_elements(a), [&](int64_t parity) {
+    pack_weights_in_tiles(a, g, parity / a.parities, parity % a.parities);
   });
 }
 
@@ -171,9 +171,9 @@ struct TileWork {
   TileWork(const NormConv2d& a, const TileGeometry& g, TileOutput& output, TileRing& ring)
       : output(output), ring(ring) {
     int64_t steps = 0;
-    for (int64_t parity = 0; parity < a.step * a.step; ++parity)
-      steps += g.steps(a, parity / a.step, parity % a.step);
-    steps *= g.output_blocks() * ceil_divide(g.columns, kTileRows);
+    for (int64_t parity = 0; parity < a.parities * a.parities; ++parity)
+      steps += g.steps(a, parity / a.parities, parity % a.parities);
+    steps *= g.panels() * ceil_divide(g.columns, kTileRows);
     ring_turns = Turns(2 * a.stride * g.pieces(a), steps);
   }
 
@@ -185,17 +185,18 @@ struct TileWork {
   }
 };
 
-template <int kRows, int kTiles>
+template <int kOutputRows, int kTiles>
 void multiply_rows(const TileGeometry& g, const TilePixels& pixels, const BFloat16* weights,
                    int64_t o, int64_t row_parity, int64_t column_parity, int64_t first,
                    TileWork& work) {
   TileOutput& output = work.output;
   for (int64_t column = 0; column < g.columns; column += kTileRows) {
     work.begin_block(pixels.kernel_rows * pixels.depth_blocks * pixels.kernel_columns);
-    multiply_tiles<kRows, kTiles>(pixels, column * pixels.pitch / int64_t(sizeof(BFloat16)),
-                                  weights, [&] { work.advance(); });
+    multiply_register_block<kOutputRows, kTiles>(pixels,
+                                                 column * pixels.pitch / int64_t(sizeof(BFloat16)),
+                                                 weights, [&] { work.advance(); });
     output.finish();
-    output.take<kRows, kTiles>(o, row_parity, column_parity, column, first);
+    output.take<kOutputRows, kTiles>(o, row_parity, column_parity, column, first);
   }
 }
 
@@ -209,10 +210,9 @@ inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BF
   memory = coefficients + g.coefficient_elements(a);
   TileSums& sums = *reinterpret_cast<TileSums*>(memory);
   TileChannels* blocks = reinterpret_cast<TileChannels*>(&sums + 1);
-  for (int64_t first = 0; first < a.cout; first += kTileColumns) {
-    TileChannels& block = blocks[first / kTileColumns];
-    for (int64_t c = 0; c < kTileColumns; c += kPanel<VecF>)
-      read_bias(a, first + c, block.bias + c);
+  for (int64_t first = 0; first < a.cout; first += kTilePanel) {
+    TileChannels& block = blocks[first / kTilePanel];
+    for (int64_t c = 0; c < kTilePanel; c += kPanel<VecF>) read_bias(a, first + c, block.bias + c);
   }
   if (g.form == KernelColumns::in_outputs)
     for (int64_t i = 0; i < kTileRows * a.cout; ++i) sums.bias[i] = blocks[0].bias[i % a.cout];
@@ -224,8 +224,8 @@ inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BF
     const int64_t rows = smaller<int64_t>(2, end - o);
     ring.finish();
     ring.want(smaller(o + 4, end));
-    for (int64_t parity = 0; parity < a.step * a.step; ++parity) {
-      const int64_t row_parity = parity / a.step, column_parity = parity % a.step;
+    for (int64_t parity = 0; parity < a.parities * a.parities; ++parity) {
+      const int64_t row_parity = parity / a.parities, column_parity = parity % a.parities;
       const ConvAxis &row_axis = a.axes[row_parity], &column_axis = a.axes[column_parity];
       const bool apart = g.form == KernelColumns::apart;
       const bool beside = g.form == KernelColumns::in_values;
@@ -237,8 +237,8 @@ inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BF
         for (int64_t t = 0; t < row_axis.taps; ++t)
           pixels.rows[r][t] = ring.row(a.stride * (o + r) + row_axis.first + t) +
                               (column_axis.first - g.low) * kTileDepth;
-      for (int64_t block = 0; block < g.output_blocks(); ++block) {
-        const int64_t first = block * kTileColumns;
+      for (int64_t block = 0; block < g.panels(); ++block) {
+        const int64_t first = block * kTilePanel;
         const BFloat16* weights = static_cast<const BFloat16*>(a.packed) +
                                   g.weights_begin(a, row_parity, column_parity, block);
         const auto multiply = [&](auto in_rows, auto in_tiles) {

@@ -34,7 +34,7 @@ inline void to_points(const V (&d)[kNestedSide], V (&t)[kNestedSide]) {
 }
 
 template <class V>
-inline void from_points(const V (&m)[kNestedSide], V (&y)[kNestedStep]) {
+inline void from_points(const V (&m)[kNestedSide], V (&y)[kNestedOutputs]) {
   const V sum = m[1] + m[2], difference = m[1] - m[2];
   y[0] = m[0] + m[3] + sum;
   y[1] = constant<V>(kNestedQ) * m[3] + constant<V>(kNestedP) * difference;
@@ -55,19 +55,19 @@ inline double kernel_at_point(int64_t point, double x, double y, double z) {
 // zero beyond the last. Few outputs: for every point, block row, input channel and block column.
 template <class T>
 void pack_nested_weights(const NormConv2d& a, const Geometry<T>& g, int64_t first, Wide<T>* panel) {
-  const int64_t step = g.panel_channels(a), points = kNestedPoints;
+  const int64_t width = g.panel_channels(a), points = kNestedPoints;
   const int64_t per_point = g.panel_elements(a, 0, 0) / points;
   const auto element = [&](int64_t c, int64_t i, int64_t row, int64_t column) {
     if (first + c >= a.cout || row >= a.kernel || column >= a.kernel) return 0.0;
     return double(load<Wide<T>>(static_cast<const T*>(a.weight) + (first + c) * a.weight_cout +
                                 i * a.weight_cin + row * a.weight_row + column * a.weight_column));
   };
-  for (int64_t block = 0; block < g.blocks * g.blocks; ++block) {
-    const int64_t down = block / g.blocks, right = block % g.blocks;
+  for (int64_t block = 0; block < g.kernel_blocks * g.kernel_blocks; ++block) {
+    const int64_t down = block / g.kernel_blocks, right = block % g.kernel_blocks;
     for (int64_t i = 0; i < a.cin; ++i) {
-      const int64_t place =
-          g.few_outputs ? (down * a.cin + i) * g.blocks + right : block * a.cin + i;
-      for (int64_t c = 0; c < step; ++c) {
+      const int64_t term =
+          g.few_outputs ? (down * a.cin + i) * g.kernel_blocks + right : block * a.cin + i;
+      for (int64_t c = 0; c < width; ++c) {
         double kernel[3][3];
         for (int64_t k = 0; k < 9; ++k)
           kernel[k / 3][k % 3] = element(c, i, 3 * down + k / 3, 3 * right + k % 3);
@@ -76,7 +76,7 @@ void pack_nested_weights(const NormConv2d& a, const Geometry<T>& g, int64_t firs
           for (int k = 0; k < 3; ++k)
             row[k] = kernel_at_point(u, kernel[0][k], kernel[1][k], kernel[2][k]);
           for (int64_t v = 0; v < kNestedSide; ++v)
-            panel[(u * kNestedSide + v) * per_point + place * step + c] =
+            panel[(u * kNestedSide + v) * per_point + term * width + c] =
                 Wide<T>(kernel_at_point(v, row[0], row[1], row[2]));
         }
       }

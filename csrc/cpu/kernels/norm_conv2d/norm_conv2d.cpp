@@ -5,8 +5,8 @@
 // bfloat16 below. A task owns bands of output rows. It keeps the input rows that its output row
 // meets in a ring of rows of float32, each normalised, activated, summed and padded once, as
 // [column][channel]: all the values that meet one row of the kernel then follow each other in
-// memory, whatever the layout of x, and are multiplied with panels of the weights, kRows pixels by
-// kPanel channels in registers over the whole sum. With few output channels the rows are
+// memory, whatever the layout of x, and are multiplied with panels of the weights, kBlockRows
+// pixels by kPanel channels in registers over the whole sum. With few output channels the rows are
 // [channel][column], and a vector holds pixels. The band's statistics are taken from the rounded
 // output row while it is in the L1 cache. Where transforms save multiplications, winograd.h or
 // nested_winograd.h do it otherwise.
@@ -34,21 +34,21 @@ namespace {
 template <class T, class R>
 void pack_direct_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
                          int64_t column_parity, int64_t first, R* panel) {
-  const int64_t step = g.panel_channels(a);
+  const int64_t width = g.panel_channels(a);
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
   std::memset(panel, 0, g.panel_elements(a, row_parity, column_parity) * sizeof(Wide<T>));
   const T* weight = static_cast<const T*>(a.weight);
-  for (int64_t c = 0; c < smaller(step, a.cout - first); ++c) {
+  for (int64_t c = 0; c < smaller(width, a.cout - first); ++c) {
     for (int64_t i = 0; i < a.cin; ++i) {
       const T* kernel = weight + (first + c) * a.weight_cout + i * a.weight_cin;
       for (int64_t ky = 0; ky < a.kernel; ++ky) {
         for (int64_t kx = 0; kx < a.kernel; ++kx) {
           const int64_t row = rows.tap_of[ky], column = columns.tap_of[kx];
           if (row < 0 || column < 0) continue;
-          const int64_t place = g.planar ? (row * a.cin + i) * columns.taps + column
-                                         : (row * columns.taps + column) * g.pitch + i;
-          R* to = panel + place / kTogether<R> * kTogether<R> * step + c * kTogether<R> +
-                  place % kTogether<R>;
+          const int64_t term = g.planar ? (row * a.cin + i) * columns.taps + column
+                                        : (row * columns.taps + column) * g.pitch + i;
+          R* to = panel + term / kTermsPerLane<R> * kTermsPerLane<R> * width +
+                  c * kTermsPerLane<R> + term % kTermsPerLane<R>;
           store(to, load<Wide<T>>(to) +
                         load<Wide<T>>(kernel + ky * a.weight_row + kx * a.weight_column));
         }
@@ -86,7 +86,7 @@ template <int kVectors, class T, class R>
                                     int64_t row_parity, int64_t column_parity, const Wide<T>* panel,
                                     const Wide<T>* bias, Wide<T>* out) {
   using V = Vec<T>;
-  constexpr int kCount = kVectors == 1 ? 2 * kRows : kRowsOf<R>;
+  constexpr int kCount = kVectors == 1 ? 2 * kBlockRows : kBlockRowsOf<R>;
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
   const int64_t depth = columns.taps * ring.g.pitch;
   for (int64_t p = 0; p < a.columns; p += kCount) {
@@ -102,7 +102,7 @@ template <int kVectors, class T, class R>
       const R* row = ring.row(a.stride * o + rows.first + t);
       const R* pixels[kCount];
       for (int r = 0; r < kCount; ++r) pixels[r] = row + offset[r];
-      multiply_panel(pixels, kTogether<R>, b, depth / kTogether<R>, sums);
+      multiply_panel(pixels, kTermsPerLane<R>, b, depth / kTermsPerLane<R>, sums);
     }
     for (int64_t r = 0; r < smaller<int64_t>(kCount, a.columns - p); ++r)
       for (int v = 0; v < 2; ++v)
@@ -121,9 +121,9 @@ template <int kOutputs, class T>
                                            Wide<T>* out) {
   using V = Vec<T>;
   using W = Wide<T>;
-  constexpr int kStep = kPlanarVectors * kLanes<V>;
+  constexpr int kPanelChannels = kPlanarVectors * kLanes<V>;
   const ConvAxis& axis = a.axes[0];
-  for (int64_t p = 0; p < a.columns; p += kStep) {
+  for (int64_t p = 0; p < a.columns; p += kPanelChannels) {
     V sums[kOutputs][kPlanarVectors];
     for (int c = 0; c < kOutputs; ++c)
       for (int v = 0; v < kPlanarVectors; ++v) sums[c][v] = splat<V>(bias[c]);
@@ -140,11 +140,11 @@ template <int kOutputs, class T>
         }
       }
     }
-    W pixels[kOutputs][kStep];
+    W pixels[kOutputs][kPanelChannels];
     for (int c = 0; c < kOutputs; ++c)
       for (int v = 0; v < kPlanarVectors; ++v)
         store(pixels[c] + v * kLanes<V>, rounded_to<T>(sums[c][v]));
-    for (int64_t i = 0; i < smaller<int64_t>(kStep, a.columns - p); ++i)
+    for (int64_t i = 0; i < smaller<int64_t>(kPanelChannels, a.columns - p); ++i)
       for (int c = 0; c < kPanel<V>; ++c)
         out[(p + i) * kPanel<V> + c] = c < kOutputs ? pixels[c < kOutputs ? c : 0][i] : W(0);
   }
@@ -166,7 +166,7 @@ void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>
                        int64_t band, Wide<T>* memory) {
   using V = Vec<T>;
   using W = Wide<T>;
-  constexpr int64_t kStep = kPanel<V>;
+  constexpr int64_t kPanelChannels = kPanel<V>;
   W* values = memory + (g.span + 1) * g.row_elements;
   Ring<T, R> ring{a, input, g, n, reinterpret_cast<R*>(memory)};
   if (!g.planar && g.pitch != a.cin)  // nothing else is written where a pair lacks a channel
@@ -176,20 +176,21 @@ void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>
   const int64_t end = smaller((band + 1) * a.band, a.rows);
   for (int64_t o = band * a.band; o < end; ++o) {
     ring.advance(o);
-    for (int64_t parity = 0; parity < a.step * a.step; ++parity) {
-      const int64_t row_parity = parity / a.step, column_parity = parity % a.step;
-      for (int64_t first = 0; first < a.cout; first += kStep) {
-        const int64_t channels = smaller(kStep, a.cout - first);
-        W bias[kStep];
+    for (int64_t parity = 0; parity < a.parities * a.parities; ++parity) {
+      const int64_t row_parity = parity / a.parities, column_parity = parity % a.parities;
+      for (int64_t first = 0; first < a.cout; first += kPanelChannels) {
+        const int64_t channels = smaller(kPanelChannels, a.cout - first);
+        W bias[kPanelChannels];
         read_bias(a, first, bias);
-        const W* panel = weights + g.panel_begin(a, row_parity, column_parity, first / kStep);
+        const W* panel =
+            weights + g.panel_begin(a, row_parity, column_parity, first / kPanelChannels);
         if (g.planar)
           multiply_planar_row(a, ring, o, panel, bias, values);
         else if (channels <= kLanes<V>)
           multiply_row<1>(a, ring, o, row_parity, column_parity, panel, bias, values);
         else
           multiply_row<2>(a, ring, o, row_parity, column_parity, panel, bias, values);
-        write_row<T>(a, n, a.step * o + row_parity, column_parity, a.columns, first, values);
+        write_row<T>(a, n, a.parities * o + row_parity, column_parity, a.columns, first, values);
         if (a.wants_statistics()) statistics.add(values, a.columns, first);
       }
       statistics.counted += double(a.columns);
@@ -244,7 +245,7 @@ void write_input(const NormConv2d& a, const Input<T>& input) {
   const int64_t run = contiguous ? a.h * a.w : a.cin;
   const int64_t runs = run == 0 ? 0 : a.n * a.cin * a.h * a.w / run;
   for_activation(input.activation, [&](auto activation) {
-    parallel_runs(runs, run, [&](int64_t i) {
+    parallel_small_tasks(runs, run, [&](int64_t i) {
       const int64_t channel = contiguous ? i : i / (a.h * a.w) * a.cin;
       read_run<decltype(activation)::value>(input, i * run, run, channel, contiguous ? 0 : 1,
                                             static_cast<T*>(a.input) + i * run);
@@ -293,11 +294,11 @@ void run_of(const NormConv2d& a) {
 template <class T>
 void pack_panels(const NormConv2d& a, const Geometry<T>& g) {
   Wide<T>* packed = static_cast<Wide<T>*>(a.packed);
-  const int64_t parities = a.step * a.step;
+  const int64_t parities = a.parities * a.parities;
   parallel_tasks(parities * g.panels, g.panel_elements(a, 0, 0), [&](int64_t task) {
     const int64_t parity = task / g.panels, panel = task % g.panels;
-    const int64_t row = parity / a.step, column = parity % a.step;
-    pack_weights<T>(a, g, row, column, panel * g.kStep,
+    const int64_t row = parity / a.parities, column = parity % a.parities;
+    pack_weights<T>(a, g, row, column, panel * g.kPanelChannels,
                     packed + g.panel_begin(a, row, column, panel));
   });
 }

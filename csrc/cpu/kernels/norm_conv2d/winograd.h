@@ -3,7 +3,7 @@
 // for each parity of the output. Lavin and Gray, "Fast algorithms for convolutional neural
 // networks", 2016.
 //
-// A square of 4 x 4 outputs is Y = A^T [(G k G^T) * (B^T d B)] A, where d is its kSide x kSide
+// A tile of 4 x 4 outputs is Y = A^T [(G k G^T) * (B^T d B)] A, where d is its kSide x kSide
 // inputs (kSide = 6 or 5), k the kernel and * the product of elements, summed over the input
 // channels. The transforms are those of polynomials at the points 0 (for a kernel of 3 only), p,
 // -p, q, -q and infinity. For a kernel of 3:
@@ -19,16 +19,16 @@
 // A kernel of 2 does without the point 0: the first row and column of B^T, the first column of A^T
 // and the first row of G are absent.
 //
-// Order: for every four output rows and every parity, for every block of squares: transform the
+// Order: for every four output rows and every parity, for every block of tiles: transform the
 // inputs; then for every panel of outputs: multiply all points, transform back, write.
 //
-// Layouts, in elements. A block is up to kWinogradTiles squares of one row of squares:
+// Layouts, in elements. A block is up to kWinogradBatch tiles of one row of tiles:
 //
-//    points     [kSide * kSide][squares][Cin]       pitch of a point: winograd_pitch(Cin)
+//    points     [kSide * kSide][tiles][Cin]       pitch of a point: winograd_pitch(Cin)
 //    weights    [panels][kSide * kSide][Cin][kPanel outputs]
-//    products   [kSide * kSide][kWinogradTiles][kPanel outputs]
+//    products   [kSide * kSide][kWinogradBatch][kPanel outputs]
 //
-// Every point is a matrix product of its own: squares by Cin by outputs. The weights are larger
+// Every point is a matrix product of its own: tiles by Cin by outputs. The weights are larger
 // than they were and pass through the caches once per block; the block's points stay in L2. Errors
 // are about 4e-7 of the output in float32.
 #pragma once
@@ -69,7 +69,7 @@ inline void transform_input(const V (&d)[kSide], V (&t)[kSide]) {
 }
 
 template <int kSide, class V>
-inline void transform_output(const V (&m)[kSide], V (&y)[kWinogradStep]) {
+inline void transform_output(const V (&m)[kSide], V (&y)[kWinogradOutputs]) {
   constexpr int z = kZero<kSide>;
   const V even_p = m[z] + m[z + 1], odd_p = m[z] - m[z + 1];
   const V even_q = m[z + 2] + m[z + 3], odd_q = m[z + 2] - m[z + 3];
@@ -84,7 +84,7 @@ inline void transform_output(const V (&m)[kSide], V (&y)[kWinogradStep]) {
 // The matrix that kernels are transformed with.
 template <int kSide>
 struct KernelTransform {
-  static constexpr int kTaps = kSide - kWinogradStep + 1;
+  static constexpr int kTaps = kSide - kWinogradOutputs + 1;
   double rows[kSide][kTaps] = {};
 
   constexpr KernelTransform() {
@@ -106,11 +106,11 @@ void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t 
                                int64_t first, Wide<T>* panel) {
   constexpr KernelTransform<kSide> kTransform;
   constexpr int kTaps = KernelTransform<kSide>::kTaps;
-  constexpr int64_t kStep = kPanel<Vec<T>>;
+  constexpr int64_t kPanelChannels = kPanel<Vec<T>>;
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
   for (int64_t i = 0; i < a.cin; ++i) {
-    double kernel[kTaps][kTaps][kStep] = {}, half[kSide][kTaps][kStep] = {};
-    for (int64_t c = 0; c < smaller(kStep, a.cout - first); ++c) {
+    double kernel[kTaps][kTaps][kPanelChannels] = {}, half[kSide][kTaps][kPanelChannels] = {};
+    for (int64_t c = 0; c < smaller(kPanelChannels, a.cout - first); ++c) {
       const T* weight =
           static_cast<const T*>(a.weight) + (first + c) * a.weight_cout + i * a.weight_cin;
       for (int64_t ky = 0; ky < a.kernel; ++ky)
@@ -122,24 +122,25 @@ void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t 
     for (int u = 0; u < kSide; ++u)
       for (int y = 0; y < kTaps; ++y)
         for (int x = 0; x < kTaps; ++x)
-          for (int64_t c = 0; c < kStep; ++c)
+          for (int64_t c = 0; c < kPanelChannels; ++c)
             half[u][x][c] += kTransform.rows[u][y] * kernel[y][x][c];
     for (int u = 0; u < kSide; ++u) {
       for (int v = 0; v < kSide; ++v) {
-        double values[kStep] = {};
+        double values[kPanelChannels] = {};
         for (int x = 0; x < kTaps; ++x)
-          for (int64_t c = 0; c < kStep; ++c) values[c] += kTransform.rows[v][x] * half[u][x][c];
-        Wide<T>* to = panel + ((u * kSide + v) * a.cin + i) * kStep;
-        for (int64_t c = 0; c < kStep; ++c) to[c] = Wide<T>(values[c]);
+          for (int64_t c = 0; c < kPanelChannels; ++c)
+            values[c] += kTransform.rows[v][x] * half[u][x][c];
+        Wide<T>* to = panel + ((u * kSide + v) * a.cin + i) * kPanelChannels;
+        for (int64_t c = 0; c < kPanelChannels; ++c) to[c] = Wide<T>(values[c]);
       }
     }
   }
 }
 
-// The inputs of one square to its points, a vector of channels.
+// The inputs of one tile to its points, a vector of channels.
 template <int kSide, class V>
-inline void transform_square(const ElementOf<V>* const (&rows)[kSide], int64_t pitch,
-                             int64_t point_pitch, ElementOf<V>* points) {
+inline void transform_tile(const ElementOf<V>* const (&rows)[kSide], int64_t pitch,
+                           int64_t point_pitch, ElementOf<V>* points) {
   V half[kSide][kSide];
   for (int j = 0; j < kSide; ++j) {
     V column[kSide], t[kSide];
@@ -154,55 +155,55 @@ inline void transform_square(const ElementOf<V>* const (&rows)[kSide], int64_t p
   }
 }
 
-// Products of kCount squares at one point, summed over the input channels.
+// Products of kCount tiles at one point, summed over the input channels.
 template <int kCount, class V>
-inline void multiply_squares(const ElementOf<V>* points, const ElementOf<V>* weights, int64_t cin,
-                             ElementOf<V>* products) {
-  const ElementOf<V>* squares[kCount];
-  for (int r = 0; r < kCount; ++r) squares[r] = points + r * cin;
+inline void multiply_point(const ElementOf<V>* points, const ElementOf<V>* weights, int64_t cin,
+                           ElementOf<V>* products) {
+  const ElementOf<V>* tiles[kCount];
+  for (int r = 0; r < kCount; ++r) tiles[r] = points + r * cin;
   V sums[kCount][2];
   clear(sums);
-  multiply_panel(squares, 1, weights, cin, sums);
+  multiply_panel(tiles, 1, weights, cin, sums);
   for (int r = 0; r < kCount; ++r)
     for (int v = 0; v < 2; ++v) store(products + r * kPanel<V> + v * kLanes<V>, sums[r][v]);
 }
 
-// The products of `count` squares at all points with one panel of the weights.
+// The products of `count` tiles at all points with one panel of the weights.
 template <int kSide, class V>
 inline void multiply_points(const ElementOf<V>* points, int64_t pitch, int64_t count, int64_t cin,
                             const ElementOf<V>* panel, ElementOf<V>* products) {
   for (int64_t point = 0; point < kSide * kSide; ++point) {
-    for (int64_t t = 0, step; t < count; t += step) {
+    for (int64_t t = 0, rows; t < count; t += rows) {
       const ElementOf<V>* from = points + t * cin;
       ElementOf<V>* to = products + t * kPanel<V>;
       // Four rows are enough to keep two multiply-adds busy, two are not.
       const int64_t left = count - t;
-      step = left >= kRows && left != kRows + 2 ? kRows : left >= 4 ? 4 : 1;
-      if (step == kRows)
-        multiply_squares<kRows, V>(from, panel, cin, to);
-      else if (step == 4)
-        multiply_squares<4, V>(from, panel, cin, to);
+      rows = left >= kBlockRows && left != kBlockRows + 2 ? kBlockRows : left >= 4 ? 4 : 1;
+      if (rows == kBlockRows)
+        multiply_point<kBlockRows, V>(from, panel, cin, to);
+      else if (rows == 4)
+        multiply_point<4, V>(from, panel, cin, to);
       else
-        multiply_squares<1, V>(from, panel, cin, to);
+        multiply_point<1, V>(from, panel, cin, to);
     }
-    points += pitch, panel += cin * kPanel<V>, products += kWinogradTiles * kPanel<V>;
+    points += pitch, panel += cin * kPanel<V>, products += kWinogradBatch * kPanel<V>;
   }
 }
 
-// From the sums at the points of a square to its outputs, rounded as they will be stored: `height`
+// From the sums at the points of a tile to its outputs, rounded as they will be stored: `height`
 // rows of `width` pixels.
 template <int kSide, class T, class V>
-inline void finish_square(const ElementOf<V>* products, V bias, int64_t height, int64_t width,
-                          ElementOf<V>* values, int64_t row_pitch) {
-  constexpr int64_t kPitch = kWinogradTiles * kPanel<V>;
-  V half[kSide][kWinogradStep];
+inline void finish_tile(const ElementOf<V>* products, V bias, int64_t height, int64_t width,
+                        ElementOf<V>* values, int64_t row_pitch) {
+  constexpr int64_t kPitch = kWinogradBatch * kPanel<V>;
+  V half[kSide][kWinogradOutputs];
   for (int i = 0; i < kSide; ++i) {
     V sums[kSide];
     for (int j = 0; j < kSide; ++j) sums[j] = load<V>(products + (i * kSide + j) * kPitch);
     transform_output(sums, half[i]);
   }
   for (int j = 0; j < width; ++j) {
-    V column[kSide], y[kWinogradStep];
+    V column[kSide], y[kWinogradOutputs];
     for (int i = 0; i < kSide; ++i) column[i] = half[i][j];
     transform_output(column, y);
     for (int i = 0; i < height; ++i)
@@ -215,63 +216,67 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
                           int64_t n, int64_t band, Wide<T>* memory) {
   using V = Vec<T>;
   using W = Wide<T>;
-  constexpr int64_t kStep = kPanel<V>;
+  constexpr int64_t kPanelChannels = kPanel<V>;
   const int64_t pitch = winograd_pitch(a.cin);
   W* points = memory + g.span * g.row_elements;
   W* products = points + kSide * kSide * pitch;
-  W* values = products + kSide * kSide * kWinogradTiles * kStep;
+  W* values = products + kSide * kSide * kWinogradBatch * kPanelChannels;
   Ring<T> ring{a, input, g, n, memory};
   BandStatistics statistics(a, n, band);
-  const int64_t squares = (a.columns + kWinogradStep - 1) / kWinogradStep;
-  const int64_t blocks = (squares + kWinogradTiles - 1) / kWinogradTiles;
+  const int64_t tiles = (a.columns + kWinogradOutputs - 1) / kWinogradOutputs;
+  const int64_t batches = (tiles + kWinogradBatch - 1) / kWinogradBatch;
   // Blocks alike, but of whole steps of multiply_points.
-  const int64_t per_block = ((squares + blocks - 1) / blocks + kRows - 1) / kRows * kRows;
+  const int64_t per_batch =
+      ((tiles + batches - 1) / batches + kBlockRows - 1) / kBlockRows * kBlockRows;
   const int64_t last_row = smaller((band + 1) * a.band, a.rows);
-  for (int64_t row = band * a.band; row < last_row; row += kWinogradStep) {
-    ring.advance(row / kWinogradStep);
-    const int64_t height = smaller(kWinogradStep, last_row - row);
-    for (int64_t parity = 0; parity < a.step * a.step; ++parity) {
-      const int64_t row_parity = parity / a.step, column_parity = parity % a.step;
+  for (int64_t row = band * a.band; row < last_row; row += kWinogradOutputs) {
+    ring.advance(row / kWinogradOutputs);
+    const int64_t height = smaller(kWinogradOutputs, last_row - row);
+    for (int64_t parity = 0; parity < a.parities * a.parities; ++parity) {
+      const int64_t row_parity = parity / a.parities, column_parity = parity % a.parities;
       const W* rows[kSide];
       for (int64_t i = 0; i < kSide; ++i)
         rows[i] = ring.row(row + a.axes[row_parity].first + i) +
                   (a.axes[column_parity].first - g.low) * a.cin;
-      for (int64_t square = 0; square < squares; square += per_block) {
-        const int64_t count = smaller(per_block, squares - square);
+      for (int64_t tile = 0; tile < tiles; tile += per_batch) {
+        const int64_t count = smaller(per_batch, tiles - tile);
         for (int64_t t = 0; t < count; ++t) {
           const W* corner[kSide];
           const auto at = [&](int64_t channel) {
             for (int i = 0; i < kSide; ++i)
-              corner[i] = rows[i] + (square + t) * kWinogradStep * a.cin + channel;
+              corner[i] = rows[i] + (tile + t) * kWinogradOutputs * a.cin + channel;
             return points + t * a.cin + channel;
           };
           int64_t c = 0;
           for (; c + kLanes<V> <= a.cin; c += kLanes<V>) {
             W* to = at(c);
-            transform_square<kSide, V>(corner, a.cin, pitch, to);
+            transform_tile<kSide, V>(corner, a.cin, pitch, to);
           }
           for (; c < a.cin; ++c) {
             W* to = at(c);
-            transform_square<kSide, W>(corner, a.cin, pitch, to);
+            transform_tile<kSide, W>(corner, a.cin, pitch, to);
           }
         }
-        const int64_t column = square * kWinogradStep;
-        const int64_t width = smaller(count * kWinogradStep, a.columns - column);
-        for (int64_t first = 0; first < a.cout; first += kStep) {
-          multiply_points<kSide, V>(points, pitch, count, a.cin,
-                                    static_cast<const W*>(a.packed) +
-                                        g.panel_begin(a, row_parity, column_parity, first / kStep),
-                                    products);
-          W bias[kStep];
+        const int64_t column = tile * kWinogradOutputs;
+        const int64_t width = smaller(count * kWinogradOutputs, a.columns - column);
+        for (int64_t first = 0; first < a.cout; first += kPanelChannels) {
+          multiply_points<kSide, V>(
+              points, pitch, count, a.cin,
+              static_cast<const W*>(a.packed) +
+                  g.panel_begin(a, row_parity, column_parity, first / kPanelChannels),
+              products);
+          W bias[kPanelChannels];
           read_bias(a, first, bias);
           for (int64_t t = 0; t < count; ++t)
-            for (int64_t lane = 0; lane < kStep; lane += kLanes<V>)
-              finish_square<kSide, T>(products + t * kStep + lane, load<V>(bias + lane), height,
-                                      smaller(kWinogradStep, width - t * kWinogradStep),
-                                      values + t * kWinogradStep * kStep + lane, width * kStep);
+            for (int64_t lane = 0; lane < kPanelChannels; lane += kLanes<V>)
+              finish_tile<kSide, T>(products + t * kPanelChannels + lane, load<V>(bias + lane),
+                                    height, smaller(kWinogradOutputs, width - t * kWinogradOutputs),
+                                    values + t * kWinogradOutputs * kPanelChannels + lane,
+                                    width * kPanelChannels);
           for (int64_t i = 0; i < height; ++i)
-            write_row<T>(a, n, a.step * (row + i) + row_parity, a.step * column + column_parity,
-                         width, first, values + i * width * kStep);
+            write_row<T>(a, n, a.parities * (row + i) + row_parity,
+                         a.parities * column + column_parity, width, first,
+                         values + i * width * kPanelChannels);
           if (a.wants_statistics()) statistics.add(values, height * width, first);
         }
         statistics.counted += double(height * width);

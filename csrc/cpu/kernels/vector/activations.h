@@ -1,4 +1,4 @@
-// The activations and their slopes, over vectors and their scalars.
+// Activations and their derivatives, over vectors and their scalars.
 #pragma once
 
 #include <cmath>
@@ -14,8 +14,8 @@ inline VecD exponential(VecD x) {
   return x;
 }
 
-// e^x = 2^k e^r with r in [-ln 2 / 2, ln 2 / 2] and a polynomial of degree 6 for e^r: within 2 ulp,
-// and infinity from e^88 on.
+// Splits e^x = 2^k e^r, with r in [-ln 2 / 2, ln 2 / 2] and a polynomial of degree 6 for e^r:
+// within 2 ulp, and infinity from e^88 on.
 inline VecF exponential(VecF x) {
   const VecF clamped = x > 88.0f ? splat<VecF>(88.0f) : (x < -87.0f ? splat<VecF>(-87.0f) : x);
   const VecF magic = splat<VecF>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -47,7 +47,7 @@ inline VecD hyperbolic_tangent(VecD z) {
   return z;
 }
 
-// 1 - 2 / (e^2z + 1), and an odd polynomial below 0.625, where that cancels.
+// Computes 1 - 2 / (e^2z + 1), and an odd polynomial below 0.625, where that difference cancels.
 inline VecF hyperbolic_tangent(VecF z) {
   const VecF magnitude = (VecF)((VecI)z & 0x7fffffff);
   const VecF far = 1.0f - 2.0f / (exponential(magnitude + magnitude) + 1.0f);
@@ -62,11 +62,12 @@ inline VecF hyperbolic_tangent(VecF z) {
   return magnitude < 0.625f ? near : signed_far;
 }
 
-// max(z, 0), where NaN stays NaN.
+// Computes max(z, 0); NaN stays NaN.
 template <class V>
 inline V positive_part(V z) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<V, VecF>) return _mm512_max_ps(V{}, z);  // the second if one is NaN
+  if constexpr (std::is_same_v<V, VecF>)
+    return _mm512_max_ps(V{}, z);  // vmaxps returns its second operand for NaN
 #elif defined(__AVX2__)
   if constexpr (std::is_same_v<V, VecF>) return _mm256_max_ps(V{}, z);
 #endif
@@ -82,7 +83,7 @@ inline V activate(V z, ElementOf<V> negative_slope) {
   return z;
 }
 
-// The gradient before the activation: grad times the activation's slope at z.
+// Returns the gradient before the activation: grad times the activation's derivative at z.
 template <Activation A, class V>
 inline V activation_gradient(V grad, V z, ElementOf<V> negative_slope) {
   if constexpr (A == Activation::relu) return z <= 0 ? V{} : grad;
@@ -103,7 +104,7 @@ struct ActivationTag {
   static constexpr Activation value = A;
 };
 
-// Calls f with the activation as a constant.
+// Calls f with the activation as a compile-time constant.
 template <class F>
 inline void for_activation(Activation activation, const F& f) {
   switch (activation) {

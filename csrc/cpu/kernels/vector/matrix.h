@@ -1,51 +1,55 @@
-// Small dense products: the register-blocked inner loop, and packing tiles for it.
+// Small dense products: the register-blocked inner loop, and packing panels for it.
 #pragma once
 
 #include "simd.h"
 
 #if defined(__AVX512BF16__)
-#define HAS_PAIRS 1  // products of pairs of bfloat16 values, added up in float32
+#define HAS_PAIRS 1  // vdpbf16ps: products of bfloat16 pairs, added up in float32
 #else
 #define HAS_PAIRS 0
 #endif
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// A panel holds, for each k, kPanel columns side by side: two vectors, loaded once and multiplied
-// with kRows broadcast values. That fills 12 of 16 vector registers (AVX2) or 16 of 32 (AVX-512)
-// with sums: more than the 8 that two multiply-adds per cycle need to hide their latency of four.
+// A panel is the packed right operand of the inner loop: for each k, kPanel columns side by side,
+// in two vectors. The register block is kBlockRows rows x kPanel columns of accumulators: each step
+// loads the two vectors of a panel's row and multiplies them with kBlockRows broadcast values.
+//
+// Accumulators take 12 of 16 vector registers (AVX2) or 16 of 32 (AVX-512): more than the 8 that
+// two multiply-adds per cycle need to hide their latency of four.
 template <class V>
 constexpr int kPanel = 2 * kLanes<V>;
-constexpr int kRows = VECTOR_BYTES == 64 ? 8 : 6;
+constexpr int kBlockRows = VECTOR_BYTES == 64 ? 8 : 6;
 
-// How many values of R a vector of sums takes into one of its lanes at a time.
+// Terms that one lane of an accumulator takes per step: 2 for bfloat16 pairs.
 template <class R>
-constexpr int kTogether = sizeof(R) == 2 ? 2 : 1;
+constexpr int kTermsPerLane = sizeof(R) == 2 ? 2 : 1;
 
-// Rows of values R: pairs are multiplied twice as fast, and with 24 sums the panels are read less
-// often (a fifth of the time of a convolution). float32 loses a tenth by it.
+// Rows of the convolution's register block, for values R. Pairs are multiplied twice as fast, so
+// that 24 accumulators pay: panels are read less often (a fifth of the time of a convolution).
+// float32 loses a tenth by it.
 template <class R>
-constexpr int kRowsOf = kTogether<R> == 2 ? 12 : kRows;
+constexpr int kBlockRowsOf = kTermsPerLane<R> == 2 ? 12 : kBlockRows;
 
-// a * b + sum, of vectors of values R.
+// Computes a * b + sum, of vectors of values R.
 template <class R, class V>
 inline V add_products(V a, V b, V sum) {
 #if HAS_PAIRS
-  if constexpr (kTogether<R> == 2) return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  if constexpr (kTermsPerLane<R> == 2) return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 #endif
   return multiply_add(a, b, sum);
 }
 
-// Zeros, one by one: an initialiser {} fills memory first, which takes as long as ten steps of the
-// loop below, and more code finds the sums there.
+// Zeroes a register block, accumulator by accumulator. An initialiser {} fills memory first: that
+// takes as long as ten steps of the inner loop, and the compiler keeps more accumulators in memory.
 template <class V, int kCount, int kVectors>
 inline void clear(V (&sums)[kCount][kVectors]) {
   for (int r = 0; r < kCount; ++r)
     for (int v = 0; v < kVectors; ++v) sums[r][v] = V{};
 }
 
-// sums[r] += a[r][k * a_k] * b[k], over `depth` values of k: kVectors vectors of the kPanel columns
-// of b.
+// Adds to a register block: sums[r] += a[r][k * a_k] * b[k] over `depth` values of k, with kVectors
+// vectors of the kPanel columns of b.
 template <class V, int kCount, int kVectors>
 inline void multiply_panel(const ElementOf<V>* const (&a)[kCount], int64_t a_k,
                            const ElementOf<V>* b, int64_t depth, V (&sums)[kCount][kVectors]) {
@@ -63,7 +67,8 @@ inline void multiply_panel(const ElementOf<V>* const (&a)[kCount], int64_t a_k,
 }
 
 #if HAS_PAIRS
-// The same with pairs a[r][k * a_k] of values, of which a panel has one for each of its columns.
+// Does the same for bfloat16 pairs: a[r][k * a_k] is a pair, and the panel has a pair for each of
+// its columns.
 template <int kCount, int kVectors>
 inline void multiply_panel(const BFloat16* const (&a)[kCount], int64_t a_k, const BFloat16* b,
                            int64_t pairs, VecF (&sums)[kCount][kVectors]) {
@@ -85,7 +90,7 @@ inline void multiply_panel(const BFloat16* const (&a)[kCount], int64_t a_k, cons
 }
 #endif
 
-// Stores a row of a panel's columns, or the first of them.
+// Stores a row of a register block: `columns` of its kPanel columns, or all.
 template <class V, class T>
 inline void store_columns(T* p, const V (&row)[2], int64_t columns) {
   if (columns >= kPanel<V>) {
@@ -122,7 +127,7 @@ template <class V>
       t[g] = low2(s0, s2), t[g + 1] = high2(s0, s2);
       t[g + 2] = low2(s1, s3), t[g + 3] = high2(s1, s3);
     }
-    for (int j = 0; j < 4; ++j) {  // then the 128-bit parts among each other
+    for (int j = 0; j < 4; ++j) {  // then the 128-bit lanes among each other
 #if defined(__AVX512F__)
       const V u0 = _mm512_shuffle_f32x4(t[j], t[4 + j], 0x88);
       const V u1 = _mm512_shuffle_f32x4(t[j], t[4 + j], 0xdd);
@@ -148,29 +153,30 @@ template <class V>
     }
 }
 
-// Three vectors of elements that follow each other, or the three thirds of them: every third
-// element from 0, 1 and 2 on. No two elements of a third lie at the same place of their vectors:
-// a blend brings them together, and a permutation into their order.
-struct ThirdPlaces {
+// Lanes and elements of (de)interleaving three channels. Element i of channel k is element 3 i + k
+// of the three interleaved vectors: it has lane (3 i + k) % kCount in one of them. The elements of
+// one channel have different lanes, so that a permutation per channel and blends suffice.
+struct LanesOfThree {
   static constexpr int kCount = kLanes<VecF>;
-  int32_t apart[3][kCount], joined[3][kCount];
+  int32_t lane[3][kCount];     // of element i of channel k
+  int32_t element[3][kCount];  // of channel k, in a lane
 
-  constexpr ThirdPlaces() : apart{}, joined{} {
+  constexpr LanesOfThree() : lane{}, element{} {
     for (int k = 0; k < 3; ++k)
       for (int i = 0; i < kCount; ++i) {
-        apart[k][i] = (3 * i + k) % kCount;
-        joined[k][apart[k][i]] = i;
+        lane[k][i] = (3 * i + k) % kCount;
+        element[k][lane[k][i]] = i;
       }
   }
 };
-inline constexpr ThirdPlaces kThirdPlaces;
+inline constexpr LanesOfThree kLanesOfThree;
 
-// Places 0, 3, 6 ... of v[first], 1, 4, 7 ... of v[second] and the others of v[third].
+// Takes lanes 0, 3, 6 ... of v[first], 1, 4, 7 ... of v[second] and the others of v[third].
 template <int first, int second, int third>
-inline VecF blend_thirds(const VecF (&v)[3]) {
+inline VecF blend_three(const VecF (&v)[3]) {
 #if defined(__AVX512F__)
-  const VecF two = _mm512_mask_blend_ps(0x2492, v[first], v[second]);
-  return _mm512_mask_blend_ps(0x4924, two, v[third]);
+  const VecF two_of_three = _mm512_mask_blend_ps(0x2492, v[first], v[second]);
+  return _mm512_mask_blend_ps(0x4924, two_of_three, v[third]);
 #elif defined(__AVX2__)
   return _mm256_blend_ps(_mm256_blend_ps(v[first], v[second], 0x92), v[third], 0x24);
 #else
@@ -188,18 +194,19 @@ inline VecF permute(VecF v, const int32_t* from) {
 #endif
 }
 
-inline void join_thirds(VecF (&v)[3]) {
+// Interleaves three channels: v[k] holds channel k before, and the k-th part of the whole after.
+inline void interleave_three(VecF (&v)[3]) {
   constexpr bool k16 = kLanes<VecF> % 3 == 1;
-  VecF thirds[3];
-  for (int k = 0; k < 3; ++k) thirds[k] = permute(v[k], kThirdPlaces.joined[k]);
-  v[0] = blend_thirds<0, 1, 2>(thirds);
-  v[1] = k16 ? blend_thirds<1, 2, 0>(thirds) : blend_thirds<2, 0, 1>(thirds);
-  v[2] = k16 ? blend_thirds<2, 0, 1>(thirds) : blend_thirds<1, 2, 0>(thirds);
+  VecF permuted[3];
+  for (int k = 0; k < 3; ++k) permuted[k] = permute(v[k], kLanesOfThree.element[k]);
+  v[0] = blend_three<0, 1, 2>(permuted);
+  v[1] = k16 ? blend_three<1, 2, 0>(permuted) : blend_three<2, 0, 1>(permuted);
+  v[2] = k16 ? blend_three<2, 0, 1>(permuted) : blend_three<1, 2, 0>(permuted);
 }
 
-// Panel of up to kPanel columns of x, `column_stride` apart, at `depth` values of k that are
-// `k_stride` apart (one of the strides is 1): panel[k][column], minus mean[column] and its rounding
-// error if given, and zero for columns from `columns` on.
+// Packs a panel of up to kPanel columns of x, `column_stride` apart, at `depth` values of k that
+// are `k_stride` apart (one of the strides is 1): panel[k][column], minus mean[column] and its
+// rounding error if given, and zero for columns from `columns` on.
 template <class V, class T>
 inline void pack_panel(const T* x, int64_t k_stride, int64_t column_stride, int64_t columns,
                        int64_t depth, const ElementOf<V>* mean, const ElementOf<V>* mean_error,
@@ -225,8 +232,8 @@ inline void pack_panel(const T* x, int64_t k_stride, int64_t column_stride, int6
       store(panel + k * kPanel<V> + kLanes<V>, right);
     }
   } else if (columns == kPanel<V> && k_stride == 1) {
-    // Whole cache lines of few channels at a time: where planes are a power of two in size, the
-    // same pixels of all channels compete for the same few places in the cache.
+    // Reads whole cache lines of few channels at a time: if planes are a power of two in size, the
+    // same pixels of all channels compete for one set of the cache.
     for (; k + kPanel<V> <= depth; k += kPanel<V>) {
       for (int half = 0; half < kPanel<V>; half += kLanes<V>) {
         for (int64_t first = k; first < k + kPanel<V>; first += kLanes<V>) {

@@ -1,10 +1,10 @@
-// Walking over planes, and sums over their pixels: mean and variance, or the two sums of a
-// backward pass.
+// Loops over planes, and sums over their pixels: mean and variance, or the two sums of a backward
+// pass.
 //
-// float32 sums of a whole plane are wrong (a variance off by 3e-4 at mean/deviation 3 over 131,000
-// values), so a block of at most kBlock values per lane is summed in float32, about a shift taken
-// from the block itself, and blocks are merged in double precision (Chan, Golub and LeVeque,
-// "Algorithms for computing the sample variance", 1983).
+// A float32 sum over a whole plane is wrong: a variance was off by 3e-4 at mean/deviation 3 over
+// 131,000 values. So at most kSummed values per lane are summed in float32, about a shift that is
+// taken from these values, and such partial sums are merged in double precision (Chan, Golub and
+// LeVeque, "Algorithms for computing the sample variance", 1983).
 #pragma once
 
 #include "../../instance_norm.h"
@@ -12,10 +12,10 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int kBlock = 256;  // values per lane summed in float32,
-constexpr int kRun = 16;     // runs of so many first, then the runs: a tenth of the rounding error
-constexpr int kShift = 4;    // values whose mean is the shift
-constexpr int kGroup = 2;    // pairs of vectors whose moments stay in registers side by side
+constexpr int kSummed = 256;      // values per lane summed in float32
+constexpr int kSummedFirst = 16;  // of these summed apart first: a tenth of the rounding error
+constexpr int kShiftValues = 4;   // values whose mean is the shift
+constexpr int kPairsAtOnce = 2;   // vector pairs whose accumulators are in registers
 
 template <class T>
 inline const T* at(const void* p, int64_t offset) {
@@ -27,11 +27,12 @@ inline T* at(void* p, int64_t offset) {
   return p == nullptr ? nullptr : static_cast<T*>(p) + offset;
 }
 
-// A block is what shares no sums with others: a plane (contiguous), or an image (channels_last).
-inline int64_t blocks_of(const PlaneGrid& g) {
+// A unit shares no sums with others: it is a plane (contiguous) or an image (channels_last). Units
+// are divided into chunks.
+inline int64_t units_of(const PlaneGrid& g) {
   return g.layout == Layout::contiguous ? g.n * g.c : g.n;
 }
-inline int64_t channels_of_block(const PlaneGrid& g) {
+inline int64_t channels_of_unit(const PlaneGrid& g) {
   return g.layout == Layout::contiguous ? 1 : g.c;
 }
 
@@ -40,26 +41,27 @@ inline int64_t chunk_count(const PlaneGrid& g, int64_t chunk) {
   return smaller(g.chunk_pixels, g.pixels - chunk_begin(g, chunk));
 }
 
-// While a plane is written, the next one can be fetched: its statistics need nothing but its pixels
-// and would wait for them (a sixth of the forward pass of planes of 64 KiB). Elements from one to
-// the other; 0 where both would not stay in the cache.
+// Returns the distance in elements from a plane to the next one, which is prefetched while this one
+// is written: its statistics need nothing but its pixels and would wait for them (a sixth of the
+// forward pass of planes of 64 KiB). 0 if both would not stay in the cache.
 inline int64_t ahead_of(const PlaneGrid& g, int64_t plane) {
   constexpr int64_t kElements = 32768;
   return g.pixels <= kElements && plane + 1 < g.n * g.c ? g.pixels : 0;
 }
 
-// 1 / deviation, and 0 where that is 0: a constant plane without eps is normalised to 0.
+// Returns 1 / deviation, or 0 for a deviation of 0: a constant plane without eps is normalised to
+// 0.
 inline double inverse_deviation(double var, double eps) {
   return var + eps == 0 ? 0 : 1 / __builtin_sqrt(var + eps);
 }
 
-// What a kernel multiplies pixels with. A NaN among it is the plain one: see round_to_bfloat16.
+// Rounds a coefficient of a kernel to W. NaN becomes the default one: see round_to_bfloat16.
 template <class W>
 inline W coefficient(double value) {
   return value == value ? W(value) : W(__builtin_nan(""));
 }
 
-// Whether store_pair may write past the caches from here on.
+// Tells whether store_pair may use streaming stores from p on.
 template <class V>
 inline bool aligned_for_streaming(const void* p) {
   return uintptr_t(p) % sizeof(V) == 0;
@@ -73,10 +75,11 @@ inline void finish_streaming() {
 
 // -- channels_last rows ----------------------------------------------------------------------
 //
-// With few channels, as many pixels as make a whole number of pairs of vectors are treated as one
-// wide pixel, and the few pixels left over one by one. With many channels a row is one pixel, and
-// its last pair ends with the row: where that overlaps the pair before, the channels that both hold
-// are computed twice. What belongs to channels is kept pair by pair, in the order of the lanes.
+// A row of these loops is one pixel with its channels. With few channels it is a wide pixel: as
+// many pixels as make a whole number of vector pairs, and the pixels left over are taken one by
+// one. The last vector pair of a row ends with the row. If it overlaps the pair before, the
+// channels in both are computed twice. Arrays of a value per channel are kept in the order of the
+// lanes of these pairs.
 
 constexpr int64_t kFewChannels = 64;
 
@@ -88,7 +91,7 @@ inline int64_t pixels_per_row(int64_t channels) {
   return repeat;
 }
 
-// Lanes of all the pairs of a row.
+// Returns the number of lanes of all vector pairs of a row.
 template <class V>
 inline int64_t lanes_of_row(int64_t channels) {
   const int64_t width = pixels_per_row<V>(channels) * channels;
@@ -100,33 +103,33 @@ struct Count {
   static constexpr int value = kSize;
 };
 
-// Calls f(pairs, offset, lane) for runs of `pairs` pairs (a constant: kPairs or 1) that cover a
-// row of `width` elements: the element that a run starts at, and its place among the row's lanes.
+// Calls f(pairs, offset, lane) for every `pairs` vector pairs (a constant: kPairs or 1) of a row of
+// `width` elements. `offset` is their first element, `lane` their first lane in arrays of the row.
 template <class V, int kPairs, class F>
 inline void for_pairs_of_row(int64_t width, const F& f) {
-  constexpr int64_t kStep = kPairLanes<V>;
+  constexpr int64_t kPairElements = kPairLanes<V>;
   int64_t offset = 0;
-  for (; offset + kPairs * kStep <= width; offset += kPairs * kStep)
+  for (; offset + kPairs * kPairElements <= width; offset += kPairs * kPairElements)
     f(Count<kPairs>{}, offset, offset);
   if constexpr (kPairs > 1)
-    for (; offset + kStep <= width; offset += kStep) f(Count<1>{}, offset, offset);
-  if (offset < width) f(Count<1>{}, width - kStep, offset);
+    for (; offset + kPairElements <= width; offset += kPairElements) f(Count<1>{}, offset, offset);
+  if (offset < width) f(Count<1>{}, width - kPairElements, offset);
 }
 
 // Calls f(channel, j) for the lanes j of `width` elements that start at element `first` of a row.
 template <class T, class F>
 inline void for_channels_of_lanes(int64_t first, int64_t width, int64_t channels, const F& f) {
-  constexpr int kStep = kPairLanes<Vec<T>>;
+  constexpr int kPairElements = kPairLanes<Vec<T>>;
   for_pairs_of_row<Vec<T>, 1>(width, [&](auto pairs, int64_t offset, int64_t lane) {
     for (int v = 0; v < pairs.value; ++v)
-      for (int j = 0; j < kStep; ++j) {
-        const int64_t element = first + offset + v * kStep + element_of_lane<T>(j);
-        f(element < channels ? element : element % channels, lane + v * kStep + j);
+      for (int j = 0; j < kPairElements; ++j) {
+        const int64_t element = first + offset + v * kPairElements + element_of_lane<T>(j);
+        f(element < channels ? element : element % channels, lane + v * kPairElements + j);
       }
   });
 }
 
-// Spreads values of channels over the lanes of a row.
+// Copies values of channels to the lanes of a row.
 template <class T>
 inline void spread_over_row(const Wide<T>* values, int64_t channels, Wide<T>* lanes) {
   const int64_t width = pixels_per_row<Vec<T>>(channels) * channels;
@@ -134,8 +137,8 @@ inline void spread_over_row(const Wide<T>* values, int64_t channels, Wide<T>* la
                            [&](int64_t channel, int64_t j) { lanes[j] = values[channel]; });
 }
 
-// Rows of numbers per plane, (N, C) each. For channels_last they are there twice, the second time
-// over the lanes of a row of pixels, (N, lanes).
+// Table of coefficients: a row per coefficient, a value per plane (N, C). For channels_last each
+// row is followed by a copy in the order of the lanes of a row of pixels, (N, lanes).
 template <class T>
 struct CoefficientTable {
   using W = Wide<T>;
@@ -155,7 +158,7 @@ struct CoefficientTable {
   W* of_lanes(int row, int64_t image) const {
     return first + row * row_elements() + images * channels + image * lanes;
   }
-  // Copies rows [begin, end) of an image over the lanes.
+  // Copies rows [begin, end) of an image to the lanes.
   void spread(int begin, int end, int64_t image) const {
     if (lanes == 0) return;
     for (int row = begin; row < end; ++row)
@@ -165,7 +168,7 @@ struct CoefficientTable {
 
 // -- sums ------------------------------------------------------------------------------------
 
-// Mean and sum of squared deviations of `count` values.
+// Moments of `count` values: mean, and m2, the sum of squared deviations.
 struct Moments {
   double count = 0, mean = 0, m2 = 0;
 
@@ -180,18 +183,18 @@ struct Moments {
   }
 };
 
-// Elements of a row that are summed at a time: their sums stay in the L1 cache, and a run of pixels
-// is read as it lies in memory.
-constexpr int64_t kTile = 512;
+// Segment: elements of a row that are summed at a time. Their sums stay in the L1 cache, and the
+// pixels are read in order of memory.
+constexpr int64_t kSegment = 512;
 
-// Calls f(first, lane, width) for the tiles of a row: at most kTile elements, at least a pair. The
-// last one may overlap the one before.
+// Calls f(first, lane, width) for the segments of a row: at most kSegment elements, at least a
+// vector pair. The last one may overlap the one before.
 template <class V, class F>
-inline void for_tiles_of_row(int64_t width, const F& f) {
-  for (int64_t offset = 0; offset < width; offset += kTile) {
+inline void for_segments_of_row(int64_t width, const F& f) {
+  for (int64_t offset = 0; offset < width; offset += kSegment) {
     const int64_t rest = width - offset;
     const int64_t first = rest < kPairLanes<V> ? width - kPairLanes<V> : offset;
-    f(first, offset, smaller(kTile, width - first));
+    f(first, offset, smaller(kSegment, width - first));
   }
 }
 
@@ -210,54 +213,56 @@ inline double sum_of_lanes(const double* lanes) {
   return sum;
 }
 
-// Moments of the `width` elements (at most kTile, in whole pairs or more) of `pixels` rows that are
-// `stride` elements apart, lane by lane: mean and m2 have room for kTile.
+// Computes moments lane by lane of a segment: `width` elements (at most kSegment, in whole vector
+// pairs or more) of `pixels` rows that are `stride` elements apart. mean and m2 have room for
+// kSegment.
 template <class T>
 inline void lane_moments(const T* x, int64_t stride, int64_t pixels, int64_t width, double* mean,
                          double* m2) {
   using V = Vec<T>;
   using W = ElementOf<V>;
-  constexpr int64_t kStep = kPairLanes<V>;
-  const int64_t lanes = (width + kStep - 1) / kStep * kStep;
-  W shift[kTile], sum[kTile], square[kTile];
-  for (int64_t first = 0; first < pixels; first += kBlock) {
-    const int64_t count = smaller<int64_t>(kBlock, pixels - first);
-    const int64_t in_shift = smaller<int64_t>(kShift, count);
-    for_pairs_of_row<V, kGroup>(width, [&](auto pairs, int64_t offset, int64_t lane) {
+  constexpr int64_t kPairElements = kPairLanes<V>;
+  const int64_t lanes = (width + kPairElements - 1) / kPairElements * kPairElements;
+  W shift[kSegment], sum[kSegment], square[kSegment];
+  for (int64_t first = 0; first < pixels; first += kSummed) {
+    const int64_t count = smaller<int64_t>(kSummed, pixels - first);
+    const int64_t shift_count = smaller<int64_t>(kShiftValues, count);
+    for_pairs_of_row<V, kPairsAtOnce>(width, [&](auto pairs, int64_t offset, int64_t lane) {
       for (int v = 0; v < pairs.value; ++v) {
         Pair<V> total{};
-        for (int64_t i = 0; i < in_shift; ++i) {
-          const Pair<V> pair = load_pair(x + (first + i) * stride + offset + v * kStep);
+        for (int64_t i = 0; i < shift_count; ++i) {
+          const Pair<V> pair = load_pair(x + (first + i) * stride + offset + v * kPairElements);
           total.a += pair.a, total.b += pair.b;
         }
-        const V share = splat<V>(W(1) / W(in_shift));
-        store(shift + lane + v * kStep, total.a * share);
-        store(shift + lane + v * kStep + kLanes<V>, total.b * share);
+        const V share = splat<V>(W(1) / W(shift_count));
+        store(shift + lane + v * kPairElements, total.a * share);
+        store(shift + lane + v * kPairElements + kLanes<V>, total.b * share);
       }
     });
     for (int64_t j = 0; j < lanes; j += kLanes<V>) {
       store(sum + j, V{});
       store(square + j, V{});
     }
-    for (int64_t run = first; run < first + count; run += kRun) {
-      const T* begin = x + run * stride;
-      const T* end = begin + smaller<int64_t>(kRun, first + count - run) * stride;
-      for_pairs_of_row<V, kGroup>(width, [&](auto pairs, int64_t offset, int64_t lane) {
+    for (int64_t start = first; start < first + count; start += kSummedFirst) {
+      const T* begin = x + start * stride;
+      const T* end = begin + smaller<int64_t>(kSummedFirst, first + count - start) * stride;
+      for_pairs_of_row<V, kPairsAtOnce>(width, [&](auto pairs, int64_t offset, int64_t lane) {
         constexpr int kPairs = decltype(pairs)::value;
-        V center[2 * kPairs], run_sum[2 * kPairs] = {}, run_square[2 * kPairs] = {};
+        V center[2 * kPairs], inner_sum[2 * kPairs] = {}, inner_square[2 * kPairs] = {};
         for (int v = 0; v < 2 * kPairs; ++v) center[v] = load<V>(shift + lane + v * kLanes<V>);
         for (const T* p = begin + offset; p != end + offset; p += stride) {
           for (int v = 0; v < kPairs; ++v) {
-            const Pair<V> pair = load_pair(p + v * kStep);
+            const Pair<V> pair = load_pair(p + v * kPairElements);
             const V a = pair.a - center[2 * v], b = pair.b - center[2 * v + 1];
-            run_sum[2 * v] += a, run_sum[2 * v + 1] += b;
-            run_square[2 * v] = multiply_add(a, a, run_square[2 * v]);
-            run_square[2 * v + 1] = multiply_add(b, b, run_square[2 * v + 1]);
+            inner_sum[2 * v] += a, inner_sum[2 * v + 1] += b;
+            inner_square[2 * v] = multiply_add(a, a, inner_square[2 * v]);
+            inner_square[2 * v + 1] = multiply_add(b, b, inner_square[2 * v + 1]);
           }
         }
         for (int v = 0; v < kPairs; ++v) {
-          add_to(sum + lane + v * kStep, Pair<V>{run_sum[2 * v], run_sum[2 * v + 1]});
-          add_to(square + lane + v * kStep, Pair<V>{run_square[2 * v], run_square[2 * v + 1]});
+          add_to(sum + lane + v * kPairElements, Pair<V>{inner_sum[2 * v], inner_sum[2 * v + 1]});
+          add_to(square + lane + v * kPairElements,
+                 Pair<V>{inner_square[2 * v], inner_square[2 * v + 1]});
         }
       });
     }
@@ -274,18 +279,18 @@ inline void lane_moments(const T* x, int64_t stride, int64_t pixels, int64_t wid
   }
 }
 
-// Moments of `count` values that follow each other.
+// Returns the moments of a run of `count` values.
 template <class T>
 inline Moments moments_of_run(const T* x, int64_t count) {
-  constexpr int kWidth = kGroup * kPairLanes<Vec<T>>;
-  const int64_t steps = count / kWidth, done = steps * kWidth;
+  constexpr int kWidth = kPairsAtOnce * kPairLanes<Vec<T>>;
+  const int64_t rows = count / kWidth, done = rows * kWidth;
   Moments result;
-  if (steps > 0) {
-    double mean[kTile], m2[kTile];
-    lane_moments(x, kWidth, steps, kWidth, mean, m2);
+  if (rows > 0) {
+    double mean[kSegment], m2[kSegment];
+    lane_moments(x, kWidth, rows, kWidth, mean, m2);
     const double center = sum_of_lanes<kWidth>(mean) / kWidth;  // the lanes have the same count
     for (int j = 0; j < kWidth; ++j)
-      m2[j] += double(steps) * (mean[j] - center) * (mean[j] - center);
+      m2[j] += double(rows) * (mean[j] - center) * (mean[j] - center);
     result = {double(done), center, sum_of_lanes<kWidth>(m2)};
   }
   if (done < count) {

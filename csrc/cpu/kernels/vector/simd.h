@@ -1,6 +1,6 @@
 // Vectors of the width of the capability this file is compiled for, over the compilers' vector
-// extensions: arithmetic, comparison and ?: are the language's own and work on any machine.
-// What the extensions lack is here: loads and stores that convert, and a few functions.
+// extensions. Arithmetic, comparison and ?: are the language's own and work on any machine. This
+// file adds what the extensions lack: loads and stores that convert, and a few functions.
 //
 // Kernels are templates over V, a vector or its scalar: loops run on vectors, tails on scalars.
 #pragma once
@@ -24,7 +24,7 @@
 #endif
 
 #if defined(__AVX512BF16__)
-#define ROUNDS_BFLOAT16 1  // a vector in one instruction, which takes numbers below 2^-126 for 0
+#define ROUNDS_BFLOAT16 1  // vcvtneps2bf16, which takes numbers below 2^-126 for 0
 #else
 #define ROUNDS_BFLOAT16 0
 #endif
@@ -213,7 +213,7 @@ inline void store(ElementOf<V>* p, V v) {
   std::memcpy(p, &v, sizeof(V));
 }
 
-// Rounded to nearest, 0 below and 255 above; NaN becomes 0.
+// Rounds to nearest, clamps to 0 and 255; NaN becomes 0.
 template <class V>
 inline void store(uint8_t* p, V v) {
   if constexpr (kLanes<V> == 1) {
@@ -241,8 +241,8 @@ inline void store(uint8_t* p, V v) {
 inline void store(BFloat16* p, float value) { *p = to_bfloat16(value); }
 inline void store(Float16* p, float value) { *p = to_float16(value); }
 
-// Rounded to nearest even, in the low half of each element. NaN keeps its upper half: it came out
-// of arithmetic and is quiet.
+// Rounds to nearest even: bfloat16 in the low half of each element. NaN keeps its upper half: as a
+// result of arithmetic it is quiet.
 inline VecU bfloat16_bits(VecF v) {
   const VecU bits = (VecU)v;
   const VecU rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -273,11 +273,12 @@ inline void store(Float16* p, VecF v) {
 #endif
 }
 
-// -- pairs -----------------------------------------------------------------------------------
+// -- vector pairs ----------------------------------------------------------------------------
 //
-// Two vectors of elements that follow each other in memory, in whatever order costs least: those of
-// bfloat16 are the even elements and the odd ones, which a shift and a mask separate (in order they
-// take two loads that widen and two shifts), and one blend joins.
+// A vector pair (`Pair`) holds consecutive elements of memory in two vectors, in the order that
+// costs least. For bfloat16 that is the even elements in `a` and the odd ones in `b`: a shift and a
+// mask separate them, and one blend joins them. Keeping the order would take two loads that widen
+// and two shifts.
 
 template <class V>
 struct Pair {
@@ -287,7 +288,7 @@ struct Pair {
 template <class V>
 constexpr int kPairLanes = 2 * kLanes<V>;
 
-// The element of a pair's memory that its lane j holds; the lanes of b come after those of a.
+// Maps lane j of a vector pair to its element of memory; the lanes of b come after those of a.
 template <class T>
 constexpr int element_of_lane(int j) {
   constexpr int kHalf = kLanes<Vec<T>>;
@@ -329,16 +330,16 @@ inline void stream(Bits* p, Bits v) { std::memcpy(p, &v, sizeof(v)); }
 #endif
 
 #if defined(__AVX512F__)
-// Elements of 16 bits: those of the lower half and of the upper half in turn.
+// Interleaves the 16-bit elements of the lower half with those of the upper half.
 inline Bits interleaved(Bits halves) {
   const VecU even = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   return _mm512_permutexvar_epi16((Bits)(even | (even + 16) << 16), halves);
 }
 #endif
 
-// Rounds to nearest even, in the upper half of each element. Unlike bfloat16_bits it takes any NaN
-// to be quiet with a lower half of zeros, as arithmetic on bfloat16 values and on the kernels' own
-// coefficients leaves it.
+// Rounds to nearest even: bfloat16 in the upper half of each element. Unlike bfloat16_bits it
+// relies on NaN being quiet with a lower half of zeros: arithmetic on bfloat16 values and on the
+// kernels' own coefficients leaves no other.
 inline VecU round_to_bfloat16(VecF v) {
   const VecU bits = (VecU)v;
   return bits + (((bits >> 16) & 1) + 0x7fff);
@@ -359,7 +360,7 @@ inline Bits bits_of_pair(VecF even, VecF odd) {
 #endif
 }
 
-// The value that is read back after v was stored as a T.
+// Rounds v to T: the value that is read back after v was stored as a T.
 template <class T, class V>
 inline V rounded_to(V v) {
   if constexpr (sizeof(T) == sizeof(ElementOf<V>)) {
@@ -373,8 +374,8 @@ inline V rounded_to(V v) {
   }
 }
 
-// Stores a pair. With `past_caches`, where the machine can, written past the caches: p must then be
-// aligned to the size of a vector.
+// Stores a vector pair. `past_caches` asks for streaming stores, if the machine has them: p must
+// then be aligned to the size of a vector.
 template <class T>
 inline void store_pair(T* p, Pair<Vec<T>> v, bool past_caches) {
   using V = Vec<T>;
@@ -410,8 +411,8 @@ inline V multiply_add(V a, V b, V c) {
   return a * b + c;  // contracted to one instruction where the machine has it
 }
 
-// a * b + c, rounded once. Without an instruction for it float products are taken in double
-// precision, where they are exact: half the speed. It is for a c that cancels most of a * b.
+// Computes a * b + c, rounded once. Without an instruction for it float products are taken in
+// double precision, where they are exact: half the speed. Use it if c cancels most of a * b.
 template <class V>
 inline V multiply_add_rounded_once(V a, V b, V c) {
 #if !defined(__FMA__) && !defined(__FP_FAST_FMAF)

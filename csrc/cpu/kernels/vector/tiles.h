@@ -1,4 +1,4 @@
-// AMX's tiles: eight registers of 16 rows of 64 bytes, and a product of two of them.
+// AMX tiles: eight registers of 16 rows of 64 bytes, and the product of two of them.
 //
 // The capability amx has them in hardware. amx_emulated runs the same kernels on tiles in memory:
 // slow, but it tests the kernels' arithmetic on any machine.
@@ -20,13 +20,17 @@
 namespace stylekernels::CPU_CAPABILITY {
 
 constexpr int kTileRows = 16;
-constexpr int kTileBytes = 64;
+constexpr int kTileBytes = 64;      // of a row
+constexpr int64_t kTileDepth = 32;  // bfloat16 values of a row, the terms of a tile product
+constexpr int64_t kTilePanel = 32;  // columns of a panel: two tiles
+constexpr int64_t kTileElements = kTileRows * kTileDepth;
 
 #if CAPABILITY(CPU_CAPABILITY) == CAPABILITY_amx
 
-// Tiles belong to a thread, and other libraries configure them differently: load the
-// configuration in every task. Not the compiler's intrinsics: gcc 12's say less about memory than
-// the instructions do, and take no template argument for a tile's number.
+// Tile registers belong to a thread, and other libraries configure them differently: load the
+// configuration in every task. The instructions are inline assembly: gcc 12's intrinsics tell the
+// compiler less about memory than the instructions do, and take no template argument as a tile's
+// number.
 struct TileScope {
   TileScope() {
     struct alignas(64) {
@@ -44,18 +48,18 @@ inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
 }
 
-// `pitch`: bytes from one row of the tile to the next.
+// `row_bytes`: bytes from one row of the tile to the next in memory.
 template <int kTile>
-inline void tile_load(const void* p, int64_t pitch = kTileBytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(pitch), "i"(kTile) : "memory");
+inline void tile_load(const void* p, int64_t row_bytes = kTileBytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(row_bytes), "i"(kTile) : "memory");
 }
 
 template <int kTile>
-inline void tile_store(void* p, int64_t pitch = kTileBytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(pitch), "i"(kTile) : "memory");
+inline void tile_store(void* p, int64_t row_bytes = kTileBytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(row_bytes), "i"(kTile) : "memory");
 }
 
-// sum[i][j] += sum_k a[i][2k] b[k][2j] + a[i][2k + 1] b[k][2j + 1], a and b in bfloat16.
+// Computes sum[i][j] += sum_k a[i][2k] b[k][2j] + a[i][2k + 1] b[k][2j + 1], a and b in bfloat16.
 template <int kSum, int kA, int kB>
 inline void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kA), "i"(kB));
@@ -73,15 +77,15 @@ inline void tile_zero() {
 }
 
 template <int kTile>
-inline void tile_load(const void* p, int64_t pitch = kTileBytes) {
+inline void tile_load(const void* p, int64_t row_bytes = kTileBytes) {
   for (int i = 0; i < kTileRows; ++i)
-    std::memcpy(tile_memory[kTile][i], static_cast<const char*>(p) + i * pitch, kTileBytes);
+    std::memcpy(tile_memory[kTile][i], static_cast<const char*>(p) + i * row_bytes, kTileBytes);
 }
 
 template <int kTile>
-inline void tile_store(void* p, int64_t pitch = kTileBytes) {
+inline void tile_store(void* p, int64_t row_bytes = kTileBytes) {
   for (int i = 0; i < kTileRows; ++i)
-    std::memcpy(static_cast<char*>(p) + i * pitch, tile_memory[kTile][i], kTileBytes);
+    std::memcpy(static_cast<char*>(p) + i * row_bytes, tile_memory[kTile][i], kTileBytes);
 }
 
 template <int kSum, int kA, int kB>
