@@ -52,11 +52,11 @@ ConvGeometry conv_geometry(int64_t kernel, const ConvMode& mode) {
 
 int64_t smallest_side(int64_t kernel, const ConvMode& mode) {
   const bool upsamples = mode.upsample != Upsample::none;
-  const int64_t met = upsamples ? 1 : kernel - 2 * mode.padding;
+  const int64_t needed = upsamples ? 1 : kernel - 2 * mode.padding;
   const int64_t reflected = mode.padding_mode != PaddingMode::reflect ? 0
                             : mode.upsample == Upsample::transpose    ? 1
                                                                       : mode.padding;
-  const int64_t side = std::max<int64_t>({1, met, reflected + 1});
+  const int64_t side = std::max<int64_t>({1, needed, reflected + 1});
   return mode.upsample == Upsample::nearest ? (side + 1) / 2 : side;
 }
 

@@ -9,7 +9,7 @@ namespace stylekernels {
 // Every kernel file is compiled once per capability; HAVE_* macros say which were compiled.
 enum class Capability {
   baseline,      // portable C++, without flags for a machine
-  avx2,          // with FMA and F16C
+  avx2,          // AVX2, FMA and F16C
   avx512,        // F, BW, DQ and VL: Skylake servers and later
   avx512_bf16,   // avx512, and bfloat16 products and rounding: Cooper Lake, Zen 4 and later
   amx,           // avx512_bf16, and AMX tiles of bfloat16

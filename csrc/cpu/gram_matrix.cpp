@@ -77,7 +77,7 @@ Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::option
   const int64_t width = kernels().padded_channels(dtype, f.c);
   const int64_t workers = parallel_workers(f.n * chunks, per_chunk * f.c);
   Tensor gram = empty({f.n, f.c, f.c}, f.x, wide_dtype(f.x));
-  // With one chunk an image the worker that summed it finishes it.
+  // Sums of one chunk an image are finished by the worker that computed them.
   const int64_t sum_count = chunks == 1 ? workers : f.n * chunks;
   Tensor sums = empty({sum_count * width * width}, f.x, wide_dtype(f.x));
   Tensor panels = empty({workers * kernels().panel_elements(dtype, f.c)}, f.x, wide_dtype(f.x));
@@ -153,7 +153,7 @@ template <class W>
 double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int64_t size) {
   const int64_t rows = n * size;
   const double count = double(rows) * double(size);
-  std::vector<double> errors(rows);  // added up in order, whatever thread computed them
+  std::vector<double> errors(rows);  // added up in order, to be the same run to run
   parallel_tasks(rows, size, [&](int64_t row) {
     W* g = gram + row * size;
     const W* t = target + (target_n == 1 ? row % size : row) * size;

@@ -92,7 +92,7 @@ struct Parameter {
 // Deviation above which squares may overflow: float32 sums are kept over kSummed = 256 of them.
 constexpr float kLargestDeviation = 1e17f;
 
-// The backward kernels multiply with the square of 1 / deviation, which float32 must hold.
+// Smallest rstd whose square float32 holds: the backward kernels multiply with it.
 constexpr float kSmallestRstd = 1e-12f;
 
 Tensor in_float64(const Tensor& x) { return torch::stable::to(x, ScalarType::Double); }

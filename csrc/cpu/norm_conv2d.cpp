@@ -45,7 +45,7 @@ const NormConv2dKernels& kernels() {
 constexpr int64_t kFewestBands = 16;
 constexpr int64_t kMostRows = 16;
 constexpr int64_t kRowMultiple = 4;  // rows of a Winograd tile
-// For large kernels: a nested Winograd tile has three rows, a register block on AMX two.
+// Large kernels: a nested Winograd tile has three rows, a register block on AMX two.
 constexpr int64_t kMostRowsOfLarge = 48, kRowMultipleOfLarge = 6;
 
 // Multiply-adds that take about the time of one element of a pass over memory.

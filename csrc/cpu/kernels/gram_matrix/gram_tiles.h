@@ -3,8 +3,8 @@
 //
 // Register block: 32 x 32 channels, in four accumulators. A tile product takes 16 channels x 32
 // pixels and 16 pixel pairs x 16 channels. With two pixels of a channel as one 32-bit word, the
-// second operand is the transpose of the first. So each 16 x 32 tile of x is packed as it lies and
-// transposed (contiguous), or interleaved and transposed (channels_last).
+// second operand is the transpose of the first. So each 16 x 32 tile of x is packed in its order
+// and transposed (contiguous), or interleaved and transposed (channels_last).
 //
 // Software pipeline: the vectors' part, packing and adding up, takes as long as the tile products.
 // So pieces of both run between the products: packing for the next panel, and adding up the last
@@ -107,7 +107,7 @@ inline void pack_both(const BFloat16* x, int64_t pitch, BFloat16* pairs, BFloat1
 #endif
 }
 
-// Packs a tile as it lies: up to 16 rows of up to 32 values, `pitch` values apart, with zeros
+// Packs a tile in its order: up to 16 rows of up to 32 values, `pitch` values apart, with zeros
 // beyond.
 inline void pack_rows(const BFloat16* x, int64_t pitch, int64_t rows, int64_t columns,
                       BFloat16* packed, int64_t packed_pitch) {
@@ -151,8 +151,8 @@ inline void multiply_tile_panels(const BFloat16* first, const BFloat16* second, 
 //   plain        a ring of all panels and one more; not if tiles can be loaded from x itself
 struct TilePacker {
   const GramMatrix& args;
-  const BFloat16* x;  // of the image
-  int64_t end;        // of the chunk's pixels
+  const BFloat16* x;  // the image
+  int64_t end;        // end of the chunk's pixels
   int64_t panels;
   BFloat16* memory;
   // Panel at work: its number, counted from the chunk's first, its first pixel, its channels, and
@@ -174,7 +174,7 @@ struct TilePacker {
   BFloat16* plain(int64_t of_number, int64_t of_half, int64_t of_step = 0) const {
     return tile(2 + of_number % (panels + 1), of_half, of_step);
   }
-  bool as_it_lies(int64_t of_panel, int64_t from) const {
+  bool is_loaded_from_x(int64_t of_panel, int64_t from) const {
     return args.layout == Layout::contiguous && (of_panel + 1) * kTilePanel <= args.c &&
            from + steps_of(from) * kTileDepth <= end;
   }
@@ -187,15 +187,15 @@ struct TilePacker {
     const int64_t channel = panel * kTilePanel + half * kTileRows;
     const int64_t pixel = first + step * kTileDepth;
     const int64_t channels = args.c - channel, pixels = end - pixel;
-    BFloat16* across = transposed(number, half, step);
-    BFloat16* along = plain(number, half, step);
+    BFloat16* to_transposed = transposed(number, half, step);
+    BFloat16* to_plain = plain(number, half, step);
     if (contiguous) {
       const BFloat16* corner = x + channel * args.pixels + pixel;
-      if (as_it_lies(panel, first)) {
-        transpose_words(corner, args.pixels, across);
+      if (is_loaded_from_x(panel, first)) {
+        transpose_words(corner, args.pixels, to_transposed);
       } else {
-        pack_rows(corner, args.pixels, channels, pixels, along, kTileDepth);
-        transpose_words(along, kTileDepth, across);
+        pack_rows(corner, args.pixels, channels, pixels, to_plain, kTileDepth);
+        transpose_words(to_plain, kTileDepth, to_transposed);
       }
     } else {
       const BFloat16* corner = x + pixel * args.c + channel;
@@ -206,10 +206,10 @@ struct TilePacker {
       const BFloat16* next = x + (first + kPackedPixels) * args.c + piece * kTileRows * kTileDepth;
       for (int64_t i = 0; i < kTileRows; ++i) __builtin_prefetch(next + i * kTileDepth, 0, 2);
       if (channels >= kTileRows && pixels >= kTileDepth) {
-        pack_both(corner, args.c, along, across);
+        pack_both(corner, args.c, to_plain, to_transposed);
       } else {
-        pack_pairs(corner, args.c, pixels, channels, reinterpret_cast<uint32_t*>(along));
-        transpose_words(along, kTileDepth, across);
+        pack_pairs(corner, args.c, pixels, channels, reinterpret_cast<uint32_t*>(to_plain));
+        transpose_words(to_plain, kTileDepth, to_transposed);
       }
     }
     // Order of memory: contiguous channels one by one, pixels with all channels of a panel.
@@ -229,7 +229,7 @@ inline int64_t sum_tile(int64_t width, int64_t i, int64_t j) {
 // A register block that is added to the sums, a row of each tile at a time: the epilogue in pieces.
 struct TileSum {
   float part[4][kTileWords];
-  float* upper = nullptr;  // the sums of the first two tiles, which lie side by side,
+  float* upper = nullptr;  // sums of the first two tiles, which are consecutive,
   float* lower = nullptr;  // and of the other two
   bool adds = false;
   int64_t at = kTileWords;
@@ -282,16 +282,16 @@ inline void sum_chunk_in_tiles(const GramMatrix& args, int64_t n, int64_t chunk,
           for (due += pieces; due >= turns; due -= turns)
             if (packer.number <= packed + 1) packer.advance();
         };
-        const BFloat16* across[] = {packer.transposed(packed, 0), packer.transposed(packed, 1)};
-        const BFloat16* along[] = {packer.plain(number + panel, 0),
+        const BFloat16* transposed[] = {packer.transposed(packed, 0), packer.transposed(packed, 1)};
+        const BFloat16* plain[] = {packer.plain(number + panel, 0),
                                    packer.plain(number + panel, 1)};
-        if (packer.as_it_lies(panel, first)) {
-          along[0] = x + panel * kTilePanel * args.pixels + first;
-          multiply_tile_panels(along[0], along[0] + kTileRows * args.pixels, args.pixels,
-                               kTileDepth, across[0], across[1], steps, sum.part, between);
+        if (packer.is_loaded_from_x(panel, first)) {
+          plain[0] = x + panel * kTilePanel * args.pixels + first;
+          multiply_tile_panels(plain[0], plain[0] + kTileRows * args.pixels, args.pixels,
+                               kTileDepth, transposed[0], transposed[1], steps, sum.part, between);
         } else {
-          const BFloat16** left = contiguous ? along : across;
-          const BFloat16** right = contiguous ? across : along;
+          const BFloat16** left = contiguous ? plain : transposed;
+          const BFloat16** right = contiguous ? transposed : plain;
           multiply_tile_panels(left[0], left[1], kTileDepth, kTileElements, right[0], right[1],
                                steps, sum.part, between);
         }

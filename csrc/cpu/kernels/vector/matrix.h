@@ -158,8 +158,8 @@ template <class V>
 // one channel have different lanes, so that a permutation per channel and blends suffice.
 struct LanesOfThree {
   static constexpr int kCount = kLanes<VecF>;
-  int32_t lane[3][kCount];     // of element i of channel k
-  int32_t element[3][kCount];  // of channel k, in a lane
+  int32_t lane[3][kCount];     // lane of element i of channel k
+  int32_t element[3][kCount];  // element of channel k in a lane
 
   constexpr LanesOfThree() : lane{}, element{} {
     for (int k = 0; k < 3; ++k)

@@ -288,7 +288,7 @@ inline Moments moments_of_run(const T* x, int64_t count) {
   if (rows > 0) {
     double mean[kSegment], m2[kSegment];
     lane_moments(x, kWidth, rows, kWidth, mean, m2);
-    const double center = sum_of_lanes<kWidth>(mean) / kWidth;  // the lanes have the same count
+    const double center = sum_of_lanes<kWidth>(mean) / kWidth;  // lanes have equal counts
     for (int j = 0; j < kWidth; ++j)
       m2[j] += double(rows) * (mean[j] - center) * (mean[j] - center);
     result = {double(done), center, sum_of_lanes<kWidth>(m2)};

@@ -218,7 +218,7 @@ template <class V>
 inline void store(uint8_t* p, V v) {
   if constexpr (kLanes<V> == 1) {
     const float value = v > 0 ? v < 255 ? float(v) : 255.0f : 0.0f;
-    *p = uint8_t(int(value + 12582912.0f - 12582912.0f));  // to even, as vectors are rounded
+    *p = uint8_t(int(value + 12582912.0f - 12582912.0f));  // rounds to even, as vectors do
   } else {
 #if defined(__AVX512F__) || defined(__AVX2__)
     if constexpr (sizeof(ElementOf<V>) == 4) {

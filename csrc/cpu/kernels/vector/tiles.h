@@ -20,7 +20,7 @@
 namespace stylekernels::CPU_CAPABILITY {
 
 constexpr int kTileRows = 16;
-constexpr int kTileBytes = 64;      // of a row
+constexpr int kTileBytes = 64;      // a row
 constexpr int64_t kTileDepth = 32;  // bfloat16 values of a row, the terms of a tile product
 constexpr int64_t kTilePanel = 32;  // columns of a panel: two tiles
 constexpr int64_t kTileElements = kTileRows * kTileDepth;
