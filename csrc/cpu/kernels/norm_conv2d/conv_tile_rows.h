@@ -1,4 +1,5 @@
-// The input of a deferred-norm convolution on AMX tiles: rows of it in bfloat16. See conv_tiles.h.
+// Input of a deferred-norm convolution on AMX tiles: a ring buffer of rows in bfloat16, which is
+// the prologue of the software pipeline. See conv_tiles.h.
 #pragma once
 
 #include "../vector/tiles.h"
@@ -9,25 +10,43 @@ namespace stylekernels::CPU_CAPABILITY {
 
 inline int64_t ceil_divide(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// How a row of the kernel becomes products of tiles, each 16 pixels x 32 values by 32 values x 16
-// outputs. `apart`: a product per kernel column and 32 channels. With few input channels the
-// columns' channels stand beside each other as the values (`in_values`), with few output channels
-// the columns' outputs as the outputs, which are then shifted and added (`in_outputs`).
+// Forms of a kernel row as products of AMX tiles, each 16 pixels x 32 values by 32 values x 16
+// outputs:
+//
+//   apart        a product per kernel column and 32 input channels
+//   in_values    few input channels: im2col of a kernel row, the columns' channels are the values
+//   in_outputs   few output channels: the columns' outputs are the outputs; the epilogue shifts
+//   them
+//                by their columns and adds them up
 enum class KernelColumns { apart, in_values, in_outputs };
 
+// Sizes of a layer on AMX tiles. A depth block is 32 values, the depth of a tile: 32 input
+// channels, or 32 values of a kernel row (in_values). A row of the ring is [depth block][column][32
+// values].
+//
+// Columns of a row, here for a kernel of 3 with padding 1 (low = -1, span = 3) and stride 1:
+//
+//   pixel of x      -1   0   1   2  ...  w-1   w  |  ...
+//   column           0   1   2   3  ...   w   w+1 |  ...
+//                   [ span  ]                     output pixel 0 reads these, from `low` on
+//                   [---------- width ----------]          an output row reads these: filled
+//                   [--------------- held ---------------] room in the row
+//
+// `held` is larger because a tile has 16 pixels, however few the outputs are: those beyond are
+// computed, but never stored.
 struct TileGeometry {
-  int64_t low, span;  // see Window
+  int64_t low, span;  // see Window; span counts columns and rows
   KernelColumns form;
-  int64_t depth_blocks;  // products per kernel column, or per kernel row
-  int64_t outputs;       // of the product
+  int64_t depth_blocks;  // per kernel column, or per kernel row
+  int64_t outputs;       // columns of the product: Cout, or Cout per kernel column
 
-  // These need an image.
-  int64_t width;     // columns of the padded image that a row of the output meets
-  int64_t columns;   // of the product
-  int64_t plane;     // elements of the ring's row for kTileDepth values of every column
-  int64_t rows;      // in the ring: those that two rows of the output meet, and the next two
-  int64_t channels;  // of a pixel that lie together where rows are read and padded
-  int64_t read_blocks, read_plane;  // the same of such a row
+  // Sizes that need an image.
+  int64_t width;           // columns that an output row reads
+  int64_t columns;         // pixels of the product: more than the output's for in_outputs
+  int64_t block_elements;  // a depth block of a row in the ring
+  int64_t rows;      // in the ring: those that two output rows read, and those of the next two
+  int64_t channels;  // values per column while a row is read and padded: 32, or Cin for in_values
+  int64_t read_blocks, read_block_elements;  // depth blocks of such a row, and their elements
 
   explicit TileGeometry(const NormConv2d& a) {
     const Window window(a);
@@ -50,32 +69,30 @@ struct TileGeometry {
     width = a.stride * (a.columns - 1) + span;
     columns = a.columns + (few_outputs ? taps - 1 : 0);
     rows = span + 3 * a.stride;
-    // Tiles are 16 pixels whatever is needed of them; and reflecting may take pixels that a
-    // cropped output doesn't meet.
+    // A reflected border reads columns that a cropped output may not read.
     const int64_t whole = ceil_divide(columns, kTileRows) * kTileRows;
-    const int64_t met = a.stride * (whole - 1) + span, reflected = 1 - 2 * low;
-    const int64_t held = met < reflected ? reflected : met;
+    const int64_t tiled = a.stride * (whole - 1) + span, reflected = 1 - 2 * low;
+    const int64_t held = tiled < reflected ? reflected : tiled;
     channels = beside ? a.cin : kTileDepth;
     read_blocks = beside ? 1 : depth_blocks;
-    read_plane = held * channels;
-    plane = beside ? whole * kTileDepth : read_plane;
+    read_block_elements = held * channels;
+    block_elements = beside ? whole * kTileDepth : read_block_elements;
   }
 
-  // Products of tiles for a row of pixels and 16 outputs.
+  // K steps of a register block.
   int64_t steps(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
     const int64_t kernel_columns =
         form == KernelColumns::apart ? a.axes[column_parity].taps : int64_t(1);
     return a.axes[row_parity].taps * depth_blocks * kernel_columns;
   }
   int64_t panels() const { return ceil_divide(outputs, kTilePanel); }
-  // Where the weights of a block of outputs begin. All of them have two tiles of outputs, but for
-  // the last, which may have one.
+  // Offset of a panel of the weights. A panel has two tiles per K step; the last may have one.
   int64_t weights_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
-                        int64_t block) const {
+                        int64_t panel) const {
     int64_t begin = 0;
     for (int64_t parity = 0; parity < row_parity * a.parities + column_parity; ++parity)
       begin += steps(a, parity / a.parities, parity % a.parities) * ceil_divide(outputs, kTileRows);
-    return (begin + block * 2 * steps(a, row_parity, column_parity)) * kTileElements;
+    return (begin + panel * 2 * steps(a, row_parity, column_parity)) * kTileElements;
   }
   int64_t packed_elements(const NormConv2d& a) const {
     const int64_t last = a.parities - 1;
@@ -84,8 +101,8 @@ struct TileGeometry {
            2;
   }
 
-  // Tasks write the input of the convolution as they read it, each the rows at its own outputs, if
-  // these are the image's rows and nothing else reads what is written.
+  // Tells whether tasks write the input of the convolution as they read it, each the rows at its
+  // own outputs: if these are the image's rows, and nothing else reads what is written.
   bool writes_input(const NormConv2d& a) const {
     return a.input != nullptr && a.input != a.x && a.input != a.residual && !a.bytes_in &&
            a.layout == Layout::channels_last && form == KernelColumns::apart &&
@@ -93,14 +110,13 @@ struct TileGeometry {
            a.rows == a.h && a.columns == a.w && low <= 0 && low + span > 0;
   }
 
-  int64_t row_elements() const { return depth_blocks * plane; }
-  // A row as it is read, where it isn't read into the ring; whole vectors are read of its end.
-  int64_t read_elements() const { return read_blocks * read_plane + 2 * kTileDepth; }
+  int64_t row_elements() const { return depth_blocks * block_elements; }
+  // Row that is read outside the ring, to be spread into it; loads of whole vectors pass its end.
+  int64_t read_elements() const { return read_blocks * read_block_elements + 2 * kTileDepth; }
   int64_t ring_elements() const {
     return ceil_divide(rows * row_elements() + 2 * read_elements(), 32) * 32;
   }
-  // Columns that are spread in a piece, and pixels of a whole block of channels that are read in
-  // one.
+  // Pieces: columns that one spreads, and pixels of a whole depth block that one reads.
   static constexpr int64_t kSpreadPiece = 64, kPiece = 8;
   int64_t read_piece(const NormConv2d& a) const {
     if (reads_whole_blocks(a)) return kPiece;
@@ -110,7 +126,7 @@ struct TileGeometry {
     return a.layout == Layout::channels_last && !a.bytes_in && channels == kTileDepth &&
            a.cin % kTileDepth == 0;
   }
-  // Pieces of a row: to read, to pad and to spread it.
+  // Returns the pieces of a row: to read, to pad and to spread it.
   int64_t pieces(const NormConv2d& a) const {
     const int64_t spread = form == KernelColumns::in_values ? ceil_divide(width, kSpreadPiece) : 0;
     return read_blocks * ceil_divide(width, read_piece(a)) + 1 + spread;
@@ -118,38 +134,40 @@ struct TileGeometry {
   int64_t coefficient_elements(const NormConv2d& a) const {
     return ceil_divide(2 * a.cin, 16) * 16;
   }
-  // Scratch of a task, in floats: the ring, what is known of its channels, and a block's sums.
+  // Returns the scratch of a worker, in floats: ring, coefficients and TileSums.
   int64_t worker_elements(const NormConv2d& a) const;
 };
 
-// The rows of the padded image that the output's rows at hand meet, each [block of 32
-// values][column][value], and those that the next ones will. Owned by a task, and read piece by
-// piece between products.
+// Ring buffer of rows of the padded input, each [depth block][column][value]: those that the
+// current output rows read, and those of the next two. A task owns it, and reads a row piece by
+// piece between tile products.
 struct TileRing {
   const NormConv2d& a;
   const Input<BFloat16>& input;
   const TileGeometry& g;
   int64_t n;
-  BFloat16* memory;        // ring_elements()
-  float* scale;            // coefficient_elements(): scale and shift in the order of a pair's lanes
-  int64_t kept, kept_end;  // rows of x that are written to a.input as well
-  int64_t next, end;       // the row that is read, and that up to which rows are wanted
+  BFloat16* memory;  // ring_elements()
+  float* scale;      // coefficient_elements(): scale and shift, in the lanes of vector pairs
+  int64_t copied, copied_end;  // rows of x that are written to a.input as well
+  int64_t next, end;           // row at work; end of the rows that are wanted
 
-  // The row that is being read.
+  // The row at work.
   bool opened = false;
-  int64_t from;                      // of x
-  int64_t count;                     // its pixels
-  BFloat16 *out, *columns, *pixels;  // in the ring; padded; where pixel 0 goes
-  int64_t block, column;             // how far it has come: of what is read, then of what is spread
-  bool padded;
+  int64_t from;           // row of x
+  int64_t count;          // pixels of it that are read
+  BFloat16* ring_row;     // its memory in the ring
+  BFloat16* padded_row;   // ring_row, or for in_values scratch that is spread to it
+  BFloat16* first_pixel;  // target of pixel 0 of x: in padded_row, or in scratch if pixels repeat
+  int64_t block, column;  // progress of reading, then of spreading
+  bool is_padded;
 
-  // Pixels of a block of 32 channels that are still to be read, if whole blocks are read.
+  // Pixels of a depth block that are still to be read, if whole depth blocks are read.
   int64_t left = 0;
   const BFloat16 *x, *added;
-  BFloat16 *to, *copy;  // copy: of the input; null: none
+  BFloat16 *target, *copy;  // next pixel in the row at work; in a.input, or null
   const float* factors;
 
-  // For output rows [o, last).
+  // Makes the ring for output rows [o, last).
   TileRing(const NormConv2d& a, const Input<BFloat16>& input, const TileGeometry& g, int64_t n,
            int64_t o, int64_t last, BFloat16* memory, float* scale)
       : a(a),
@@ -158,16 +176,17 @@ struct TileRing {
         n(n),
         memory(memory),
         scale(scale),
-        kept(o),
-        kept_end(g.writes_input(a) ? last : o),
+        copied(o),
+        copied_end(g.writes_input(a) ? last : o),
         next(a.stride * o + g.low),
         end(next) {
-    // Channels beyond the last are multiplied with weights of zero: they must be numbers.
+    // Clears channels beyond the last: their weights are zero, but NaN would stay NaN.
     if (a.cin % g.channels != 0) std::memset(memory, 0, g.ring_elements() * sizeof(BFloat16));
-    constexpr int64_t kStep = kPairLanes<VecF>;
-    for (int64_t i = 0; i < a.cin / kStep * kStep; ++i) {
-      const int64_t channel = n * a.cin + i / kStep * kStep + element_of_lane<BFloat16>(i % kStep);
-      const bool scaled = input.scale != nullptr;  // else z * 1 - 0 is z, also where z is -0
+    constexpr int64_t kPairElements = kPairLanes<VecF>;
+    for (int64_t i = 0; i < a.cin / kPairElements * kPairElements; ++i) {
+      const int64_t channel = n * a.cin + i / kPairElements * kPairElements +
+                              element_of_lane<BFloat16>(i % kPairElements);
+      const bool scaled = input.scale != nullptr;  // if not, z * 1 - 0 is z, also for -0
       scale[i] = scaled ? input.scale[channel] : 1.0f;
       scale[a.cin + i] = scaled ? input.shift[channel] : -0.0f;
     }
@@ -177,14 +196,14 @@ struct TileRing {
     return memory + (position - g.low) % g.rows * g.row_elements();
   }
 
-  // Sets what is to be read: what the output's rows before o meet.
+  // Sets the rows that are wanted: all that output rows before o read.
   void want(int64_t o) { end = a.stride * (o - 1) + g.low + g.span; }
 
   void finish() {
     while (next < end) advance();
   }
 
-  // The next piece, if there is one. Not inlined: the loop over tiles is short without it.
+  // Runs the next piece, if there is one. Not inlined: without it the loop over tiles is short.
   [[gnu::noinline]] void advance() {
     if (left >= g.kPiece)
       read_pixels<g.kPiece>(g.kPiece);
@@ -192,7 +211,7 @@ struct TileRing {
       begin();
   }
 
-  // What comes up once in a row, or once in a block of it.
+  // Runs the pieces that come once in a row, or once in a depth block.
   [[gnu::noinline]] void begin() {
     if (next == end) return;
     if (left > 0) return read_pixels<0>(left);
@@ -206,9 +225,9 @@ struct TileRing {
       if (column == count) column = 0, ++block;
       return;
     }
-    if (!padded) {
+    if (!is_padded) {
       pad();
-      padded = true;
+      is_padded = true;
       if (g.form == KernelColumns::in_values) return;
     }
     if (g.form == KernelColumns::in_values) {
@@ -220,107 +239,107 @@ struct TileRing {
     opened = false, ++next;
   }
 
-  // Prepares a row. One of zeros is complete: nothing is left to read of it.
+  // Prepares a row. Returns false for a row of zeros, which is then complete.
   bool open() {
     from = source(a, next, a.h);
-    out = row(next);
+    ring_row = row(next);
     if (from < 0) {
-      std::memset(out, 0, g.row_elements() * sizeof(BFloat16));
+      std::memset(ring_row, 0, g.row_elements() * sizeof(BFloat16));
       ++next;
       return false;
     }
     const bool repeated = a.repeats > 1;
     BFloat16* spare = memory + g.rows * g.row_elements();
-    columns = g.form == KernelColumns::in_values ? spare + g.read_elements() : out;
-    const int64_t inside = repeated ? 0 : -g.low;  // where column 0 of x goes
-    const int64_t met = g.width - inside < inside + 1 ? inside + 1 : g.width - inside;
-    count = repeated ? a.w : smaller(a.w, met);
-    pixels = repeated ? spare : columns + inside * g.channels;
+    padded_row = g.form == KernelColumns::in_values ? spare + g.read_elements() : ring_row;
+    const int64_t inside = repeated ? 0 : -g.low;  // column that gets column 0 of x
+    const int64_t needed = g.width - inside < inside + 1 ? inside + 1 : g.width - inside;
+    count = repeated ? a.w : smaller(a.w, needed);
+    first_pixel = repeated ? spare : padded_row + inside * g.channels;
     block = column = 0;
-    opened = true, padded = false;
+    opened = true, is_padded = false;
     return true;
   }
 
-  // Prepares the pixels of the next block of channels, and reads the first ones.
+  // Prepares the next depth block, and reads its first pixels.
   void begin_block() {
     const int64_t channel = block * kTileDepth, at = (n * a.h + from) * a.w * a.cin + channel;
     x = input.x + at;
     added = input.residual != nullptr ? input.residual + at : nullptr;
-    const bool keeps = next == from && from >= kept && from < kept_end;
+    const bool keeps = next == from && from >= copied && from < copied_end;
     copy = keeps ? static_cast<BFloat16*>(a.input) + at : nullptr;
-    to = pixels + block * g.read_plane;
+    target = first_pixel + block * g.read_block_elements;
     factors = scale + channel;
     left = count, ++block;
     if (left >= g.kPiece) read_pixels<g.kPiece>(g.kPiece);
   }
 
-  // Fills the columns that are not read as they lie: those of the borders, or all.
+  // Fills the columns that are not read from x: those of the borders, or all.
   void pad() const {
     const bool repeated = a.repeats > 1;
     const int64_t inside = repeated ? 0 : -g.low, filled = repeated ? 0 : count;
     for (int64_t i = inside == 0 ? filled : 0; i < g.width; ++i) {
-      const int64_t column = source(a, i + g.low, a.w);
+      const int64_t pixel = source(a, i + g.low, a.w);
       for (int64_t part = 0; part < g.read_blocks; ++part) {
-        BFloat16* to = columns + part * g.read_plane + i * g.channels;
-        if (column < 0)
-          std::memset(to, 0, g.channels * sizeof(BFloat16));
+        BFloat16* out = padded_row + part * g.read_block_elements + i * g.channels;
+        if (pixel < 0)
+          std::memset(out, 0, g.channels * sizeof(BFloat16));
         else
-          std::memcpy(to, pixels + part * g.read_plane + column * g.channels,
+          std::memcpy(out, first_pixel + part * g.read_block_elements + pixel * g.channels,
                       g.channels * sizeof(BFloat16));
       }
       if (i + 1 == inside) i += filled;
     }
   }
 
-  // `size` pixels from `column` on, of the channels of a block.
+  // Reads `size` pixels of a depth block, from `column` on.
   template <Activation A>
   void read(int64_t size) const {
     const int64_t first = block * g.channels, channels = smaller(g.channels, a.cin - first);
     const int64_t channel = n * a.cin + first;
-    BFloat16* to = pixels + block * g.read_plane + column * g.channels;
+    BFloat16* out = first_pixel + block * g.read_block_elements + column * g.channels;
     const int64_t at = ((n * a.h + from) * a.w + column) * a.cin + first;
     if (a.layout == Layout::contiguous) {
       const auto run = [&](int64_t c, int64_t offset, int64_t length, float* values) {
         read_run<A>(input, ((channel + c) * a.h + from) * a.w + column + offset, length,
                     channel + c, 0, values);
       };
-      read_across<VecF>(channels, size, run, g.channels, to);
+      read_across<VecF>(channels, size, run, g.channels, out);
     } else if (channels == a.cin && g.channels == a.cin && input.scale == nullptr) {
-      read_run<A>(input, at, size * a.cin, 0, 0, to);  // the row as it lies
+      read_run<A>(input, at, size * a.cin, 0, 0, out);  // one run
     } else {
       for (int64_t i = 0; i < size; ++i)
-        read_run<A>(input, at + i * a.cin, channels, channel, 1, to + i * g.channels);
+        read_run<A>(input, at + i * a.cin, channels, channel, 1, out + i * g.channels);
     }
   }
 
-  // The next kCount or, for 0, `count` pixels of a block of channels.
+  // Reads the next kCount pixels or, for kCount 0, `size` pixels of a depth block.
   template <int64_t kCount>
-  void read_pixels(int64_t count) {
+  void read_pixels(int64_t size) {
     for_activation(input.activation, [&](auto activation) {
       constexpr Activation A = decltype(activation)::value;
       if (added == nullptr && copy == nullptr)
-        read_pixels<kCount, A, false, false>(count);
+        read_pixels<kCount, A, false, false>(size);
       else if (copy == nullptr)
-        read_pixels<kCount, A, true, false>(count);
+        read_pixels<kCount, A, true, false>(size);
       else if (added == nullptr)
-        read_pixels<kCount, A, false, true>(count);
+        read_pixels<kCount, A, false, true>(size);
       else
-        read_pixels<kCount, A, true, true>(count);
+        read_pixels<kCount, A, true, true>(size);
     });
   }
 
-  // Pairs of vectors are joined as they were separated, in any order.
+  // Vector pairs are stored in the order in which they were loaded, so the order of lanes is free.
   template <int64_t kCount, Activation A, bool kAdds, bool kKeeps>
-  void read_pixels(int64_t count) {
-    if constexpr (kCount > 0) count = kCount;
-    constexpr int64_t kStep = kPairLanes<VecF>;
+  void read_pixels(int64_t size) {
+    if constexpr (kCount > 0) size = kCount;
+    constexpr int64_t kPairElements = kPairLanes<VecF>;
     const int64_t pitch = a.cin;
     const float slope = input.negative_slope;
-    for (int64_t c = 0; c < kTileDepth; c += kStep) {
+    for (int64_t c = 0; c < kTileDepth; c += kPairElements) {
       const Pair<VecF> factor = load_lanes<VecF>(factors + c);
       const Pair<VecF> addend = load_lanes<VecF>(factors + a.cin + c);
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < count; ++i) {
+      for (int64_t i = 0; i < size; ++i) {
         const Pair<VecF> z = load_pair(x + i * pitch + c);
         VecF even = activate<A>(multiply_add(z.a, factor.a, addend.a), slope);
         VecF odd = activate<A>(multiply_add(z.b, factor.b, addend.b), slope);
@@ -329,32 +348,33 @@ struct TileRing {
           even += more.a, odd += more.b;
         }
         const Bits bits = bits_of_pair(even, odd);
-        std::memcpy(to + i * kTileDepth + c, &bits, sizeof(bits));
+        std::memcpy(target + i * kTileDepth + c, &bits, sizeof(bits));
         if constexpr (kKeeps) std::memcpy(copy + i * pitch + c, &bits, sizeof(bits));
       }
     }
-    x += count * pitch, to += count * kTileDepth, left -= count;
-    if constexpr (kAdds) added += count * pitch;
-    if constexpr (kKeeps) copy += count * pitch;
+    x += size * pitch, target += size * kTileDepth, left -= size;
+    if constexpr (kAdds) added += size * pitch;
+    if constexpr (kKeeps) copy += size * pitch;
   }
 
-  // For `size` columns of the output from `column` on, the channels of all columns of the kernel
-  // beside each other, and zeros: a pixel that isn't met could be no number.
+  // Spreads `size` columns of the output from `column` on (im2col of a row): the channels of all
+  // columns of the kernel beside each other, then zeros, for what follows could be NaN.
   void spread(int64_t size) const {
-    constexpr int64_t kStep = VECTOR_BYTES / sizeof(BFloat16);
+    constexpr int64_t kValues = VECTOR_BYTES / sizeof(BFloat16);
     const int64_t values = a.axes[0].taps * a.cin;
-    const BFloat16* first_column = columns + column * a.stride * a.cin;
-    for (int64_t first = 0; first < g.depth_blocks * kTileDepth; first += kStep) {
-      BFloat16 ones[kStep];
-      for (int64_t j = 0; j < kStep; ++j) ones[j].bits = first + j < values ? 0xffff : 0;
+    const BFloat16* first_column = padded_row + column * a.stride * a.cin;
+    for (int64_t first = 0; first < g.depth_blocks * kTileDepth; first += kValues) {
+      BFloat16 ones[kValues];
+      for (int64_t j = 0; j < kValues; ++j) ones[j].bits = first + j < values ? 0xffff : 0;
       VecU mask;
       std::memcpy(&mask, ones, sizeof(mask));
-      BFloat16* to = out + column * kTileDepth + first / kTileDepth * g.plane + first % kTileDepth;
+      BFloat16* out = ring_row + column * kTileDepth + first / kTileDepth * g.block_elements +
+                      first % kTileDepth;
       for (int64_t i = 0; i < size; ++i) {
         VecU bits;
         std::memcpy(&bits, first_column + i * a.stride * a.cin + first, sizeof(bits));
         bits &= mask;
-        std::memcpy(to + i * kTileDepth, &bits, sizeof(bits));
+        std::memcpy(out + i * kTileDepth, &bits, sizeof(bits));
       }
     }
   }

@@ -8,29 +8,29 @@
 //   tmm5: pixels of row 1    tmm2 += tmm5 * tmm6     tmm3 += tmm5 * tmm7
 //
 // A tile of pixels is 16 pixels x 32 input channels, a tile of weights 16 pairs of input channels x
-// 16 outputs. A step is these four products: 64 cycles, for 4 KiB of tiles. The steps of a block
-// run over kernel rows, then over blocks of 32 channels, then over kernel columns. With
-// stride 1 neighbouring columns have 15 of their 16 pixels in common, which come from the L1 cache
-// for that reason. The
-// weights are packed in the order of the steps, and come from L2 where they exceed L1.
+// 16 outputs. A K step is these four products: 64 cycles, for 4 KiB of tiles. The K steps run over
+// kernel rows, then over blocks of 32 channels, then over kernel columns. With stride 1
+// neighbouring kernel columns read 15 of 16 pixels in common, which come from the L1 cache for that
+// reason. Panels of weights are packed in the order of the K steps, and come from L2 if they exceed
+// L1.
 //
-// Timeline, here of a layer with 36 steps a block (3 x 3 kernel, 128 channels):
+// Timeline by register block, here with 36 K steps each (3 x 3 kernel, 128 channels):
 //
 //   tiles    | block b: step 0 ... step 35 | store | block b + 1: step 0 ... step 35 | store |
 //   vectors  |  epilogue of block b - 1    |       |  epilogue of block b            |       |
 //            |  and the ring's next rows   |       |  and the ring's next rows       |       |
 //
-// Software pipeline: pieces of vector work (eight pixels of 32 channels each) run between the
+// Software pipeline: pieces of vector work (eight pixels of 32 channels each) run between the K
 // steps, after a fixed number of them. `store` moves the accumulators to scratch, where the
 // epilogue reads them (conv_tile_output.h).
 //
 // Ring buffer (conv_tile_rows.h): rows of the padded input, normalised, activated and rounded to
-// bfloat16, in the L2 cache. Position p of the padded image (it may be negative) is at
-// (p - low) % rows, as [channels / 32][columns][32 channels], so that one tile is 16 consecutive
-// columns of one block of channels. With a 3 x 3 kernel and stride 1:
+// bfloat16, in the L2 cache. Position p of the padded image (it may be negative) is at (p - low) %
+// rows, as [channels / 32][columns][32 channels], so that one tile is 16 consecutive columns of one
+// block of channels. With a 3 x 3 kernel and stride 1:
 //
 //   output rows o, o + 1 read input rows      o - 1, o, o + 1, o + 2
-//   read meanwhile, for o + 2 and o + 3                              o + 3, o + 4
+//   prologue, for o + 2 and o + 3                                    o + 3, o + 4
 #pragma once
 
 #include "conv_tile_output.h"
@@ -41,7 +41,8 @@ namespace stylekernels::CPU_CAPABILITY {
 
 // -- the weights -----------------------------------------------------------------------------
 
-// In the order of the products: a tile holds 16 pairs of values for each of 16 outputs.
+// Packs the weights of a parity in the order of the K steps: [panel][K step][tile], and a tile is
+// [pair of values][output][2]. Kernel elements that read the same input pixel are added up.
 inline void pack_weights_in_tiles(const NormConv2d& a, const TileGeometry& g, int64_t row_parity,
                                   int64_t column_parity) {
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
@@ -50,15 +51,16 @@ inline void pack_weights_in_tiles(const NormConv2d& a, const TileGeometry& g, in
       static_cast<BFloat16*>(a.packed) + g.weights_begin(a, row_parity, column_parity, 0);
   const int64_t elements = steps * ceil_divide(g.outputs, kTileRows) * kTileElements;
   std::memset(packed, 0, elements * sizeof(BFloat16));
-  const auto place = [&](int64_t row, int64_t column, int64_t channel, int64_t output) {
+  // Offset of the weight of a kernel row and column, an input channel and an output channel.
+  const auto offset = [&](int64_t row, int64_t column, int64_t channel, int64_t output) {
     int64_t value = channel, step = row * g.depth_blocks;
     if (g.form == KernelColumns::in_values) value += column * a.cin;
     if (g.form == KernelColumns::in_outputs) output += column * a.cout;
     step += value / kTileDepth;
     if (g.form == KernelColumns::apart) step = step * columns.taps + column;
-    const int64_t block = output / kTilePanel;
-    const int64_t tiles = g.outputs - block * kTilePanel > kTileRows ? 2 : 1;
-    const int64_t tile = block * 2 * steps + step * tiles + output % kTilePanel / kTileRows;
+    const int64_t panel = output / kTilePanel;
+    const int64_t tiles = g.outputs - panel * kTilePanel > kTileRows ? 2 : 1;
+    const int64_t tile = panel * 2 * steps + step * tiles + output % kTilePanel / kTileRows;
     return tile * kTileElements + value % kTileDepth / 2 * kTileDepth + output % kTileRows * 2 +
            value % 2;
   };
@@ -74,30 +76,34 @@ inline void pack_weights_in_tiles(const NormConv2d& a, const TileGeometry& g, in
                 widen(kernel[ky * a.weight_row + kx * a.weight_column]);
       for (int64_t row = 0; row < rows.taps; ++row)
         for (int64_t column = 0; column < columns.taps; ++column)
-          store(packed + place(row, column, i, c), sums[row][column]);
+          store(packed + offset(row, column, i, c), sums[row][column]);
     }
   }
 }
 
 // -- the product -----------------------------------------------------------------------------
 
-// Where a block's values are: those of its first pixel, by output row and kernel row.
+// Input of a register block: its first pixel in the rows of the ring that it reads, by output row
+// and kernel row.
 struct TilePixels {
   const BFloat16* rows[2][ConvAxis::kMaxKernel];
-  int64_t kernel_rows, kernel_columns, depth_blocks, plane;
-  int64_t pitch;  // bytes from one output pixel to the next
+  int64_t kernel_rows, kernel_columns, depth_blocks;
+  int64_t block_elements;  // from one depth block to the next
+  int64_t pitch_bytes;     // from one output pixel to the next
 };
 
-// On Sapphire Rapids a tile store takes 0.25 us when no tile was stored in the last 0.55 us. Longer
-// products therefore store a tile into unused memory after this many steps.
+// K steps without a tile store. On Sapphire Rapids a tile store takes 0.25 us when no tile was
+// stored in the last 0.55 us: register blocks with more K steps store a tile into unused memory
+// after so many.
 constexpr int64_t kStepsWithoutStore = 16;
 
-// Leaves the sums of kOutputRows output rows and kTiles times 16 outputs in tiles 0 and 1, and 2
-// and 3, and calls between() now and then.
+// Computes a register block of kOutputRows output rows and kTiles times 16 outputs: its
+// accumulators are tiles 0 and 1 for the first row, 2 and 3 for the second. `offset`, in elements:
+// of its first pixel in the rows. Calls between() after each K step.
 template <int kOutputRows, int kTiles, class Between>
 inline void multiply_register_block(const TilePixels& pixels, int64_t offset,
                                     const BFloat16* weights, const Between& between) {
-  const int64_t pitch = pixels.pitch, width = pixels.kernel_columns * kTileDepth;
+  const int64_t pitch_bytes = pixels.pitch_bytes, width = pixels.kernel_columns * kTileDepth;
   alignas(64) float unused[kTileRows * kTileBytes / 4];
   int64_t steps = 0;
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
@@ -106,7 +112,7 @@ inline void multiply_register_block(const TilePixels& pixels, int64_t offset,
     const BFloat16* second = pixels.rows[kOutputRows - 1][t] + offset;
     for (int64_t block = 0; block < pixels.depth_blocks; ++block) {
       for (int64_t k = 0; k < width; k += kTileDepth) {
-        tile_load<4>(first + k, pitch);
+        tile_load<4>(first + k, pitch_bytes);
         tile_load<6>(weights);
         tile_multiply<0, 4, 6>();
         if constexpr (kTiles == 2) {
@@ -114,7 +120,7 @@ inline void multiply_register_block(const TilePixels& pixels, int64_t offset,
           tile_multiply<1, 4, 7>();
         }
         if constexpr (kOutputRows == 2) {
-          tile_load<5>(second + k, pitch);
+          tile_load<5>(second + k, pitch_bytes);
           tile_multiply<2, 5, 6>();
           if constexpr (kTiles == 2) tile_multiply<3, 5, 7>();
         }
@@ -122,7 +128,7 @@ inline void multiply_register_block(const TilePixels& pixels, int64_t offset,
         between();
         if (++steps == kStepsWithoutStore) tile_store<4>(unused), steps = 0;
       }
-      first += pixels.plane, second += pixels.plane;
+      first += pixels.block_elements, second += pixels.block_elements;
     }
   }
 }
@@ -142,8 +148,9 @@ inline void pack_panels(const NormConv2d& a, const TileGeometry& g) {
   });
 }
 
-// A piece of work after every so many steps of products, always the same number of steps: a branch
-// that is predicted wrong costs 30 ns beside tiles, because those loaded ahead are lost.
+// Schedule of a software pipeline: `times` pieces after every `period` K steps, always the same
+// number. A branch that is predicted wrong costs 30 ns beside tiles, because those loaded ahead are
+// lost.
 struct Turns {
   int64_t period = 1, times = 0, wait = 1;
 
@@ -154,19 +161,20 @@ struct Turns {
         wait(period) {}
 
   template <class Piece>
-  void step(const Piece& piece) {
+  void after_step(const Piece& piece) {
     if (--wait > 0) return;
     wait = period;
     for (int64_t i = 0; i < times; ++i) piece();
   }
 };
 
-// What vectors have to do while tiles multiply.
+// Vector work between the tile products: epilogue of the last register block, prologue of the next
+// rows.
 struct TileWork {
   TileOutput& output;
   TileRing& ring;
-  Turns output_turns;  // the pieces of the block before, over the steps of this one
-  Turns ring_turns;    // those of two output rows' input, over the steps of all their blocks
+  Turns output_turns;  // pieces of the last register block, over the K steps of this one
+  Turns ring_turns;    // pieces of two output rows' input, over all their K steps
 
   TileWork(const NormConv2d& a, const TileGeometry& g, TileOutput& output, TileRing& ring)
       : output(output), ring(ring) {
@@ -177,30 +185,31 @@ struct TileWork {
     ring_turns = Turns(2 * a.stride * g.pieces(a), steps);
   }
 
-  void begin_block(int64_t steps) { output_turns = Turns(output.pieces(), steps); }
+  void begin_register_block(int64_t steps) { output_turns = Turns(output.pieces(), steps); }
 
   void advance() {
-    output_turns.step([&] { output.advance(); });
-    ring_turns.step([&] { ring.advance(); });
+    output_turns.after_step([&] { output.advance(); });
+    ring_turns.after_step([&] { ring.advance(); });
   }
 };
 
+// Computes kOutputRows output rows of a parity, kTiles times 16 outputs from `first` on.
 template <int kOutputRows, int kTiles>
 void multiply_rows(const TileGeometry& g, const TilePixels& pixels, const BFloat16* weights,
                    int64_t o, int64_t row_parity, int64_t column_parity, int64_t first,
                    TileWork& work) {
   TileOutput& output = work.output;
   for (int64_t column = 0; column < g.columns; column += kTileRows) {
-    work.begin_block(pixels.kernel_rows * pixels.depth_blocks * pixels.kernel_columns);
-    multiply_register_block<kOutputRows, kTiles>(pixels,
-                                                 column * pixels.pitch / int64_t(sizeof(BFloat16)),
-                                                 weights, [&] { work.advance(); });
+    work.begin_register_block(pixels.kernel_rows * pixels.depth_blocks * pixels.kernel_columns);
+    multiply_register_block<kOutputRows, kTiles>(
+        pixels, column * pixels.pitch_bytes / int64_t(sizeof(BFloat16)), weights,
+        [&] { work.advance(); });
     output.finish();
     output.take<kOutputRows, kTiles>(o, row_parity, column_parity, column, first);
   }
 }
 
-// Bands [first_band, last_band) of image n: the ring goes on from one to the next.
+// Computes bands [first_band, last_band) of image n, which share the ring.
 inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BFloat16>& input,
                       int64_t n, int64_t first_band, int64_t last_band, float* memory) {
   [[maybe_unused]] const TileScope scope;
@@ -209,14 +218,14 @@ inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BF
   TileRing ring(a, input, g, n, begin, end, reinterpret_cast<BFloat16*>(memory), coefficients);
   memory = coefficients + g.coefficient_elements(a);
   TileSums& sums = *reinterpret_cast<TileSums*>(memory);
-  TileChannels* blocks = reinterpret_cast<TileChannels*>(&sums + 1);
+  TileChannels* panels = reinterpret_cast<TileChannels*>(&sums + 1);
   for (int64_t first = 0; first < a.cout; first += kTilePanel) {
-    TileChannels& block = blocks[first / kTilePanel];
-    for (int64_t c = 0; c < kTilePanel; c += kPanel<VecF>) read_bias(a, first + c, block.bias + c);
+    TileChannels& panel = panels[first / kTilePanel];
+    for (int64_t c = 0; c < kTilePanel; c += kPanel<VecF>) read_bias(a, first + c, panel.bias + c);
   }
   if (g.form == KernelColumns::in_outputs)
-    for (int64_t i = 0; i < kTileRows * a.cout; ++i) sums.bias[i] = blocks[0].bias[i % a.cout];
-  TileOutput output{a, g, n, blocks, sums};
+    for (int64_t i = 0; i < kTileRows * a.cout; ++i) sums.bias[i] = panels[0].bias[i % a.cout];
+  TileOutput output{a, g, n, panels, sums};
   TileWork work(a, g, output, ring);
   ring.want(smaller(begin + 2, end));
   for (int64_t o = begin; o < end; o += 2) {
@@ -231,16 +240,16 @@ inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BF
       const bool beside = g.form == KernelColumns::in_values;
       TilePixels pixels;
       pixels.kernel_rows = row_axis.taps, pixels.kernel_columns = apart ? column_axis.taps : 1;
-      pixels.depth_blocks = g.depth_blocks, pixels.plane = g.plane;
-      pixels.pitch = (beside ? 1 : a.stride) * kTileBytes;
+      pixels.depth_blocks = g.depth_blocks, pixels.block_elements = g.block_elements;
+      pixels.pitch_bytes = (beside ? 1 : a.stride) * kTileBytes;
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t t = 0; t < row_axis.taps; ++t)
           pixels.rows[r][t] = ring.row(a.stride * (o + r) + row_axis.first + t) +
                               (column_axis.first - g.low) * kTileDepth;
-      for (int64_t block = 0; block < g.panels(); ++block) {
-        const int64_t first = block * kTilePanel;
+      for (int64_t panel = 0; panel < g.panels(); ++panel) {
+        const int64_t first = panel * kTilePanel;
         const BFloat16* weights = static_cast<const BFloat16*>(a.packed) +
-                                  g.weights_begin(a, row_parity, column_parity, block);
+                                  g.weights_begin(a, row_parity, column_parity, panel);
         const auto multiply = [&](auto in_rows, auto in_tiles) {
           multiply_rows<decltype(in_rows)::value, decltype(in_tiles)::value>(
               g, pixels, weights, o, row_parity, column_parity, first, work);
