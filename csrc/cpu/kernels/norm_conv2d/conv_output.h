@@ -1,4 +1,4 @@
-// The output of a deferred-norm convolution: rows of it written to y, and their statistics. See
+// Output of a deferred-norm convolution: writing rows of it to y, and their statistics. See
 // norm_conv2d.cpp.
 #pragma once
 
@@ -8,8 +8,8 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// Writes `count` pixels of a row of y, every a.parities-th from `column` on: kPanel channels each
-// lie in `values`, which go to the channels from `first` on, as far as there are so many.
+// Writes `count` pixels of a row of y, every a.parities-th from `column` on. `values` has kPanel
+// channels per pixel: they are the channels from `first` on, and those from Cout on are left out.
 template <class W, class Y>
 void write_row(const NormConv2d& a, int64_t n, int64_t row, int64_t column, int64_t count,
                int64_t first, const W* values, Y* y) {
@@ -43,7 +43,7 @@ void write_row(const NormConv2d& a, int64_t n, int64_t row, int64_t column, int6
     write_row(a, n, row, column, count, first, values, static_cast<T*>(a.y));
 }
 
-// `count` elements that follow each other.
+// Writes a run of `count` elements.
 template <class W, class Y>
 inline void write_run(const W* values, int64_t count, Y* y) {
   using V = Vec<W>;
@@ -52,8 +52,8 @@ inline void write_run(const W* values, int64_t count, Y* y) {
   for (; i < count; ++i) store(y + i, values[i]);
 }
 
-// Writes a row of y with kOutputs channels, of which `values` holds planes `pitch` apart. `joined`
-// has room for all of them pixel by pixel.
+// Writes a row of y with kOutputs channels, from planes of `values` that are `pitch` apart.
+// `joined` is scratch for all of them pixel by pixel.
 template <int kOutputs, class W, class Y>
 void write_planes(const NormConv2d& a, int64_t n, int64_t row, const W* values, int64_t pitch,
                   W* joined, Y* y) {
@@ -65,10 +65,10 @@ void write_planes(const NormConv2d& a, int64_t n, int64_t row, const W* values, 
   }
   if constexpr (kOutputs == 3) {
     for (int64_t p = 0; p < a.columns; p += kLanes<V>) {
-      V thirds[3];
-      for (int c = 0; c < 3; ++c) thirds[c] = load<V>(values + c * pitch + p);
-      interleave_three(thirds);
-      for (int v = 0; v < 3; ++v) store(joined + 3 * p + v * kLanes<V>, thirds[v]);
+      V channels[3];
+      for (int c = 0; c < 3; ++c) channels[c] = load<V>(values + c * pitch + p);
+      interleave_three(channels);
+      for (int v = 0; v < 3; ++v) store(joined + 3 * p + v * kLanes<V>, channels[v]);
     }
   } else {
     for (int64_t p = 0; p < a.columns; ++p)
@@ -86,18 +86,18 @@ void write_planes(const NormConv2d& a, int64_t n, int64_t row, const Wide<T>* va
     write_planes<kOutputs>(a, n, row, values, pitch, joined, static_cast<T*>(a.y));
 }
 
-// What comes of the rows of one band, in the order in which they are made.
+// Statistics of a band, added row by row in the order in which rows are computed.
 struct BandStatistics {
   const NormConv2d& a;
   double *mean, *m2;
-  double counted = 0;  // pixels that all channels have had
+  double counted = 0;  // pixels added, of every channel
 
   BandStatistics(const NormConv2d& args, int64_t n, int64_t band)
       : a(args),
         mean(args.partials + (n * args.bands + band) * 2 * args.cout),
         m2(mean + args.cout) {}
 
-  // `pixels` pixels of kPanel channels, of which those from `first` on are meant.
+  // Adds `pixels` pixels of kPanel channels: those from `first` on.
   template <class W>
   void add(const W* values, int64_t pixels, int64_t first) {
     constexpr int64_t kPanelChannels = kPanel<Vec<W>>;
@@ -107,14 +107,14 @@ struct BandStatistics {
       merge(counted, first + c, double(pixels), part_mean[c], part_m2[c]);
   }
 
-  // `pixels` pixels of one channel.
+  // Adds `pixels` pixels of one channel.
   template <class W>
   void add_plane(const W* values, int64_t pixels, int64_t channel) {
     const Moments part = moments_of_run(values, pixels);
     merge(counted, channel, part.count, part.mean, part.m2);
   }
 
-  // Of one channel, which has had `before` pixels.
+  // Merges moments into those of a channel with `before` pixels.
   void merge(double before, int64_t channel, double pixels, double part_mean, double part_m2) {
     Moments moments;
     if (before > 0) moments = {before, mean[channel], m2[channel]};
@@ -123,7 +123,7 @@ struct BandStatistics {
   }
 };
 
-// Merges the bands of image n, in their order.
+// Merges the statistics of the bands of image n, in their order.
 template <class T>
 void finish_statistics(const NormConv2d& a, int64_t n) {
   using W = Wide<T>;
@@ -143,7 +143,7 @@ void finish_statistics(const NormConv2d& a, int64_t n) {
       static_cast<W*>(a.var)[n * a.cout + c] = W(var);
     }
     if (a.next_scale_shift != nullptr) {
-      // The shift is taken from the scale as it was rounded: see norm_scale_shift.
+      // The shift is computed from the rounded scale: see norm_scale_shift.
       W* next = static_cast<W*>(a.next_scale_shift) + (n * a.cout + c) * 2;
       next[0] = W((weight != nullptr ? double(weight[c]) : 1) * inverse_deviation(var, a.eps));
       next[1] = W((bias != nullptr ? double(bias[c]) : 0) - moments.mean * double(next[0]));

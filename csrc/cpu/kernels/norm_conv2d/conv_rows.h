@@ -7,8 +7,9 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int kPlanarVectors =
-    3;  // times kFewOutputs accumulators, and the weights, fit in 16 registers
+// Register block of planar rows, in vectors of pixels: for each of kFewOutputs outputs as many
+// accumulators; these and the weights fit in 16 registers.
+constexpr int kPlanarVectors = 3;
 
 // Winograd tiles: 4 x 4 outputs. A batch is so many that their points, for 128 input channels, stay
 // in the L2 cache.
@@ -45,19 +46,19 @@ template <class T>
 struct Geometry {
   static constexpr int64_t kPanelChannels = kPanel<Vec<T>>;
   int64_t low, high;  // see Window
-  int64_t span;   // pixels from low to high; with Winograd tiles, rows that a row of tiles reads
-  int64_t width;  // columns of a row in the ring
+  int64_t span;       // rows in the ring: those that an output row, or a row of tiles, reads
+  int64_t width;      // columns of a row in the ring
   Method method;
-  bool winograd;          // an output row stands for four then
-  int64_t side;           // of a square of inputs, then
-  int64_t kernel_blocks;  // of three taps of the kernel; 0: not by nested_winograd.h
+  bool winograd;          // output rows are made four at a time
+  int64_t side;           // inputs a side of a Winograd tile
+  int64_t kernel_blocks;  // a side of the kernel; 0: not nested_winograd.h
   bool few_outputs;       // vectors hold tiles
-  int64_t row_advance;    // rows of the padded image from one output row to the next
-  bool planar;            // the ring's rows are [channel][column], else [column][channel]
-  bool pairs;     // the ring and the weights stay in bfloat16, and pairs of them are multiplied
-  int64_t pitch;  // elements from one column, or channel, to the next
+  int64_t row_advance;    // input rows from one output row, or row of tiles, to the next
+  bool planar;            // rows in the ring are [channel][column], else [column][channel]
+  bool pairs;             // ring and weights in bfloat16, multiplied in pairs
+  int64_t pitch;          // elements from one column, or channel, to the next
   int64_t row_elements;
-  int64_t panels;  // of the weights
+  int64_t panels;  // panels of the weights, per parity
 
   explicit Geometry(const NormConv2d& a) {
     const Window window(a);
@@ -77,16 +78,17 @@ struct Geometry {
             : nested ? (tiles(a) + kernel_blocks - 1) * kNestedOutputs + 2
                      : a.stride * (a.columns - 1) + span;
     if (winograd) span += kWinogradOutputs - 1;
-    // A border's reflection may lie beyond what a cropped output meets.
+    // A reflected border reads columns that a cropped output may not read.
     const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
     if (width < reflected) width = reflected;
-    // Whole vectors are read of a plane, up to kPlanarVectors of them from its last column on.
+    // Vectors are loaded whole, up to kPlanarVectors of them from the last column of a plane on.
     pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : pairs ? (a.cin + 1) / 2 * 2 : a.cin;
     row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
     panels = planar || few_outputs ? 1 : (a.cout + kPanelChannels - 1) / kPanelChannels;
   }
 
-  // Scratch of a task: the ring, a row more for an image whose pixels repeat, and an output row.
+  // Scratch of a worker: ring, one more row if pixels repeat, and an output row (transforms: see
+  // their files).
   int64_t worker_elements(const NormConv2d& a) const {
     if (winograd)
       return span * row_elements + side * side * winograd_pitch(a.cin) +
@@ -104,27 +106,29 @@ struct Geometry {
     return (span + 1) * row_elements + a.columns * kPanelChannels;
   }
 
-  // No task writes the input of the convolution: a pass of its own does.
+  // False: a pass of its own writes the input of the convolution (TileGeometry: tasks do).
   bool writes_input(const NormConv2d&) const { return false; }
 
   int64_t tiles(const NormConv2d& a) const {
     return (a.columns + kNestedOutputs - 1) / kNestedOutputs;
   }
 
-  // Elements from one point of a row of tiles, or of their sums for one output, to the next.
+  // Returns the elements from one point of a row of tiles, or of their sums for one output, to the
+  // next.
   int64_t nested_pitch(const NormConv2d& a) const {
     const int64_t multiple = few_outputs ? kLanes<Vec<T>> : kBlockRows;
     const int64_t count = (tiles(a) + multiple - 1) / multiple * multiple;
     if (few_outputs) return count;
     return ((count + kernel_blocks - 1) * a.cin + kLanes<Vec<T>> + 15) / 16 * 16;
   }
-  // With few outputs, from one point of all inputs to the next: see winograd_pitch.
+  // Returns the elements from one point of a batch to the next, with few outputs: see
+  // winograd_pitch.
   int64_t nested_point_pitch(const NormConv2d& a) const {
     constexpr int64_t kCount = kLanes<Vec<T>>;
     return (a.cin + kCount - 1) / kCount * kCount * (kNestedVectors + 1) * kCount + 16;
   }
 
-  // Output channels in a panel of the weights.
+  // Returns the output channels of a panel of the weights.
   int64_t panel_channels(const NormConv2d& a) const {
     return planar || few_outputs ? a.cout : kPanelChannels;
   }
@@ -137,7 +141,7 @@ struct Geometry {
     return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * depth *
            panel_channels(a);
   }
-  // The panel of a parity of the output.
+  // Returns the offset of a panel of a parity.
   int64_t panel_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
                       int64_t panel) const {
     int64_t begin = 0;
@@ -150,7 +154,7 @@ struct Geometry {
   }
 };
 
-// The bias of kPanel channels from `first` on, or zeros.
+// Reads the bias of kPanel channels from `first` on, or zeros.
 template <class W>
 inline void read_bias(const NormConv2d& a, int64_t first, W* bias) {
   const W* given = static_cast<const W*>(a.bias);
@@ -158,7 +162,7 @@ inline void read_bias(const NormConv2d& a, int64_t first, W* bias) {
     bias[c] = given != nullptr && first + c < a.cout ? coefficient<W>(given[first + c]) : W(0);
 }
 
-// The pixel of x that stands at `position` of the padded image; -1 where it is a zero.
+// Returns the pixel of x at `position` of the padded image; -1 for a zero.
 inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
   const int64_t whole = a.repeats * size;
   if (position < 0 || position >= whole) {
@@ -172,33 +176,34 @@ inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
 
 // -- the input -------------------------------------------------------------------------------
 
-// What is read of x, and what is done to it.
+// Input of the convolution: x, and the norm, activation and residual that are applied as it is
+// read.
 template <class T>
 struct Input {
   const T* x;
-  const uint8_t* bytes;  // in place of x; null: x
+  const uint8_t* bytes;  // replace x; null: x is read
   const T* residual;
-  const Wide<T>* scale;  // (N, Cin); null: as it is
+  const Wide<T>* scale;  // (N, Cin); null: no norm
   const Wide<T>* shift;
   Activation activation;
   Wide<T> negative_slope;
 
   template <Activation A, class V>
-  inline V unrounded(V x, V added, V scale_of_channel, V shift_of_channel) const {
-    V z = scale == nullptr ? x : multiply_add_rounded_once(x, scale_of_channel, shift_of_channel);
+  inline V unrounded(V in, V added, V scale_of_channel, V shift_of_channel) const {
+    V z = scale == nullptr ? in : multiply_add_rounded_once(in, scale_of_channel, shift_of_channel);
     z = activate<A>(z, negative_slope);
     if (residual != nullptr) z += added;
     return z;
   }
 
   template <Activation A, class V>
-  inline V value(V x, V added, V scale_of_channel, V shift_of_channel) const {
-    return rounded_to<T>(unrounded<A>(x, added, scale_of_channel, shift_of_channel));
+  inline V value(V in, V added, V scale_of_channel, V shift_of_channel) const {
+    return rounded_to<T>(unrounded<A>(in, added, scale_of_channel, shift_of_channel));
   }
 };
 
-// `count` elements from `from` on, of the channels from `channel` on (channel_step 1) or of that
-// channel (0), to out: numbers of either width.
+// Reads `count` elements of x from `from` on, and stores them to `out` in its type. Element i has
+// channel `channel` + i * channel_step: channel_step is 1 along channels, 0 along pixels.
 template <Activation A, class T, class Out>
 inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t channel,
                      int64_t channel_step, Out* out) {
@@ -221,8 +226,8 @@ inline void read_run(const Input<T>& input, int64_t from, int64_t count, int64_t
   for (; i < count; ++i) store(out + i, value(Wide<T>{}, i));
 }
 
-// Transposes on the way: read(run, from, count, to) gives `count` elements of a run, of which
-// element i of run j goes to out[i * pitch + j].
+// Reads runs and transposes them: read(run, from, count, to) gives `count` elements of a run.
+// Element i of run j goes to out[i * pitch + j].
 template <class V, class Read, class Out>
 void read_across(int64_t runs, int64_t length, const Read& read, int64_t pitch, Out* out) {
   constexpr int64_t kSide = kLanes<V>;
@@ -246,17 +251,18 @@ void read_across(int64_t runs, int64_t length, const Read& read, int64_t pitch, 
   }
 }
 
-// Pixels [0, columns) of a row of x, in the order of the ring. x lies in the same order or across.
+// Reads pixels [0, columns) of a row of x, in the order of the ring. x has the same order, or is
+// transposed.
 template <Activation A, class T, class R>
 void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
               int64_t row, int64_t columns, R* out) {
   using V = Vec<T>;
   const bool planes = a.layout == Layout::contiguous;
-  if (!planes && !g.planar && g.pitch == a.cin && input.scale == nullptr) {  // the row as it lies
+  if (!planes && !g.planar && g.pitch == a.cin && input.scale == nullptr) {  // one run
     read_run<A>(input, (n * a.h + row) * a.w * a.cin, columns * a.cin, 0, 0, out);
     return;
   }
-  // Runs of x follow each other `run_step` apart: the columns of a channel, or the channels of one.
+  // Runs of x, `run_step` apart: the columns of a channel, or the channels of a column.
   const int64_t runs = planes ? a.cin : columns, length = planes ? columns : a.cin;
   const int64_t run_step = planes ? a.h * a.w : a.cin;
   const int64_t first = planes ? (n * a.cin * a.h + row) * a.w : (n * a.h + row) * a.w * a.cin;
@@ -279,22 +285,23 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   });
 }
 
-// The rows of the padded image that a task is at, in numbers R.
+// Ring buffer of rows of the padded input, in numbers R. Position p of the padded image (it may be
+// negative) is at row (p - low) % span.
 template <class T, class R = Wide<T>>
 struct Ring {
   const NormConv2d& a;
   const Input<T>& input;
   const Geometry<T>& g;
   int64_t n;
-  R* memory;                           // span rows, and one for an image whose pixels repeat
-  int64_t next = -(int64_t(1) << 40);  // the first row that was not read yet
+  R* memory;                           // span rows, and one more if pixels repeat
+  int64_t next = -(int64_t(1) << 40);  // first row that is not read yet
 
   R* row(int64_t position) const { return memory + (position - g.low) % g.span * g.row_elements; }
 
-  // Reads what output row o meets and is not there yet.
+  // Reads the rows that output row o needs and that are not in the ring.
   void advance(int64_t o) { read(g.row_advance * o + g.low); }
 
-  // The same for the rows from `first` on.
+  // Reads the span rows from `first` on that are not in the ring.
   void read(int64_t first) {
     const int64_t end = first + g.span;
     for (int64_t position = next < first ? first : next; position < end; ++position)
@@ -305,7 +312,7 @@ struct Ring {
   void fill(int64_t from, R* out) const {
     const int64_t channels = g.planar ? a.cin : 1, elements = g.planar ? 1 : a.cin;
     const int64_t column_step = g.planar ? 1 : g.pitch;
-    // Column `to` of a row becomes column `column` of `pixels`, or zeros for a column of -1.
+    // Copies column `column` of `pixels` to column `to` of the row; zeros for a column of -1.
     const auto set = [&](int64_t to, const R* pixels, int64_t column) {
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t i = 0; i < elements; ++i)
@@ -317,7 +324,7 @@ struct Ring {
       return;
     }
     const bool repeated = a.repeats > 1;
-    const int64_t inside = repeated ? 0 : -g.low;  // where column 0 of x goes
+    const int64_t inside = repeated ? 0 : -g.low;  // column of the row that gets column 0 of x
     const int64_t count = repeated ? a.w : smaller(a.w, g.width - inside);
     R* pixels = repeated ? memory + g.span * g.row_elements : out + inside * column_step;
     read_row(a, g, input, n, from, count, pixels);

@@ -1,19 +1,20 @@
-// Nested Winograd transforms where few channels come in: see nested_winograd.h.
+// Nested Winograd transforms for few input channels: see nested_winograd.h.
 //
-// A task keeps the transformed rows of tiles that an output row of tiles meets in a ring,
-// [point][tile][channel]: the values of neighbouring tiles follow each other, and are multiplied
-// with panels of the weights, kBlockRows tiles by kPanel output channels in registers over all
-// blocks. With 3 inputs and 32 outputs 7 in 8 operations are these products, at nine tenths of the
-// machine's arithmetic; a sixth of the time goes into writing y, which is ten times as large as x.
+// A task keeps the transformed rows of tiles that a row of output tiles reads in a ring buffer,
+// [point][tile][channel]: the values of neighbouring tiles are consecutive. They are multiplied
+// with panels of the weights; the register block is kBlockRows tiles x kPanel output channels,
+// summed over all kernel blocks. With 3 inputs and 32 outputs 7 in 8 operations are these products,
+// at nine tenths of the machine's arithmetic; a sixth of the time goes into writing y, which is ten
+// times as large as x.
 #pragma once
 
 #include "nested_winograd.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// A row of tiles to its points, from kNestedSide rows of pixels: down the columns as far as
-// `elements`, to `half`, then along the rows. Where a vector holds more than the channels of a
-// tile, the rest is written over by the next.
+// Transforms a row of tiles to its points, from kNestedSide rows of pixels: down the columns as far
+// as `elements`, to `half`, then along the rows. A vector that holds more than the channels of a
+// tile writes into the next tile, which overwrites that.
 template <class V>
 [[gnu::noinline]] void transform_row_of_few(const ElementOf<V>* const (&rows)[kNestedSide],
                                             int64_t elements, int64_t cin, int64_t tiles,
@@ -38,17 +39,17 @@ template <class V>
   }
 }
 
-// At one point the products of `count` tiles, rounded up to kBlockRows, with a panel of the
-// weights.
+// Multiplies `count` tiles, rounded up to kBlockRows, with a panel of the weights at one point.
+// `rows`: the rows of tiles by row of kernel blocks.
 template <class V>
-[[gnu::noinline]] void multiply_few_inputs(const ElementOf<V>* const* rows, int64_t blocks,
+[[gnu::noinline]] void multiply_few_inputs(const ElementOf<V>* const* rows, int64_t kernel_blocks,
                                            int64_t cin, int64_t count, const ElementOf<V>* panel,
                                            ElementOf<V>* products) {
-  const int64_t depth = blocks * cin;
+  const int64_t depth = kernel_blocks * cin;
   for (int64_t t = 0; t < count; t += kBlockRows) {
     V sums[kBlockRows][2];
     clear(sums);
-    for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t block = 0; block < kernel_blocks; ++block) {
       const ElementOf<V>* tiles[kBlockRows];
       for (int r = 0; r < kBlockRows; ++r) tiles[r] = rows[block] + (t + r) * cin;
       multiply_panel(tiles, 1, panel + block * depth * kPanel<V>, depth, sums);
@@ -58,8 +59,8 @@ template <class V>
   }
 }
 
-// From the sums at the points of a tile to its outputs, rounded as they will be stored: `height`
-// rows of `width` pixels.
+// Transforms the products of a tile back to `height` rows of `width` outputs, and rounds them as
+// they will be stored.
 template <class T, class V>
 inline void finish_nested_tile(const ElementOf<V>* products, V bias, int64_t height, int64_t width,
                                ElementOf<V>* values, int64_t row_pitch) {
@@ -94,7 +95,7 @@ void run_band_of_few_inputs(const NormConv2d& a, const Geometry<T>& g, const Inp
   BandStatistics statistics(a, n, band);
   const int64_t tiles = g.tiles(a);
   const int64_t begin = band * a.band, end = smaller(begin + a.band, a.rows);
-  int64_t next = 0;  // row of tiles, counted from the band's first
+  int64_t next = 0;  // row of tiles that is transformed next, counted from the band's first
   for (int64_t o = 0; begin + o * kNestedOutputs < end; ++o) {
     for (; next < o + g.kernel_blocks; ++next) {
       const int64_t row = begin + next * kNestedOutputs;

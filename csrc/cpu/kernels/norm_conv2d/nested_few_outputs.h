@@ -1,17 +1,17 @@
-// Nested Winograd transforms where few channels go out: see nested_winograd.h.
+// Nested Winograd transforms for few output channels: see nested_winograd.h.
 //
-// Vectors hold tiles, and nothing is multiplied for channels that aren't there. A row of tiles is
-// transformed a few dozen tiles at a time, [point][channel][tile], so that they stay in the L2
-// cache, and what comes of them is added at once to the rows of output tiles that they meet: those
-// are small. With 32 inputs and 3 outputs 4 in 5 operations are these products.
+// Lanes of vectors are tiles, so that nothing is multiplied for channels that don't exist. A row of
+// tiles is transformed a batch at a time, [point][channel][tile], so that its points stay in the L2
+// cache. Their products are added at once to the rows of output tiles that read them: those are
+// small. With 32 inputs and 3 outputs 4 in 5 operations are these products.
 #pragma once
 
 #include "nested_winograd.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// A vector of tiles of a vector of channels to their points, [channel][tile], `pitch` from one
-// channel to the next.
+// Transforms a vector of tiles of a vector of channels to their points, [channel][tile], `pitch`
+// from one channel to the next.
 template <class V>
 [[gnu::noinline]] void transform_tiles(const ElementOf<V>* const (&rows)[kNestedSide], int64_t cin,
                                        ElementOf<V>* points, int64_t pitch, int64_t point_pitch) {
@@ -38,19 +38,19 @@ template <class V>
   }
 }
 
-// At one point, adds to kVectors vectors of tiles of every output channel what they get from one
-// row of blocks.
+// Adds to the sums of kVectors vectors of tiles, of every output channel, the products with one row
+// of kernel blocks at one point. `adds` is false for the first row: it begins the sums.
 template <int kOutputs, int kVectors, class V>
 [[gnu::noinline]] void multiply_few_outputs(const ElementOf<V>* points, int64_t pitch,
                                             const ElementOf<V>* weights, int64_t cin,
-                                            int64_t blocks, bool adds, ElementOf<V>* sums,
+                                            int64_t kernel_blocks, bool adds, ElementOf<V>* sums,
                                             int64_t sum_pitch) {
   V total[kOutputs][kVectors];
   for (int c = 0; c < kOutputs; ++c)
     for (int v = 0; v < kVectors; ++v)
       total[c][v] = adds ? load<V>(sums + c * sum_pitch + v * kLanes<V>) : V{};
   for (int64_t i = 0; i < cin; ++i, points += pitch) {
-    for (int64_t block = 0; block < blocks; ++block, weights += kOutputs) {
+    for (int64_t block = 0; block < kernel_blocks; ++block, weights += kOutputs) {
       for (int v = 0; v < kVectors; ++v) {
         const V tiles = load<V>(points + block + v * kLanes<V>);
         for (int c = 0; c < kOutputs; ++c)
@@ -62,8 +62,8 @@ template <int kOutputs, int kVectors, class V>
     for (int v = 0; v < kVectors; ++v) store(sums + c * sum_pitch + v * kLanes<V>, total[c][v]);
 }
 
-// From the sums at the points of a vector of tiles to three rows of pixels, rounded as they will be
-// stored.
+// Transforms the sums of a vector of tiles back to three rows of pixels, and rounds them as they
+// will be stored.
 template <class T, class V>
 inline void finish_tiles(const ElementOf<V>* sums, int64_t point_pitch, V bias,
                          ElementOf<V>* values, int64_t row_pitch) {
@@ -86,7 +86,8 @@ inline void finish_tiles(const ElementOf<V>* sums, int64_t point_pitch, V bias,
   }
 }
 
-// Transforms what the tiles from `tile` on meet: `vectors` vectors of tiles, `done` of them before.
+// Transforms the inputs of a batch, the tiles from `tile` on: `vectors` vectors of tiles, of which
+// `done` are there.
 template <class T>
 void transform_batch(const NormConv2d& a, const Ring<T>& ring, int64_t row, int64_t tile,
                      int64_t done, int64_t vectors, Wide<T>* points) {
@@ -94,7 +95,8 @@ void transform_batch(const NormConv2d& a, const Ring<T>& ring, int64_t row, int6
   using W = Wide<T>;
   constexpr int64_t kPitch = (kNestedVectors + 1) * kLanes<V>, kPair = 2 * kLanes<V>;
   const int64_t point_pitch = ring.g.nested_point_pitch(a);
-  // Two vectors of channels share the ring's cache lines, two of tiles those of the points.
+  // Takes two vectors of channels at a time, which share cache lines of the ring. Two vectors of
+  // tiles share those of the points.
   for (int64_t pair = 0; pair < a.cin; pair += kPair) {
     for (int64_t v = done; v < vectors; ++v) {
       for (int64_t c = pair; c < smaller(a.cin, pair + kPair); c += kLanes<V>) {
@@ -115,7 +117,7 @@ void run_band_of_few_outputs(const NormConv2d& a, const Geometry<T>& g, const In
   constexpr int64_t kBatch = kNestedVectors * kLanes<V>, kPitch = kBatch + kLanes<V>;
   const int64_t tiles = g.tiles(a), sum_pitch = g.nested_pitch(a);
   const int64_t row_sums = kNestedPoints * kOutputs * sum_pitch;
-  const int64_t plane_pitch = kNestedOutputs * sum_pitch;  // of values, as of sums
+  const int64_t plane_pitch = kNestedOutputs * sum_pitch;  // pitch of a channel in values
   const int64_t point_pitch = g.nested_point_pitch(a);
   const int64_t weights_per_row = a.cin * g.kernel_blocks * kOutputs;
   W* points = memory + (g.span + 1) * g.row_elements;
@@ -135,7 +137,7 @@ void run_band_of_few_outputs(const NormConv2d& a, const Geometry<T>& g, const In
       const auto vectors_of = [](int64_t count) { return (count + kLanes<V> - 1) / kLanes<V>; };
       const int64_t vectors = smaller<int64_t>(kNestedVectors, vectors_of(tiles - tile));
       const int64_t inputs = smaller(vectors + 1, vectors_of(tiles - tile + g.kernel_blocks - 1));
-      if (tile > 0)  // the last vector of the chunk before is the first of this one
+      if (tile > 0)  // the last vector of the batch before is the first of this one
         for (int64_t point = 0; point < kNestedPoints; ++point)
           for (int64_t c = 0; c < a.cin; ++c) {
             W* first = points + point * point_pitch + c * kPitch;
@@ -145,7 +147,7 @@ void run_band_of_few_outputs(const NormConv2d& a, const Geometry<T>& g, const In
       for (int64_t point = 0; point < kNestedPoints; ++point) {
         const W* from = points + point * point_pitch;
         for (int64_t block = 0; block < g.kernel_blocks; ++block) {
-          const int64_t o = r - block;  // the output row that this row of blocks belongs to
+          const int64_t o = r - block;  // row of output tiles that reads r with this row of blocks
           if (o < 0 || o >= tile_rows) continue;
           const W* weights =
               static_cast<const W*>(a.packed) + (point * g.kernel_blocks + block) * weights_per_row;

@@ -1,14 +1,13 @@
-// Convolution with a large kernel by nested Winograd transforms, where few channels come in or go
-// out: 25 multiplications per output, input channel and output channel where the plain sum with a
-// kernel of 9 takes 81.
+// Convolution with a large kernel by nested Winograd transforms, for few channels in or few out: 25
+// multiplications per output, input channel and output channel in place of 81 for a kernel of 9.
 //
-// A kernel of 9x9 is 3x3 blocks of 3x3 kernels. By F(3x3, 3x3) a tile of 3 x 3 outputs of one such
-// kernel comes of 5 x 5 inputs at 25 points; the tiles lie 3 apart, so that a shift by a block is a
-// shift by a tile: the inputs of a tile are transformed once, and at every point an output tile is
-// the sum over the blocks of transformed kernels times the tiles they meet, a 3x3 convolution of
-// the image of tiles. Kernels from 5 on are filled up with zeros to whole blocks.
+// A 9x9 kernel is 3x3 kernel blocks of 3x3 elements. By F(3x3, 3x3) a tile of 3 x 3 outputs of one
+// such block comes from 5 x 5 inputs at 25 points. Tiles are 3 pixels apart, so that the next
+// kernel block reads the next tile: inputs of a tile are transformed once. At every point an output
+// tile is the sum over the kernel blocks of transformed block times tile, a 3x3 convolution of the
+// image of tiles. Kernels from 5 on are filled up with zeros to whole blocks.
 //
-// Here are the transforms; the loops are in nested_few_inputs.h and nested_few_outputs.h.
+// This file has the transforms; the loops are in nested_few_inputs.h and nested_few_outputs.h.
 #pragma once
 
 #include "conv_output.h"
@@ -16,8 +15,8 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// The polynomials' points are 0, p, -p, q and infinity. Of the pairs that are exact in few bits,
-// 3/4 and 2 leave the least error of a float32 layer with 3 inputs (5e-7, PyTorch 3e-7) and with 32
+// Points of the polynomials: 0, p, -p, q and infinity. Of the pairs that are exact in few bits, 3/4
+// and 2 leave the least error of a float32 layer with 3 inputs (5e-7, PyTorch 3e-7) and with 32
 // (1.3e-6, PyTorch 9e-7): two thirds of what the usual 1 and 2 leave, and half the largest error.
 constexpr double kNestedP = 0.75, kNestedQ = 2;
 
@@ -51,8 +50,9 @@ inline double kernel_at_point(int64_t point, double x, double y, double z) {
   return (x + p * y + p * p * z) / others;
 }
 
-// Few inputs: for every point, block row, block column and input channel kPanel output channels,
-// zero beyond the last. Few outputs: for every point, block row, input channel and block column.
+// Packs a panel. Few inputs: [point][block row][block column][input channel][kPanel output
+// channels], zero beyond the last output channel. Few outputs: [point][block row][input
+// channel][block column][output channel].
 template <class T>
 void pack_nested_weights(const NormConv2d& a, const Geometry<T>& g, int64_t first, Wide<T>* panel) {
   const int64_t width = g.panel_channels(a), points = kNestedPoints;

@@ -1,21 +1,24 @@
 // Deferred-norm convolution on the CPU: an implicit matrix product over rows of pixels.
 //
-// Reads x once (twice where two tasks need the same rows) and writes y once; the multiply-adds are
-// Cout Cin per kernel element and output pixel, in float32 whatever x is, but for what is said of
-// bfloat16 below. A task owns bands of output rows. It keeps the input rows that its output row
-// meets in a ring of rows of float32, each normalised, activated, summed and padded once, as
-// [column][channel]: all the values that meet one row of the kernel then follow each other in
-// memory, whatever the layout of x, and are multiplied with panels of the weights, kBlockRows
-// pixels by kPanel channels in registers over the whole sum. With few output channels the rows are
-// [channel][column], and a vector holds pixels. The band's statistics are taken from the rounded
-// output row while it is in the L1 cache. Where transforms save multiplications, winograd.h or
-// nested_winograd.h do it otherwise.
+// Memory traffic and work: reads x once (twice for rows that two tasks need) and writes y once;
+// Cout Cin multiply-adds per kernel element and output pixel, in the wide dtype (bfloat16: below).
 //
-// Upsampling gives the output's parities kernels of their own over the small image: see ConvAxis.
-// bfloat16 on a machine with AMX is multiplied as it is, in tiles: see conv_tiles.h. With
-// AVX512-BF16, and without a transform, the ring's rows and the weights stay in bfloat16, and pairs
-// of channels are multiplied, unless elements of the kernel are added up: their sums would have to
-// be rounded.
+// Parallelism: a task owns one or more bands of output rows. It keeps the input rows of its window
+// in a ring buffer of rows of float32, each normalised, activated, added to the residual and padded
+// once, as [column][channel]: all values that a row of the kernel reads are consecutive, whatever
+// the layout of x, and need no im2col. They are multiplied with panels of the weights; the register
+// block is kBlockRowsOf pixels x kPanel channels, summed over the whole kernel. The band's
+// statistics are taken from the rounded output row while it is in the L1 cache.
+//
+// Other methods: with few output channels rows are [channel][column], and lanes are pixels. If
+// transforms save multiplications, winograd.h or nested_winograd.h compute the layer. method.h
+// chooses.
+//
+// Upsampling: the output's parities have kernels of their own over the small image: see ConvAxis.
+//
+// bfloat16: with AMX it is multiplied in AMX tiles: see conv_tiles.h. With AVX512-BF16, and without
+// a transform, the ring's rows and the weights stay in bfloat16, and pairs of channels are
+// multiplied, unless kernel elements are added up: their sums would have to be rounded.
 
 #include "../../parallel.h"
 #include "conv_tiles.h"
@@ -28,9 +31,9 @@ namespace {
 
 // -- the weights -----------------------------------------------------------------------------
 
-// Panel: for every kernel row and column of a parity and every input channel, or pair of them,
-// kPanel output channels, zero beyond the last. Planar: for every kernel row, input channel and
-// kernel column.
+// Packs a panel: [kernel row][kernel column][input channel, or pair of them][kPanel output
+// channels], zero beyond the last output channel. planar: [kernel row][input channel][kernel
+// column][output channel].
 template <class T, class R>
 void pack_direct_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
                          int64_t column_parity, int64_t first, R* panel) {
@@ -78,7 +81,8 @@ void pack_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
 
 // -- the output ------------------------------------------------------------------------------
 
-// One row of a parity of the output, kPanel channels of every pixel, rounded as it will be stored.
+// Computes one row of a parity of the output, kPanel channels of every pixel, rounded as it will be
+// stored.
 //
 // Not inlined: beside the caller's variables gcc finds no registers for the weights.
 template <int kVectors, class T, class R>
@@ -111,8 +115,8 @@ template <int kVectors, class T, class R>
   }
 }
 
-// The same where the ring is planar: a vector holds pixels, and nothing is multiplied for channels
-// that aren't there.
+// Computes one row from a planar ring: lanes are pixels, and nothing is multiplied for channels
+// that don't exist.
 //
 // Not inlined: beside the caller's variables gcc finds no registers for the weights.
 template <int kOutputs, class T>
@@ -160,7 +164,7 @@ void multiply_planar_row(const NormConv2d& a, const Ring<T, R>& ring, int64_t o,
   }
 }
 
-// A band without transforms, from a ring of numbers R.
+// Computes a band without transforms, from a ring of numbers R.
 template <class T, class R>
 void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
                        int64_t band, Wide<T>* memory) {
@@ -169,7 +173,7 @@ void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>
   constexpr int64_t kPanelChannels = kPanel<V>;
   W* values = memory + (g.span + 1) * g.row_elements;
   Ring<T, R> ring{a, input, g, n, reinterpret_cast<R*>(memory)};
-  if (!g.planar && g.pitch != a.cin)  // nothing else is written where a pair lacks a channel
+  if (!g.planar && g.pitch != a.cin)  // a channel that a pair lacks stays zero
     std::memset(ring.memory, 0, (g.span + 1) * g.row_elements * sizeof(R));
   const W* weights = static_cast<const W*>(a.packed);
   BandStatistics statistics(a, n, band);
@@ -217,7 +221,7 @@ void run_band(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   run_band_directly<T, Wide<T>>(a, g, input, n, band, memory);
 }
 
-// Bands [first, last) of image n.
+// Computes bands [first, last) of image n.
 template <class T>
 void run_bands(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, int64_t n,
                int64_t first, int64_t last, Wide<T>* memory) {
@@ -226,7 +230,7 @@ void run_bands(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input,
 
 // -- the op ----------------------------------------------------------------------------------
 
-// What an element type is convolved by: with functions run_bands and pack_panels.
+// Geometry of an element type, which chooses between overloads of run_bands and pack_panels.
 template <class T>
 struct GeometryOf {
   using Type = Geometry<T>;
@@ -238,7 +242,7 @@ struct GeometryOf<BFloat16> {
 };
 #endif
 
-// Writes the input of the convolution, plane by plane or pixel by pixel as x lies.
+// Writes the input of the convolution, run by run: a plane or a pixel of x.
 template <class T>
 void write_input(const NormConv2d& a, const Input<T>& input) {
   const bool contiguous = a.layout == Layout::contiguous;
@@ -281,7 +285,8 @@ void run_of(const NormConv2d& a) {
 
   if (is_empty) return;
 
-  const int64_t cost = a.n * a.bands * a.band_cost / (a.tasks > 0 ? a.tasks : 1);  // of a task
+  const int64_t cost =
+      a.n * a.bands * a.band_cost / (a.tasks > 0 ? a.tasks : 1);  // time of a task, in elements
   parallel_tasks(a.tasks, cost, [&](int64_t task, int64_t worker) {
     const int64_t n = a.task_begins[task] / a.bands, first = n * a.bands;
     run_bands(a, g, input, n, a.task_begins[task] - first, a.task_begins[task + 1] - first,

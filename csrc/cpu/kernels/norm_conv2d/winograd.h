@@ -1,12 +1,11 @@
-// Convolution by Winograd's method, F(4x4, 3x3) and F(4x4, 2x2): 36 multiplications where the plain
-// sum takes 144, and 25 where it takes 64. Upsampling has kernels of 2x2 over the small image, one
-// for each parity of the output. Lavin and Gray, "Fast algorithms for convolutional neural
-// networks", 2016.
+// Convolution by Winograd's method, F(4x4, 3x3) and F(4x4, 2x2): 36 multiplications in place of
+// 144, and 25 in place of 64. Upsampling has kernels of 2x2 over the small image, one for each
+// parity of the output. Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016.
 //
-// A tile of 4 x 4 outputs is Y = A^T [(G k G^T) * (B^T d B)] A, where d is its kSide x kSide
-// inputs (kSide = 6 or 5), k the kernel and * the product of elements, summed over the input
-// channels. The transforms are those of polynomials at the points 0 (for a kernel of 3 only), p,
-// -p, q, -q and infinity. For a kernel of 3:
+// A tile of 4 x 4 outputs is Y = A^T [(G k G^T) * (B^T d B)] A, where d is its kSide x kSide inputs
+// (kSide = 6 or 5), k the kernel and * the elementwise product, summed over the input channels. The
+// transforms are those of polynomials at the points 0 (for a kernel of 3 only), p, -p, q, -q and
+// infinity. For a kernel of 3:
 //
 //          | p2q2    0   -s     0   1   0 |            | 1  1   1   1   1  0 |
 //          |    0  -pq2  -q2    p   1   0 |            | 0  p  -p   q  -q  0 |
@@ -19,18 +18,18 @@
 // A kernel of 2 does without the point 0: the first row and column of B^T, the first column of A^T
 // and the first row of G are absent.
 //
-// Order: for every four output rows and every parity, for every block of tiles: transform the
-// inputs; then for every panel of outputs: multiply all points, transform back, write.
+// Order of loops: for every four output rows, every parity and every batch of tiles, transform the
+// inputs; then for every panel of output channels multiply all points, transform back and write.
 //
-// Layouts, in elements. A block is up to kWinogradBatch tiles of one row of tiles:
+// Layouts, in elements. A batch is up to kWinogradBatch tiles of one row of tiles:
 //
 //    points     [kSide * kSide][tiles][Cin]       pitch of a point: winograd_pitch(Cin)
 //    weights    [panels][kSide * kSide][Cin][kPanel outputs]
 //    products   [kSide * kSide][kWinogradBatch][kPanel outputs]
 //
-// Every point is a matrix product of its own: tiles by Cin by outputs. The weights are larger
-// than they were and pass through the caches once per block; the block's points stay in L2. Errors
-// are about 4e-7 of the output in float32.
+// Every point is a matrix product of its own: tiles x Cin by Cin x outputs. Transformed weights are
+// larger than the kernel (36 for 9) and pass through the caches once per batch; the batch's points
+// stay in L2. Errors are about 4e-7 of the output in float32.
 #pragma once
 
 #include "conv_output.h"
@@ -38,8 +37,8 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// The matrices are those of polynomials at p, -p, q, -q, infinity and, for a kernel of 3, zero.
-// With these p and q the largest error is a quarter of what the usual 1 and 2 leave.
+// Points p and q of the polynomials. With these the largest error is a quarter of what the usual 1
+// and 2 leave.
 template <int kSide>
 constexpr double kP = kSide == 6 ? 0.75 : 0.5;
 template <int kSide>
@@ -49,7 +48,7 @@ constexpr double kP2 = kP<kSide> * kP<kSide>;
 template <int kSide>
 constexpr double kQ2 = kQ<kSide> * kQ<kSide>;
 template <int kSide>
-constexpr int kZero = kSide - 5;  // whether zero is the first point
+constexpr int kZero = kSide - 5;  // 1 if zero is the first point
 
 template <int kSide, class V>
 inline void transform_input(const V (&d)[kSide], V (&t)[kSide]) {
@@ -81,7 +80,7 @@ inline void transform_output(const V (&m)[kSide], V (&y)[kWinogradOutputs]) {
          (constant<V>(kQ<kSide> * kQ2<kSide>) * odd_q + m[z + 4]);
 }
 
-// The matrix that kernels are transformed with.
+// Matrix G, which transforms kernels.
 template <int kSide>
 struct KernelTransform {
   static constexpr int kTaps = kSide - kWinogradOutputs + 1;
@@ -100,7 +99,8 @@ struct KernelTransform {
   }
 };
 
-// Panel: for every point and input channel kPanel output channels, zero beyond the last.
+// Packs a panel, [point][input channel][kPanel output channels], zero beyond the last output
+// channel.
 template <int kSide, class T>
 void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
                                int64_t first, Wide<T>* panel) {
@@ -137,7 +137,7 @@ void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t 
   }
 }
 
-// The inputs of one tile to its points, a vector of channels.
+// Transforms the inputs of one tile to its points, a vector of channels.
 template <int kSide, class V>
 inline void transform_tile(const ElementOf<V>* const (&rows)[kSide], int64_t pitch,
                            int64_t point_pitch, ElementOf<V>* points) {
@@ -155,7 +155,7 @@ inline void transform_tile(const ElementOf<V>* const (&rows)[kSide], int64_t pit
   }
 }
 
-// Products of kCount tiles at one point, summed over the input channels.
+// Multiplies kCount tiles at one point with a panel, summed over the input channels.
 template <int kCount, class V>
 inline void multiply_point(const ElementOf<V>* points, const ElementOf<V>* weights, int64_t cin,
                            ElementOf<V>* products) {
@@ -168,7 +168,7 @@ inline void multiply_point(const ElementOf<V>* points, const ElementOf<V>* weigh
     for (int v = 0; v < 2; ++v) store(products + r * kPanel<V> + v * kLanes<V>, sums[r][v]);
 }
 
-// The products of `count` tiles at all points with one panel of the weights.
+// Multiplies `count` tiles at all points with a panel of the weights.
 template <int kSide, class V>
 inline void multiply_points(const ElementOf<V>* points, int64_t pitch, int64_t count, int64_t cin,
                             const ElementOf<V>* panel, ElementOf<V>* products) {
@@ -176,7 +176,8 @@ inline void multiply_points(const ElementOf<V>* points, int64_t pitch, int64_t c
     for (int64_t t = 0, rows; t < count; t += rows) {
       const ElementOf<V>* from = points + t * cin;
       ElementOf<V>* to = products + t * kPanel<V>;
-      // Four rows are enough to keep two multiply-adds busy, two are not.
+      // Register blocks of four rows are enough to keep two multiply-adds busy, those of two are
+      // not.
       const int64_t left = count - t;
       rows = left >= kBlockRows && left != kBlockRows + 2 ? kBlockRows : left >= 4 ? 4 : 1;
       if (rows == kBlockRows)
@@ -190,8 +191,8 @@ inline void multiply_points(const ElementOf<V>* points, int64_t pitch, int64_t c
   }
 }
 
-// From the sums at the points of a tile to its outputs, rounded as they will be stored: `height`
-// rows of `width` pixels.
+// Transforms the products of a tile back to `height` rows of `width` outputs, and rounds them as
+// they will be stored.
 template <int kSide, class T, class V>
 inline void finish_tile(const ElementOf<V>* products, V bias, int64_t height, int64_t width,
                         ElementOf<V>* values, int64_t row_pitch) {
@@ -225,7 +226,7 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
   BandStatistics statistics(a, n, band);
   const int64_t tiles = (a.columns + kWinogradOutputs - 1) / kWinogradOutputs;
   const int64_t batches = (tiles + kWinogradBatch - 1) / kWinogradBatch;
-  // Blocks alike, but of whole steps of multiply_points.
+  // Batches of about equal size, but of whole register blocks.
   const int64_t per_batch =
       ((tiles + batches - 1) / batches + kBlockRows - 1) / kBlockRows * kBlockRows;
   const int64_t last_row = smaller((band + 1) * a.band, a.rows);
