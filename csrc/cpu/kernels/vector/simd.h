@@ -24,7 +24,7 @@
 #endif
 
 #if defined(__AVX512BF16__)
-#define ROUNDS_BFLOAT16 1  // vcvtneps2bf16, which takes numbers below 2^-126 for 0
+#define ROUNDS_BFLOAT16 1  // vcvtneps2bf16, which reads subnormal numbers as 0
 #else
 #define ROUNDS_BFLOAT16 0
 #endif
