@@ -216,3 +216,22 @@ def test_other_images_are_refused(shape):
 def test_an_unknown_vgg_is_refused():
     with pytest.raises(ValueError, match="name: expected one of vgg16, vgg19, got 'vgg11'"):
         VGG("vgg11", {})
+
+
+def test_in_precision_rounds_weights_and_normalised_images():
+    """Not the images before: near white, the deviations are smaller than bfloat16 tells apart.
+    Autocast changes nothing, for it rounds what is float32 here."""
+    x = 0.97 + 0.01 * torch.randn(1, 3, 32, 48)
+    exact = VGG("vgg19", vgg_weights("vgg19"))(x, ["relu1_1"])["relu1_1"]
+    weights = vgg_weights("vgg19")
+    features = VGG("vgg19", weights).in_precision(torch.bfloat16)
+    found = features(x, ["relu1_1"])["relu1_1"]
+    assert found.dtype == torch.bfloat16
+    normalised = ((x - IMAGENET[0]) / IMAGENET[1]).bfloat16().float()
+    kernel, bias = (weights[f"features.0.{kind}"].bfloat16().float() for kind in ("weight", "bias"))
+    rounded = F.conv2d(normalised, kernel, bias, padding=1).relu()
+    torch.testing.assert_close(found.float(), rounded, rtol=2**-8, atol=1e-3)
+    assert (found.float() - exact).norm() < 0.01 * exact.norm()
+    plain = VGG("vgg19", weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain(x, ["relu1_1"])["relu1_1"], exact)

@@ -68,6 +68,16 @@ def test_content_loss_is_relative():
     torch.testing.assert_close(content_loss(features * 100, target * 100), got)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_content_loss_has_the_layout_of_the_features(dtype):
+    """In another layout every addition to it is several times as slow."""
+    x, target = torch.randn(2, 2, 8, 9, 7).to(dtype)
+    x, target = (t.to(memory_format=torch.channels_last) for t in (x, target))
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(content_loss(x, target), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_content_loss_of_half_precision_does_not_overflow():
     target = torch.full((1, 2, 4, 4), 400.0, dtype=torch.float16)
     got = content_loss(target * 0.5, target)

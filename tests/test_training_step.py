@@ -58,6 +58,32 @@ def test_a_step_is_adams_at_the_rate_it_is_given(start):
             torch.testing.assert_close(weight, plain.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_computes_by_rounded_convolutions(start):
+    """The copy follows the weights, norms stay float32, and gradients come back in float32."""
+    network, photo, _ = start
+    mixed = MixedPrecision(network, torch.bfloat16)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1)
+    rounded = copy.deepcopy(network)
+    for weight in rounded.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.bfloat16().float()
+    picture, exact = mixed(photo), rounded(photo)
+    assert picture.dtype == torch.bfloat16
+    assert (picture.float() - exact).norm() < 0.02 * exact.norm()
+    dtypes = {name: weight.dtype for name, weight in mixed.working.named_parameters()}
+    for name, dtype in dtypes.items():
+        assert dtype == (torch.float32 if "norm" in name else torch.bfloat16), name
+    picture.float().square().mean().backward()
+    exact.square().mean().backward()
+    mixed.take_gradients()
+    assert all(weight.grad.dtype == torch.float32 for weight in network.parameters())
+    assert all(weight.grad is None for weight in mixed.working.parameters())
+    found, right = network.to_rgb.weight.grad, rounded.to_rgb.weight.grad
+    assert (found - right).norm() < 0.03 * right.norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("device", ["cuda"])

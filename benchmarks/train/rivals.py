@@ -58,7 +58,7 @@ def plain_step(
     device = problem.photo.device
     network = plain_copy(problem.generator).to(device, memory_format=memory_format)
     network.train().requires_grad_(True)
-    features = copy.deepcopy(problem.features).to(dtype, memory_format=memory_format)
+    features = copy.deepcopy(problem.features).to(memory_format=memory_format).in_precision(dtype)
     with autocast(device, dtype):
         loss = PlainLoss(features, problem.painting, **CONFIG.loss_weights())
     step = PlainStep(wrap(network), wrap(loss), dtype, capturable=device.type == "cuda")
@@ -69,7 +69,7 @@ def _our_step(problem: Problem) -> tuple[TrainingStep, Step]:
     """Return the parts of the step of ``stylekernels train``, and a call that takes it."""
     layout, device = torch.channels_last, problem.photo.device
     network = copy.deepcopy(problem.generator).to(memory_format=layout)
-    features = copy.deepcopy(problem.features).to(problem.dtype, memory_format=layout)
+    features = copy.deepcopy(problem.features).to(memory_format=layout).in_precision(problem.dtype)
     loss = PerceptualLoss(features, problem.painting, **CONFIG.loss_weights())
     network = MixedPrecision(network, problem.dtype)
     step = TrainingStep(network, loss, capturable=device.type == "cuda")

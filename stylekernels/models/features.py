@@ -53,9 +53,8 @@ class FeatureNetwork(nn.Module):
                 default. Nothing deeper than the deepest of them is computed.
 
         Returns:
-            One entry per name, (N, C, h, w), in the dtype of the weights. Images are converted to
-            it, and autocast changes nothing: the weights are never trained, so that they can be
-            in half precision for good, with ``network.to(torch.bfloat16)``.
+            One entry per name, (N, C, h, w), in the dtype of the convolutions' weights; see
+            :meth:`in_precision`. Autocast has no effect.
 
         Raises:
             ValueError: for a layer name the network does not have, or if x has another shape.
@@ -74,8 +73,20 @@ class FeatureNetwork(nn.Module):
             )
         found: dict[str, Tensor] = {}
         with without_autocast(x.device.type):
-            self._collect(x.to(next(self.parameters()).dtype), set(layers), found)
+            self._collect(x, set(layers), found)
         return found
+
+    def in_precision(self, dtype: torch.dtype) -> "FeatureNetwork":
+        """Convert the convolutions to a dtype; returns self. Frozen weights are rounded once so,
+        where autocast rounds them at every call. Images are normalised in their own dtype."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(dtype)
+        return self
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """Convert images to the dtype of the convolutions."""
+        return x.to(next(self.parameters()).dtype)
 
     def _collect(self, x: Tensor, wanted: set[str], found: dict[str, Tensor]) -> None:
         """Put the wanted activations of ``x`` into ``found``."""
@@ -125,7 +136,7 @@ class VGG(FeatureNetwork):
         self._freeze()
 
     def _collect(self, x: Tensor, wanted: set[str], found: dict[str, Tensor]) -> None:
-        x = (x - self.mean) / self.std
+        x = self._rounded((x - self.mean) / self.std)
         for name, convolution in self.convolutions.items():
             if wanted <= found.keys():
                 return
@@ -176,7 +187,7 @@ class ReflectVGG19(FeatureNetwork):
         self._freeze()
 
     def _collect(self, x: Tensor, wanted: set[str], found: dict[str, Tensor]) -> None:
-        x = self.conv0(x)
+        x = self.conv0(self._rounded(x))
         for name, convolution in self.convolutions.items():
             if wanted <= found.keys():
                 return
@@ -263,7 +274,7 @@ class SqueezeNet(FeatureNetwork):
     def _collect(self, x: Tensor, wanted: set[str], found: dict[str, Tensor]) -> None:
         if self.flip_colours:
             x = x.flip(1)
-        x = F.relu(self.first((x - self.mean) / self.std))
+        x = F.relu(self.first(self._rounded((x - self.mean) / self.std)))
         if "relu1" in wanted:
             found["relu1"] = x
         for name, (index, fire) in zip(self.layers[1:], self.fires.items(), strict=True):

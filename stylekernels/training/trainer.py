@@ -160,7 +160,7 @@ class _Run:
         for name, path in config.outputs().items():
             with naming(name):
                 check_inputs_are_kept([path], [*photos, *self.held_out])
-        features = self.place(_features(config)).to(self.precision)
+        features = self.place(_features(config)).in_precision(self.precision)
         painting = self.place(painting[None])
         self.loss = PerceptualLoss(features, painting, **config.loss_weights())
         self.optimise = TrainingStep(self.network, self.loss)
