@@ -51,7 +51,7 @@ def variants(monkeypatch) -> list[tuple]:
 #: Small, large, exact in float32 and not, the integers that Triton knows among them.
 NUMBERS = (1e-5, 1e-3, 0.1, 1.0, 16.0, 0.0)
 X = random(2, 5, 6, 7)
-LARGE = random(1, 3, 70, 80)  # its planes are split into pieces
+LARGE = random(1, 3, 70, 80)  # its planes are split into chunks
 WEIGHT = random(4, 5, 3, 3, seed=1)
 SCALE_SHIFT = random(2, 5, 2, seed=2)
 
@@ -89,7 +89,7 @@ CALLS = {
     "instance_norm": lambda a, b: with_gradient(
         lambda x: instance_norm(x, activation="leaky_relu", negative_slope=b, eps=a), X
     ),
-    "instance_norm in pieces": lambda a, b: with_gradient(
+    "instance_norm in chunks": lambda a, b: with_gradient(
         lambda x: instance_norm(x, activation="leaky_relu", negative_slope=b, eps=a), LARGE
     ),
     "norm_conv2d": lambda a, b: (

@@ -2,7 +2,7 @@
 
 The grid: pairs of shape, dtype, layout, scale and centering, since each case takes Triton's
 interpreter a tenth of a second. Shapes are around the tiles of 16, 32 and 128 channels and the
-pieces of at least 64 pixels. Tests of the op that hold for every implementation are imported.
+chunks of at least 64 pixels. Tests of the op that hold for every implementation are imported.
 """
 
 import pytest
@@ -110,7 +110,7 @@ def test_loss_of_several_tiles_of_channels(dtype, device) -> None:
 @pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (1, -30)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_magnitudes(dtype, scale, shift, center, device) -> None:
-    """With several pieces of a plane, whose means must be merged."""
+    """With several chunks of a plane, whose means must be merged."""
     x = random(1, 6, 21, 23, dtype=dtype, device=device, scale=scale, shift=shift)
     check_gram(x, center=center)
 
@@ -119,7 +119,7 @@ def test_magnitudes(dtype, scale, shift, center, device) -> None:
     ("dtype", "size"), [(torch.float16, 6e4), (torch.bfloat16, 2e18), (torch.float32, 2e18)]
 )
 def test_huge_values_do_not_overflow(dtype, size, device) -> None:
-    """Not even in the sums of a piece of 1024 pixels."""
+    """Not even in the sums of a chunk of 1024 pixels."""
     check_huge_values(dtype, size, "contiguous", device)
 
 
@@ -204,15 +204,15 @@ class Launches:
 
 
 @pytest.mark.parametrize("shape", [(1, 6, 33, 37), (1, 130, 23, 25)])
-def test_more_pieces_than_are_added_up_at_once(shape, device, monkeypatch) -> None:
-    """For one tile and for several, with an incomplete step of the loop over pieces."""
+def test_more_chunks_than_are_added_up_at_once(shape, device, monkeypatch) -> None:
+    """For one tile and for several, with an incomplete step of the loop over chunks."""
     from stylekernels.triton import gram_matrix as launchers
 
     monkeypatch.setattr(launchers, "processors", lambda device: 5 if shape[1] == 6 else 44)
-    monkeypatch.setattr(launchers, "_SUM_PIECES", 2)
+    monkeypatch.setattr(launchers, "_SUM_CHUNKS", 2)
     sizes = ((shape[0], shape[1], shape[2] * shape[3]),)
     (share,) = launchers._share_out(sizes, 4, launchers.processors(device))
-    assert share.pieces % 2 == 1 < share.pieces
+    assert share.chunks % 2 == 1 < share.chunks
     x = random(*shape, device=device, shift=0.5)
     check_gram(x)
     check_loss(x, target_for(x))

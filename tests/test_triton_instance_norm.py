@@ -1,8 +1,8 @@
 """instance_norm, instance_norm_stats and their gradients in Triton's kernels.
 
 The grid: pairs of all options, since each case takes Triton's interpreter a tenth of a second. A
-program takes several planes of some shapes, one of others, and a piece of the largest (61x67 pixels
-contiguous, 31x33 channels_last). Pieces of several tiles have their own test, since sums are
+program takes several planes of some shapes, one of others, and a chunk of the largest (61x67 pixels
+contiguous, 31x33 channels_last). Chunks of several tiles have their own test, since sums are
 carried from tile to tile. Tests of the op that hold for every implementation are imported.
 """
 
@@ -115,7 +115,7 @@ def test_stats(case, device) -> None:
 @pytest.mark.parametrize(
     ("shape", "layout"), [((1, 5, 130, 131), "contiguous"), ((1, 70, 31, 33), "channels_last")]
 )
-def test_pieces_of_several_tiles(shape, layout, dtype, shift, device) -> None:
+def test_chunks_of_several_tiles(shape, layout, dtype, shift, device) -> None:
     x = random(*shape, dtype=dtype, layout=layout, device=device, shift=shift)
     residual = random(*shape, dtype=dtype, layout=layout, device=device, seed=1)
     check({"x": x, "residual": residual}, activation="relu")
@@ -146,7 +146,7 @@ def test_a_large_mean_takes_no_digits(shape, layout, device) -> None:
 
 @pytest.mark.parametrize("pixel", [(0, 0), (30, 7)])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_bad_pixel_of_a_plane_in_pieces(value, pixel, device) -> None:
+def test_a_bad_pixel_of_a_plane_in_chunks(value, pixel, device) -> None:
     """Including the first pixel, the reference value of the sums."""
     x = random(1, 3, 61, 67, device=device)
     x[0, 1][pixel] = value

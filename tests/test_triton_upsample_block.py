@@ -1,7 +1,7 @@
 """upsample_block in Triton's kernels, except for the gradients of its convolution.
 
 The grid: pairs of upsampling, padding, dtype, layouts, activation and parameters at odd sizes, with
-planes in one piece and in several. Tests of the op that hold for every implementation are imported.
+planes in one chunk and in several. Tests of the op that hold for every implementation are imported.
 """
 
 import pytest

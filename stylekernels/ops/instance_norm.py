@@ -261,7 +261,7 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Mean and variance (divided by H W), (N, C) each, float32 (float64 for float64 input),
-        differentiable. They are exact even if the mean is large compared to the deviation: pieces
+        differentiable. They are exact even if the mean is large compared to the deviation: chunks
         of a plane are reduced about a local shift and merged in double precision (Chan, Golub and
         LeVeque, 1983).
 

@@ -7,7 +7,7 @@ Words of this package:
 
 - program: one instance of a kernel, numbered by ``tl.program_id``.
 - tile: the part of a result that a program holds in registers at once; BLOCK_* are its sides.
-- piece: some consecutive pixels of a plane. Results of pieces are partial and merged afterwards.
+- chunk: some consecutive pixels of a plane. Results of chunks are partial and merged afterwards.
 - step: one iteration of the loop over the inner dimension of a matrix product.
 - stages: steps in flight at once in a software pipeline.
 - group: output pixels of a convolution that are computed together.

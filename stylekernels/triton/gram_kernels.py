@@ -17,7 +17,7 @@ from stylekernels.triton.launch import INTERPRETED
 
 class ProductLayer(NamedTuple):
     """Features, (N, C, P) by strides in elements, and the division of their products into tiles and
-    pieces.
+    chunks.
 
     ``scale`` holds the bits of a float64 in an integer: Triton passes a float in a tuple as
     float32. STAGES is the number of steps in flight.
@@ -32,25 +32,25 @@ class ProductLayer(NamedTuple):
     stride_p: int
     scale: int
     tiles: int
-    pieces: int
-    piece_pixels: int
+    chunks: int
+    chunk_pixels: int
     BLOCK: tl.constexpr
     ONE_TILE: tl.constexpr
     STAGES: tl.constexpr
 
 
 class SumLayer(NamedTuple):
-    """A Gram matrix, (N, C, C), the tiles and pieces of `ProductLayer` that it is the sum of, and
-    LOSS, the index of its loss. A program sums ROWS rows of a tile, PIECES pieces at once."""
+    """A Gram matrix, (N, C, C), the tiles and chunks of `ProductLayer` that it is the sum of, and
+    LOSS, the index of its loss. A program sums ROWS rows of a tile, CHUNKS chunks at once."""
 
     gram: Tensor
     N: int
     C: int
     tiles: int
-    pieces: int
+    chunks: int
     BLOCK: tl.constexpr
     ROWS: tl.constexpr
-    PIECES: tl.constexpr
+    CHUNKS: tl.constexpr
     LOSS: tl.constexpr
 
 
@@ -117,16 +117,16 @@ def _products(
     n,
     i,
     j,
-    piece,
+    chunk,
     SAME: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Products of channels i and j, summed over a piece of pixels. SAME: i and j are equal."""
-    first = piece * layer.piece_pixels
-    last = tl.minimum(first + layer.piece_pixels, layer.P)
+    """Products of channels i and j, summed over a chunk of pixels. SAME: i and j are equal."""
+    first = chunk * layer.chunk_pixels
+    last = tl.minimum(first + layer.chunk_pixels, layer.P)
     factor = tl.full([1, 1], float64_of(layer.scale), WIDE)
     sums = tl.zeros([layer.BLOCK, layer.BLOCK], WIDE)
     for start in tl.range(first, last, BLOCK_P, num_stages=layer.STAGES):
@@ -164,21 +164,21 @@ def _product_tile(
     BLOCK_P: tl.constexpr,
 ):
     BLOCK: tl.constexpr = layer.BLOCK
-    piece = program % layer.pieces
-    t = program // layer.pieces % layer.tiles
-    n = (program // layer.pieces // layer.tiles).to(tl.int64)
+    chunk = program % layer.chunks
+    t = program // layer.chunks % layer.tiles
+    n = (program // layer.chunks // layer.tiles).to(tl.int64)
     row, column = _triangle(t)
     local = tl.arange(0, BLOCK)
     i = row * BLOCK + local
     j = column * BLOCK + local
     if layer.ONE_TILE:  # noqa: SIM114, a branch at compile time
-        sums = _products(layer, mean, n, i, i, piece, True, PRECISION, INDEX, WIDE, BLOCK_P)
+        sums = _products(layer, mean, n, i, i, chunk, True, PRECISION, INDEX, WIDE, BLOCK_P)
     elif row == column:
-        sums = _products(layer, mean, n, i, i, piece, True, PRECISION, INDEX, WIDE, BLOCK_P)
+        sums = _products(layer, mean, n, i, i, chunk, True, PRECISION, INDEX, WIDE, BLOCK_P)
     else:
-        sums = _products(layer, mean, n, i, j, piece, False, PRECISION, INDEX, WIDE, BLOCK_P)
+        sums = _products(layer, mean, n, i, j, chunk, False, PRECISION, INDEX, WIDE, BLOCK_P)
     if gram is None:
-        to = partial + ((n * layer.pieces + piece) * layer.tiles + t) * (BLOCK * BLOCK)
+        to = partial + ((n * layer.chunks + chunk) * layer.tiles + t) * (BLOCK * BLOCK)
         to += local[:, None] * BLOCK + local[None, :]
         tl.store(to, sums, mask=_kept(row, column, local[:, None], local[None, :]))
     else:
@@ -196,16 +196,16 @@ def product_kernel(
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Compute one tile of the products of one piece of pixels.
+    """Compute one tile of the products of one chunk of pixels.
 
-    It is stored to ``partial``, (N, pieces, tiles, BLOCK, BLOCK) of all layers one after the other,
-    or to ``gram`` (N, C, C) if there is a single layer of one piece. ``mean`` is that of a single
+    It is stored to ``partial``, (N, chunks, tiles, BLOCK, BLOCK) of all layers one after the other,
+    or to ``gram`` (N, C, C) if there is a single layer of one chunk. ``mean`` is that of a single
     layer, or None. The scale is applied in each step of BLOCK_P pixels, before sums can overflow.
     """
     program = tl.program_id(0)
     first = 0
     for k in tl.static_range(len(layers)):
-        programs = layers[k].N * layers[k].tiles * layers[k].pieces
+        programs = layers[k].N * layers[k].tiles * layers[k].chunks
         if (program >= first) & (program < first + programs):
             _product_tile(
                 layers[k], mean, partial, gram, program - first, PRECISION, INDEX, WIDE, BLOCK_P
@@ -219,7 +219,7 @@ def product_kernel(
 def _sum_rows(layer, target, partial, squares, program, WIDE: tl.constexpr):
     BLOCK: tl.constexpr = layer.BLOCK
     ROWS: tl.constexpr = layer.ROWS
-    PIECES: tl.constexpr = layer.PIECES
+    CHUNKS: tl.constexpr = layer.CHUNKS
     C = layer.C
     part = program % (BLOCK // ROWS)
     t = program // (BLOCK // ROWS) % layer.tiles
@@ -227,14 +227,14 @@ def _sum_rows(layer, target, partial, squares, program, WIDE: tl.constexpr):
     row, column = _triangle(t)
     local = part * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
-    at = partial + (n * layer.pieces * layer.tiles + t) * (BLOCK * BLOCK)
+    at = partial + (n * layer.chunks * layer.tiles + t) * (BLOCK * BLOCK)
     at = (at + local[:, None] * BLOCK + columns[None, :])[None, :, :]
     kept = _kept(row, column, local[:, None], columns[None, :])[None, :, :]
     sums = tl.zeros([ROWS, BLOCK], tl.float64)
-    for first in range(0, layer.pieces, PIECES):
-        piece = (first + tl.arange(0, PIECES))[:, None, None]
-        away = piece.to(tl.int64) * (layer.tiles * (BLOCK * BLOCK))
-        values = tl.load(at + away, mask=kept & (piece < layer.pieces), other=0.0)
+    for first in range(0, layer.chunks, CHUNKS):
+        chunk = (first + tl.arange(0, CHUNKS))[:, None, None]
+        away = chunk.to(tl.int64) * (layer.tiles * (BLOCK * BLOCK))
+        values = tl.load(at + away, mask=kept & (chunk < layer.chunks), other=0.0)
         sums += tl.sum(values.to(tl.float64), 0)
     i = (row * BLOCK + local)[:, None]
     j = (column * BLOCK + columns)[None, :]
@@ -270,7 +270,7 @@ def _sum_programs(layer):
 
 @triton.jit
 def sum_kernel(layers, targets, partial, squares, WIDE: tl.constexpr):
-    """Sum some rows of a tile over pieces in float64, and store them to both triangles of ``gram``
+    """Sum some rows of a tile over chunks in float64, and store them to both triangles of ``gram``
     (N, C, C).
 
     With targets ``gram`` gets the gradient of the mean squared error instead, and ``squares`` the
@@ -286,7 +286,7 @@ def sum_kernel(layers, targets, partial, squares, WIDE: tl.constexpr):
             else:
                 _sum_rows(layers[k], targets[k], partial, squares + program, program - first, WIDE)
         first += programs
-        products = layers[k].N * layers[k].tiles * layers[k].pieces
+        products = layers[k].N * layers[k].tiles * layers[k].chunks
         partial += tl.cast(products, tl.int64) * (layers[k].BLOCK * layers[k].BLOCK)
 
 

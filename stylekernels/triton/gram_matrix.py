@@ -1,13 +1,13 @@
 """Gram matrix, its gradient, and Gram loss, of one layer or of several in the same launches.
 
-Bytes: the features are read once for C <= 128, where one tile holds all products of a piece of
+Bytes: the features are read once for C <= 128, where one tile holds all products of a chunk of
 pixels. For larger C each tile of one triangle reads the two blocks of channels that it multiplies,
 mostly from the L2 cache. Operations: an image takes C (C + 1) P useful ones, and C (C + 128) P with
 those of whole tiles on the diagonal. At C = 128 in half precision that is 128 operations a byte, so
 up to there memory bandwidth is the limit on all GPUs so far.
 
-C x C is small and H W large, so work is divided among programs by tiles and by pieces of pixels. A
-second kernel sums the products of pieces in order, mirrors the triangle and compares it with a
+C x C is small and H W large, so work is divided among programs by tiles and by chunks of pixels. A
+second kernel sums the products of chunks in order, mirrors the triangle and compares it with a
 target. A single Gram matrix whose tiles fill the GPU is not split and needs no second kernel. The
 deep layers of a style loss are too small to fill a GPU: all layers share one launch of each kernel,
 and the number of a layer's programs is proportional to what it reads.
@@ -57,15 +57,15 @@ from stylekernels.triton.planes import Planes
 _BLOCKS = {2: 128, 4: 64, 8: 32}
 _PIXELS = {2: 64, 4: 32, 8: 16}
 #: Programs for each processor, bytes of shared memory for the stages of one, the most stages, and
-#: the most pieces of an image.
+#: the most chunks of an image.
 _PROGRAMS = 1
 _STAGE_BYTES = 96 * 1024
 _MOST_STAGES = 8
-_PIECES = 256
-#: `sum_kernel`: partial sums that a program holds at once, but at least one row of each piece; the
-#: most pieces at once; warps.
+_CHUNKS = 256
+#: `sum_kernel`: partial sums that a program holds at once, but at least one row of each chunk; the
+#: most chunks at once; warps.
 _SUMS = 1024
-_SUM_PIECES = 64
+_SUM_CHUNKS = 64
 _SUM_WARPS = 4
 #: The most rows of S that a program of `symmetric_kernel` computes, and the most elements.
 _SYMMETRIC = (8, 4096)
@@ -89,16 +89,16 @@ class _Share:
     Attributes:
         block: rows and columns of a tile.
         tiles: number of tiles of one triangle.
-        pieces: number of pieces of an image.
-        piece: pixels of a piece.
+        chunks: number of chunks of an image.
+        chunk: pixels of a chunk.
         programs: number of programs for all images.
         read: elements that all programs read together.
     """
 
     block: int
     tiles: int
-    pieces: int
-    piece: int
+    chunks: int
+    chunk: int
     programs: int
     read: int
 
@@ -108,7 +108,7 @@ class _Share:
         Fewer programs than ``wanted`` use a part of the bandwidth. Partial sums, in float32 or
         wider, are written and read again, at half the speed (measured).
         """
-        sums = self.programs * self.block**2 if self.pieces > 1 else 0
+        sums = self.programs * self.block**2 if self.chunks > 1 else 0
         reads = self.read * max(1.0, wanted / self.programs)
         return bytes_of_value * reads + 4 * max(4, bytes_of_value) * sums
 
@@ -133,22 +133,22 @@ def _candidates(n: int, c: int, p: int, bytes_of_value: int, wanted: float) -> I
     """Yield divisions into about ``wanted`` programs, those with the larger tiles first."""
     for block in (_BLOCKS[bytes_of_value], _BLOCKS[bytes_of_value] // 2):
         whole = _share(n, c, p, block, 1, bytes_of_value)
-        pieces = int(wanted / whole.programs)
-        for few in (pieces, pieces + 1):
+        chunks = int(wanted / whole.programs)
+        for few in (chunks, chunks + 1):
             yield _share(n, c, p, block, few, bytes_of_value)
 
 
-def _share(n: int, c: int, p: int, most: int, pieces: int, bytes_of_value: int) -> _Share:
-    """Divide into tiles of up to ``most`` channels and about ``pieces`` pieces of several steps."""
+def _share(n: int, c: int, p: int, most: int, chunks: int, bytes_of_value: int) -> _Share:
+    """Divide into tiles of up to ``most`` channels and about ``chunks`` chunks of several steps."""
     block = max(16, min(triton.next_power_of_2(c), most))
     rows = triton.cdiv(c, block)
     tiles = rows * (rows + 1) // 2
     step = _PIXELS[bytes_of_value]
-    pieces = max(1, min(pieces, _PIECES, triton.cdiv(p, 4 * step)))
-    piece = triton.cdiv(triton.cdiv(p, pieces), step) * step
-    pieces = triton.cdiv(p, piece)
+    chunks = max(1, min(chunks, _CHUNKS, triton.cdiv(p, 4 * step)))
+    chunk = triton.cdiv(triton.cdiv(p, chunks), step) * step
+    chunks = triton.cdiv(p, chunk)
     # A tile on the diagonal is multiplied with itself.
-    return _Share(block, tiles, pieces, piece, n * tiles * pieces, n * p * block * rows * rows)
+    return _Share(block, tiles, chunks, chunk, n * tiles * chunks, n * p * block * rows * rows)
 
 
 def _stages(x: Tensor, share: _Share, bytes_of_value: int, centered: bool) -> int:
@@ -206,25 +206,25 @@ def _grams(
                 *f.strides,
                 _bits(scales[k]),
                 s.tiles,
-                s.pieces,
-                s.piece,
+                s.chunks,
+                s.chunk,
                 block,
                 _constant(s.tiles == 1),
                 _constant(depths[k]),
             )
         )
-        pieces = min(triton.next_power_of_2(s.pieces), _SUM_PIECES)
-        rows = max(1, min(s.block, _SUMS // (pieces * s.block)))
+        chunks = min(triton.next_power_of_2(s.chunks), _SUM_CHUNKS)
+        rows = max(1, min(s.block, _SUMS // (chunks * s.block)))
         sums.append(
             SumLayer(
                 grams[k],
                 f.n,
                 f.c,
                 s.tiles,
-                s.pieces,
+                s.chunks,
                 block,
                 _constant(rows),
-                _constant(pieces),
+                _constant(chunks),
                 _constant(k),
             )
         )
@@ -234,7 +234,7 @@ def _grams(
         programs += s.programs
         elements += s.programs * s.block**2
         sum_programs += f.n * s.tiles * (s.block // rows)
-    whole = targets is None and shares[0].pieces == 1  # without targets there is a single layer
+    whole = targets is None and shares[0].chunks == 1  # without targets there is a single layer
     partial = None if whole else x.new_empty((elements,), dtype=wide_dtype(x))
     product_kernel[(programs,)](
         tuple(products),

@@ -3,7 +3,7 @@
 Bytes: forward reads x (and the residual) and writes y. Backward reads grad and x and writes grad_x.
 One kernel moves no more than that where a plane fits into the registers of a program: statistics
 are computed from the tile that is loaded already. Larger planes are read twice, once for statistics
-or sums of pieces and once to write. The second read hits the L2 cache for images up to some 50 MB.
+or sums of chunks and once to write. The second read hits the L2 cache for images up to some 50 MB.
 """
 
 import torch
@@ -76,8 +76,8 @@ def normalize_kernel(
     residual_stride_p,
     weight_stride_n,
     bias_stride_n,
-    pieces,
-    piece_pixels,
+    chunks,
+    chunk_pixels,
     negative_slope: tl.float64,
     eps: tl.float64,
     OWN_STATISTICS: tl.constexpr,
@@ -88,15 +88,15 @@ def normalize_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """activation((x - mean) * rstd * weight + bias) + residual for a piece of some channels.
+    """activation((x - mean) * rstd * weight + bias) + residual for a chunk of some channels.
 
     With OWN_STATISTICS the tile is the whole plane: mean and rstd are computed and stored.
     Otherwise they are loaded.
     """
-    n, piece, channels = assigned(C, pieces, BLOCK_C)
+    n, chunk, channels = assigned(C, chunks, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
-    first = piece * piece_pixels
-    last = tl.minimum(first + piece_pixels, P)
+    first = chunk * chunk_pixels
+    last = tl.minimum(first + chunk_pixels, P)
     in_channels = (channels < C)[None, :]
     from_x = x + n * x_stride_n + (channels.to(INDEX) * x_stride_c)[None, :]
     to_y = y + n * y_stride_n + (channels.to(INDEX) * y_stride_c)[None, :]
@@ -245,8 +245,8 @@ def gradient_kernel(
     to_stride_p,
     weight_stride_n,
     bias_stride_n,
-    pieces,
-    piece_pixels,
+    chunks,
+    chunk_pixels,
     negative_slope: tl.float64,
     SUM: tl.constexpr,
     WRITE: tl.constexpr,
@@ -259,15 +259,15 @@ def gradient_kernel(
 ):
     """Sums over planes (SUM), gradients (WRITE), or both where the tile is the whole plane.
 
-    SUM: sums over a piece of g, the gradient before the activation, and of g times the normalised
-    input are stored to ``sums`` (2, N, pieces, C). WRITE: ``sums`` are those of planes, (2, N, C),
+    SUM: sums over a chunk of g, the gradient before the activation, and of g times the normalised
+    input are stored to ``sums`` (2, N, chunks, C). WRITE: ``sums`` are those of planes, (2, N, C),
     and grad_x = weight * rstd * (g - sums[0] / P - normalised * sums[1] / P). Without
     OWN_STATISTICS grad_x = weight * rstd * g.
     """
-    n, piece, channels = assigned(C, pieces, BLOCK_C)
+    n, chunk, channels = assigned(C, chunks, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
-    first = piece * piece_pixels
-    last = tl.minimum(first + piece_pixels, P)
+    first = chunk * chunk_pixels
+    last = tl.minimum(first + chunk_pixels, P)
     in_channels = (channels < C)[None, :]
     plane = n * C + channels
     gain = None
@@ -285,7 +285,7 @@ def gradient_kernel(
     if residual is not None:
         from_residual = residual + n * residual_stride_n + columns * residual_stride_c
     to = n * to_stride_n + columns * to_stride_c
-    to_sums = sums + ((n * pieces + piece) * C + channels)[None, :]
+    to_sums = sums + ((n * chunks + chunk) * C + channels)[None, :]
     if SUM and WRITE:
         lines, inside = rows.to(INDEX)[:, None], (rows < P)[:, None] & in_channels
         g, away = _gradient_tile(
@@ -305,7 +305,7 @@ def gradient_kernel(
             WIDE,
         )
         total_g, total_gz = _store_sums(
-            to_sums, g, g * away, center_error, inverse, N * pieces * C, in_channels
+            to_sums, g, g * away, center_error, inverse, N * chunks * C, in_channels
         )
         slope, level = _slope_and_level(total_g, total_gz, center_error, inverse, scale, P)
         _write_gradients(
@@ -368,7 +368,7 @@ def gradient_kernel(
                 )
         if SUM:
             _store_sums(
-                to_sums, total_g, total_away, center_error, inverse, N * pieces * C, in_channels
+                to_sums, total_g, total_away, center_error, inverse, N * chunks * C, in_channels
             )
 
 
@@ -434,8 +434,8 @@ def instance_norm(
         *other.strides,
         weight_stride,
         bias_stride,
-        tiling.pieces,
-        tiling.piece,
+        tiling.chunks,
+        tiling.chunk,
         negative_slope,
         eps,
         OWN_STATISTICS=mean is None and tiling.one_tile,
@@ -470,7 +470,7 @@ def instance_norm_backward(
     grad_residual = dense_like(x) if want_residual else None
     target = Planes.of(grad_x)
     tiling = tiling_of(planes, tensors=2)
-    sums = x.new_empty((2, planes.n, tiling.pieces, planes.c), dtype=wide_dtype(x))
+    sums = x.new_empty((2, planes.n, tiling.chunks, planes.c), dtype=wide_dtype(x))
     weight, weight_stride = _over_images(weight)
     bias, bias_stride = _over_images(bias)
     mean, rstd = mean.contiguous(), rstd.contiguous()
@@ -497,8 +497,8 @@ def instance_norm_backward(
             *target.strides,
             weight_stride,
             bias_stride,
-            tiling.pieces,
-            tiling.piece,
+            tiling.chunks,
+            tiling.chunk,
             negative_slope,
             SUM=sum,
             WRITE=write,

@@ -6,8 +6,8 @@ each input up to k x k times, and needs no masks or index arithmetic for it. Whe
 would change nothing, the second reads x itself.
 
 The second kernel is the matrix product that `conv_geometry` describes. A tile's statistics are
-computed from its rounded values. Each tile is a piece in the sense of `planes`; the moments of all
-pieces are merged afterwards.
+computed from its rounded values. Each tile is a chunk in the sense of `planes`; the moments of all
+chunks are merged afterwards.
 """
 
 from dataclasses import replace
@@ -217,8 +217,8 @@ class _Layer:
 
     def _moments(self, block_m: int) -> tuple[int, int, int, int]:
         """The shape of the moments for tiles of ``block_m`` groups."""
-        pieces = triton.cdiv(self.groups, block_m) * self.geometry.pixels
-        return 4, self.n, pieces, self.outputs
+        chunks = triton.cdiv(self.groups, block_m) * self.geometry.pixels
+        return 4, self.n, chunks, self.outputs
 
     @property
     def y_shape(self) -> tuple[int, int, int, int]:

@@ -3,10 +3,10 @@
 One kernel serves both memory layouts: an image is addressed as ``n * stride_n + c * stride_c +
 pixel * stride_p``, one of the last two strides is 1, and Triton compiles a kernel for which.
 
-Moments are four numbers of a piece of a plane: the number of its pixels, their mean as the sum of
+Moments are four numbers of a chunk of a plane: the number of its pixels, their mean as the sum of
 two numbers (a value near the mean, and the distance of the mean from it), and the sum of their
-squared deviations. They are stored in one tensor (4, N, pieces, C). They are merged in float64 in
-the order of the pieces (Chan, Golub and LeVeque, "Algorithms for computing the sample variance",
+squared deviations. They are stored in one tensor (4, N, chunks, C). They are merged in float64 in
+the order of the chunks (Chan, Golub and LeVeque, "Algorithms for computing the sample variance",
 1983): the result is exact for large means too, and the same in every run.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor
 from stylekernels.tensors import wide_dtype
 from stylekernels.triton.launch import column_sums, processors, wide_type
 
-#: The most pieces whose moments one program merges. More are merged in two passes, of
-#: _MERGED_FIRST pieces a program in the first. _CHANNELS: the fewest channels of a program.
+#: The most chunks whose moments one program merges. More are merged in two passes, of
+#: _MERGED_FIRST chunks a program in the first. _CHANNELS: the fewest channels of a program.
 MERGED = 1024
 _MERGED_FIRST = 256
 _CHANNELS = 4
@@ -85,34 +85,34 @@ class Planes:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The division of planes among programs: each takes some channels of one image and one piece.
+    """The division of planes among programs: each takes some channels of one image and one chunk.
 
     Attributes:
         block_p, block_c: pixels and channels of a tile, powers of two.
-        pieces: number of pieces of a plane.
-        piece: pixels of a piece, a multiple of ``block_p`` unless there is but one.
+        chunks: number of chunks of a plane.
+        chunk: pixels of a chunk, a multiple of ``block_p`` unless there is but one.
         programs: number of programs of a launch.
         num_warps: number of warps of a program.
     """
 
     block_p: int
     block_c: int
-    pieces: int
-    piece: int
+    chunks: int
+    chunk: int
     programs: int
     num_warps: int
 
     @property
     def one_tile(self) -> bool:
         """Return whether a tile is a whole plane: then statistics need no pass of their own."""
-        return self.pieces == 1 and self.block_p >= self.piece
+        return self.chunks == 1 and self.block_p >= self.chunk
 
 
 def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
     """Choose tiles along the direction that is dense in memory.
 
     A tile is a whole plane where the plane fits and there are enough planes to fill the device.
-    Otherwise planes are split into as many pieces as fill it.
+    Otherwise planes are split into as many chunks as fill it.
 
     Args:
         planes: planes of the input.
@@ -144,10 +144,10 @@ def tiling_of(planes: Planes, tensors: int = 1) -> Tiling:
         programs = _PROGRAMS
     block_p = min(tile // block_c, pixels)
     wanted = triton.cdiv(programs * processors(device), max(blocks, 1))
-    pieces = max(1, min(wanted, MERGED, triton.cdiv(p, block_p)))
-    piece = triton.cdiv(triton.cdiv(p, pieces), block_p) * block_p
-    pieces = triton.cdiv(p, piece)
-    return Tiling(block_p, block_c, pieces, piece, blocks * pieces, 4)
+    chunks = max(1, min(wanted, MERGED, triton.cdiv(p, block_p)))
+    chunk = triton.cdiv(triton.cdiv(p, chunks), block_p) * block_p
+    chunks = triton.cdiv(p, chunk)
+    return Tiling(block_p, block_c, chunks, chunk, blocks * chunks, 4)
 
 
 @triton.jit
@@ -158,14 +158,14 @@ def inverse_deviation(var, eps):
 
 
 @triton.jit
-def assigned(C, pieces, BLOCK_C: tl.constexpr):
-    """The image, piece and channels that this program works on."""
+def assigned(C, chunks, BLOCK_C: tl.constexpr):
+    """The image, chunk and channels that this program works on."""
     program = tl.program_id(0)
-    piece = program % pieces
+    chunk = program % chunks
     blocks = tl.cdiv(C, BLOCK_C)
-    block = program // pieces % blocks
-    n = program // pieces // blocks
-    return n.to(tl.int64), piece, block * BLOCK_C + tl.arange(0, BLOCK_C)
+    block = program // chunks % blocks
+    n = program // chunks // blocks
+    return n.to(tl.int64), chunk, block * BLOCK_C + tl.arange(0, BLOCK_C)
 
 
 @triton.jit
@@ -179,12 +179,12 @@ def load_columns(at, in_channels, EVEN: tl.constexpr):
 
 @triton.jit
 def store_moments(
-    moments, n, piece, channels, inside, N, pieces, C, count, near, distance, squares
+    moments, n, chunk, channels, inside, N, chunks, C, count, near, distance, squares
 ):
-    """Store the moments of some channels, [BLOCK_C] each; ``count`` may be a scalar, and ``piece``
-    a vector of one piece for each of them."""
-    plane = tl.cast(N, tl.int64) * pieces * C
-    to = moments + (n * pieces + piece) * C + channels
+    """Store the moments of some channels, [BLOCK_C] each; ``count`` may be a scalar, and ``chunk``
+    a vector of one chunk for each of them."""
+    plane = tl.cast(N, tl.int64) * chunks * C
+    to = moments + (n * chunks + chunk) * C + channels
     tl.store(to, tl.where(inside, count, 0), mask=inside)
     tl.store(to + plane, near, mask=inside)
     tl.store(to + 2 * plane, distance, mask=inside)
@@ -192,19 +192,19 @@ def store_moments(
 
 
 @triton.jit
-def merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS: tl.constexpr):
-    """Count, mean and sum of squared deviations of the pieces ``first`` to ``last``, at most ROWS:
+def merge_moments(moments, n, channels, N, chunks, C, first, last, ROWS: tl.constexpr):
+    """Count, mean and sum of squared deviations of the chunks ``first`` to ``last``, at most ROWS:
     [BLOCK_C] of float64 each."""
-    plane = tl.cast(N, tl.int64) * pieces * C
+    plane = tl.cast(N, tl.int64) * chunks * C
     rows = first + tl.arange(0, ROWS)
-    at = moments + (n * pieces + rows[:, None]) * C + channels[None, :]
+    at = moments + (n * chunks + rows[:, None]) * C + channels[None, :]
     inside = (rows < last)[:, None] & (channels < C)[None, :]
     count = tl.load(at, mask=inside, other=0.0).to(tl.float64)
     near = tl.load(at + plane, mask=inside, other=0.0).to(tl.float64)
     distance = tl.load(at + 2 * plane, mask=inside, other=0.0).to(tl.float64)
     squares = tl.load(at + 3 * plane, mask=inside, other=0.0).to(tl.float64)
-    # Distances are taken from the first piece's mean, so that one pass over the pieces is enough.
-    at = moments + plane + (n * pieces + first) * C + channels
+    # Distances are taken from the first chunk's mean, so that one pass over the chunks is enough.
+    at = moments + plane + (n * chunks + first) * C + channels
     center = tl.load(at, mask=channels < C, other=0.0).to(tl.float64)
     center = tl.where(tl.abs(center) < float("inf"), center, 0.0)
     away = tl.where(inside, (near - center[None, :]) + distance, 0.0)
@@ -225,25 +225,25 @@ def moments_kernel(
     stride_n: tl.int64,
     stride_c,
     stride_p,
-    pieces,
-    piece_pixels,
+    chunks,
+    chunk_pixels,
     EVEN: tl.constexpr,
     INDEX: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Moments of every piece of every plane. Each pixel is read once, by the program of its piece.
+    """Moments of every chunk of every plane. Each pixel is read once, by the program of its chunk.
 
     Each element of the accumulator tile sums distances from a reference value, and their squares.
-    The reference is the mean of the piece's first tile. It lies within the range of the values, so
+    The reference is the mean of the chunk's first tile. It lies within the range of the values, so
     the cancellation in the squares is bounded by the number of tiles. Threads exchange sums only
     after the loop.
     """
-    n, piece, channels = assigned(C, pieces, BLOCK_C)
+    n, chunk, channels = assigned(C, chunks, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
-    first = piece * piece_pixels
-    last = tl.minimum(first + piece_pixels, P)
+    first = chunk * chunk_pixels
+    last = tl.minimum(first + chunk_pixels, P)
     whole = first + (last - first) // BLOCK_P * BLOCK_P
     in_channels = (channels < C)[None, :]
     base = x + n * stride_n + (channels.to(INDEX) * stride_c)[None, :]
@@ -273,11 +273,11 @@ def moments_kernel(
     store_moments(
         moments,
         n,
-        piece,
+        chunk,
         channels,
         channels < C,
         N,
-        pieces,
+        chunks,
         C,
         total,
         tl.sum(near, 0),
@@ -292,25 +292,25 @@ def merge_kernel(
     merged,
     N,
     C,
-    pieces,
-    merged_pieces,
+    chunks,
+    merged_chunks,
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Merge the moments of every ROWS consecutive pieces."""
-    n, piece, channels = assigned(C, merged_pieces, BLOCK_C)
-    first = piece * ROWS
-    last = tl.minimum(first + ROWS, pieces)
-    total, mean, squares = merge_moments(moments, n, channels, N, pieces, C, first, last, ROWS)
+    """Merge the moments of every ROWS consecutive chunks."""
+    n, chunk, channels = assigned(C, merged_chunks, BLOCK_C)
+    first = chunk * ROWS
+    last = tl.minimum(first + ROWS, chunks)
+    total, mean, squares = merge_moments(moments, n, channels, N, chunks, C, first, last, ROWS)
     near = mean.to(moments.dtype.element_ty)
     store_moments(
         merged,
         n,
-        piece,
+        chunk,
         channels,
         channels < C,
         N,
-        merged_pieces,
+        merged_chunks,
         C,
         total,
         near,
@@ -331,7 +331,7 @@ def statistics_kernel(
     bias,
     N,
     C,
-    pieces,
+    chunks,
     eps: tl.float64,
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
@@ -340,7 +340,7 @@ def statistics_kernel(
     biased variance, inverse deviation, and scale and shift of instance norm with ``weight`` and
     ``bias``, (C,). The shift is computed from the rounded scale: see `norm_scale_shift`."""
     n, _, channels = assigned(C, 1, BLOCK_C)
-    total, mean, squares = merge_moments(moments, n, channels, N, pieces, C, 0, pieces, ROWS)
+    total, mean, squares = merge_moments(moments, n, channels, N, chunks, C, 0, chunks, ROWS)
     inside = channels < C
     to = n * C + channels
     if mean_out is not None:
@@ -366,9 +366,9 @@ def statistics_kernel(
 
 
 def moments_of(planes: Planes, tiling: Tiling) -> Tensor:
-    """Compute the moments of the pieces of a tiling."""
+    """Compute the moments of the chunks of a tiling."""
     x = planes.x
-    moments = x.new_empty((4, planes.n, tiling.pieces, planes.c), dtype=wide_dtype(x))
+    moments = x.new_empty((4, planes.n, tiling.chunks, planes.c), dtype=wide_dtype(x))
     moments_kernel[(tiling.programs,)](
         x,
         moments,
@@ -376,8 +376,8 @@ def moments_of(planes: Planes, tiling: Tiling) -> Tensor:
         planes.c,
         planes.p,
         *planes.strides,
-        tiling.pieces,
-        tiling.piece,
+        tiling.chunks,
+        tiling.chunk,
         EVEN=planes.c % tiling.block_c == 0,
         INDEX=planes.index_type,
         WIDE=wide_type(x),
@@ -402,16 +402,16 @@ def write_statistics(
 ) -> None:
     """Merge moments and write the statistics that have an output tensor: (N, C), or (N, C, 2) for
     ``scale_shift``."""
-    _, n, pieces, c = moments.shape
-    while pieces > MERGED:
-        fewer = triton.cdiv(pieces, _MERGED_FIRST)
+    _, n, chunks, c = moments.shape
+    while chunks > MERGED:
+        fewer = triton.cdiv(chunks, _MERGED_FIRST)
         few = moments.new_empty((4, n, fewer, c))
         block = min(triton.next_power_of_2(c), 4 * _CHANNELS)
         merge_kernel[(n * fewer * triton.cdiv(c, block),)](
-            moments, few, n, c, pieces, fewer, BLOCK_C=block, ROWS=_MERGED_FIRST, num_warps=8
+            moments, few, n, c, chunks, fewer, BLOCK_C=block, ROWS=_MERGED_FIRST, num_warps=8
         )
-        moments, pieces = few, fewer
-    rows = triton.next_power_of_2(pieces)
+        moments, chunks = few, fewer
+    rows = triton.next_power_of_2(chunks)
     block = min(triton.next_power_of_2(c), max(_CHANNELS, MERGED // rows), 64)
     statistics_kernel[(n * triton.cdiv(c, block),)](
         moments,
@@ -424,7 +424,7 @@ def write_statistics(
         bias,
         n,
         c,
-        pieces,
+        chunks,
         eps,
         BLOCK_C=block,
         ROWS=rows,

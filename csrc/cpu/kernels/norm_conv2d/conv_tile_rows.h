@@ -15,14 +15,13 @@ inline int64_t ceil_divide(int64_t count, int64_t size) { return (count + size -
 //
 //   apart        a product per kernel column and 32 input channels
 //   in_values    few input channels: im2col of a kernel row, the columns' channels are the values
-//   in_outputs   few output channels: the columns' outputs are the outputs; the epilogue shifts
-//   them
-//                by their columns and adds them up
+//   in_outputs   few output channels: the columns' outputs are the outputs; the epilogue
+//                shifts them by their columns and adds them up
 enum class KernelColumns { apart, in_values, in_outputs };
 
 // Sizes of a layer on AMX tiles. A depth block is 32 values, the depth of a tile: 32 input
-// channels, or 32 values of a kernel row (in_values). A row of the ring is [depth block][column][32
-// values].
+// channels, or 32 values of a kernel row (in_values). The layout of a row of the ring is
+// [depth block][column][32 values].
 //
 // Columns of a row, here for a kernel of 3 with padding 1 (low = -1, span = 3) and stride 1:
 //
