@@ -75,6 +75,23 @@ def dense_like(x: Tensor, shape: Sequence[int] | None = None) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout_of(x))
 
 
+def conv_channels(weight: Tensor, upsample: str) -> tuple[int, int]:
+    """Return the input and the output channels of a convolution's weights."""
+    outputs, inputs = weight.shape[:2]
+    return (outputs, inputs) if upsample == "transpose" else (inputs, outputs)
+
+
+def conv_size(
+    size: Sequence[int], kernel: int, stride: int, padding: int, upsample: str
+) -> tuple[int, int]:
+    """Return the height and width of a convolution's output, for those of its input."""
+    height, width = size
+    if upsample != "none":
+        return 2 * height, 2 * width
+    reach = 2 * padding - kernel
+    return (height + reach) // stride + 1, (width + reach) // stride + 1
+
+
 def empty_channels_last(x: Tensor, height: int, width: int) -> Tensor:
     """Return an uninitialised channels_last image of another size, with x's batch, channels, dtype
     and device."""

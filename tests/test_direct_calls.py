@@ -23,6 +23,7 @@ NONE = (None,) * 5
 NORM = ("relu", 0.01, False, 1e-5, False)
 MEAN = torch.stack((PLANES, PLANES))
 KERNEL = random(8, C, 3, 3, scale=0.1)
+MODE = (1, 1, "zeros", "none")
 
 
 def norm(x=X, weight=None, bias=None, residual=None, mean=None, var=None):
@@ -50,9 +51,16 @@ def convolve(stride=1, padding=1, padding_mode="zeros", upsample="none", **chang
 
 
 def convolve_directly(
-    x=X, weight=KERNEL, packed=None, y=None, norm_bias=None, workspace=None, **options
+    x=X,
+    weight=KERNEL,
+    packed=None,
+    y=None,
+    norm_bias=None,
+    workspace=None,
+    upsample="none",
+    **options,
 ):
-    mode = (1, 1, "zeros", "none")
+    mode = (*MODE[:3], upsample)
     packed = OPS.norm_conv2d_pack(KERNEL, *mode) if packed is None else packed
     y = torch.empty(N, 8, H, W) if y is None else y
     if workspace is None:
@@ -60,6 +68,10 @@ def convolve_directly(
         workspace = torch.empty(size, dtype=torch.float64)
     options["norm"] = (None, norm_bias, 1e-5)
     convolve_into(y, workspace, x, weight, packed, mode, **options)
+
+
+def with_gaps(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.stack((tensor, tensor), -1)[..., 0]
 
 
 CALLS = {
@@ -132,7 +144,10 @@ CALLS = {
         lambda: convolve(scale_shift=random(N, 1, 2)),
         lambda: convolve_directly(scale_shift=random(1, C, 2)),
     ],
-    "next_scale_shift": [lambda: convolve_directly(next_scale_shift=random(N, 1, 2))],
+    "next_scale_shift": [
+        lambda: convolve_directly(next_scale_shift=random(N, 1, 2)),
+        lambda: convolve_directly(next_scale_shift=with_gaps(random(N, 8, 2))),
+    ],
     "activation": [
         lambda: OPS.instance_norm(X, *NONE, "gelu", *NORM[1:]),
         lambda: OPS.norm_conv2d(
@@ -169,13 +184,21 @@ CALLS = {
     "input": [
         lambda: convolve_directly(input=torch.empty(N, C, H, 1)),
         lambda: convolve_directly(input=torch.empty_like(HALF)),
+        lambda: convolve_directly(input=with_gaps(X)),
     ],
     "y": [
         lambda: convolve_directly(y=torch.empty(N, 4, H, W)),
         lambda: convolve_directly(y=torch.empty(1, 8, H, W)),
         lambda: convolve_directly(y=torch.empty(N, 8, H + 1, W)),
+        lambda: convolve_directly(y=with_gaps(torch.empty(N, 8, H, W))),
+        # Parts of upsampled outputs, and of outputs with statistics.
+        lambda: convolve_directly(upsample="nearest", y=torch.empty(N, 8, 2 * H - 1, 2 * W)),
+        lambda: convolve_directly(y=torch.empty(N, 8, H - 1, W), next_scale_shift=random(N, 8, 2)),
     ],
-    "packed": [lambda: convolve_directly(packed=ONE)],
+    "packed": [
+        lambda: convolve_directly(packed=ONE),
+        lambda: convolve_directly(packed=with_gaps(OPS.norm_conv2d_pack(KERNEL, *MODE))),
+    ],
     "workspace": [
         lambda: convolve_directly(workspace=torch.empty(1, dtype=torch.float64)),
         lambda: convolve_directly(workspace=torch.empty(1 << 20)),

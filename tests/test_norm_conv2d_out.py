@@ -16,6 +16,7 @@ from torch import Tensor
 
 import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
 from stylekernels import instance_norm_stats, native, norm_scale_shift
+from stylekernels.tensors import conv_channels, conv_size
 from tests.conftest import DTYPES, allowed_errors, assert_accurate, random
 from tests.direct_convolution import convolve_into
 from tests.instance_norms import ACTIVATIONS
@@ -80,12 +81,6 @@ def frames(
     return bytes_.to(device)[1:].view(shape).permute(0, 3, 1, 2)
 
 
-def output_size(x: Tensor, weight: Tensor, stride: int, padding: int, upsample: str) -> list[int]:
-    if upsample != "none":
-        return [2 * size for size in x.shape[2:]]
-    return [(size + 2 * padding - weight.shape[2]) // stride + 1 for size in x.shape[2:]]
-
-
 def out(
     x,
     weight,
@@ -109,8 +104,8 @@ def out(
     """Call norm_conv2d_out with memory for its results. ``crop`` leaves out rows and columns."""
     mode = (stride, padding, padding_mode, upsample)
     memory, dtype = GuardedMemory(x.device), weight.dtype
-    size = output_size(x, weight, stride, padding, upsample)
-    channels = weight.shape[1 if upsample == "transpose" else 0]
+    size = conv_size(x.shape[2:], weight.shape[2], stride, padding, upsample)
+    _, channels = conv_channels(weight, upsample)
     y_size = [full - less * (less < full) for full, less in zip(size, crop, strict=True)]
     y = memory.make((len(x), channels, *y_size), y_dtype or dtype, layout)
     kept = memory.make(x.shape, dtype, layout) if keep else None
@@ -402,23 +397,6 @@ def test_threads_do_not_meet_in_a_narrow_crop(mode, columns) -> None:
         runs = [out(**tensors, **options, crop=crop).y for _ in range(20)]
     different = sum(not torch.equal(y, expected) for y in runs)
     assert different == 0, f"{different} of {len(runs)} runs"
-
-
-@pytest.mark.skipif(not COMPILED, reason="the formula doesn't mind")
-@pytest.mark.parametrize(
-    ("mode", "norm"), [(("none", 3, 1), Norm()), (("nearest", 3, 1), None)], ids=str
-)
-def test_parts_of_upsampled_outputs_and_of_statistics_are_refused(norm, mode) -> None:
-    tensors = inputs(mode, (1, 4, 9, 8), 4, torch.float32)
-    with pytest.raises(RuntimeError, match="y: expected the size of the whole output"):
-        out(
-            **tensors,
-            **half_padded(mode),
-            padding_mode="reflect",
-            norm=norm,
-            crop=(1, 0),
-            layout="contiguous",
-        )
 
 
 @pytest.mark.skipif(not COMPILED, reason="PyTorch's bits depend on the number of threads")

@@ -18,6 +18,11 @@ pytestmark = TRITON
 FRAMES_MODES = (("none", 3, 1), ("none", 5, 2), ("nearest", 3, 1), ("transpose", 4, 1))
 
 
+def with_gaps(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values with NaN between them."""
+    return torch.stack((tensor, torch.full_like(tensor, torch.nan)), -1)[..., 0]
+
+
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_options(mode, device) -> None:
     check_draws(mode, 3, device)
@@ -86,6 +91,25 @@ def test_norms_of_any_dtype(dtype, device) -> None:
     tensors = inputs(("none", 3, 1), (2, 5, 9, 8), 4, torch.float32, "channels_last", device)
     for kind in ({"weight": None}, {"bias": None}, {}):
         check(tensors, norm_of("(C,)", 4, dtype, device)._replace(**kind), padding=1)
+
+
+@pytest.mark.parametrize("mode", FRAMES_MODES, ids=str)
+def test_parameters_with_gaps_in_memory(mode, device) -> None:
+    tensors = inputs(
+        mode,
+        (2, 5, 9, 8),
+        4,
+        torch.float32,
+        "channels_last",
+        device,
+        scale_shift=True,
+        bias="float32",
+    )
+    norm = norm_of("(C,)", 4, torch.float32, device)
+    for name in ("bias", "scale_shift"):
+        tensors[name] = with_gaps(tensors[name])
+    norm = norm._replace(weight=with_gaps(norm.weight), bias=with_gaps(norm.bias))
+    check(tensors, norm, padding_mode="replicate", **half_padded(mode))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

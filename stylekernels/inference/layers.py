@@ -1,6 +1,6 @@
 """A style generator as a list of convolutions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stylekernels.models.files import StyleGenerator
 from stylekernels.models.generator import GeneratorConfig
+from stylekernels.tensors import conv_channels, conv_size
 
 _LARGEST_KERNEL = 9
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -43,22 +44,20 @@ class Layer:
 
     @property
     def in_channels(self) -> int:
-        return self.weight.shape[0 if self.upsample == "transpose" else 1]
+        return conv_channels(self.weight, self.upsample)[0]
 
     @property
     def out_channels(self) -> int:
-        return self.weight.shape[1 if self.upsample == "transpose" else 0]
+        return conv_channels(self.weight, self.upsample)[1]
 
     @property
     def mode(self) -> tuple[int, int, str, str]:
         """The options that the packed weights depend on."""
         return (self.stride, self.padding, self.padding_mode, self.upsample)
 
-    def size_after(self, size: int) -> int:
-        """The height or width of the output for a height or width of the input."""
-        if self.upsample != "none":
-            return 2 * size
-        return (size + 2 * self.padding - self.weight.shape[2]) // self.stride + 1
+    def size_after(self, size: Sequence[int]) -> tuple[int, int]:
+        """The height and width of the output for those of the input."""
+        return conv_size(size, self.weight.shape[2], self.stride, self.padding, self.upsample)
 
     def margin_before(self, margin: int) -> int:
         """The margin of input around a region on which a margin of output around it depends."""

@@ -100,7 +100,7 @@ class Plan:
         channels_in = [layers[0].in_channels, *(layer.out_channels for layer in layers)]
         sizes = [(height, width)]
         for layer in layers:
-            sizes.append(tuple(layer.size_after(size) for size in sizes[-1]))
+            sizes.append(layer.size_after(sizes[-1]))
         shapes = [(n, c, *size) for c, size in zip(channels_in, sizes, strict=True)]
         self.output_shape = shapes[-1]
         arena = _Arena()

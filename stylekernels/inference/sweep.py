@@ -166,9 +166,9 @@ class Sweep:
 
     def _empty_output(self, count: int) -> Tensor:
         """Allocate the output of the first ``count`` layers for the whole image."""
-        size = list(self.x.shape[2:])
+        size = self.x.shape[2:]
         for layer in self.layers[:count]:
-            size = [layer.size_after(length) for length in size]
+            size = layer.size_after(size)
         layer = self.layers[count - 1]
         return _empty(layer.out_channels, *size, layer.weight.dtype, self.x.device)
 

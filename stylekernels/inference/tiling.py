@@ -145,7 +145,7 @@ def restarts(layers: Sequence[Layer], size: Sequence[int], budget: int) -> list[
     """
     count, needed = len(layers), [0]
     for layer in layers:
-        size = [layer.size_after(length) for length in size]
+        size = layer.size_after(size)
         needed.append(layer.out_channels * math.prod(size) * layer.weight.dtype.itemsize)
     needed[count] = 0  # the picture
     best = {0: (0, [])}  # for each layer: the least work up to it, and the layers kept for that

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from stylekernels.ops.arguments import CONV_KERNELS, check_choice, check_conv_geometry
-from stylekernels.tensors import ACTIVATIONS, DTYPES, PADDING_MODES, wide_dtype
+from stylekernels.tensors import (
+    ACTIVATIONS,
+    DTYPES,
+    PADDING_MODES,
+    conv_channels,
+    conv_size,
+    wide_dtype,
+)
 
 
 def _expect(
@@ -33,6 +40,19 @@ def _expect(
     if tensor.dtype != dtype and (dtype is not None or tensor.dtype not in DTYPES):
         wanted = "a floating-point dtype" if dtype is None else dtype
         raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype}")
+
+
+def _expect_dense(tensor: Tensor | None, name: str, *, or_channels_last: bool = False) -> None:
+    """``tensor``, which a kernel uses as it is in memory, must be None or have no gaps."""
+    if tensor is None or tensor.is_contiguous():
+        return
+    if or_channels_last and tensor.is_contiguous(memory_format=torch.channels_last):
+        return
+    layouts = "contiguous or channels_last" if or_channels_last else "contiguous"
+    raise ValueError(
+        f"{name}: expected {layouts} memory, got strides {tensor.stride()} for "
+        f"{tuple(tensor.shape)}; allocate it without gaps"
+    )
 
 
 def _images(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,)) -> None:
@@ -168,11 +188,25 @@ def norm_conv2d_out(
     _expect(norm_bias, "norm_bias", x, (outputs,))
     wide = wide_dtype(weight)
     _expect(next_scale_shift, "next_scale_shift", x, (x.shape[0], outputs, 2), dtype=wide)
-    if y.shape[:2] != (x.shape[0], outputs):
+    whole = (x.shape[0], outputs, *conv_size(x.shape[2:], weight.shape[2], *mode[:2], upsample))
+    parts = upsample == "none" and next_scale_shift is None
+    if not (_is_crop(y, whole) if parts else y.shape == whole):
+        smaller = " or fewer rows and columns" if parts else ""
         raise ValueError(
-            f"y: expected (N, Cout, ...) = ({x.shape[0]}, {outputs}, ...), got {tuple(y.shape)}"
+            f"y: expected the size of the whole output {whole}{smaller}, got {tuple(y.shape)}; "
+            "only an output without upsampling and statistics can be cropped"
         )
+    for image, name in ((y, "y"), (input, "input")):
+        _expect_dense(image, name, or_channels_last=True)
+    for numbers, name in ((packed, "packed"), (next_scale_shift, "next_scale_shift")):
+        _expect_dense(numbers, name)
     _expect(workspace, "workspace", x, workspace.shape, dtype=torch.float64)
+
+
+def _is_crop(y: Tensor, whole: tuple[int, ...]) -> bool:
+    """Return whether y has the images and channels of the whole output, and no more pixels."""
+    rows, columns = y.shape[2:]
+    return y.shape[:2] == whole[:2] and rows <= whole[2] and columns <= whole[3]
 
 
 def upsampled_image(x: Tensor, border: int, padding_mode: str) -> None:
@@ -200,7 +234,7 @@ def _convolution(x, weight, bias, scale_shift, activation, residual, mode) -> in
     *_, padding_mode, upsample = mode
     _kernel(weight, padding_mode, upsample)
     check_choice(activation, "activation", ACTIVATIONS)
-    channels, outputs = weight.shape[1::-1] if upsample != "transpose" else weight.shape[:2]
+    channels, outputs = conv_channels(weight, upsample)
     if x.shape[1] != channels:
         raise ValueError(f"x: expected weight's Cin = {channels}, got {tuple(x.shape)}")
     check_conv_geometry(x, weight.shape[2], *mode)

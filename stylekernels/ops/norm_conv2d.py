@@ -28,6 +28,8 @@ from stylekernels.tensors import (
     ACTIVATIONS,
     DTYPES,
     PADDING_MODES,
+    conv_channels,
+    conv_size,
     dense_like,
     layout_of,
     wide_dtype,
@@ -110,14 +112,10 @@ def _fake(
     upsample,
     return_stats,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    channels = weight.shape[1 if upsample == "transpose" else 0]
-    if upsample == "none":
-        reach = 2 * padding - weight.shape[2]
-        height, width = ((size + reach) // stride + 1 for size in x.shape[2:])
-    else:
-        height, width = (2 * size for size in x.shape[2:])
-    y = dense_like(x, (x.shape[0], channels, height, width))
-    rows = (x.shape[0], channels) if return_stats else (0,)
+    _, outputs = conv_channels(weight, upsample)
+    size = conv_size(x.shape[2:], weight.shape[2], stride, padding, upsample)
+    y = dense_like(x, (x.shape[0], outputs, *size))
+    rows = (x.shape[0], outputs) if return_stats else (0,)
     mean, var = (x.new_empty(rows, dtype=wide_dtype(x)) for _ in range(2))
     return y, mean, var, dense_like(x) if return_input else x.new_empty((0,))
 
@@ -299,8 +297,7 @@ def norm_conv2d(
             residual = residual.to(dtype)
     check_conv_weight(weight, x, upsample, *CONV_KERNELS[upsample])
     if bias is not None:
-        channels = weight.shape[1 if upsample == "transpose" else 0]
-        check_conv_bias(bias, x, channels, or_float32=True)
+        check_conv_bias(bias, x, conv_channels(weight, upsample)[1], or_float32=True)
     if scale_shift is not None:
         _check_scale_shift(scale_shift, x)
     if residual is not None:

@@ -33,6 +33,7 @@ from stylekernels.ops.transforms import inside_transform, transformed
 from stylekernels.tensors import (
     ACTIVATIONS,
     PADDING_MODES,
+    conv_channels,
     dense_like,
     empty_channels_last,
     laid_out_like,
@@ -123,7 +124,7 @@ def upsample_block(
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     check_conv_weight(weight, x, upsample, *_KERNELS[upsample])
-    out_channels = weight.shape[1 if upsample == "transpose" else 0]
+    _, out_channels = conv_channels(weight, upsample)
     if bias is not None:
         check_conv_bias(bias, x, out_channels)
     for parameter, name in ((norm_weight, "norm_weight"), (norm_bias, "norm_bias")):
@@ -317,7 +318,7 @@ def _no_stats(x: Tensor) -> tuple[Tensor, Tensor]:
 def _fake_upsample_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    channels = weight.shape[1 if upsample == "transpose" else 0]
+    _, channels = conv_channels(weight, upsample)
     y = dense_like(x, (x.shape[0], channels, 2 * x.shape[2], 2 * x.shape[3]))
     if not stats:
         return y, *_no_stats(x)

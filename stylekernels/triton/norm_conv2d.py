@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from stylekernels.tensors import dense_like, wide_dtype
+from stylekernels.tensors import conv_channels, conv_size, dense_like, wide_dtype
 from stylekernels.triton.conv_geometry import Geometry
 from stylekernels.triton.conv_kernels import convolution_kernel, pack_kernel, prepare_kernel
 from stylekernels.triton.launch import (
@@ -78,19 +78,8 @@ def _candidates(default: Config) -> list[Config]:
 def _geometry(
     weight: Tensor, stride: int, padding: int, padding_mode: str, upsample: str
 ) -> Geometry:
-    outputs, channels = weight.shape[:2]
-    if upsample == "transpose":
-        outputs, channels = channels, outputs
+    channels, outputs = conv_channels(weight, upsample)
     return Geometry.of(weight.shape[2], channels, outputs, stride, padding, padding_mode, upsample)
-
-
-def _output_size(
-    weight: Tensor, height: int, width: int, stride: int, padding: int, upsample: str
-) -> tuple[int, int]:
-    if upsample != "none":
-        return 2 * height, 2 * width
-    reach = 2 * padding - weight.shape[2]
-    return (height + reach) // stride + 1, (width + reach) // stride + 1
 
 
 class Prologue(NamedTuple):
@@ -173,13 +162,13 @@ class _Layer:
         upsample: str,
         channels_last: bool = True,
     ) -> None:
-        transposed = upsample == "transpose"
         self.n, self.height, self.width = n, height, width
-        self.channels = weight.shape[0 if transposed else 1]
-        self.outputs = weight.shape[1 if transposed else 0]
+        self.channels, self.outputs = conv_channels(weight, upsample)
         self.dtype, self.device = weight.dtype, weight.device
         self.geometry = _geometry(weight, stride, padding, padding_mode, upsample)
-        self.rows, self.columns = _output_size(weight, height, width, stride, padding, upsample)
+        self.rows, self.columns = conv_size(
+            (height, width), weight.shape[2], stride, padding, upsample
+        )
         self._problem = (
             "norm_conv2d",
             str(self.dtype).removeprefix("torch."),
@@ -255,7 +244,8 @@ class _Layer:
         tiles = triton.cdiv(self.groups, config.block_m)
         columns = triton.cdiv(self.outputs * geometry.pixels, config.block_n)
         row_offset, rows = 0, geometry.window[0]
-        if self.outputs * geometry.group[1] % config.block_n == 0:  # a tile has one row of groups
+        if self.outputs * geometry.group[1] % config.block_n == 0:
+            # All columns of a tile belong to one row of the group.
             row_offset, rows = geometry.rows_of_group_row
         convolution_kernel[(self.n * tiles * columns,)](
             x,
@@ -358,8 +348,8 @@ def norm_conv2d(
     """The op of this name."""
     geometry = _geometry(weight, stride, padding, padding_mode, upsample)
     n, height, width = _image_sizes(x)
-    outputs = weight.shape[1 if upsample == "transpose" else 0]
-    size = _output_size(weight, height, width, stride, padding, upsample)
+    _, outputs = conv_channels(weight, upsample)
+    size = conv_size((height, width), weight.shape[2], stride, padding, upsample)
     y = written = dense_like(x, (n, outputs, *size))
     if Planes.of(y).stride_c != 1 and geometry.pixels > 1:
         # Writing the pixels of a group one by one takes far longer than a copy does.
@@ -386,12 +376,11 @@ def norm_conv2d(
         n, c, h, w = layer.prepared_shape
         return x.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
 
-    pairs = None if scale_shift is None else scale_shift.contiguous()
     found = layer.run(
         x,
         _pack(weight, geometry, upsample),
-        None if bias is None else bias.contiguous(),
-        Prologue(pairs, activation, negative_slope, residual),
+        _dense(bias),
+        Prologue(_dense(scale_shift), activation, negative_slope, residual),
         prepared,
         kept,
         written,
@@ -402,6 +391,11 @@ def norm_conv2d(
     if found is not None:
         write_statistics(found, mean=mean, var=var)
     return y, mean, var, x.new_empty((0,)) if kept is None else kept
+
+
+def _dense(parameter: Tensor | None) -> Tensor | None:
+    """Return a parameter as kernels address it: without gaps."""
+    return None if parameter is None else parameter.contiguous()
 
 
 def _image_sizes(x: Tensor) -> tuple[int, int, int]:
@@ -417,10 +411,10 @@ def norm_conv2d_pack(
 
 def _pack(weight: Tensor, geometry: Geometry, upsample: str) -> Tensor:
     """Pack the weights as the second kernel reads them: (columns, inner dimension)."""
-    strides, (outputs, channels) = weight.stride(), weight.shape[:2]
-    of_output, of_channel = strides[:2]
+    channels, outputs = conv_channels(weight, upsample)
+    of_output, of_channel, of_row, of_column = weight.stride()
     if upsample == "transpose":
-        outputs, channels, of_output, of_channel = channels, outputs, of_channel, of_output
+        of_output, of_channel = of_channel, of_output
     packed = weight.new_empty((geometry.pixels * outputs, geometry.window[0] * geometry.run))
     of_window, of_pixel, first, count = geometry.elements
     pack_kernel[(triton.cdiv(packed.numel(), 1024),)](
@@ -431,7 +425,8 @@ def _pack(weight: Tensor, geometry: Geometry, upsample: str) -> Tensor:
         outputs,
         of_output,
         of_channel,
-        *strides[2:],
+        of_row,
+        of_column,
         KERNEL=geometry.kernel,
         OF_WINDOW=of_window,
         OF_PIXEL=of_pixel,
@@ -471,7 +466,7 @@ def norm_conv2d_workspace(
 
 
 def _check_memory(
-    layer: _Layer, packed: Tensor, y: Tensor, workspace: Tensor, prepared: int, stats: bool
+    layer: _Layer, packed: Tensor, workspace: Tensor, prepared: int, stats: bool
 ) -> None:
     """Raise ValueError where the caller's memory is smaller than the kernels assume."""
     geometry = layer.geometry
@@ -481,9 +476,6 @@ def _check_memory(
             f"packed: expected the {weights} numbers that norm_conv2d_pack makes of this weight "
             f"for this mode, got {packed.numel()}"
         )
-    rows, columns = layer.y_shape[2:]
-    if y.shape[2] > rows or y.shape[3] > columns:
-        raise ValueError(f"y: expected at most {rows} x {columns} pixels, got {tuple(y.shape)}")
     moments = _bytes(layer.most_moments, wide_dtype(packed)) if stats else 0
     if workspace.numel() * 8 < prepared + moments:
         raise ValueError(
@@ -524,7 +516,7 @@ def norm_conv2d_out(
         Planes.of(y).stride_c == 1,
     )
     prepared_bytes = _bytes(layer.prepared_shape, layer.dtype)
-    _check_memory(layer, packed, y, workspace, prepared_bytes, next_scale_shift is not None)
+    _check_memory(layer, packed, workspace, prepared_bytes, next_scale_shift is not None)
     memory = workspace.view(torch.uint8)
 
     def moments(shape: tuple[int, ...]) -> Tensor:
@@ -536,10 +528,14 @@ def norm_conv2d_out(
         values = memory[:prepared_bytes].view(layer.dtype)[: n * c * h * w]
         return values.view(n, h, w, c).permute(0, 3, 1, 2)
 
-    prologue = Prologue(scale_shift, activation, negative_slope, residual)
+    prologue = Prologue(_dense(scale_shift), activation, negative_slope, residual)
     wanted = None if next_scale_shift is None else moments
-    found = layer.run(x, packed, bias, prologue, prepared, input, y, wanted)
+    found = layer.run(x, packed, _dense(bias), prologue, prepared, input, y, wanted)
     if found is not None:
         write_statistics(
-            found, scale_shift=next_scale_shift, weight=norm_weight, bias=norm_bias, eps=eps
+            found,
+            scale_shift=next_scale_shift,
+            weight=_dense(norm_weight),
+            bias=_dense(norm_bias),
+            eps=eps,
         )
