@@ -101,6 +101,16 @@ def test_options(case, device) -> None:
     check(tensors, case["grad_layout"], **options)
 
 
+def test_sums_of_chunks_that_cancel(device) -> None:
+    """Chunks are merged in float64: what is left of large sums of opposite sign is exact."""
+    x = random(1, 1, 96, 85, device=device)
+    bias = torch.zeros(1, device=device, requires_grad=True)
+    grad = torch.zeros_like(x)
+    grad[..., 0, 0], grad[..., 40, :], grad[..., -1, -1] = 2.0**30, 1.0, -(2.0**30)
+    instance_norm(x, bias=bias).backward(grad)
+    assert bias.grad.item() == 85
+
+
 @pytest.mark.parametrize("case", STATS_CASES, ids=name_of)
 def test_stats(case, device) -> None:
     names = ("dtype", "layout", "shift")

@@ -512,7 +512,7 @@ def instance_norm_backward(
         )
 
     launch(sums, sum=True, write=tiling.one_tile)
-    sums = sums.sum(2)
+    sums = sums.sum(2, dtype=torch.float64).to(sums.dtype)
     if not tiling.one_tile:
         launch(sums, sum=False, write=True)
     # A clone, since the results of an op may not share memory.
