@@ -1,4 +1,4 @@
-"""Modules import each other in no circle."""
+"""Modules import each other in no circle, and folders only those above them in docs/design.md."""
 
 import ast
 from collections.abc import Iterator
@@ -75,6 +75,42 @@ def find_circle(graph: dict[str, set[str]]) -> list[str] | None:
 def test_no_modules_import_each_other(packages) -> None:
     circle = find_circle(import_graph(ROOT, packages))
     assert circle is None, " imports ".join(circle)
+
+
+#: Folders and modules of the package, in the order of docs/design.md. `python -m` runs the last.
+ORDER = (
+    "lazy",
+    "files",
+    "signals",
+    "native",
+    "hardware",
+    "tensors",
+    "reference",
+    "triton",
+    "ops",
+    "nn",
+    "conversion",
+    "models",
+    "losses",
+    "weights",
+    "media",
+    "training",
+    "inference",
+    "cli",
+    "__main__",
+)
+
+
+def test_folders_import_only_those_above_them() -> None:
+    names = {path.stem for path in (ROOT / "stylekernels").glob("*") if path.suffix in ("", ".py")}
+    assert names - {"__init__", "__pycache__"} == set(ORDER)
+    wrong = []
+    for module, imported in import_graph(ROOT, ["stylekernels"]).items():
+        for other in imported:
+            folders = [name.split(".")[1:2] for name in (module, other)]
+            if all(folders) and ORDER.index(*folders[0]) < ORDER.index(*folders[1]):
+                wrong.append(f"{module} imports {other}")
+    assert not wrong
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ COMPILED = native.cpu_missing is None
 OPS = torch.ops.stylekernels
 GUARD = 64  # elements
 POISON = 0xA5
-WINOGRAD = 5e-6  # the error that docs/design.md allows for a float32 kernel of 3
+WINOGRAD = 5e-6  # the least that is allowed a float32 kernel of 3: docs/design.md
 
 
 class GuardedMemory:

@@ -20,8 +20,8 @@ from torch import Tensor
 from stylekernels.tensors import wide_dtype
 from stylekernels.triton.launch import column_sums, processors, wide_type
 
-#: The most chunks whose moments one program merges. More are merged in two passes, of
-#: _MERGED_FIRST chunks a program in the first. _CHANNELS: the fewest channels of a program.
+#: The most chunks whose moments one program merges. More are merged in several passes, of
+#: _MERGED_FIRST chunks a program in all but the last. _CHANNELS: the fewest channels of a program.
 MERGED = 1024
 _MERGED_FIRST = 256
 _CHANNELS = 4
