@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stylekernels import norm_conv2d
-from stylekernels.triton import planes
+from stylekernels.triton import moments
 from stylekernels.triton.conv_geometry import Geometry
 from tests.conftest import DTYPES, LAYOUTS, TRITON
 from tests.pairwise import missing_pairs, pairwise
@@ -154,8 +154,8 @@ def test_statistics_of_planes_with_large_means(mode, dtype, device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_more_tiles_than_are_merged_at_once(dtype, device, monkeypatch) -> None:
-    monkeypatch.setattr(planes, "MERGED", 2)
-    monkeypatch.setattr(planes, "_MERGED_FIRST", 2)
+    monkeypatch.setattr(moments, "MERGED", 2)
+    monkeypatch.setattr(moments, "_MERGED_FIRST", 2)
     tensors = inputs(("none", 3, 1), (2, 9, 19, 17), 7, dtype, device=device, shift=100.0)
     check(tensors, padding=1, padding_mode="zeros", winograd=False)
 

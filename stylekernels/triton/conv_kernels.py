@@ -22,7 +22,7 @@ import triton.language as tl
 
 from stylekernels.triton.activations import activate
 from stylekernels.triton.launch import INTERPRETED, rounded, row_sums
-from stylekernels.triton.planes import store_moments
+from stylekernels.triton.moments import store_moments
 
 
 @triton.jit

@@ -50,7 +50,7 @@ from stylekernels.triton.launch import (
     stages,
     wide_type,
 )
-from stylekernels.triton.planes import Planes
+from stylekernels.triton.planes import Planes, index_type_of
 
 #: By bytes of an operand: the most channels of a tile (a tile has these or half as many; float32
 #: takes three products, and registers for them), and the pixels of a step.
@@ -172,10 +172,6 @@ def _scales(layers: Sequence[Planes], scales: Sequence[float] | None) -> Sequenc
     return [1.0 / (f.c * f.p) for f in layers] if scales is None else scales
 
 
-def _index_type(layers: Sequence[Planes]) -> tl.dtype:
-    return tl.int64 if any(f.index_type == tl.int64 for f in layers) else tl.int32
-
-
 def _grams(
     layers: Sequence[Planes],
     scales: Sequence[float] | None,
@@ -242,7 +238,7 @@ def _grams(
         partial,
         grams[0] if whole else None,
         PRECISION=product_precision(x, torch.backends.cuda.matmul),
-        INDEX=_index_type(layers),
+        INDEX=index_type_of(*layers),
         WIDE=wide_type(x),
         BLOCK_P=_PIXELS[bytes_of_value],
         num_warps=8 if any(s.block == 128 for s in shares) else 4,
@@ -331,7 +327,7 @@ def _gradients(
         weights,
         powers,
         PRECISION=product_precision(x, torch.backends.cuda.matmul),
-        INDEX=_index_type(layers),
+        INDEX=index_type_of(*layers),
         WIDE=wide_type(x),
         BLOCK_K=block_k,
         num_warps=warps,

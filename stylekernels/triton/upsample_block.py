@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from stylekernels.tensors import empty_channels_last
-from stylekernels.triton.norm_conv2d import prepare
+from stylekernels.triton.conv_layer import prepare
 
 
 def upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
