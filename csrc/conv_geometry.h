@@ -1,5 +1,5 @@
 // Geometry of a convolution that may upsample its input: the window of input pixels that an output
-// pixel reads. It serves every device; its twin for Triton is stylekernels/triton/conv_geometry.py.
+// pixel reads. Used on the CPU. stylekernels/triton/conv_geometry.py is the GPU's.
 #pragma once
 
 #include <cstdint>
@@ -41,8 +41,8 @@ struct ConvGeometry {
   ConvAxis axes[2];  // by parity of the output
 };
 
-// Turns `reflect` into `replicate` for nearest upsampling with small kernels: half a pixel beyond
-// the border of the large image is the border of the small one.
+// Turns `reflect` into `replicate` for nearest upsampling with small kernels. A kernel of 3 reads
+// one row beyond the large image. Reflected, it equals the border row, which replicating gives too.
 ConvGeometry conv_geometry(int64_t kernel, const ConvMode& mode);
 
 // Returns the smallest height or width of x that the mode takes.

@@ -24,6 +24,24 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Returns the name of a dtype, for messages.
+inline const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Byte:
+      return "uint8";
+    default:
+      return "another dtype";
+  }
+}
+
 inline DType dtype_of(const Tensor& x, const char* name = "x") {
   switch (x.scalar_type()) {
     case ScalarType::Float:
@@ -35,7 +53,8 @@ inline DType dtype_of(const Tensor& x, const char* name = "x") {
     case ScalarType::Double:
       return DType::float64;
     default:
-      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16, float16 or float64");
+      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16, float16 or float64, got ",
+                      name_of(x.scalar_type()));
   }
 }
 
@@ -101,21 +120,23 @@ inline Activation activation_of(const std::string& name) {
   if (name == "leaky_relu") return Activation::leaky_relu;
   if (name == "tanh") return Activation::tanh;
   if (name == "sigmoid") return Activation::sigmoid;
-  STD_TORCH_CHECK(name == "none", "activation: unknown name ", name);
+  STD_TORCH_CHECK(name == "none",
+                  "activation: expected none, relu, leaky_relu, tanh or sigmoid, got ", name);
   return Activation::none;
 }
 
 inline PaddingMode padding_mode_of(const std::string& name) {
   if (name == "reflect") return PaddingMode::reflect;
   if (name == "replicate") return PaddingMode::replicate;
-  STD_TORCH_CHECK(name == "zeros", "padding_mode: unknown name ", name);
+  STD_TORCH_CHECK(name == "zeros", "padding_mode: expected zeros, reflect or replicate, got ",
+                  name);
   return PaddingMode::zeros;
 }
 
 inline Upsample upsample_of(const std::string& name) {
   if (name == "nearest") return Upsample::nearest;
   if (name == "transpose") return Upsample::transpose;
-  STD_TORCH_CHECK(name == "none", "upsample: unknown name ", name);
+  STD_TORCH_CHECK(name == "none", "upsample: expected none, nearest or transpose, got ", name);
   return Upsample::none;
 }
 
@@ -134,24 +155,10 @@ inline std::string text_of(const Shape& shape) {
   return text + ")";
 }
 
-inline const char* name_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return "float32";
-    case ScalarType::BFloat16:
-      return "bfloat16";
-    case ScalarType::Half:
-      return "float16";
-    case ScalarType::Double:
-      return "float64";
-    default:
-      return "another dtype";
-  }
-}
-
 inline void check_rank(const Tensor& x, const char* name, int64_t lowest, int64_t highest) {
-  STD_TORCH_CHECK(x.dim() >= lowest && x.dim() <= highest, name, ": expected rank ", lowest, " to ",
-                  highest, ", got ", text_of(shape_of(x)));
+  const std::string range = lowest == highest ? "" : " to " + std::to_string(highest);
+  STD_TORCH_CHECK(x.dim() >= lowest && x.dim() <= highest, name, ": expected rank ", lowest, range,
+                  ", got ", text_of(shape_of(x)));
 }
 
 inline void check_shape(const Tensor& x, const char* name, const Shape& shape) {

@@ -211,7 +211,9 @@ std::tuple<Tensor, std::vector<Tensor>> gram_losses(std::vector<Tensor> features
                                                     std::vector<Tensor> targets, Scales scales) {
   STD_TORCH_CHECK(!features.empty() && features.size() == targets.size() &&
                       (!scales.has_value() || scales->size() == features.size()),
-                  "targets, scales: expected one for each layer, and at least one layer");
+                  "targets, scales: expected one for each layer, and at least one layer, got ",
+                  features.size(), " layers, ", targets.size(), " targets and ",
+                  scales.has_value() ? scales->size() : features.size(), " scales");
   const Tensor& first = features[0];
   Tensor losses = empty({int64_t(features.size())}, first, wide_dtype(first));
   std::vector<Tensor> grad_grams;
@@ -226,7 +228,9 @@ std::vector<Tensor> gram_losses_backward(std::vector<Tensor> features,
   grad = torch::stable::contiguous(grad);
   STD_TORCH_CHECK(features.size() == grad_grams.size() &&
                       (!scales.has_value() || scales->size() == features.size()),
-                  "grad_grams, scales: expected one for each layer");
+                  "grad_grams, scales: expected one for each layer, got ", features.size(),
+                  " layers, ", grad_grams.size(), " gradients and ",
+                  scales.has_value() ? scales->size() : features.size(), " scales");
   check_shape(grad, "grad", {int64_t(features.size())});
   std::vector<Tensor> grad_features;
   for (size_t i = 0; i < features.size(); ++i) {

@@ -155,7 +155,8 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
   check_per_channel(mean, "mean", x.size(0), x.size(1));
   check_per_channel(var, "var", x.size(0), x.size(1));
   check_like(residual, "residual", x);
-  STD_TORCH_CHECK(mean.has_value() == var.has_value(), "mean, var: expected both, or none");
+  STD_TORCH_CHECK(mean.has_value() == var.has_value(),
+                  "mean, var: expected both or neither, got one of them; pass both");
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
   if (residual.has_value()) residual = with_layout(*residual, layout);

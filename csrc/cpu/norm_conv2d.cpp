@@ -269,11 +269,12 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   const auto check = [&](const char* name, const Tensor& tensor, bool bytes, bool written) {
     STD_TORCH_CHECK(
         tensor.scalar_type() == dtype || (bytes && tensor.scalar_type() == ScalarType::Byte), name,
-        ": expected weight's dtype", bytes ? ", or bytes" : "");
+        ": expected weight's dtype ", name_of(dtype), bytes ? " or uint8" : "", ", got ",
+        name_of(tensor.scalar_type()));
     if (!written) return;
     const void* memory = with_layout(tensor, args.layout).const_data_ptr();
     STD_TORCH_CHECK(memory == tensor.const_data_ptr(), name,
-                    ": expected dense memory, as y has it");
+                    ": expected dense memory in y's layout, got other strides");
   };
   check("x", x, true, false);
   check("y", y, true, true);
@@ -283,24 +284,28 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   if (next_scale_shift.has_value()) {
     check_shape(*next_scale_shift, "next_scale_shift", {args.n, args.cout, 2});
     check_dtype(*next_scale_shift, "next_scale_shift", wide);
-    STD_TORCH_CHECK(next_scale_shift->is_contiguous(), "next_scale_shift: expected contiguous");
+    STD_TORCH_CHECK(next_scale_shift->is_contiguous(),
+                    "next_scale_shift: expected contiguous memory, got a tensor with gaps");
   }
   for (const auto& [parameter, name] :
        {std::pair(norm_weight, "norm_weight"), std::pair(norm_bias, "norm_bias")})
     if (parameter.has_value()) check_shape(*parameter, name, {args.cout});
   STD_TORCH_CHECK(packed.scalar_type() == wide && packed.is_contiguous() &&
                       packed.numel() == kernels().packed_elements(args),
-                  "packed: expected what norm_conv2d_pack makes of this weight for this mode");
-  STD_TORCH_CHECK(y.size(0) == args.n && y.size(1) == args.cout, "y: expected (N, Cout, ...)");
+                  "packed: expected the ", kernels().packed_elements(args), " numbers of ",
+                  name_of(wide), " that norm_conv2d_pack makes of this weight for this mode, got ",
+                  packed.numel(), " of ", name_of(packed.scalar_type()),
+                  packed.is_contiguous() ? "" : ", with gaps");
   set_bands(args);  // of the whole output: a crop divided anew could need more tasks
   const int64_t height = args.parities * args.rows, width = args.parities * args.columns;
-  if (y.size(2) != height || y.size(3) != width) {
-    STD_TORCH_CHECK(mode.upsample == Upsample::none && !next_scale_shift.has_value() &&
-                        y.size(2) <= height && y.size(3) <= width,
-                    "y: expected the size of the whole output, or, without upsampling and "
-                    "statistics, fewer rows and columns");
-    args.rows = y.size(2), args.columns = y.size(3);
-  }
+  const bool whole = y.size(2) == height && y.size(3) == width;
+  const bool crops = mode.upsample == Upsample::none && !next_scale_shift.has_value() &&
+                     y.size(2) <= height && y.size(3) <= width;
+  STD_TORCH_CHECK(y.size(0) == args.n && y.size(1) == args.cout && (whole || crops),
+                  "y: expected the whole output ", text_of({args.n, args.cout, height, width}),
+                  ", or, without upsampling and statistics, fewer rows and columns, got ",
+                  text_of(shape_of(y)));
+  if (!whole) args.rows = y.size(2), args.columns = y.size(3);
   args.bands = (args.rows + args.band - 1) / args.band;
   args.activation = activation_of(activation);
   args.negative_slope = negative_slope;
@@ -314,10 +319,12 @@ void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tenso
   args.packed = packed.mutable_data_ptr();
   const Workspace parts(args, args.wants_statistics());
   STD_TORCH_CHECK(memory.scalar_type() == ScalarType::Double && memory.is_contiguous(),
-                  "workspace: expected float64, contiguous");
-  STD_TORCH_CHECK(memory.numel() >= parts.size(),
-                  "workspace: too small; torch has more threads "
-                  "now than when norm_conv2d_workspace gave its size");
+                  "workspace: expected contiguous float64, got ", name_of(memory.scalar_type()),
+                  memory.is_contiguous() ? "" : " with gaps");
+  STD_TORCH_CHECK(memory.numel() >= parts.size(), "workspace: expected ", parts.size(),
+                  " numbers, got ", memory.numel(),
+                  "; it is too small if torch has more threads now than when "
+                  "norm_conv2d_workspace gave its size");
   parts.give(args, memory);
   run(args);
 }
