@@ -35,7 +35,7 @@ def test_kernels_compile_and_fit(target, tmp_path) -> None:
     assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-2000:]
     kernels = {line.split()[0] for line in found.stdout.splitlines() if "_kernel" in line}
     names = (
-        "convolution gradient loss merge moments normalize pack prepare product statistics sum "
-        "symmetric"
+        "convolution gradient loss merge moments norm_gradient normalize pack prepare product "
+        "statistics sum symmetric"
     )
     assert kernels == {f"{name}_kernel" for name in names.split()}

@@ -48,7 +48,7 @@ class Geometry:
         padding_mode: values of the padding before and behind the input.
         repeats: 2 if each pixel of the input is repeated in both directions, else 1.
         channels: channels of a pixel, including zeros that fill it up.
-        step: elements of a window's row that are multiplied in one step.
+        step_elements: elements of a window's row that are multiplied in one step.
     """
 
     kernel: int
@@ -60,7 +60,7 @@ class Geometry:
     padding_mode: str
     repeats: int
     channels: int
-    step: int
+    step_elements: int
 
     @classmethod
     @functools.lru_cache(maxsize=256)
@@ -123,7 +123,7 @@ class Geometry:
     @property
     def run(self) -> int:
         """The elements of a window's row, filled up to whole steps."""
-        return self.step * ceil(self.window[1] * self.channels / self.step)
+        return self.step_elements * ceil(self.window[1] * self.channels / self.step_elements)
 
     @property
     def rows_of_group_row(self) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from stylekernels.triton.moments import store_moments
 
 @triton.jit
 def _continued(at, size, PADDING_MODE: tl.constexpr):
-    """Return the pixel of an image of ``size`` that position ``at``, inside or outside, shows."""
+    """Map a position beyond the image to the pixel that padding repeats there."""
     if PADDING_MODE == "reflect":
         at = tl.abs(at)
         at = size - 1 - tl.abs(size - 1 - at)
@@ -35,7 +35,8 @@ def _continued(at, size, PADDING_MODE: tl.constexpr):
 
 
 @triton.jit
-def _scale_and_shift(scale_shift, n, channels, C):
+def _load_scale_shift(scale_shift, n, channels, C):
+    """Load scale and shift of an image's channels, [1, BLOCK_C] each."""
     inside = channels < C
     at = scale_shift + 2 * (n * C + channels)
     pairs = tl.load(at[:, None] + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0)
@@ -79,7 +80,7 @@ def pack_kernel(
     """Write the weights as `convolution_kernel` reads them: (columns, rows of the window, RUN).
 
     The weight between a pixel of the window and a pixel of the group is the sum of COUNT kernel
-    elements in each direction: see `Geometry.elements`.
+    elements in each direction. OF_WINDOW, OF_PIXEL, FIRST, COUNT: `Geometry.elements`.
     """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     element = at % RUN
@@ -141,10 +142,10 @@ def prepare_kernel(
     program = tl.program_id(0)
     size = padded_height * padded_width
     blocks: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
-    spans = tl.cdiv(size, BLOCK_P)
+    pixel_blocks = tl.cdiv(size, BLOCK_P)
     channels = program % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    positions = program // blocks % spans * BLOCK_P + tl.arange(0, BLOCK_P)
-    n = (program // blocks // spans).to(tl.int64)
+    positions = program // blocks % pixel_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = (program // blocks // pixel_blocks).to(tl.int64)
     in_image = positions < size
     row, column = positions // padded_width - BORDER, positions % padded_width - BORDER
     own = in_image & (row >= 0) & (row < H * REPEATS) & (column >= 0) & (column < W * REPEATS)
@@ -157,7 +158,7 @@ def prepare_kernel(
         x + n * x_stride_n + columns * x_stride_c + lines * x_stride_p, mask=inside, other=0
     ).to(WIDE)
     if scale_shift is not None:
-        scale, shift = _scale_and_shift(scale_shift, n, channels, C)
+        scale, shift = _load_scale_shift(scale_shift, n, channels, C)
         z = _scaled(z, scale, shift)
     z = activate(z, negative_slope, ACTIVATION)
     if residual is not None:
@@ -187,8 +188,8 @@ def convolution_kernel(
     y,
     moments,
     N,
-    H,
-    W,
+    x_rows,
+    x_columns,
     outputs,
     rows_out,
     columns_out,
@@ -198,7 +199,7 @@ def convolution_kernel(
     y_stride_c,
     y_stride_h,
     y_stride_w,
-    tiles,
+    group_blocks,
     ADVANCE_Y: tl.constexpr,
     ADVANCE_X: tl.constexpr,
     WINDOW_Y: tl.constexpr,
@@ -220,43 +221,52 @@ def convolution_kernel(
 ):
     """Compute BLOCK_N columns of the product for BLOCK_M groups of one image.
 
-    x is padded, with CHANNELS elements per pixel, so that every window lies inside of it. If all
-    columns of a tile belong to one row of the group, window rows with zero weights are skipped: the
-    tile reads ROWS rows, from ROW_OFFSET times the row of the group on. RAGGED: some groups have
-    pixels outside of the output. CROPPED: y has fewer rows or columns than the output.
+    x is (N, x_rows, x_columns, CHANNELS), padded so that every window lies inside of it. ``weight``
+    is (columns, WINDOW_Y, RUN), as `pack_kernel` writes it, and ``bias`` (outputs,). The output is
+    (N, outputs, rows_out, columns_out). y holds its first y_rows and y_columns. ``moments`` are
+    (4, N, group_blocks * PIXELS, outputs). ``group_blocks``: blocks of groups of one image.
+
+    If all columns of a tile belong to one row of the group, window rows with zero weights are
+    skipped: the tile reads ROWS rows, from ROW_OFFSET times the row of the group on. RAGGED: some
+    groups have pixels outside of the output. CROPPED: y has fewer rows or columns than the output.
 
     The accumulator is transposed, (BLOCK_N, BLOCK_M): a thread holds many pixels of few channels,
     so that statistics are sums within threads.
     """
     PIXELS: tl.constexpr = GROUP_Y * GROUP_X
-    STEPS: tl.constexpr = RUN // BLOCK_K
+    STEPS_PER_ROW: tl.constexpr = RUN // BLOCK_K
     program = tl.program_id(0)
     column_blocks = tl.cdiv(outputs * PIXELS, BLOCK_N)
     block = program % column_blocks
-    tile = program // column_blocks % tiles
-    n = (program // column_blocks // tiles).to(tl.int64)
+    group_block = program // column_blocks % group_blocks
+    n = (program // column_blocks // group_blocks).to(tl.int64)
     group_rows, group_columns = tl.cdiv(rows_out, GROUP_Y), tl.cdiv(columns_out, GROUP_X)
-    groups = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
+    groups = group_block * BLOCK_M + tl.arange(0, BLOCK_M)  # (BLOCK_M,)
     columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # (BLOCK_N,)
     first_row = block * BLOCK_N // (outputs * GROUP_X) * ROW_OFFSET
 
-    # Groups and columns beyond the last load what the last one loads, and are masked at the end.
-    near_groups = tl.minimum(groups, group_rows * group_columns - 1)
-    near_row, near_column = near_groups // group_columns, near_groups % group_columns
+    # Groups and columns past the end load the last one; stores mask them.
+    clamped_groups = tl.minimum(groups, group_rows * group_columns - 1)
+    clamped_row, clamped_column = clamped_groups // group_columns, clamped_groups % group_columns
     k = tl.arange(0, BLOCK_K)  # elements of a run
-    at = (near_row * ADVANCE_Y + first_row).to(INDEX) * W + near_column * ADVANCE_X
+    at = (clamped_row * ADVANCE_Y + first_row).to(INDEX) * x_columns + clamped_column * ADVANCE_X
     # (BLOCK_M, BLOCK_K): addresses of the first elements of each group's window.
-    from_x = x + n * H * W * CHANNELS + (at * CHANNELS)[:, None] + k[None, :]
-    near_columns = tl.minimum(columns, outputs * PIXELS - 1)
+    from_x = x + n * x_rows * x_columns * CHANNELS + (at * CHANNELS)[:, None] + k[None, :]
+    clamped_columns = tl.minimum(columns, outputs * PIXELS - 1)
     # (BLOCK_N, BLOCK_K): addresses of the first weights of each column.
-    from_weight = weight + (near_columns * (WINDOW_Y * RUN) + first_row * RUN)[:, None] + k[None, :]
+    from_weight = (
+        weight + (clamped_columns * (WINDOW_Y * RUN) + first_row * RUN)[:, None] + k[None, :]
+    )
     sums = tl.zeros([BLOCK_N, BLOCK_M], WIDE)
-    for step in range(ROWS * STEPS):
-        along = tl.cast(step // STEPS, INDEX) * W * CHANNELS + step % STEPS * BLOCK_K
+    for step in range(ROWS * STEPS_PER_ROW):
+        along = (
+            tl.cast(step // STEPS_PER_ROW, INDEX) * x_columns * CHANNELS
+            + step % STEPS_PER_ROW * BLOCK_K
+        )
         if WINDOW_X * CHANNELS == RUN:
             values = tl.load(from_x + along)  # (BLOCK_M, BLOCK_K)
         else:
-            inside = step % STEPS * BLOCK_K + k < WINDOW_X * CHANNELS
+            inside = step % STEPS_PER_ROW * BLOCK_K + k < WINDOW_X * CHANNELS
             values = tl.load(from_x + along, mask=inside[None, :], other=0.0)
         factors = tl.load(from_weight + step * BLOCK_K)  # (BLOCK_N, BLOCK_K)
         if INTERPRETED:
@@ -266,7 +276,8 @@ def convolution_kernel(
     row, column = groups // group_columns * GROUP_Y, groups % group_columns * GROUP_X
     # (BLOCK_N, BLOCK_M): True inside of the output.
     real = (columns < outputs * PIXELS)[:, None] & (groups < group_rows * group_columns)[None, :]
-    count = tl.minimum(group_rows * group_columns - tile * BLOCK_M, BLOCK_M).to(WIDE)
+    # The number of summed pixels: a scalar, or if RAGGED (BLOCK_N,).
+    count = tl.minimum(group_rows * group_columns - group_block * BLOCK_M, BLOCK_M).to(WIDE)
     # Offsets of a group in y, (BLOCK_M,).
     from_group = row.to(INDEX) * y_stride_h + column.to(INDEX) * y_stride_w
     from_column = tl.zeros([BLOCK_N], INDEX)  # offsets of a column in y, (BLOCK_N,)
@@ -305,14 +316,15 @@ def convolution_kernel(
             away = tl.where(real, stored.to(WIDE) - near[:, None], 0.0)
             distance = row_sums(away) / most
             squares = row_sums(away * away) - distance * distance * most
+            # A column sums one pixel of each group: each pixel of a group has a chunk of its own.
             store_moments(
                 moments,
                 n,
-                tile * PIXELS + pixel,
+                group_block * PIXELS + pixel,
                 channels,
                 columns < outputs * PIXELS,
                 N,
-                tiles * PIXELS,
+                group_blocks * PIXELS,
                 outputs,
                 count,
                 near,

@@ -30,7 +30,7 @@ def _config(
     """The default configuration: the largest tile that the layer fills. In half precision the
     values and the weights of a step are 16 KB each, and three steps are in flight."""
     if dtype == torch.float64:
-        return Config(32, 16, min(geometry.step, 16), num_warps=4, num_stages=1)
+        return Config(32, 16, min(geometry.step_elements, 16), num_warps=4, num_stages=1)
     half = dtype.itemsize == 2
     # Two of the four pixels of a doubled group read fewer rows of the window (rows_of_group_row).
     # Hopper's matrix instructions take at least 64 rows of a product.
@@ -38,7 +38,7 @@ def _config(
     block_n = triton.next_power_of_2(outputs * rows * geometry.group[1])
     block_n = min(max(64 if half else 16, block_n), 128)
     block_m = 64 if groups <= 64 else 128
-    block_k = min(geometry.step, 64 if half else 32)
+    block_k = min(geometry.step_elements, 64 if half else 32)
     inner = geometry.run * geometry.rows_of_group_row[1]
     if half and channels_last and inner >= _LONG and groups >= _MANY and on_hopper():
         return Config(256, block_n, block_k, num_warps=8, num_stages=3 if block_n == 128 else 4)
@@ -71,7 +71,7 @@ def geometry_of(
     return Geometry.of(weight.shape[2], channels, outputs, stride, padding, padding_mode, upsample)
 
 
-class Prologue(NamedTuple):
+class Preparation(NamedTuple):
     """The first kernel's computation: activation(x * scale + shift) + residual."""
 
     scale_shift: Tensor | None = None
@@ -91,13 +91,13 @@ def prepare(
     border: int,
     repeats: int,
     padding_mode: str,
-    prologue: Prologue | None = None,
+    preparation: Preparation | None = None,
     kept: Tensor | None = None,
 ) -> None:
     """Run the first kernel: write the convolution's input to ``prepared``, which is channels_last
     and gives the padded size, and without padding to ``kept``."""
     planes, to = Planes.of(x), Planes.into(prepared)
-    scale_shift, activation, negative_slope, residual = prologue or Prologue()
+    scale_shift, activation, negative_slope, residual = preparation or Preparation()
     other = planes if residual is None else Planes.of(residual)
     to_kept = planes if kept is None else Planes.into(kept)
     block_c = min(triton.next_power_of_2(to.c), 64)
@@ -230,13 +230,13 @@ class ConvLayer:
         """Run the second kernel on x, which is channels_last and covers all windows."""
         planes, to = Planes.of(x), Planes.into(y)
         geometry, config = self.geometry, self.config
-        tiles = triton.cdiv(self.groups, config.block_m)
-        columns = triton.cdiv(self.outputs * geometry.pixels, config.block_n)
+        group_blocks = triton.cdiv(self.groups, config.block_m)
+        column_blocks = triton.cdiv(self.outputs * geometry.pixels, config.block_n)
         row_offset, rows = 0, geometry.window[0]
         if self.outputs * geometry.group[1] % config.block_n == 0:
             # All columns of a tile belong to one row of the group.
             row_offset, rows = geometry.rows_of_group_row
-        convolution_kernel[(self.n * tiles * columns,)](
+        convolution_kernel[(self.n * group_blocks * column_blocks,)](
             x,
             packed,
             bias,
@@ -252,7 +252,7 @@ class ConvLayer:
             to.stride_c,
             to.stride_p * y.shape[3],
             to.stride_p,
-            tiles,
+            group_blocks,
             ADVANCE_Y=geometry.advance[0],
             ADVANCE_X=geometry.advance[1],
             WINDOW_Y=geometry.window[0],
@@ -289,20 +289,20 @@ class ConvLayer:
             and seen[1] <= self.width
         )
 
-    def run(self, x, packed, bias, prologue, prepared, kept, y, moments) -> Tensor | None:
+    def run(self, x, packed, bias, preparation, prepared, kept, y, moments) -> Tensor | None:
         """Run both kernels, or only the second where the first is not needed.
 
         ``prepared()`` returns memory for the first kernel's image, ``moments(shape)`` memory for
         moments; ``moments`` is None if none are wanted. Returns the moments.
         """
-        changed = x.dtype != self.dtype or prologue.changes()
+        changed = x.dtype != self.dtype or preparation.changes()
         x = Planes.of(x).x  # a view with gaps is copied once
         if kept is not None or changed or not self._is_convolved_in(x):
             made, also = prepared(), kept
             if kept is not None and self._is_convolved_in(kept):
                 made, also = kept, None
             padding = (self.geometry.border, self.geometry.repeats, self.geometry.padding_mode)
-            prepare(x, made, *padding, prologue, also)
+            prepare(x, made, *padding, preparation, also)
             x = made
 
         def convolve(config: Config) -> Tensor | None:

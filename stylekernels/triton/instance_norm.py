@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stylekernels import reference
 from stylekernels.tensors import dense_like, wide_dtype
-from stylekernels.triton.instance_norm_gradient_kernels import gradient_kernel
+from stylekernels.triton.instance_norm_gradient_kernels import norm_gradient_kernel
 from stylekernels.triton.instance_norm_kernels import normalize_kernel
 from stylekernels.triton.launch import wide_type
 from stylekernels.triton.moments import moments_of, write_statistics
@@ -84,7 +84,7 @@ def instance_norm(
         tiling.chunk,
         negative_slope,
         eps,
-        OWN_STATISTICS=mean is None and tiling.one_tile,
+        ONE_TILE=mean is None and tiling.one_tile,
         ACTIVATION=activation,
         RESIDUAL_FIRST=residual_first,
         INDEX=planes.index_type,
@@ -122,7 +122,7 @@ def instance_norm_backward(
     mean, rstd = mean.contiguous(), rstd.contiguous()
 
     def launch(sums: Tensor, sum: bool, write: bool) -> None:
-        gradient_kernel[(tiling.programs,)](
+        norm_gradient_kernel[(tiling.programs,)](
             gradient.x,
             planes.x,
             None if residual is None else other.x,

@@ -72,7 +72,7 @@ def _write_gradients(
 
 
 @triton.jit
-def gradient_kernel(
+def norm_gradient_kernel(
     grad,
     x,
     residual,

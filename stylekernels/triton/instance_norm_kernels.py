@@ -64,7 +64,7 @@ def normalize_kernel(
     chunk_pixels,
     negative_slope: tl.float64,
     eps: tl.float64,
-    OWN_STATISTICS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     RESIDUAL_FIRST: tl.constexpr,
     INDEX: tl.constexpr,
@@ -74,7 +74,7 @@ def normalize_kernel(
 ):
     """activation((x - mean) * rstd * weight + bias) + residual for a chunk of some channels.
 
-    With OWN_STATISTICS the tile is the whole plane: mean and rstd are computed and stored.
+    With ONE_TILE the tile is the whole plane: mean and rstd are computed and stored.
     Otherwise they are loaded.
     """
     n, chunk, channels = assigned(C, chunks, BLOCK_C)
@@ -91,7 +91,7 @@ def normalize_kernel(
     offset = None
     if bias is not None:
         offset = per_channel(bias, n, bias_stride_n, channels, C, WIDE)
-    if OWN_STATISTICS:
+    if ONE_TILE:
         # Sums are of distances from the plane's first pixel: a large mean costs no precision.
         near = tl.load(from_x, mask=in_channels, other=0.0).to(WIDE)
         near = tl.where(tl.abs(near) < float("inf"), near, 0.0)

@@ -95,8 +95,8 @@ def _processors(index: int) -> int:
 def processors(device: torch.device) -> int:
     """The number of processors (SMs) of a device: at least so many programs run at once.
 
-    4 in the interpreter, so that it splits small tensors as a GPU splits large ones. 132, as on an
-    H100, where kernels are compiled without a device.
+    4 in the interpreter, so that it splits small tensors as a GPU splits large ones. 132, an
+    H100's, if kernels are compiled without a device.
     """
     if INTERPRETED.value:
         return 4

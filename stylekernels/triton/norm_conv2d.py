@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stylekernels.tensors import conv_channels, conv_size, dense_like, wide_dtype
-from stylekernels.triton.conv_layer import ConvLayer, Prologue, geometry_of, pack
+from stylekernels.triton.conv_layer import ConvLayer, Preparation, geometry_of, pack
 from stylekernels.triton.moments import write_statistics
 from stylekernels.triton.planes import Planes
 
@@ -69,7 +69,7 @@ def norm_conv2d(
         x,
         pack(weight, geometry, upsample),
         _dense(bias),
-        Prologue(_dense(scale_shift), activation, negative_slope, residual),
+        Preparation(_dense(scale_shift), activation, negative_slope, residual),
         prepared,
         kept,
         written,
@@ -182,9 +182,9 @@ def norm_conv2d_out(
         values = memory[:prepared_bytes].view(layer.dtype)[: n * c * h * w]
         return values.view(n, h, w, c).permute(0, 3, 1, 2)
 
-    prologue = Prologue(_dense(scale_shift), activation, negative_slope, residual)
+    preparation = Preparation(_dense(scale_shift), activation, negative_slope, residual)
     wanted = None if next_scale_shift is None else moments
-    found = layer.run(x, packed, _dense(bias), prologue, prepared, input, y, wanted)
+    found = layer.run(x, packed, _dense(bias), preparation, prepared, input, y, wanted)
     if found is not None:
         write_statistics(
             found,

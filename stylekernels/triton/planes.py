@@ -18,9 +18,12 @@ MERGED = 1024
 #: Elements of a tile (16 for each thread of 4 warps), and the most (32 for each of 16 warps).
 _TILE = 2048
 _LARGEST_TILE = 16384
-#: Programs for each processor, as many as registers allow at once: with a tile of planes; with a
-#: tile of whole pixels, which is twice as large since a thread holds 8 channels; with two tiles.
-_PROGRAMS, _PROGRAMS_OF_PIXELS, _PROGRAMS_OF_TWO = 8, 4, 6
+#: Programs that the registers of a processor hold at once.
+_PROGRAMS = 8
+#: The same with tiles of whole pixels: these are twice as large, since a thread holds 8 channels.
+_PROGRAMS_OF_PIXELS = 4
+#: The same with tiles of two tensors.
+_PROGRAMS_OF_TWO = 6
 
 
 @dataclass(frozen=True)
