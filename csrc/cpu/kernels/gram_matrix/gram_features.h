@@ -1,8 +1,9 @@
-// Strides of the features of a Gram matrix, and prefetching them.
+// Features of a Gram matrix: strides, prefetching, and packing in bfloat16 pairs.
 #pragma once
 
 #include "../../gram_matrix.h"
-#include "../vector/simd.h"
+#include "../vector/matrix.h"
+#include "../vector/pairs.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 
@@ -44,5 +45,21 @@ struct Prefetch {
     }
   }
 };
+
+#if HAS_PAIRS
+inline __mmask32 first_lanes(int64_t count) {
+  return count >= 32 ? 0xffffffffu : count <= 0 ? 0 : (1u << count) - 1;
+}
+
+// Packs two channels of kPanel pixels as pairs.
+inline void pack_pairs_of_planes(const BFloat16* even, const BFloat16* odd, int64_t pixels,
+                                 BFloat16* pairs) {
+  const __mmask32 mask = first_lanes(pixels);
+  const Bits a = _mm512_maskz_loadu_epi16(mask, even);
+  const Bits b = odd == nullptr ? Bits{} : _mm512_maskz_loadu_epi16(mask, odd);
+  _mm512_storeu_si512(pairs, interleaved(_mm512_shuffle_i64x2(a, b, 0x44)));
+  _mm512_storeu_si512(pairs + 32, interleaved(_mm512_shuffle_i64x2(a, b, 0xee)));
+}
+#endif
 
 }  // namespace stylekernels::CPU_CAPABILITY

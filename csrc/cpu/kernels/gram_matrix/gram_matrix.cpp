@@ -41,7 +41,7 @@ inline bool sums_in_rows(const GramMatrix& args) {
 template <class T>
 constexpr int64_t padded(int64_t c) {
   constexpr int64_t kMultiple = HAS_TILES && std::is_same_v<T, BFloat16> ? 32 : kPanel<Vec<T>>;
-  return (c + kMultiple - 1) / kMultiple * kMultiple;
+  return ceil_divide(c, kMultiple) * kMultiple;
 }
 
 // Tells whether sums are computed, and stored, in AMX tiles: see sum_tile.
@@ -141,7 +141,7 @@ template <class T>
 void forward_of(const GramMatrix& args) {
   using W = Wide<T>;
   constexpr int64_t kSquare = kLanes<Vec<T>>;
-  const int64_t squares = (args.c + kSquare - 1) / kSquare;
+  const int64_t squares = ceil_divide(args.c, kSquare);
   const int64_t width = padded<T>(args.c);
   const auto sums_of = [&](int64_t index) {
     return static_cast<W*>(args.sums) + index * width * width;
@@ -305,7 +305,7 @@ void backward_of(const GramMatrixBackward& args) {
   });
   // Two bfloat16 values take the scratch of one float.
   const int64_t pixels = rounds_factor<T>(args) ? 2 * kBackwardPixels : kBackwardPixels;
-  const int64_t chunks = (args.pixels + pixels - 1) / pixels;
+  const int64_t chunks = ceil_divide(args.pixels, pixels);
   parallel_tasks(args.n * chunks, pixels * args.c, [&](int64_t task, int64_t worker) {
     const int64_t n = task / chunks, first = task % chunks * pixels;
     const int64_t count = smaller(pixels, args.pixels - first);

@@ -2,15 +2,10 @@
 // gram_matrix.cpp for the division of work.
 #pragma once
 
-#include "../../gram_matrix.h"
-#include "../vector/matrix.h"
+#include "gram_features.h"
 
 #if HAS_PAIRS
 namespace stylekernels::CPU_CAPABILITY {
-
-inline __mmask32 first_lanes(int64_t count) {
-  return count >= 32 ? 0xffffffffu : count <= 0 ? 0 : (1u << count) - 1;
-}
 
 // Returns the offset of element (i, j) of the symmetric factor S: in rows, or for channels_last in
 // panels whose rows are pairs of rows of S.
@@ -18,16 +13,6 @@ inline int64_t offset_in_pairs(bool panels, int64_t width, int64_t i, int64_t j)
   constexpr int64_t kColumns = kPanel<VecF>;
   if (!panels) return i * width + j;
   return j / kColumns * width * kColumns + i / 2 * 2 * kColumns + j % kColumns * 2 + i % 2;
-}
-
-// Packs two channels of kPanel pixels as pairs.
-inline void pack_pairs_of_planes(const BFloat16* even, const BFloat16* odd, int64_t pixels,
-                                 BFloat16* pairs) {
-  const __mmask32 mask = first_lanes(pixels);
-  const Bits a = _mm512_maskz_loadu_epi16(mask, even);
-  const Bits b = odd == nullptr ? Bits{} : _mm512_maskz_loadu_epi16(mask, odd);
-  _mm512_storeu_si512(pairs, interleaved(_mm512_shuffle_i64x2(a, b, 0x44)));
-  _mm512_storeu_si512(pairs + 32, interleaved(_mm512_shuffle_i64x2(a, b, 0xee)));
 }
 
 // Computes grad_x of `count` pixels from `first` on. `packed` has room for all their channels.

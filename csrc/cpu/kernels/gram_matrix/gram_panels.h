@@ -8,7 +8,6 @@
 
 #include "../vector/matrix.h"
 #include "gram_features.h"
-#include "gram_pairs.h"
 
 #if VECTOR_BYTES < 64 || HAS_PAIRS
 namespace stylekernels::CPU_CAPABILITY {
@@ -29,7 +28,7 @@ inline void add_product(const R* panels, int64_t row, int64_t column, int64_t de
   V part[kCount][kVectors];
   clear(part);
   multiply_panel(a, kPanel<V> * kTermsPerLane<R>, channel(column),
-                 (depth + kTermsPerLane<R> - 1) / kTermsPerLane<R>, part);
+                 ceil_divide(depth, kTermsPerLane<R>), part);
   for (int r = 0; r < kCount; ++r) {
     for (int v = 0; v < kVectors; ++v) {
       ElementOf<V>* sum = sums + (row + r) * width + column + v * kLanes<V>;

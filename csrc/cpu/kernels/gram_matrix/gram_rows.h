@@ -13,7 +13,6 @@
 
 #include "../vector/matrix.h"
 #include "gram_features.h"
-#include "gram_pairs.h"
 
 #if VECTOR_BYTES == 64
 namespace stylekernels::CPU_CAPABILITY {
@@ -193,7 +192,7 @@ void sum_chunk_in_rows(const GramMatrix& args, int64_t n, int64_t chunk, int64_t
   const int64_t c = args.c, pixel_stride = contiguous ? 1 : c;
   const int64_t begin = chunk * args.chunk_pixels;
   const int64_t end = smaller(begin + args.chunk_pixels, args.pixels);
-  const int64_t blocks = (c + kSide - 1) / kSide;
+  const int64_t blocks = ceil_divide(c, kSide);
   const int64_t lines = Prefetch<T>::lines(args, kRowDepth, blocks * (blocks + 1) / 2);
   const W* mean = args.mean ? static_cast<const W*>(args.mean) + n * c : nullptr;
   const Centering<T> centered{mean, mean ? mean + args.n * c : nullptr};

@@ -17,6 +17,7 @@
 
 #include "../../gram_matrix.h"
 #include "../vector/matrix.h"
+#include "../vector/pairs.h"
 #include "../vector/tiles.h"
 
 #if HAS_TILES
@@ -162,7 +163,7 @@ struct TilePacker {
 
   int64_t steps_of(int64_t from) const {
     const int64_t pixels = smaller(kPackedPixels, end - from);
-    return (pixels + kTileDepth - 1) / kTileDepth;
+    return ceil_divide(pixels, kTileDepth);
   }
 
   BFloat16* tile(int64_t slot, int64_t of_half, int64_t of_step) const {
@@ -268,7 +269,7 @@ inline void sum_chunk_in_tiles(const GramMatrix& args, int64_t n, int64_t chunk,
   int64_t turn = 0;
   while (packer.number == 0) packer.advance();
   for (int64_t first = begin, number = 0; first < end; first += kPackedPixels, number += panels) {
-    const int64_t steps = packer.steps_of(first), rows = (kTileRows + steps - 1) / steps;
+    const int64_t steps = packer.steps_of(first), rows = ceil_divide(kTileRows, steps);
     for (int64_t last = 0; last < panels; ++last) {
       const int64_t packed = number + last;
       while (packer.number == packed && packer.first < end) packer.advance();

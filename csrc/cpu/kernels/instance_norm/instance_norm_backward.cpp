@@ -71,7 +71,7 @@ void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t stride, int64_t 
                int64_t width, const Load& coefficients, double* sum_g, double* sum_gd) {
   using V = Vec<T>;
   constexpr int64_t kPairElements = kPairLanes<V>;
-  const int64_t lanes = (width + kPairElements - 1) / kPairElements * kPairElements;
+  const int64_t lanes = ceil_divide(width, kPairElements) * kPairElements;
   Wide<T> part_g[kSegment], part_gd[kSegment];
   for (int64_t j = 0; j < lanes; ++j) sum_g[j] = sum_gd[j] = 0;
   for (int64_t begin = 0; begin < pixels; begin += kSummed) {

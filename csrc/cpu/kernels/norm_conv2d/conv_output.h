@@ -8,6 +8,14 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
+// Reads the bias of kPanel channels from `first` on, or zeros.
+template <class W>
+inline void read_bias(const NormConv2d& a, int64_t first, W* bias) {
+  const W* given = static_cast<const W*>(a.bias);
+  for (int64_t c = 0; c < kPanel<Vec<W>>; ++c)
+    bias[c] = given != nullptr && first + c < a.cout ? coefficient<W>(given[first + c]) : W(0);
+}
+
 // Writes `count` pixels of a row of y, every a.parities-th from `column` on. `values` has kPanel
 // channels per pixel: they are the channels from `first` on, and those from Cout on are left out.
 template <class W, class Y>

@@ -3,164 +3,9 @@
 #pragma once
 
 #include "../vector/planes.h"
-#include "method.h"
+#include "conv_sizes.h"
 
 namespace stylekernels::CPU_CAPABILITY {
-
-// Register block of planar rows, in vectors of pixels: for each of kFewOutputs outputs as many
-// accumulators; these and the weights fit in 16 registers.
-constexpr int kPlanarVectors = 3;
-
-// Winograd tiles: 4 x 4 outputs. A batch is so many that their points, for 128 input channels, stay
-// in the L2 cache.
-constexpr int64_t kWinogradOutputs = 4;
-constexpr int64_t kWinogradBatch = VECTOR_BYTES == 64 ? 24 : 18;
-static_assert(kWinogradBatch % kBlockRows == 0, "batches are whole register blocks");
-
-// Returns the elements from one point of a batch to the next: a cache line more than the tiles
-// take, because stores a multiple of the cache's size apart would compete for one set of it.
-inline int64_t winograd_pitch(int64_t cin) { return kWinogradBatch * cin + 16; }
-
-// Nested Winograd transforms: see nested_winograd.h. A tile is 3 x 3 outputs, from 5 x 5 inputs and
-// up to 3 x 3 kernel blocks. A batch is so many tiles (few inputs), or vectors of tiles (few
-// outputs), that their points stay in the L2 cache.
-constexpr int64_t kNestedOutputs = 3, kNestedSide = 5, kNestedPoints = 25, kMostKernelBlocks = 3;
-constexpr int64_t kNestedBatch = 4 * kBlockRows;
-constexpr int64_t kNestedVectors = 8;
-
-// -- geometry --------------------------------------------------------------------------------
-
-// Window of output pixel 0, all parities together: it reads input pixels from low to high.
-struct Window {
-  int64_t low, high;
-
-  explicit Window(const NormConv2d& a) : low(a.axes[0].first), high(low + a.axes[0].taps - 1) {
-    if (a.parities == 1) return;
-    low = smaller<int64_t>(low, a.axes[1].first);
-    const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
-    high = high < end ? end : high;
-  }
-};
-
-template <class T>
-struct Geometry {
-  static constexpr int64_t kPanelChannels = kPanel<Vec<T>>;
-  int64_t low, high;  // see Window
-  int64_t span;       // rows in the ring: those that an output row, or a row of tiles, reads
-  int64_t width;      // columns of a row in the ring
-  Method method;
-  bool winograd;          // output rows are made four at a time
-  int64_t side;           // inputs a side of a Winograd tile
-  int64_t kernel_blocks;  // a side of the kernel; 0: not nested_winograd.h
-  bool few_outputs;       // vectors hold tiles
-  int64_t row_advance;    // input rows from one output row, or row of tiles, to the next
-  bool planar;            // rows in the ring are [channel][column], else [column][channel]
-  bool pairs;             // ring and weights in bfloat16, multiplied in pairs
-  int64_t pitch;          // elements from one column, or channel, to the next
-  int64_t row_elements;
-  int64_t panels;  // panels of the weights, per parity
-
-  explicit Geometry(const NormConv2d& a) {
-    const Window window(a);
-    low = window.low, high = window.high;
-    span = high - low + 1;
-    const int taps = a.axes[0].taps;
-    method = method_of<T>(a);
-    winograd = method == Method::winograd, few_outputs = method == Method::few_outputs;
-    planar = method == Method::planar, pairs = method == Method::pairs;
-    side = winograd ? taps + kWinogradOutputs - 1 : 0;
-    row_advance = winograd ? kWinogradOutputs : a.stride;
-    const bool nested = few_outputs || method == Method::few_inputs;
-    kernel_blocks = nested ? (a.kernel + kNestedOutputs - 1) / kNestedOutputs : 0;
-    if (nested) span = kNestedSide;
-    width = winograd ? (a.columns + kWinogradOutputs - 1) / kWinogradOutputs * kWinogradOutputs +
-                           span - 1
-            : nested ? (tiles(a) + kernel_blocks - 1) * kNestedOutputs + 2
-                     : a.stride * (a.columns - 1) + span;
-    if (winograd) span += kWinogradOutputs - 1;
-    // A reflected border reads columns that a cropped output may not read.
-    const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
-    if (width < reflected) width = reflected;
-    // Vectors are loaded whole, up to kPlanarVectors of them from the last column of a plane on.
-    pitch = planar ? width + kPlanarVectors * kLanes<Vec<T>> : pairs ? (a.cin + 1) / 2 * 2 : a.cin;
-    row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
-    panels = planar || few_outputs ? 1 : (a.cout + kPanelChannels - 1) / kPanelChannels;
-  }
-
-  // Scratch of a worker: ring, one more row if pixels repeat, and an output row (transforms: see
-  // their files).
-  int64_t worker_elements(const NormConv2d& a) const {
-    if (winograd)
-      return span * row_elements + side * side * winograd_pitch(a.cin) +
-             kWinogradBatch * (side * side + kWinogradOutputs * kWinogradOutputs) * kPanelChannels;
-    if (kernel_blocks > 0) {
-      const int64_t rows = kernel_blocks * kNestedPoints * nested_pitch(a);
-      const int64_t own = few_outputs
-                              ? kNestedPoints * nested_point_pitch(a) + a.cout * rows +
-                                    (kNestedOutputs + 1) * kNestedOutputs * a.cout * nested_pitch(a)
-                              : kNestedSide * row_elements + rows +
-                                    (kNestedPoints + kNestedOutputs * kNestedOutputs) *
-                                        kNestedBatch * kPanelChannels;
-      return (span + 1) * row_elements + own;
-    }
-    return (span + 1) * row_elements + a.columns * kPanelChannels;
-  }
-
-  // False: a pass of its own writes the input of the convolution (TileGeometry: tasks do).
-  bool writes_input(const NormConv2d&) const { return false; }
-
-  int64_t tiles(const NormConv2d& a) const {
-    return (a.columns + kNestedOutputs - 1) / kNestedOutputs;
-  }
-
-  // Returns the elements from one point of a row of tiles, or of their sums for one output, to the
-  // next.
-  int64_t nested_pitch(const NormConv2d& a) const {
-    const int64_t multiple = few_outputs ? kLanes<Vec<T>> : kBlockRows;
-    const int64_t count = (tiles(a) + multiple - 1) / multiple * multiple;
-    if (few_outputs) return count;
-    return ((count + kernel_blocks - 1) * a.cin + kLanes<Vec<T>> + 15) / 16 * 16;
-  }
-  // Returns the elements from one point of a batch to the next, with few outputs: see
-  // winograd_pitch.
-  int64_t nested_point_pitch(const NormConv2d& a) const {
-    constexpr int64_t kCount = kLanes<Vec<T>>;
-    return (a.cin + kCount - 1) / kCount * kCount * (kNestedVectors + 1) * kCount + 16;
-  }
-
-  // Returns the output channels of a panel of the weights.
-  int64_t panel_channels(const NormConv2d& a) const {
-    return planar || few_outputs ? a.cout : kPanelChannels;
-  }
-
-  int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
-    if (winograd) return side * side * a.cin * kPanelChannels;
-    if (kernel_blocks > 0)
-      return kNestedPoints * kernel_blocks * kernel_blocks * a.cin * panel_channels(a);
-    const int64_t depth = pairs ? pitch / 2 : a.cin;  // a pair takes the room of one float
-    return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * depth *
-           panel_channels(a);
-  }
-  // Returns the offset of a panel of a parity.
-  int64_t panel_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
-                      int64_t panel) const {
-    int64_t begin = 0;
-    for (int64_t parity = 0; parity < row_parity * a.parities + column_parity; ++parity)
-      begin += panels * panel_elements(a, parity / a.parities, parity % a.parities);
-    return begin + panel * panel_elements(a, row_parity, column_parity);
-  }
-  int64_t packed_elements(const NormConv2d& a) const {
-    return panel_begin(a, a.parities - 1, a.parities - 1, panels);
-  }
-};
-
-// Reads the bias of kPanel channels from `first` on, or zeros.
-template <class W>
-inline void read_bias(const NormConv2d& a, int64_t first, W* bias) {
-  const W* given = static_cast<const W*>(a.bias);
-  for (int64_t c = 0; c < kPanel<Vec<W>>; ++c)
-    bias[c] = given != nullptr && first + c < a.cout ? coefficient<W>(given[first + c]) : W(0);
-}
 
 // Returns the pixel of x at `position` of the padded image; -1 for a zero.
 inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
@@ -173,8 +18,6 @@ inline int64_t source(const NormConv2d& a, int64_t position, int64_t size) {
   }
   return position / a.repeats;
 }
-
-// -- the input -------------------------------------------------------------------------------
 
 // Input of the convolution: x, and the norm, activation and residual that are applied as it is
 // read.
@@ -258,7 +101,7 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
               int64_t row, int64_t columns, R* out) {
   using V = Vec<T>;
   const bool planes = a.layout == Layout::contiguous;
-  if (!planes && !g.planar && g.pitch == a.cin && input.scale == nullptr) {  // one run
+  if (!planes && !g.is(Method::planar) && g.pitch == a.cin && input.scale == nullptr) {  // one run
     read_run<A>(input, (n * a.h + row) * a.w * a.cin, columns * a.cin, 0, 0, out);
     return;
   }
@@ -270,7 +113,7 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
     const int64_t channel = n * a.cin + (planes ? run : from);
     read_run<A>(input, first + run * run_step + from, count, channel, planes ? 0 : 1, to);
   };
-  if (planes == g.planar) {
+  if (planes == g.is(Method::planar)) {
     for (int64_t run = 0; run < runs; ++run) read(run, 0, length, out + run * g.pitch);
     return;
   }
@@ -310,8 +153,9 @@ struct Ring {
   }
 
   void fill(int64_t from, R* out) const {
-    const int64_t channels = g.planar ? a.cin : 1, elements = g.planar ? 1 : a.cin;
-    const int64_t column_step = g.planar ? 1 : g.pitch;
+    const int64_t channels = g.is(Method::planar) ? a.cin : 1,
+                  elements = g.is(Method::planar) ? 1 : a.cin;
+    const int64_t column_step = g.is(Method::planar) ? 1 : g.pitch;
     // Copies column `column` of `pixels` to column `to` of the row; zeros for a column of -1.
     const auto set = [&](int64_t to, const R* pixels, int64_t column) {
       for (int64_t c = 0; c < channels; ++c)

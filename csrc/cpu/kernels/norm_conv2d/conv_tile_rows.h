@@ -8,8 +8,6 @@
 #if HAS_TILES
 namespace stylekernels::CPU_CAPABILITY {
 
-inline int64_t ceil_divide(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
 // Forms of a kernel row as products of AMX tiles, each 16 pixels x 32 values by 32 values x 16
 // outputs:
 //

@@ -129,12 +129,12 @@ void run_band_of_few_outputs(const NormConv2d& a, const Geometry<T>& g, const In
   W bias[kPanel<V>];
   read_bias(a, 0, bias);
   const int64_t begin = band * a.band, height = smaller(a.band, a.rows - begin);
-  const int64_t tile_rows = (height + kNestedOutputs - 1) / kNestedOutputs;
+  const int64_t tile_rows = ceil_divide(height, kNestedOutputs);
   for (int64_t r = 0; r < tile_rows + g.kernel_blocks - 1; ++r) {
     const int64_t input_row = begin + r * kNestedOutputs + g.low;
     ring.read(input_row);
     for (int64_t tile = 0; tile < tiles; tile += kBatch) {
-      const auto vectors_of = [](int64_t count) { return (count + kLanes<V> - 1) / kLanes<V>; };
+      const auto vectors_of = [](int64_t count) { return ceil_divide(count, kLanes<V>); };
       const int64_t vectors = smaller<int64_t>(kNestedVectors, vectors_of(tiles - tile));
       const int64_t inputs = smaller(vectors + 1, vectors_of(tiles - tile + g.kernel_blocks - 1));
       if (tile > 0)  // the last vector of the batch before is the first of this one

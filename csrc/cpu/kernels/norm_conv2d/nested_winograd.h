@@ -65,8 +65,8 @@ void pack_nested_weights(const NormConv2d& a, const Geometry<T>& g, int64_t firs
   for (int64_t block = 0; block < g.kernel_blocks * g.kernel_blocks; ++block) {
     const int64_t down = block / g.kernel_blocks, right = block % g.kernel_blocks;
     for (int64_t i = 0; i < a.cin; ++i) {
-      const int64_t term =
-          g.few_outputs ? (down * a.cin + i) * g.kernel_blocks + right : block * a.cin + i;
+      const int64_t term = g.is(Method::few_outputs) ? (down * a.cin + i) * g.kernel_blocks + right
+                                                     : block * a.cin + i;
       for (int64_t c = 0; c < width; ++c) {
         double kernel[3][3];
         for (int64_t k = 0; k < 9; ++k)

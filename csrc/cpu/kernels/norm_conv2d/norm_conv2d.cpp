@@ -48,8 +48,8 @@ void pack_direct_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_
         for (int64_t kx = 0; kx < a.kernel; ++kx) {
           const int64_t row = rows.tap_of[ky], column = columns.tap_of[kx];
           if (row < 0 || column < 0) continue;
-          const int64_t term = g.planar ? (row * a.cin + i) * columns.taps + column
-                                        : (row * columns.taps + column) * g.pitch + i;
+          const int64_t term = g.is(Method::planar) ? (row * a.cin + i) * columns.taps + column
+                                                    : (row * columns.taps + column) * g.pitch + i;
           R* to = panel + term / kTermsPerLane<R> * kTermsPerLane<R> * width +
                   c * kTermsPerLane<R> + term % kTermsPerLane<R>;
           store(to, load<Wide<T>>(to) +
@@ -173,7 +173,7 @@ void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>
   constexpr int64_t kPanelChannels = kPanel<V>;
   W* values = memory + (g.span + 1) * g.row_elements;
   Ring<T, R> ring{a, input, g, n, reinterpret_cast<R*>(memory)};
-  if (!g.planar && g.pitch != a.cin)  // a channel that a pair lacks stays zero
+  if (!g.is(Method::planar) && g.pitch != a.cin)  // a channel that a pair lacks stays zero
     std::memset(ring.memory, 0, (g.span + 1) * g.row_elements * sizeof(R));
   const W* weights = static_cast<const W*>(a.packed);
   BandStatistics statistics(a, n, band);
@@ -188,7 +188,7 @@ void run_band_directly(const NormConv2d& a, const Geometry<T>& g, const Input<T>
         read_bias(a, first, bias);
         const W* panel =
             weights + g.panel_begin(a, row_parity, column_parity, first / kPanelChannels);
-        if (g.planar)
+        if (g.is(Method::planar))
           multiply_planar_row(a, ring, o, panel, bias, values);
         else if (channels <= kLanes<V>)
           multiply_row<1>(a, ring, o, row_parity, column_parity, panel, bias, values);

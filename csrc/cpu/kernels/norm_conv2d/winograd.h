@@ -224,11 +224,10 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
   W* values = products + kSide * kSide * kWinogradBatch * kPanelChannels;
   Ring<T> ring{a, input, g, n, memory};
   BandStatistics statistics(a, n, band);
-  const int64_t tiles = (a.columns + kWinogradOutputs - 1) / kWinogradOutputs;
-  const int64_t batches = (tiles + kWinogradBatch - 1) / kWinogradBatch;
+  const int64_t tiles = ceil_divide(a.columns, kWinogradOutputs);
+  const int64_t batches = ceil_divide(tiles, kWinogradBatch);
   // Batches of about equal size, but of whole register blocks.
-  const int64_t per_batch =
-      ((tiles + batches - 1) / batches + kBlockRows - 1) / kBlockRows * kBlockRows;
+  const int64_t per_batch = ceil_divide(ceil_divide(tiles, batches), kBlockRows) * kBlockRows;
   const int64_t last_row = smaller((band + 1) * a.band, a.rows);
   for (int64_t row = band * a.band; row < last_row; row += kWinogradOutputs) {
     ring.advance(row / kWinogradOutputs);

@@ -9,6 +9,7 @@
 
 #include "../../instance_norm.h"
 #include "activations.h"
+#include "pairs.h"
 
 namespace stylekernels::CPU_CAPABILITY {
 
@@ -95,7 +96,7 @@ inline int64_t pixels_per_row(int64_t channels) {
 template <class V>
 inline int64_t lanes_of_row(int64_t channels) {
   const int64_t width = pixels_per_row<V>(channels) * channels;
-  return (width + kPairLanes<V> - 1) / kPairLanes<V> * kPairLanes<V>;
+  return ceil_divide(width, kPairLanes<V>) * kPairLanes<V>;
 }
 
 template <int kSize>
@@ -222,7 +223,7 @@ inline void lane_moments(const T* x, int64_t stride, int64_t pixels, int64_t wid
   using V = Vec<T>;
   using W = ElementOf<V>;
   constexpr int64_t kPairElements = kPairLanes<V>;
-  const int64_t lanes = (width + kPairElements - 1) / kPairElements * kPairElements;
+  const int64_t lanes = ceil_divide(width, kPairElements) * kPairElements;
   W shift[kSegment], sum[kSegment], square[kSegment];
   for (int64_t first = 0; first < pixels; first += kSummed) {
     const int64_t count = smaller<int64_t>(kSummed, pixels - first);

@@ -4,7 +4,7 @@
 // slow, but it tests the kernels' arithmetic on any machine.
 #pragma once
 
-#include "simd.h"
+#include "pairs.h"
 
 #define CAPABILITY_amx 1
 #define CAPABILITY_amx_emulated 2

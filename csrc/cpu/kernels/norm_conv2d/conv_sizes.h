@@ -1,0 +1,153 @@
+// Sizes of a deferred-norm convolution, by method: register blocks, tiles, rows of the ring,
+// scratch and packed weights.
+#pragma once
+
+#include "method.h"
+
+namespace stylekernels::CPU_CAPABILITY {
+
+// Register block of planar rows, in vectors of pixels: for each of kFewOutputs outputs as many
+// accumulators; these and the weights fit in 16 registers.
+constexpr int kPlanarVectors = 3;
+
+// Winograd tiles: 4 x 4 outputs. A batch is so many that their points, for 128 input channels, stay
+// in the L2 cache.
+constexpr int64_t kWinogradOutputs = 4;
+constexpr int64_t kWinogradBatch = VECTOR_BYTES == 64 ? 24 : 18;
+static_assert(kWinogradBatch % kBlockRows == 0, "batches are whole register blocks");
+
+// Returns the elements from one point of a batch to the next: a cache line more than the tiles
+// take, because stores a multiple of the cache's size apart would compete for one set of it.
+inline int64_t winograd_pitch(int64_t cin) { return kWinogradBatch * cin + 16; }
+
+// Nested Winograd transforms: see nested_winograd.h. A tile is 3 x 3 outputs, from 5 x 5 inputs and
+// up to 3 x 3 kernel blocks. A batch is so many tiles (few inputs), or vectors of tiles (few
+// outputs), that their points stay in the L2 cache.
+constexpr int64_t kNestedOutputs = 3, kNestedSide = 5, kNestedPoints = 25, kMostKernelBlocks = 3;
+constexpr int64_t kNestedBatch = 4 * kBlockRows;
+constexpr int64_t kNestedVectors = 8;
+
+// Window of output pixel 0, all parities together: it reads input pixels from low to high.
+struct Window {
+  int64_t low, high;
+
+  explicit Window(const NormConv2d& a) : low(a.axes[0].first), high(low + a.axes[0].taps - 1) {
+    if (a.parities == 1) return;
+    low = smaller<int64_t>(low, a.axes[1].first);
+    const int64_t end = a.axes[1].first + a.axes[1].taps - 1;
+    high = high < end ? end : high;
+  }
+};
+
+template <class T>
+struct Geometry {
+  static constexpr int64_t kPanelChannels = kPanel<Vec<T>>;
+  int64_t low, high;  // see Window
+  int64_t span;       // rows in the ring: those that an output row, or a row of tiles, reads
+  int64_t width;      // columns of a row in the ring
+  // Rows in the ring are [channel][column] for planar, else [column][channel]. For pairs they are
+  // bfloat16. With few_outputs vectors hold tiles.
+  Method method;
+  int64_t side;           // inputs a side of a Winograd tile, of four output rows
+  int64_t kernel_blocks;  // a side of the kernel; 0: not nested_winograd.h
+  int64_t row_advance;    // input rows from one output row, or row of tiles, to the next
+  int64_t pitch;          // elements from one column, or channel, to the next
+  int64_t row_elements;
+  int64_t panels;  // panels of the weights, per parity
+
+  explicit Geometry(const NormConv2d& a) {
+    const Window window(a);
+    low = window.low, high = window.high;
+    span = high - low + 1;
+    const int taps = a.axes[0].taps;
+    method = method_of<T>(a);
+    const bool winograd = is(Method::winograd), planar = is(Method::planar);
+    side = winograd ? taps + kWinogradOutputs - 1 : 0;
+    row_advance = winograd ? kWinogradOutputs : a.stride;
+    const bool nested = is(Method::few_outputs) || is(Method::few_inputs);
+    kernel_blocks = nested ? ceil_divide(a.kernel, kNestedOutputs) : 0;
+    if (nested) span = kNestedSide;
+    width = winograd ? ceil_divide(a.columns, kWinogradOutputs) * kWinogradOutputs + span - 1
+            : nested ? (tiles(a) + kernel_blocks - 1) * kNestedOutputs + 2
+                     : a.stride * (a.columns - 1) + span;
+    if (winograd) span += kWinogradOutputs - 1;
+    // A reflected border reads columns that a cropped output may not read.
+    const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
+    if (width < reflected) width = reflected;
+    // Vectors are loaded whole, up to kPlanarVectors of them from the last column of a plane on.
+    pitch = planar              ? width + kPlanarVectors * kLanes<Vec<T>>
+            : is(Method::pairs) ? (a.cin + 1) / 2 * 2
+                                : a.cin;
+    row_elements = ((planar ? a.cin : width) * pitch + 15) / 16 * 16;
+    panels = planar || is(Method::few_outputs) ? 1 : ceil_divide(a.cout, kPanelChannels);
+  }
+
+  bool is(Method other) const { return method == other; }
+
+  // Scratch of a worker: ring, one more row if pixels repeat, and an output row (transforms: see
+  // their files).
+  int64_t worker_elements(const NormConv2d& a) const {
+    if (is(Method::winograd))
+      return span * row_elements + side * side * winograd_pitch(a.cin) +
+             kWinogradBatch * (side * side + kWinogradOutputs * kWinogradOutputs) * kPanelChannels;
+    if (kernel_blocks > 0) {
+      const int64_t rows = kernel_blocks * kNestedPoints * nested_pitch(a);
+      const int64_t own = is(Method::few_outputs)
+                              ? kNestedPoints * nested_point_pitch(a) + a.cout * rows +
+                                    (kNestedOutputs + 1) * kNestedOutputs * a.cout * nested_pitch(a)
+                              : kNestedSide * row_elements + rows +
+                                    (kNestedPoints + kNestedOutputs * kNestedOutputs) *
+                                        kNestedBatch * kPanelChannels;
+      return (span + 1) * row_elements + own;
+    }
+    return (span + 1) * row_elements + a.columns * kPanelChannels;
+  }
+
+  // Tells whether tasks write the normalised input. Here another pass does.
+  bool writes_input(const NormConv2d&) const { return false; }
+
+  int64_t tiles(const NormConv2d& a) const { return ceil_divide(a.columns, kNestedOutputs); }
+
+  // Returns the elements from one point of a row of tiles, or of their sums for one output, to the
+  // next.
+  int64_t nested_pitch(const NormConv2d& a) const {
+    const int64_t multiple = is(Method::few_outputs) ? kLanes<Vec<T>> : kBlockRows;
+    const int64_t count = ceil_divide(tiles(a), multiple) * multiple;
+    if (is(Method::few_outputs)) return count;
+    return ((count + kernel_blocks - 1) * a.cin + kLanes<Vec<T>> + 15) / 16 * 16;
+  }
+  // Returns the elements from one point of a batch to the next, with few outputs: see
+  // winograd_pitch.
+  int64_t nested_point_pitch(const NormConv2d& a) const {
+    constexpr int64_t kCount = kLanes<Vec<T>>;
+    return ceil_divide(a.cin, kCount) * kCount * (kNestedVectors + 1) * kCount + 16;
+  }
+
+  // Returns the output channels of a panel of the weights.
+  int64_t panel_channels(const NormConv2d& a) const {
+    return is(Method::planar) || is(Method::few_outputs) ? a.cout : kPanelChannels;
+  }
+
+  int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
+    if (is(Method::winograd)) return side * side * a.cin * kPanelChannels;
+    if (kernel_blocks > 0)
+      return kNestedPoints * kernel_blocks * kernel_blocks * a.cin * panel_channels(a);
+    const int64_t depth =
+        is(Method::pairs) ? pitch / 2 : a.cin;  // a pair takes the room of one float
+    return int64_t(a.axes[row_parity].taps) * a.axes[column_parity].taps * depth *
+           panel_channels(a);
+  }
+  // Returns the offset of a panel of a parity.
+  int64_t panel_begin(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
+                      int64_t panel) const {
+    int64_t begin = 0;
+    for (int64_t parity = 0; parity < row_parity * a.parities + column_parity; ++parity)
+      begin += panels * panel_elements(a, parity / a.parities, parity % a.parities);
+    return begin + panel * panel_elements(a, row_parity, column_parity);
+  }
+  int64_t packed_elements(const NormConv2d& a) const {
+    return panel_begin(a, a.parities - 1, a.parities - 1, panels);
+  }
+};
+
+}  // namespace stylekernels::CPU_CAPABILITY
