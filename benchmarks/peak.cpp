@@ -33,7 +33,7 @@ typedef float Vector __attribute__((vector_size(kBytes)));
 constexpr int kChains = 12;
 constexpr long kSteps = 100000;  // about 0.2 ms: many of them fit between two looks at the clock
 
-// Read, it hides from the compiler that every chain computes the same; written, that nobody asks.
+// Volatile, so the compiler can neither merge equal chains nor drop unused results.
 volatile float zero = 0;
 
 // Every kernel runs kSteps steps and returns the floating-point operations it did.
@@ -115,12 +115,13 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }
 
 // Gives this thread a CPU of its own: new threads may share one for longer than they live, and
-// inherit from their parent what it is bound to. (Of all that there are: a taskset is not heard.)
+// inherit from their parent what it is bound to. This ignores a taskset: all CPUs count.
 void take_cpu([[maybe_unused]] int index) {
 #if defined(__linux__)
   cpu_set_t allowed, own;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) CPU_SET(cpu, &allowed);
-  if (sched_setaffinity(0, sizeof(allowed), &allowed) != 0 ||  // keeps those that there are
+  if (sched_setaffinity(0, sizeof(allowed), &allowed) !=
+          0 ||  // the kernel keeps only existing CPUs
       sched_getaffinity(0, sizeof(allowed), &allowed) != 0)
     return;
   CPU_ZERO(&own);

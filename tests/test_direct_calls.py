@@ -228,7 +228,7 @@ def test_messages_tell_what_was_expected_and_what_was_given(implementation) -> N
         pytest.skip("messages of the compiled library")
     calls = {
         r"x: expected rank 4, got \(64, 5, 4\)": lambda: OPS.instance_norm_stats(X[0]),
-        r"x: expected rank 3 to 4, got \(4,\)": lambda: OPS.gram_matrix(X[0, 0, 0], None, False),
+        r"x: expected rank 3 to 4, got \(4\)": lambda: OPS.gram_matrix(X[0, 0, 0], None, False),
         "x: expected float32, .* got another dtype": lambda: norm(X.long()),
         "upsample: expected none, .* got bilinear": lambda: convolve(upsample="bilinear"),
         "packed: expected the .* got 1 of float32": lambda: convolve_directly(packed=ONE),

@@ -41,8 +41,8 @@ const GramMatrixKernels& kernels() {
   }
 }
 
-// Pixels of a chunk, the sum of one task: some 16 chunks per large image to share out, but so many
-// pixels each that merging the sums is little beside them; with few pixels in all, four tasks.
+// Pixels of a chunk, the sum of one task. A large image has about 16 chunks, each large enough that
+// merging costs little. With few pixels in all there are four tasks.
 constexpr int64_t kChunkPixels = 512, kEnoughPixels = 4096;
 constexpr int64_t kChunks = 16, kFewestTasks = 4;
 

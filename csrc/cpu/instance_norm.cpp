@@ -37,8 +37,8 @@ const InstanceNormKernels& kernels() {
 // share a small image between many threads.
 constexpr int64_t kChunkElements = 32768;
 
-// Number of contiguous planes from which each is one chunk, which one thread reads twice while it
-// is in that thread's cache.
+// From this many planes on, a plane is one chunk; one thread reads it twice, the second time from
+// its cache.
 constexpr int64_t kManyPlanes = 16;
 
 // Bytes from which results are written with streaming stores: they would not stay in the caches,

@@ -7,9 +7,9 @@
 
 namespace stylekernels {
 
-// Division of x into chunks. A chunk is the unit of parallel work and of the partial sums, which
-// are merged in the order of the chunks, so that results do not depend on timing. The division
-// depends on the shape alone.
+// Division of x into chunks, each a task with partial sums of its own. These are merged in the
+// order of the chunks, so that results do not depend on timing. The division depends on the shape
+// alone.
 struct PlaneGrid {
   DType dtype;
   Layout layout;

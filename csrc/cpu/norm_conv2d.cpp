@@ -40,8 +40,7 @@ const NormConv2dKernels& kernels() {
   }
 }
 
-// Output rows of a band: few enough to share an image out, many enough that the input rows which
-// two bands read are few beside them.
+// Rows of a band. Short bands share out an image; tall ones reread fewer input rows.
 constexpr int64_t kFewestBands = 16;
 constexpr int64_t kMostRows = 16;
 constexpr int64_t kRowMultiple = 4;  // rows of a Winograd tile
@@ -125,12 +124,12 @@ struct Workspace {
   Workspace(const NormConv2d& args, bool wants_statistics) {
     const int64_t workers = parallel_workers(args.n * args.bands, args.band_cost);
     const int64_t per_double = args.dtype == DType::float64 ? 1 : 2;
-    const auto doubles = [&](int64_t elements) {
+    const auto in_doubles = [&](int64_t elements) {
       return (elements / per_double + 1 + 7) / 8 * 8;  // whole cache lines
     };
     partials = wants_statistics ? args.n * args.bands * 2 * args.cout : 0;
-    coefficients = doubles(2 * args.n * args.cin);
-    rows = doubles(workers * kernels().worker_elements(args));
+    coefficients = in_doubles(2 * args.n * args.cin);
+    rows = in_doubles(workers * kernels().worker_elements(args));
   }
 
   int64_t size() const { return partials + coefficients + rows; }

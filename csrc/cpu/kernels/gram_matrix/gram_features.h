@@ -20,13 +20,13 @@ struct Strides {
 template <class T>
 struct Prefetch {
   const T* p;
-  int64_t run, distance;  // elements of a run, and from the beginning of a run to the next
+  int64_t run, pitch;  // elements of a run, and from the beginning of a run to the next
   int64_t runs, line = 0;
 
   Prefetch(const GramMatrix& args, const T* x, int64_t pixels)
       : p(x),
         run(args.layout == Layout::contiguous ? pixels : pixels * args.c),
-        distance(args.pixels),
+        pitch(args.pixels),
         runs(pixels <= 0                         ? 0
              : args.layout == Layout::contiguous ? args.c
                                                  : 1) {}
@@ -41,7 +41,7 @@ struct Prefetch {
     constexpr int64_t kLine = 64 / sizeof(T);
     for (; count > 0 && runs > 0; --count) {
       __builtin_prefetch(p + line * kLine);
-      if (++line * kLine >= run) line = 0, p += distance, --runs;
+      if (++line * kLine >= run) line = 0, p += pitch, --runs;
     }
   }
 };

@@ -122,21 +122,21 @@ inline void pack_rows(const BFloat16* x, int64_t pitch, int64_t rows, int64_t co
 
 // Computes a register block of 32 rows x 32 columns and stores it to `part`: four tiles, those of
 // the first 16 rows first. `first` and `second`: 16 rows each, row_pitch values apart, whose next K
-// step is row_step values further on. `left` and `right`: packed tiles of 16 columns, one per K
+// step is step_pitch values further on. `left` and `right`: packed tiles of 16 columns, one per K
 // step. Pitches and steps are in values. Calls between() after each of the `steps` K steps.
 template <class Between>
 inline void multiply_tile_panels(const BFloat16* first, const BFloat16* second, int64_t row_pitch,
-                                 int64_t row_step, const BFloat16* left, const BFloat16* right,
+                                 int64_t step_pitch, const BFloat16* left, const BFloat16* right,
                                  int64_t steps, float (&part)[4][kTileWords],
                                  const Between& between) {
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   for (int64_t step = 0; step < steps; ++step) {
-    tile_load<4>(first + step * row_step, row_pitch * sizeof(BFloat16));
+    tile_load<4>(first + step * step_pitch, row_pitch * sizeof(BFloat16));
     tile_load<6>(left + step * kTileElements);
     tile_multiply<0, 4, 6>();
     tile_load<7>(right + step * kTileElements);
     tile_multiply<1, 4, 7>();
-    tile_load<5>(second + step * row_step, row_pitch * sizeof(BFloat16));
+    tile_load<5>(second + step * step_pitch, row_pitch * sizeof(BFloat16));
     tile_multiply<2, 5, 6>();
     tile_multiply<3, 5, 7>();
     between();
@@ -145,7 +145,8 @@ inline void multiply_tile_panels(const BFloat16* first, const BFloat16* second, 
   tile_store<2>(part[2]), tile_store<3>(part[3]);
 }
 
-// Packs the panels of a chunk: all panels of kPackedPixels pixels, then those of the next as many.
+// Packs the panels of a chunk: first all panels of kPackedPixels pixels, then all of the next
+// kPackedPixels.
 // It packs a tile of 16 channels x 32 pixels at a time, in two forms:
 //
 //   transposed   a ring of two panels, which stay in the nearest caches
@@ -200,9 +201,8 @@ struct TilePacker {
       }
     } else {
       const BFloat16* corner = x + pixel * args.c + channel;
-      // Prefetches as many lines of the next kPackedPixels pixels as there are pieces to fetch
-      // them: of its own pixels a panel reads one line in several, and the machine's prefetcher
-      // follows late.
+      // Prefetches 16 cache lines of the next kPackedPixels pixels; all pieces together fetch each
+      // once. A panel reads only some lines of a pixel, which the hardware prefetcher notices late.
       const int64_t piece = (panel * kPackedSteps + step) * 2 + half;
       const BFloat16* next = x + (first + kPackedPixels) * args.c + piece * kTileRows * kTileDepth;
       for (int64_t i = 0; i < kTileRows; ++i) __builtin_prefetch(next + i * kTileDepth, 0, 2);

@@ -64,10 +64,10 @@ inline void add_one(const Terms<A, T>& terms, int64_t i, Wide<T> mean, Wide<T> s
 }
 
 // Computes both sums lane by lane of a segment: `width` elements (at most kSegment, in whole vector
-// pairs or more) of `pixels` rows that are `stride` elements apart. sum_g and sum_gd have room for
+// pairs or more) of `pixels` rows, `pitch` elements apart. sum_g and sum_gd have room for
 // kSegment. coefficients(row, lane) gives the vector pair from a lane on.
 template <Activation A, class T, class Load>
-void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t stride, int64_t pixels,
+void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t pitch, int64_t pixels,
                int64_t width, const Load& coefficients, double* sum_g, double* sum_gd) {
   using V = Vec<T>;
   constexpr int64_t kPairElements = kPairLanes<V>;
@@ -81,12 +81,12 @@ void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t stride, int64_t 
       store(part_gd + j, V{});
     }
     for (int64_t start = begin; start < end; start += kSummedFirst) {
-      const int64_t inner_end = first + smaller(start + kSummedFirst, end) * stride;
+      const int64_t inner_end = first + smaller(start + kSummedFirst, end) * pitch;
       for_pairs_of_row<V, 1>(width, [&](auto, int64_t offset, int64_t lane) {
         const Pair<V> mean = coefficients(kMean, lane), scale = coefficients(kScale, lane);
         const Pair<V> bias = coefficients(kBias, lane);
         Pair<V> inner_g{}, inner_gd{};
-        for (int64_t i = first + start * stride + offset; i != inner_end + offset; i += stride) {
+        for (int64_t i = first + start * pitch + offset; i != inner_end + offset; i += pitch) {
           const auto [a, b] = terms.pair(i, mean, scale, bias);
           inner_g.a += a.g, inner_g.b += b.g;
           inner_gd.a = multiply_add(a.g, a.d, inner_gd.a);

@@ -128,7 +128,7 @@ void read_row(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input, 
   });
 }
 
-// Ring buffer of rows of the padded input, in numbers R. Position p of the padded image (it may be
+// Ring buffer of rows of the padded input, of type R. Position p of the padded image (it may be
 // negative) is at row (p - low) % span.
 template <class T, class R = Wide<T>>
 struct Ring {
@@ -153,9 +153,9 @@ struct Ring {
   }
 
   void fill(int64_t from, R* out) const {
-    const int64_t channels = g.is(Method::planar) ? a.cin : 1,
-                  elements = g.is(Method::planar) ? 1 : a.cin;
-    const int64_t column_step = g.is(Method::planar) ? 1 : g.pitch;
+    const bool planar = g.is(Method::planar);
+    const int64_t channels = planar ? a.cin : 1, elements = planar ? 1 : a.cin;
+    const int64_t column_step = planar ? 1 : g.pitch;
     // Copies column `column` of `pixels` to column `to` of the row; zeros for a column of -1.
     const auto set = [&](int64_t to, const R* pixels, int64_t column) {
       for (int64_t c = 0; c < channels; ++c)

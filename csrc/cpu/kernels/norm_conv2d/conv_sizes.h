@@ -6,8 +6,8 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// Register block of planar rows, in vectors of pixels: for each of kFewOutputs outputs as many
-// accumulators; these and the weights fit in 16 registers.
+// A planar register block is kFewOutputs outputs x kPlanarVectors vectors of pixels. With the
+// weights it fits in 16 registers.
 constexpr int kPlanarVectors = 3;
 
 // Winograd tiles: 4 x 4 outputs. A batch is so many that their points, for 128 input channels, stay

@@ -50,30 +50,32 @@ struct TileGeometry {
     low = window.low, span = window.high - low + 1;
     const int64_t taps = a.axes[0].taps;
     const auto tiles = [](int64_t count) { return ceil_divide(count, kTileRows); };
-    const int64_t apart = taps * ceil_divide(a.cin, kTileDepth) * tiles(a.cout);
-    const int64_t in_values = ceil_divide(taps * a.cin, kTileDepth) * tiles(a.cout);
-    const int64_t in_outputs = ceil_divide(a.cin, kTileDepth) * tiles(taps * a.cout);
-    const bool few_values = a.parities == 1 && taps * a.cin <= 2 * kTileDepth && in_values < apart;
-    const bool few_outputs = a.parities == 1 && a.stride == 1 && taps * a.cout <= kTilePanel &&
-                             in_outputs < smaller(apart, few_values ? in_values : apart);
-    form = few_outputs  ? KernelColumns::in_outputs
-           : few_values ? KernelColumns::in_values
-                        : KernelColumns::apart;
-    const bool beside = form == KernelColumns::in_values;
-    depth_blocks = ceil_divide(beside ? taps * a.cin : a.cin, kTileDepth);
-    outputs = few_outputs ? taps * a.cout : a.cout;
+    // Products of tiles in each form.
+    const int64_t of_apart = taps * ceil_divide(a.cin, kTileDepth) * tiles(a.cout);
+    const int64_t of_values = ceil_divide(taps * a.cin, kTileDepth) * tiles(a.cout);
+    const int64_t of_outputs = ceil_divide(a.cin, kTileDepth) * tiles(taps * a.cout);
+    const bool few_values =
+        a.parities == 1 && taps * a.cin <= 2 * kTileDepth && of_values < of_apart;
+    const bool in_outputs = a.parities == 1 && a.stride == 1 && taps * a.cout <= kTilePanel &&
+                            of_outputs < smaller(of_apart, few_values ? of_values : of_apart);
+    const bool in_values = few_values && !in_outputs;
+    form = in_outputs  ? KernelColumns::in_outputs
+           : in_values ? KernelColumns::in_values
+                       : KernelColumns::apart;
+    depth_blocks = ceil_divide(in_values ? taps * a.cin : a.cin, kTileDepth);
+    outputs = in_outputs ? taps * a.cout : a.cout;
 
     width = a.stride * (a.columns - 1) + span;
-    columns = a.columns + (few_outputs ? taps - 1 : 0);
+    columns = a.columns + (in_outputs ? taps - 1 : 0);
     rows = span + 3 * a.stride;
     // A reflected border reads columns that a cropped output may not read.
     const int64_t whole = ceil_divide(columns, kTileRows) * kTileRows;
     const int64_t tiled = a.stride * (whole - 1) + span, reflected = 1 - 2 * low;
     const int64_t held = tiled < reflected ? reflected : tiled;
-    channels = beside ? a.cin : kTileDepth;
-    read_blocks = beside ? 1 : depth_blocks;
+    channels = in_values ? a.cin : kTileDepth;
+    read_blocks = in_values ? 1 : depth_blocks;
     read_block_elements = held * channels;
-    block_elements = beside ? whole * kTileDepth : read_block_elements;
+    block_elements = in_values ? whole * kTileDepth : read_block_elements;
   }
 
   // K steps of a register block.
@@ -98,8 +100,8 @@ struct TileGeometry {
            2;
   }
 
-  // Tells whether tasks write the input of the convolution as they read it, each the rows at its
-  // own outputs: if these are the image's rows, and nothing else reads what is written.
+  // Tells whether tasks write the normalised input: each the rows with its output rows' numbers.
+  // This needs outputs of x's size, and memory that no other task reads.
   bool writes_input(const NormConv2d& a) const {
     return a.input != nullptr && a.input != a.x && a.input != a.residual && !a.bytes_in &&
            a.layout == Layout::channels_last && form == KernelColumns::apart &&

@@ -9,10 +9,12 @@
 //
 // A tile of pixels is 16 pixels x 32 input channels, a tile of weights 16 pairs of input channels x
 // 16 outputs. A K step is these four products: 64 cycles, for 4 KiB of tiles. The K steps run over
-// kernel rows, then over blocks of 32 channels, then over kernel columns. With stride 1
-// neighbouring kernel columns read 15 of 16 pixels in common, which come from the L1 cache for that
-// reason. Panels of weights are packed in the order of the K steps, and come from L2 if they exceed
-// L1.
+// kernel rows, then over blocks of 32 channels, then over kernel columns. The kernel column is the
+// innermost loop, so with stride 1 two successive steps share 15 of 16 pixels in L1. Panels of
+// weights are packed in the order of the K steps, and come from L2 if they exceed L1.
+//
+// Kernels with few channels on one side put their columns beside the input channels (in_values) or
+// the outputs (in_outputs): see KernelColumns.
 //
 // Timeline by register block, here with 36 K steps each (3 x 3 kernel, 128 channels):
 //
@@ -61,6 +63,7 @@ inline void pack_weights_in_tiles(const NormConv2d& a, const TileGeometry& g, in
     const int64_t panel = output / kTilePanel;
     const int64_t tiles = g.outputs - panel * kTilePanel > kTileRows ? 2 : 1;
     const int64_t tile = panel * 2 * steps + step * tiles + output % kTilePanel / kTileRows;
+    // A row of the tile is 16 outputs x 2 values.
     return tile * kTileElements + value % kTileDepth / 2 * kTileDepth + output % kTileRows * 2 +
            value % 2;
   };
@@ -93,17 +96,19 @@ struct TilePixels {
 };
 
 // K steps without a tile store. On Sapphire Rapids a tile store takes 0.25 us when no tile was
-// stored in the last 0.55 us: register blocks with more K steps store a tile into unused memory
-// after so many.
+// stored in the last 0.55 us. 16 K steps are 1024 cycles, 0.3 to 0.5 us at 2 to 3.5 GHz: register
+// blocks with more of them store a tile into unused memory after so many.
 constexpr int64_t kStepsWithoutStore = 16;
 
 // Computes a register block of kOutputRows output rows and kTiles times 16 outputs: its
-// accumulators are tiles 0 and 1 for the first row, 2 and 3 for the second. `offset`, in elements:
-// of its first pixel in the rows. Calls between() after each K step.
+// accumulators are tiles 0 and 1 for the first row, 2 and 3 for the second. `offset` is the
+// distance, in elements, from pixels.rows to the block's first pixel. Calls between() after each K
+// step.
 template <int kOutputRows, int kTiles, class Between>
 inline void multiply_register_block(const TilePixels& pixels, int64_t offset,
                                     const BFloat16* weights, const Between& between) {
-  const int64_t pitch_bytes = pixels.pitch_bytes, width = pixels.kernel_columns * kTileDepth;
+  const int64_t pitch_bytes = pixels.pitch_bytes;
+  const int64_t run_elements = pixels.kernel_columns * kTileDepth;
   alignas(64) float unused[kTileRows * kTileBytes / 4];
   int64_t steps = 0;
   tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
@@ -111,7 +116,7 @@ inline void multiply_register_block(const TilePixels& pixels, int64_t offset,
     const BFloat16* first = pixels.rows[0][t] + offset;
     const BFloat16* second = pixels.rows[kOutputRows - 1][t] + offset;
     for (int64_t block = 0; block < pixels.depth_blocks; ++block) {
-      for (int64_t k = 0; k < width; k += kTileDepth) {
+      for (int64_t k = 0; k < run_elements; k += kTileDepth) {
         tile_load<4>(first + k, pitch_bytes);
         tile_load<6>(weights);
         tile_multiply<0, 4, 6>();
@@ -139,7 +144,7 @@ inline int64_t TileGeometry::worker_elements(const NormConv2d& a) const {
   const int64_t bytes = ring_elements() * sizeof(BFloat16) +
                         coefficient_elements(a) * sizeof(float) + sizeof(TileSums) +
                         ceil_divide(a.cout, kTilePanel) * sizeof(TileChannels);
-  return ceil_divide(bytes, 64) * 16;
+  return ceil_divide(bytes, 64) * (64 / int64_t(sizeof(float)));
 }
 
 inline void pack_panels(const NormConv2d& a, const TileGeometry& g) {
@@ -149,8 +154,8 @@ inline void pack_panels(const NormConv2d& a, const TileGeometry& g) {
 }
 
 // Schedule of a software pipeline: `times` pieces after every `period` K steps, always the same
-// number. A branch that is predicted wrong costs 30 ns beside tiles, because those loaded ahead are
-// lost.
+// number. The pieces may run out early; finish runs those that are left. A branch that is predicted
+// wrong costs 30 ns beside tiles, because those loaded ahead are lost.
 struct Turns {
   int64_t period = 1, times = 0, wait = 1;
 
@@ -204,12 +209,13 @@ void multiply_rows(const TileGeometry& g, const TilePixels& pixels, const BFloat
     multiply_register_block<kOutputRows, kTiles>(
         pixels, column * pixels.pitch_bytes / int64_t(sizeof(BFloat16)), weights,
         [&] { work.advance(); });
-    output.finish();
+    output.finish();  // the last block's epilogue, whose scratch take overwrites
     output.take<kOutputRows, kTiles>(o, row_parity, column_parity, column, first);
   }
 }
 
-// Computes bands [first_band, last_band) of image n, which share the ring.
+// Computes bands [first_band, last_band) of image n, which share the ring. memory: ring |
+// coefficients | TileSums | TileChannels per panel.
 inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BFloat16>& input,
                       int64_t n, int64_t first_band, int64_t last_band, float* memory) {
   [[maybe_unused]] const TileScope scope;
@@ -237,11 +243,11 @@ inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BF
       const int64_t row_parity = parity / a.parities, column_parity = parity % a.parities;
       const ConvAxis &row_axis = a.axes[row_parity], &column_axis = a.axes[column_parity];
       const bool apart = g.form == KernelColumns::apart;
-      const bool beside = g.form == KernelColumns::in_values;
+      const bool in_values = g.form == KernelColumns::in_values;
       TilePixels pixels;
       pixels.kernel_rows = row_axis.taps, pixels.kernel_columns = apart ? column_axis.taps : 1;
       pixels.depth_blocks = g.depth_blocks, pixels.block_elements = g.block_elements;
-      pixels.pitch_bytes = (beside ? 1 : a.stride) * kTileBytes;
+      pixels.pitch_bytes = (in_values ? 1 : a.stride) * kTileBytes;
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t t = 0; t < row_axis.taps; ++t)
           pixels.rows[r][t] = ring.row(a.stride * (o + r) + row_axis.first + t) +

@@ -12,11 +12,13 @@
 //    B^T = |    0   pq2  -q2   -p   1   0 |      A^T = | 0  p2  p2  q2  q2 0 |
 //          |    0  -qp2  -p2    q   1   0 |            | 0  p3 -p3  q3 -q3 1 |
 //          |    0   qp2  -p2   -q   1   0 |
-//          |    0  p2q2    0   -s   0   1 |      p2 = p p, p3 = p p p, pq2 = p q q; s = p2 + q2
+//          |    0  p2q2    0   -s   0   1 |
 //
-// Row i of G, for point x_i, is (1, x_i, x_i^2) / prod_{j != i} (x_i - x_j); the last is (0, 0, 1).
-// A kernel of 2 does without the point 0: the first row and column of B^T, the first column of A^T
-// and the first row of G are absent.
+// with p2 = p p, p3 = p p p, q2 = q q, q3 = q q q, pq2 = p q q, qp2 = q p p, p2q2 = p p q q and
+// s = p2 + q2. Row i of G, for point x_i, is (1, x_i, x_i^2) / prod_{j != i} (x_i - x_j); the last
+// is (0, 0, 1). A kernel of 2 does without the point 0: the first row and column of B^T, the first
+// column of A^T and the first row of G are absent. Its rows of G are (1, x_i) over the same
+// products, and the last is (0, 1).
 //
 // Order of loops: for every four output rows, every parity and every batch of tiles, transform the
 // inputs; then for every panel of output channels multiply all points, transform back and write.
@@ -26,6 +28,7 @@
 //    points     [kSide * kSide][tiles][Cin]       pitch of a point: winograd_pitch(Cin)
 //    weights    [panels][kSide * kSide][Cin][kPanel outputs]
 //    products   [kSide * kSide][kWinogradBatch][kPanel outputs]
+//    values     [height][width][kPanel outputs], rounded outputs of a batch
 //
 // Every point is a matrix product of its own: tiles x Cin by Cin x outputs. Transformed weights are
 // larger than the kernel (36 for 9) and pass through the caches once per batch; the batch's points
@@ -37,8 +40,8 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-// Points p and q of the polynomials. With these the largest error is a quarter of what the usual 1
-// and 2 leave.
+// Points p and q of the polynomials. For side 6 (kernels of 3) the largest error is a quarter of
+// what the usual 1 and 2 leave. Side 5 (kernels of 2) has no point 0, and points nearer to 0.
 template <int kSide>
 constexpr double kP = kSide == 6 ? 0.75 : 0.5;
 template <int kSide>
@@ -48,11 +51,12 @@ constexpr double kP2 = kP<kSide> * kP<kSide>;
 template <int kSide>
 constexpr double kQ2 = kQ<kSide> * kQ<kSide>;
 template <int kSide>
-constexpr int kZero = kSide - 5;  // 1 if zero is the first point
+constexpr int kFirstNonzero = kSide - 5;  // 1 if zero is the first point
 
+// Computes t = B^T d.
 template <int kSide, class V>
 inline void transform_input(const V (&d)[kSide], V (&t)[kSide]) {
-  constexpr int z = kZero<kSide>;
+  constexpr int z = kFirstNonzero<kSide>;
   const V p = constant<V>(kP<kSide>), q = constant<V>(kQ<kSide>);
   const V p2 = constant<V>(kP2<kSide>), q2 = constant<V>(kQ2<kSide>);
   const V sum = constant<V>(kP2<kSide> + kQ2<kSide>);
@@ -67,9 +71,10 @@ inline void transform_input(const V (&d)[kSide], V (&t)[kSide]) {
   t[z + 4] = product * d[z] - sum * d[z + 2] + d[z + 4];
 }
 
+// Computes y = A^T m.
 template <int kSide, class V>
 inline void transform_output(const V (&m)[kSide], V (&y)[kWinogradOutputs]) {
-  constexpr int z = kZero<kSide>;
+  constexpr int z = kFirstNonzero<kSide>;
   const V even_p = m[z] + m[z + 1], odd_p = m[z] - m[z + 1];
   const V even_q = m[z + 2] + m[z + 3], odd_q = m[z + 2] - m[z + 3];
   y[0] = even_p + even_q;
@@ -88,7 +93,9 @@ struct KernelTransform {
 
   constexpr KernelTransform() {
     constexpr double kNonzero[] = {kP<kSide>, -kP<kSide>, kQ<kSide>, -kQ<kSide>};
-    const auto at = [&](int i) { return i < kZero<kSide> ? 0 : kNonzero[i - kZero<kSide>]; };
+    const auto at = [&](int i) {
+      return i < kFirstNonzero<kSide> ? 0 : kNonzero[i - kFirstNonzero<kSide>];
+    };
     for (int point = 0; point < kSide - 1; ++point) {
       double factor = 1;
       for (int i = 0; i < kSide - 1; ++i)
@@ -176,8 +183,8 @@ inline void multiply_points(const ElementOf<V>* points, int64_t pitch, int64_t c
     for (int64_t t = 0, rows; t < count; t += rows) {
       const ElementOf<V>* from = points + t * cin;
       ElementOf<V>* to = products + t * kPanel<V>;
-      // Register blocks of four rows are enough to keep two multiply-adds busy, those of two are
-      // not.
+      // A rest of kBlockRows + 2 would leave two rows; fours are faster, because register blocks of
+      // two rows do not keep two multiply-adds busy.
       const int64_t left = count - t;
       rows = left >= kBlockRows && left != kBlockRows + 2 ? kBlockRows : left >= 4 ? 4 : 1;
       if (rows == kBlockRows)
@@ -212,6 +219,7 @@ inline void finish_tile(const ElementOf<V>* products, V bias, int64_t height, in
   }
 }
 
+// Computes a band. An incomplete tile reads padding; height and width limit what is stored.
 template <int kSide, class T>
 void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input,
                           int64_t n, int64_t band, Wide<T>* memory) {
@@ -279,6 +287,7 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
                          values + i * width * kPanelChannels);
           if (a.wants_statistics()) statistics.add(values, height * width, first);
         }
+        // Counted after all panels have added this batch.
         statistics.counted += double(height * width);
       }
     }

@@ -13,10 +13,11 @@
 
 namespace stylekernels::CPU_CAPABILITY {
 
-constexpr int kSummed = 256;      // values per lane summed in float32
-constexpr int kSummedFirst = 16;  // of these summed apart first: a tenth of the rounding error
-constexpr int kShiftValues = 4;   // values whose mean is the shift
-constexpr int kPairsAtOnce = 2;   // vector pairs whose accumulators are in registers
+constexpr int kSummed = 256;  // values per lane summed in float32
+constexpr int kSummedFirst =
+    16;  // the first sums take so many of them: a tenth of the rounding error
+constexpr int kShiftValues = 4;  // values whose mean is the shift
+constexpr int kPairsAtOnce = 2;  // vector pairs whose accumulators are in registers
 
 template <class T>
 inline const T* at(const void* p, int64_t offset) {
@@ -215,10 +216,10 @@ inline double sum_of_lanes(const double* lanes) {
 }
 
 // Computes moments lane by lane of a segment: `width` elements (at most kSegment, in whole vector
-// pairs or more) of `pixels` rows that are `stride` elements apart. mean and m2 have room for
+// pairs or more) of `pixels` rows, `pitch` elements apart. mean and m2 have room for
 // kSegment.
 template <class T>
-inline void lane_moments(const T* x, int64_t stride, int64_t pixels, int64_t width, double* mean,
+inline void lane_moments(const T* x, int64_t pitch, int64_t pixels, int64_t width, double* mean,
                          double* m2) {
   using V = Vec<T>;
   using W = ElementOf<V>;
@@ -232,7 +233,7 @@ inline void lane_moments(const T* x, int64_t stride, int64_t pixels, int64_t wid
       for (int v = 0; v < pairs.value; ++v) {
         Pair<V> total{};
         for (int64_t i = 0; i < shift_count; ++i) {
-          const Pair<V> pair = load_pair(x + (first + i) * stride + offset + v * kPairElements);
+          const Pair<V> pair = load_pair(x + (first + i) * pitch + offset + v * kPairElements);
           total.a += pair.a, total.b += pair.b;
         }
         const V share = splat<V>(W(1) / W(shift_count));
@@ -245,13 +246,13 @@ inline void lane_moments(const T* x, int64_t stride, int64_t pixels, int64_t wid
       store(square + j, V{});
     }
     for (int64_t start = first; start < first + count; start += kSummedFirst) {
-      const T* begin = x + start * stride;
-      const T* end = begin + smaller<int64_t>(kSummedFirst, first + count - start) * stride;
+      const T* begin = x + start * pitch;
+      const T* end = begin + smaller<int64_t>(kSummedFirst, first + count - start) * pitch;
       for_pairs_of_row<V, kPairsAtOnce>(width, [&](auto pairs, int64_t offset, int64_t lane) {
         constexpr int kPairs = decltype(pairs)::value;
         V center[2 * kPairs], inner_sum[2 * kPairs] = {}, inner_square[2 * kPairs] = {};
         for (int v = 0; v < 2 * kPairs; ++v) center[v] = load<V>(shift + lane + v * kLanes<V>);
-        for (const T* p = begin + offset; p != end + offset; p += stride) {
+        for (const T* p = begin + offset; p != end + offset; p += pitch) {
           for (int v = 0; v < kPairs; ++v) {
             const Pair<V> pair = load_pair(p + v * kPairElements);
             const V a = pair.a - center[2 * v], b = pair.b - center[2 * v + 1];

@@ -74,9 +74,7 @@ inline T smaller(T a, T b) {
 }
 
 // Divides and rounds up.
-inline constexpr int64_t ceil_divide(int64_t count, int64_t size) {
-  return (count + size - 1) / size;
-}
+constexpr int64_t ceil_divide(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 template <class V>
 inline V splat(ElementOf<V> value) {

@@ -48,15 +48,15 @@ inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
 }
 
-// `row_bytes`: bytes from one row of the tile to the next in memory.
+// `pitch_bytes`: from one row of the tile to the next in memory.
 template <int kTile>
-inline void tile_load(const void* p, int64_t row_bytes = kTileBytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(row_bytes), "i"(kTile) : "memory");
+inline void tile_load(const void* p, int64_t pitch_bytes = kTileBytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(pitch_bytes), "i"(kTile) : "memory");
 }
 
 template <int kTile>
-inline void tile_store(void* p, int64_t row_bytes = kTileBytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(row_bytes), "i"(kTile) : "memory");
+inline void tile_store(void* p, int64_t pitch_bytes = kTileBytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(pitch_bytes), "i"(kTile) : "memory");
 }
 
 // Computes sum[i][j] += sum_k a[i][2k] b[k][2j] + a[i][2k + 1] b[k][2j + 1], a and b in bfloat16.
@@ -77,15 +77,15 @@ inline void tile_zero() {
 }
 
 template <int kTile>
-inline void tile_load(const void* p, int64_t row_bytes = kTileBytes) {
+inline void tile_load(const void* p, int64_t pitch_bytes = kTileBytes) {
   for (int i = 0; i < kTileRows; ++i)
-    std::memcpy(tile_memory[kTile][i], static_cast<const char*>(p) + i * row_bytes, kTileBytes);
+    std::memcpy(tile_memory[kTile][i], static_cast<const char*>(p) + i * pitch_bytes, kTileBytes);
 }
 
 template <int kTile>
-inline void tile_store(void* p, int64_t row_bytes = kTileBytes) {
+inline void tile_store(void* p, int64_t pitch_bytes = kTileBytes) {
   for (int i = 0; i < kTileRows; ++i)
-    std::memcpy(static_cast<char*>(p) + i * row_bytes, tile_memory[kTile][i], kTileBytes);
+    std::memcpy(static_cast<char*>(p) + i * pitch_bytes, tile_memory[kTile][i], kTileBytes);
 }
 
 template <int kSum, int kA, int kB>
