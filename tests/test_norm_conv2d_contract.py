@@ -10,12 +10,10 @@ from torch.nn import functional as F
 
 from stylekernels import instance_norm_stats, norm_conv2d, norm_scale_shift
 from tests.conftest import assert_accurate, laid_out, random
+from tests.convolutions import FEW_MODES, MODES, half_padded, in_torch, inputs
 from tests.instance_norms import ACTIVATIONS
-from tests.test_norm_conv2d import MODES, half_padded, in_torch, inputs
 
 pytestmark = pytest.mark.usefixtures("implementation")
-
-FEW_MODES = (("none", 3, 1), ("none", 9, 2), ("nearest", 3, 1), ("transpose", 4, 1))
 
 
 # Statistics for the next layer.

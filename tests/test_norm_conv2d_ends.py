@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import LAYOUTS, assert_accurate
+from tests.convolutions import PADDING_MODES, check, in_torch, inputs
 from tests.direct_convolution import convolve_into
-from tests.test_norm_conv2d import check, in_torch, inputs
-from tests.test_upsample_block import PADDING_MODES
 
 pytestmark = pytest.mark.usefixtures("implementation")
 

@@ -5,7 +5,7 @@ import torch
 
 from stylekernels import norm_conv2d, norm_scale_shift
 from tests.conftest import random
-from tests.test_norm_conv2d import inputs
+from tests.convolutions import inputs
 
 pytestmark = pytest.mark.usefixtures("implementation")
 

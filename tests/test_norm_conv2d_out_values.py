@@ -5,10 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.conftest import DTYPES, laid_out
-from tests.test_norm_conv2d import inputs, padding_of
-from tests.test_norm_conv2d_contract import FEW_MODES, half_padded
-from tests.test_norm_conv2d_out import Norm, assert_scale_shift_of, check, formula, frames, out
-from tests.test_upsample_block import PADDING_MODES
+from tests.convolutions import FEW_MODES, PADDING_MODES, half_padded, inputs, padding_of
+from tests.norm_conv2d_out import Norm, assert_scale_shift_of, check, formula, frames, out
 
 
 @pytest.mark.every_capability

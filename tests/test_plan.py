@@ -25,8 +25,8 @@ from stylekernels.inference.plan import Plan, pack
 from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.reference import instance_norm_stats, upsample_conv2d
 from tests.conftest import poisoned_memory
+from tests.norm_conv2d_out import threads
 from tests.test_checkpoints import transformer_net
-from tests.test_norm_conv2d_out import threads
 
 pytestmark = pytest.mark.usefixtures("implementation")
 

@@ -13,29 +13,24 @@ from stylekernels import norm_conv2d
 from stylekernels.triton import moments
 from stylekernels.triton.conv_geometry import Geometry
 from tests.conftest import DTYPES, LAYOUTS, TRITON
+from tests.convolutions import FEW_MODES, PADDING_MODES, check, half_padded, inputs, is_possible
 from tests.pairwise import missing_pairs, pairwise
 from tests.test_norm_conv2d import (
     OPTIONS,
-    check,
     check_case,
     check_padded_zeros,
     check_statistics_of_large_means,
-    inputs,
-    is_possible,
     name_of,
     test_empty_batch,  # noqa: F401
     test_half_precision_is_rounded_twice_and_nowhere_else,  # noqa: F401
     test_padding_wider_than_the_kernel,  # noqa: F401
 )
 from tests.test_norm_conv2d_contract import (
-    FEW_MODES,
     check_bad_pixels,
-    half_padded,
     test_a_bias_of_nan_with_all_bits_set_stays_nan,  # noqa: F401
     test_activations_of_bad_values,  # noqa: F401
     test_the_result_is_always_the_same_four,  # noqa: F401
 )
-from tests.test_upsample_block import PADDING_MODES
 
 pytestmark = TRITON
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from tests.conftest import DTYPES, TRITON
-from tests.test_norm_conv2d import inputs, padding_of
-from tests.test_norm_conv2d_contract import half_padded
-from tests.test_norm_conv2d_out import Norm, assert_same, check, check_draws, frames, norm_of, out
+from tests.convolutions import half_padded, inputs, padding_of
+from tests.norm_conv2d_out import Norm, assert_same, check, check_draws, frames, norm_of, out
 from tests.test_triton_norm_conv2d import MODES
 
 pytestmark = TRITON

@@ -9,11 +9,11 @@ import torch
 
 from stylekernels import upsample_block
 from tests.conftest import DTYPES, TRITON, random
+from tests.convolutions import PADDING_MODES
 from tests.instance_norms import ACTIVATIONS
 from tests.pairwise import missing_pairs, name_of, pairwise
 from tests.test_upsample_block import (
     KINDS,
-    PADDING_MODES,
     check,
     check_derivatives,
     check_largest_error,

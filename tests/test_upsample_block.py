@@ -21,15 +21,14 @@ from tests.conftest import (
     random,
     saved_image_bytes,
 )
+from tests.convolutions import PADDING_MODES, convolution_in_torch
 from tests.instance_norms import ACTIVATIONS
 from tests.pairwise import missing_pairs, name_of, pairwise
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
-PADDING_MODES = ("zeros", "reflect", "replicate")
 # upsample, kernel
 KINDS = (("transpose", 4), ("transpose", 3), ("nearest", 3), ("nearest", 5), ("nearest", 1))
-TORCH_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
 
 
 def border_index(size: int, border: int, mode: str) -> tuple[Tensor, Tensor]:
@@ -77,19 +76,6 @@ def exact_convolution(x: Tensor, weight: Tensor, upsample: str, padding_mode: st
     # Input 0 is at 2 in the padded coordinates, and padding 1 crops the output.
     size = 2 * (height - 2), 2 * (width - 2)
     return full[:, :, 3 : 3 + size[0], 3 : 3 + size[1]]
-
-
-def convolution_in_torch(x, weight, bias, upsample, padding_mode) -> Tensor:
-    kernel = weight.shape[-1]
-    if upsample == "nearest":
-        large = F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.conv2d(F.pad(large, [kernel // 2] * 4, TORCH_MODES[padding_mode]), weight, bias)
-    border = 0 if padding_mode == "zeros" else 1
-    if border:
-        x = F.pad(x, [1] * 4, TORCH_MODES[padding_mode])
-    padding = 1 + 2 * border
-    options = {"stride": 2, "padding": padding, "output_padding": 4 - kernel}
-    return F.conv_transpose2d(x, weight, bias, **options)
 
 
 def affine(z: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None) -> Tensor:

@@ -11,7 +11,8 @@ from stylekernels import explain, native, upsample_block, use_impl
 from stylekernels.ops.padding import convolved_image, pad, pad_channels_last
 from stylekernels.ops.upsample_block import triton_declines
 from tests.conftest import Recorder, assert_layout_of, random
-from tests.test_upsample_block import KINDS, PADDING_MODES, inputs
+from tests.convolutions import PADDING_MODES
+from tests.test_upsample_block import KINDS, inputs
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
