@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from stylekernels.models.files import StyleGenerator
 from stylekernels.models.generator import GeneratorConfig
+from stylekernels.ops.norm_conv2d import takes_kernel
 from stylekernels.tensors import conv_channels, conv_size
 
-_LARGEST_KERNEL = 9
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -75,7 +75,7 @@ def can_plan(generator: nn.Module) -> bool:
     """
     if type(generator) is not StyleGenerator or type(generator.config) is not GeneratorConfig:
         return False
-    if generator.config.kernel_size > _LARGEST_KERNEL:
+    if not takes_kernel(generator.config.kernel_size, "none"):
         return False
     with torch.device("meta"):
         new = StyleGenerator(generator.config)

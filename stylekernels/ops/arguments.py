@@ -41,6 +41,14 @@ def check_not_empty(x: Tensor, name: str) -> None:
         raise ValueError(f"{name}: expected at least one value, got shape {tuple(x.shape)}")
 
 
+def check_has_planes(x: Tensor, name: str = "x") -> None:
+    """``x`` must have a channel and a pixel; the batch may be empty."""
+    if 0 in x.shape[1:]:
+        raise ValueError(
+            f"{name}: expected at least one channel and one pixel, got {tuple(x.shape)}"
+        )
+
+
 def check_like(tensor: Tensor, name: str, x: Tensor) -> None:
     """``tensor`` must have the shape, dtype and device of ``x``."""
     if not isinstance(tensor, Tensor):

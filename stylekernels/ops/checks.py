@@ -10,7 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stylekernels.ops.arguments import CONV_KERNELS, check_choice, check_conv_geometry
+from stylekernels.ops.arguments import (
+    CONV_KERNELS,
+    check_choice,
+    check_conv_geometry,
+    check_has_planes,
+)
 from stylekernels.tensors import (
     ACTIVATIONS,
     DTYPES,
@@ -95,8 +100,7 @@ def instance_norm_backward(
 
 def gram_matrix(x: Tensor, *_options) -> None:
     _images(x, ranks=(3, 4))
-    if 0 in x.shape[1:]:
-        raise ValueError(f"x: expected at least one channel and one pixel, got {tuple(x.shape)}")
+    check_has_planes(x)
 
 
 def gram_matrix_backward(grad: Tensor, x: Tensor, mean: Tensor | None, *_options) -> None:

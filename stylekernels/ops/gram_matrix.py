@@ -10,6 +10,7 @@ from stylekernels.ops.arguments import (
     autocast_dtype,
     check_device,
     check_dtype,
+    check_has_planes,
     check_image_batch,
     check_tensor,
     fits,
@@ -261,10 +262,7 @@ differentiate(_gram_losses_backward_op, _gram_losses_backward_formula)
 
 def _check_features(x: Tensor, name: str = "x") -> None:
     check_image_batch(x, name, ranks=(3, 4))
-    if 0 in x.shape[1:]:
-        raise ValueError(
-            f"{name}: expected at least one channel and one pixel, got {tuple(x.shape)}"
-        )
+    check_has_planes(x, name)
 
 
 def _checked_target(target: Tensor, x: Tensor, name: str = "target", of: str = "x") -> Tensor:

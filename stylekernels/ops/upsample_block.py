@@ -12,6 +12,7 @@ from stylekernels.ops.arguments import (
     check_choice,
     check_conv_bias,
     check_conv_weight,
+    check_has_planes,
     check_image_batch,
     check_per_channel,
     check_tensor,
@@ -110,8 +111,7 @@ def upsample_block(
     Odena, Dumoulin and Olah, "Deconvolution and checkerboard artifacts", 2016.
     """
     check_image_batch(x)
-    if 0 in x.shape[1:]:
-        raise ValueError(f"x: expected at least one channel and one pixel, got {tuple(x.shape)}")
+    check_has_planes(x)
     check_choice(upsample, "upsample", ("transpose", "nearest"))
     check_choice(norm, "norm", ("instance", "none"))
     check_choice(activation, "activation", ACTIVATIONS)
