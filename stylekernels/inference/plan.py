@@ -180,12 +180,12 @@ class _Arena:
     def tensors(self, device: torch.device, dtype: torch.dtype) -> dict[object, Tensor]:
         """Allocate, and return all tensors by name, channels_last. The largest tensor is placed
         first; each gets the lowest address at which it fits."""
-        unit = _ALIGNMENT // dtype.itemsize
+        multiple = _ALIGNMENT // dtype.itemsize
         placed, end = [], 0
         for name, shape, first, last in sorted(
             self._requests, key=lambda request: -torch.Size(request[1]).numel()
         ):
-            size = -(-torch.Size(shape).numel() // unit) * unit
+            size = -(-torch.Size(shape).numel() // multiple) * multiple
             begin = 0
             for other_begin, other_end in sorted(
                 (b, e) for _, _, b, e, f, l in placed if f <= last and first <= l

@@ -51,7 +51,7 @@ class Sweep:
         stride: pixels of the image per pixel of x, in each direction.
         size: height and width of the image.
         tile: pixels a side of a tile without its halo.
-        unit: the largest stride in the network; tiles begin at multiples of it.
+        multiple: the largest stride in the network; tiles begin at multiples of it.
         work: counts the tiles.
         scale_shifts: scale and shift, (1, C, 2) each, of the instance norms that are known so far.
     """
@@ -62,14 +62,14 @@ class Sweep:
     stride: int
     size: Sequence[int]
     tile: int
-    unit: int
+    multiple: int
     work: Work
     scale_shifts: list[Tensor] = dataclasses.field(default_factory=list)
 
     def grid(self, count: int) -> list[tuple[Span, Span]]:
         """The tiles for the first ``count`` layers, as (rows, columns), sorted by shape."""
         halo = self.stride * margin_of(self.layers[:count])
-        axes = [spans(size, self.tile, halo, self.unit) for size in self.size]
+        axes = [spans(size, self.tile, halo, self.multiple) for size in self.size]
         return sorted(itertools.product(*axes), key=_shape)
 
     def find_scale_shift(self, *, keep: bool = False) -> Tensor | None:

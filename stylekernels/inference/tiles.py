@@ -68,7 +68,7 @@ def margin_of(layers: Sequence[Layer]) -> int:
     return margin
 
 
-def spans(size: int, tile: int, halo: int, unit: int) -> list[Span]:
+def spans(size: int, tile: int, halo: int, multiple: int) -> list[Span]:
     """Divide one axis of an image into tiles.
 
     Args:
@@ -76,11 +76,11 @@ def spans(size: int, tile: int, halo: int, unit: int) -> list[Span]:
         tile: the largest core. The last one may be a few pixels larger, if the rest would be
             smaller than `SMALLEST_SIDE`.
         halo: pixels to read around a core; fewer at the border of the image.
-        unit: cores and halos begin at multiples of it, so that strided layers use the same pixels
-            as in the whole image.
+        multiple: cores and halos begin at multiples of it, so that strided layers use the same
+            pixels as in the whole image.
     """
-    halo, tile = math.ceil(halo / unit) * unit, tile // unit * unit
-    length = math.ceil(size / math.ceil(size / tile) / unit) * unit
+    halo, tile = math.ceil(halo / multiple) * multiple, tile // multiple * multiple
+    length = math.ceil(size / math.ceil(size / tile) / multiple) * multiple
     edges = [*range(0, size, length), size]
     if len(edges) > 2 and size - edges[-2] < SMALLEST_SIDE:
         del edges[-2]

@@ -81,13 +81,13 @@ class Tiler:
             y: receives the pictures; same shape.
             progress: called after each tile.
         """
-        work, unit = Work(len(frames), progress), max(strides_of(self._layers))
+        work, multiple = Work(len(frames), progress), max(strides_of(self._layers))
         for index in range(len(frames)):
             frame, picture = (
                 images[index : index + 1].permute(0, 3, 1, 2) for images in (frames, y)
             )
             size = tuple(frame.shape[2:])
-            sweep = Sweep(self._layers, self._packed, frame, 1, size, self._tile, unit, work)
+            sweep = Sweep(self._layers, self._packed, frame, 1, size, self._tile, multiple, work)
             self._run(sweep).paint(picture)
 
     def _exact(self, sweep: Sweep) -> Sweep:

@@ -367,7 +367,7 @@ _DEEP_FILE = "vgg19_slim_to_relu5_1.safetensors"
 
 
 def _backbone_folder(path: Path | None) -> Path:
-    """Where the backbone files lie: ``path``, or ``backbones`` in ``STYLEKERNELS_DATA``."""
+    """Return the folder of backbone files: ``path``, or ``backbones`` in ``STYLEKERNELS_DATA``."""
     if path is None and (root := data_folder()) is not None:
         path = root / "backbones"
     if path is None or not path.is_dir():

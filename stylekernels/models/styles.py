@@ -1,4 +1,4 @@
-"""Which styles there are, and the file of each; known without PyTorch."""
+"""Lists bundled styles and finds their files, without PyTorch."""
 
 import os
 from pathlib import Path
