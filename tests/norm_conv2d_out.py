@@ -17,7 +17,7 @@ from stylekernels import instance_norm_stats, norm_scale_shift
 from stylekernels.tensors import conv_channels, conv_size
 from tests.conftest import DTYPES, allowed_errors, assert_accurate, random
 from tests.convolutions import PADDING_MODES, in_torch, inputs, is_possible, padding_of
-from tests.direct_convolution import convolve_into
+from tests.convolve_into import convolve_into
 from tests.instance_norms import ACTIVATIONS
 
 OPS = torch.ops.stylekernels

@@ -7,7 +7,7 @@ from benchmarks import ceilings, cli
 from benchmarks.model import cases, layers, operations
 from stylekernels import native
 from stylekernels.models import GeneratorConfig
-from tests.direct_convolution import convolve_into
+from tests.convolve_into import convolve_into
 
 CASE = cases.Case("full", (64, 64), "float32")
 COUNTED = operations.layers(GeneratorConfig(), 64, 64)

@@ -7,7 +7,7 @@ import torch
 import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
 from stylekernels import native
 from tests.conftest import random
-from tests.direct_convolution import convolve_into
+from tests.convolve_into import convolve_into
 
 pytestmark = [
     pytest.mark.parametrize("implementation", ["native", "triton"], indirect=True),

@@ -21,7 +21,7 @@ from tests.convolutions import (
     is_possible,
     padding_of,
 )
-from tests.direct_convolution import convolve_into
+from tests.convolve_into import convolve_into
 from tests.instance_norms import ACTIVATIONS
 from tests.pairwise import missing_pairs, pairwise
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import LAYOUTS, assert_accurate
 from tests.convolutions import PADDING_MODES, check, in_torch, inputs
-from tests.direct_convolution import convolve_into
+from tests.convolve_into import convolve_into
 
 pytestmark = pytest.mark.usefixtures("implementation")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from stylekernels import norm_scale_shift
 from tests.conftest import assert_accurate
 from tests.convolutions import check, in_torch, inputs, padding_of
-from tests.direct_convolution import convolve_into
+from tests.convolve_into import convolve_into
 
 pytestmark = [pytest.mark.every_capability, pytest.mark.usefixtures("implementation")]
 

@@ -11,7 +11,7 @@ import stylekernels.ops  # noqa: F401  registers torch.ops.stylekernels
 from stylekernels import gram_loss, gram_matrix, instance_norm, norm_conv2d, upsample_block
 from stylekernels.triton import launch
 from tests.conftest import TRITON, random
-from tests.direct_convolution import convolve_into
+from tests.convolve_into import convolve_into
 
 pytestmark = [
     *TRITON,

@@ -111,8 +111,8 @@ class Geometry:
         )
 
     @property
-    def doubles(self) -> bool:
-        """Return whether a group is the four output pixels at one input pixel."""
+    def has_parities(self) -> bool:
+        """Return whether a group is the four output pixels at one input pixel, one per parity."""
         return self.group == (2, 2)
 
     @property
@@ -129,10 +129,10 @@ class Geometry:
     def rows_of_group_row(self) -> tuple[int, int]:
         """(offset, count): the window rows that one row of the group depends on.
 
-        With `doubles`, those of the group's first row start at 0 and those of its second at offset.
-        Otherwise (0, all rows of the window).
+        With `has_parities`, those of the group's first row start at 0 and those of its second at
+        offset. Otherwise (0, all rows of the window).
         """
-        if not self.doubles:
+        if not self.has_parities:
             return 0, self.window[0]
         of_window, of_pixel, first, count = self.elements
         firsts, ends = [], []

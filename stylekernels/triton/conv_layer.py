@@ -32,9 +32,9 @@ def _config(
     if dtype == torch.float64:
         return Config(32, 16, min(geometry.step_elements, 16), num_warps=4, num_stages=1)
     half = dtype.itemsize == 2
-    # Two of the four pixels of a doubled group read fewer rows of the window (rows_of_group_row).
+    # A row of a group with parities reads fewer rows of the window (rows_of_group_row).
     # Hopper's matrix instructions take at least 64 rows of a product.
-    rows = 1 if geometry.doubles else geometry.group[0]
+    rows = 1 if geometry.has_parities else geometry.group[0]
     block_n = triton.next_power_of_2(outputs * rows * geometry.group[1])
     block_n = min(max(64 if half else 16, block_n), 128)
     block_m = 64 if groups <= 64 else 128
