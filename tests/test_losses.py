@@ -7,8 +7,10 @@ from stylekernels.losses import StyleTargets, color_loss, content_loss, total_va
 
 
 def gram(x):
+    """Gram matrices of centred features."""
     n, c, h, w = x.shape
     flat = x.reshape(n, c, h * w)
+    flat = flat - flat.mean(2, keepdim=True)
     return torch.einsum("nip,njp->nij", flat, flat) / (c * h * w)
 
 
@@ -18,7 +20,7 @@ def test_style_loss_is_the_formula(dtype):
     style = {"a": torch.randn(1, 6, 9, 7), "b": torch.randn(1, 4, 5, 5).relu() * 30}
     picture = {"a": torch.randn(2, 6, 11, 8), "b": torch.randn(2, 4, 6, 3).relu() * 20}
     inputs = {name: x.to(dtype).requires_grad_() for name, x in picture.items()}
-    targets = StyleTargets({name: x.to(dtype) for name, x in style.items()})
+    targets = StyleTargets([{name: x.to(dtype) for name, x in style.items()}])
     got = targets.losses(inputs)
     exact = {name: x.double().requires_grad_() for name, x in picture.items()}
     tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1e-12, "atol": 1e-12}
@@ -35,30 +37,42 @@ def test_style_loss_is_the_formula(dtype):
 def test_style_loss_of_the_style_is_zero_and_of_nothing_is_one():
     torch.manual_seed(1)
     style = torch.randn(1, 8, 6, 6) * 100
-    targets = StyleTargets({"a": style})
+    targets = StyleTargets([{"a": style}])
     assert targets.losses({"a": style})["a"] < 1e-10
     torch.testing.assert_close(
         targets.losses({"a": torch.zeros(1, 8, 9, 9)})["a"], torch.tensor(1.0)
     )
-    # Where in the picture things stand makes no difference; how much of them there is does.
+    # Neither position nor mean makes a difference; contrast does.
+    assert targets.losses({"a": style + 50})["a"] < 1e-6
     moved = style.flip(2).roll(3, 3)
     assert targets.losses({"a": moved})["a"] < 1e-10
     assert targets.losses({"a": style * 1.1})["a"] > 0.04
 
 
+def test_several_paintings_share_their_mean_matrix():
+    torch.manual_seed(8)
+    paintings = [{"a": torch.randn(1, 4, 5, width)} for width in (6, 9)]
+    picture = torch.randn(1, 4, 7, 7)
+    wanted = sum(gram(found["a"].double()) for found in paintings) / 2
+    expected = (gram(picture.double()) - wanted).square().mean() / wanted.square().mean()
+    got = StyleTargets(paintings).losses({"a": picture})["a"]
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_style_loss_wants_every_layer():
-    targets = StyleTargets({"a": torch.rand(1, 3, 4, 4), "b": torch.rand(1, 3, 4, 4)})
+    targets = StyleTargets([{"a": torch.rand(1, 3, 4, 4), "b": torch.rand(1, 3, 4, 4)}])
     with pytest.raises(ValueError, match=r"expected the layers \['b'\] as well"):
         targets.losses({"a": torch.rand(1, 3, 4, 4)})
 
 
 def test_content_loss_is_relative():
     torch.manual_seed(2)
-    target = torch.rand(2, 5, 6, 7) * 40
+    target = torch.rand(2, 5, 6, 7) * torch.tensor([40.0, 4.0])[:, None, None, None]
     features = (target + torch.randn_like(target)).requires_grad_()
     got = content_loss(features, target)
     exact = features.detach().double().requires_grad_()
-    expected = (exact - target.double()).pow(2).sum() / target.double().pow(2).sum()
+    errors = (exact - target.double()).pow(2).sum((1, 2, 3)) / target.double().pow(2).sum((1, 2, 3))
+    expected = errors.mean()
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=0)
     (grad,) = torch.autograd.grad(got, features)
     (exact_grad,) = torch.autograd.grad(expected, exact)
@@ -111,19 +125,20 @@ def test_a_style_layer_of_zeros_is_not_relative(dtype):
     torch.manual_seed(6)
     style = {"dead": torch.zeros(1, 3, 4, 4), "live": torch.randn(1, 3, 4, 4)}
     style = {name: x.to(dtype) for name, x in style.items()}
-    targets = StyleTargets(style)
+    targets = StyleTargets([style])
     assert targets.weights[0] == 1
-    picture = {name: torch.ones_like(x).requires_grad_() for name, x in style.items()}
+    # Two pixels of each four are 1, the others -1: every entry of the Gram matrix is 1/3.
+    signs = torch.tensor([1.0, -1.0]).repeat(1, 3, 4, 2).to(dtype)
+    picture = {name: signs.clone().requires_grad_() for name in style}
     losses = targets.losses(picture)
-    assert losses["dead"].item() == pytest.approx(1 / 9)  # every entry of the Gram matrix is 1/3
-    exact = StyleTargets({"live": style["live"].double()})
+    assert losses["dead"].item() == pytest.approx(1 / 9)
+    exact = StyleTargets([{"live": style["live"].double()}])
     expected = exact.losses({"live": picture["live"].detach().double()})["live"].item()
     assert losses["live"].item() == pytest.approx(expected, rel=1e-3)
     grads = torch.autograd.grad(losses["dead"] + losses["live"], list(picture.values()))
     assert all(grad.isfinite().all() for grad in grads)
     (grad,) = torch.autograd.grad(targets.losses(picture)["dead"], picture["dead"])
-    torch.testing.assert_close(grad.double(), torch.full((1, 3, 4, 4), 1 / 108).double(),
-                               rtol=1e-3, atol=0)  # fmt: skip
+    torch.testing.assert_close(grad.double(), signs.double() / 108, rtol=1e-3, atol=0)
     assert targets.losses(style)["dead"] == 0
 
 

@@ -14,7 +14,7 @@ def relative_to(mean_square: Tensor) -> Tensor:
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of one layer's activations, relative to the target's mean square.
+    """Mean squared error of one layer's activations, relative to each target's mean square.
 
     Being relative, it weighs shallow and deep layers alike: 0 for equal features, about 1 for
     features that have nothing of the target. Where the target is all zeros it is the mean squared
@@ -24,7 +24,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
         features, target: activations of the picture and of the photo, (N, C, H, W) each.
 
     Returns:
-        A scalar, float32 (float64 for float64 features).
+        A scalar, float32 (float64 for float64 features): the mean over N.
 
     Raises:
         ValueError: if the shapes differ or are empty.
@@ -42,5 +42,6 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
     features, target = features.to(wide), target.to(wide)
     # The gradient of PyTorch's mean fills a contiguous tensor, whatever the layout of the features;
     # that of its sum is an expanded number.
-    error = (features - target).square().sum() / features.numel()
-    return error / relative_to(target.square().mean())
+    size = features[0].numel()
+    error, energy = (x.square().flatten(1).sum(1) / size for x in (features - target, target))
+    return (error / relative_to(energy)).mean()

@@ -1,5 +1,7 @@
 """The perceptual loss: the weighted sum of content, style, smoothness and colour."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,14 @@ class PerceptualLoss:
 
     Args:
         features: the frozen loss network.
-        style: the painting, (1, 3, H, W) in [0, 1].
+        paintings: those of the style, (1, 3, H, W) each, in [0, 1].
         content_weight, style_weight, tv_weight, color_weight: factors of the losses in ``total``.
     """
 
     def __init__(
         self,
         features: FeatureNetwork,
-        style: Tensor,
+        paintings: Sequence[Tensor],
         *,
         content_weight: float,
         style_weight: float,
@@ -34,10 +36,11 @@ class PerceptualLoss:
     ) -> None:
         self.features = features
         self.weights = (content_weight, style_weight, tv_weight, color_weight)
-        variance = style.float().flatten(2).var(2, correction=0).mean()
-        self.variance = variance.clamp_min(_SMALLEST_VARIANCE)
+        colors = torch.cat([painting.float().flatten(2) for painting in paintings], 2)
+        self.variance = colors.var(2, correction=0).mean().clamp_min(_SMALLEST_VARIANCE)
         with torch.no_grad():
-            self.targets = StyleTargets(features(style, features.style_layers))
+            found = [features(painting, features.style_layers) for painting in paintings]
+            self.targets = StyleTargets(found)
 
     def __call__(self, target: Tensor, picture: Tensor) -> dict[str, Tensor]:
         """Return all losses by name, scalars; ``total`` is the one to minimise.
