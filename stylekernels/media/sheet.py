@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 _PAPER, _INK = (250, 249, 246), (88, 86, 82)
 _MARGIN, _GUTTER, _CAPTION = 40, 24, 44
+_GAP = 2  # in a grid of small pictures
 
 
 def make_sheet(pictures: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
@@ -41,6 +42,27 @@ def make_sheet(pictures: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
             center = (left + width // 2, top + height + caption // 2)
             draw.text(center, text, _INK, ImageFont.load_default(22), anchor="mm")
     return np.asarray(sheet)
+
+
+def make_grid(pictures: np.ndarray, columns: int) -> np.ndarray:
+    """Lay small pictures out in rows, without captions.
+
+    Args:
+        pictures: (N, H, W, 3) uint8 RGB.
+        columns: pictures in a row.
+
+    Returns:
+        The sheet, (H', W', 3) uint8.
+    """
+    rows = -(-len(pictures) // columns)
+    height, width = (side + _GAP for side in pictures.shape[1:3])
+    sheet = np.empty((rows * height + _GAP, columns * width + _GAP, 3), np.uint8)
+    sheet[:] = _PAPER
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        top, left = row * height + _GAP, column * width + _GAP
+        sheet[top : top + height - _GAP, left : left + width - _GAP] = picture
+    return sheet
 
 
 def _columns(count: int) -> int:

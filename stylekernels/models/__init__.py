@@ -1,10 +1,15 @@
-"""Networks: the reference generator and the feature networks that train it."""
+"""Networks: the reference generator, the feature networks that train it, and DCGAN."""
 
 from typing import TYPE_CHECKING
 
 from stylekernels.lazy import lazy
 
 if TYPE_CHECKING:
+    from stylekernels.models.dcgan import (
+        ImageDiscriminator,
+        ImageGenerator,
+        ImageGeneratorConfig,
+    )
     from stylekernels.models.features import FeatureNetwork, load_features
     from stylekernels.models.files import StyleGenerator
     from stylekernels.models.generator import GeneratorConfig
@@ -13,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = [
     "FeatureNetwork",
     "GeneratorConfig",
+    "ImageDiscriminator",
+    "ImageGenerator",
+    "ImageGeneratorConfig",
     "StyleGenerator",
     "bundled_styles",
     "load_features",
@@ -24,6 +32,9 @@ if not TYPE_CHECKING:
         {
             "FeatureNetwork": "features",
             "GeneratorConfig": "generator",
+            "ImageDiscriminator": "dcgan",
+            "ImageGenerator": "dcgan",
+            "ImageGeneratorConfig": "dcgan",
             "StyleGenerator": "files",
             "bundled_styles": "styles",
             "load_features": "features",

@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylekernels.files import write_whole
 from stylekernels.models.generator import Generator, GeneratorConfig
 from stylekernels.models.styles import style_file
 
 _FORMAT = "stylekernels.StyleGenerator"
+#: The format of files of :class:`stylekernels.models.ImageGenerator`.
+IMAGE_FORMAT = "stylekernels.ImageGenerator"
+_WHAT_FOR = {IMAGE_FORMAT: "; it makes pictures from noise: stylekernels generate"}
 _FAST_NEURAL_STYLE_BLOCKS = 5
 _KINDS = ("weight", "bias")
 
@@ -88,7 +91,12 @@ def _looks_like_safetensors(start: bytes) -> bool:
     return start[8:9] == b"{"
 
 
-def _open_safetensors(path: Path) -> StyleGenerator:
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors of a file.
+
+    Raises:
+        ValueError: if it is no whole safetensors file.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -98,12 +106,20 @@ def _open_safetensors(path: Path) -> StyleGenerator:
             f"{path}: expected a whole safetensors file, could not read it ({error}); "
             "it may be truncated: copy it again"
         ) from error
+    return metadata, tensors
+
+
+def _open_safetensors(path: Path) -> StyleGenerator:
+    metadata, tensors = read_safetensors(path)
     if "config" not in metadata:
         # The widely used layout is also passed on as safetensors, without a header.
         return _from_fast_neural_style(tensors, path)
     try:
         if metadata.get("format") != _FORMAT:
-            raise ValueError(f"expected the format {_FORMAT!r}, got {metadata.get('format')!r}")
+            raise ValueError(
+                f"expected the format {_FORMAT!r}, got {metadata.get('format')!r}"
+                + _WHAT_FOR.get(metadata.get("format"), "")
+            )
         config = GeneratorConfig.from_dict(json.loads(metadata["config"]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a style generator of this library: {error}") from error
@@ -199,14 +215,24 @@ def _fast_neural_style_names() -> dict[str, str]:
 
 def _fill(config: GeneratorConfig, tensors: Mapping[str, Tensor], path: Path) -> StyleGenerator:
     generator = StyleGenerator(config)
-    expected = {name: tuple(t.shape) for name, t in generator.state_dict().items()}
+    check_shapes(
+        generator,
+        tensors,
+        f"{path}: expected a generator with channels {config.channels} and "
+        f"upsample={config.upsample!r}",
+    )
+    generator.load_state_dict({name: t.float() for name, t in tensors.items()})
+    return generator.eval()
+
+
+def check_shapes(network: nn.Module, tensors: Mapping[str, Tensor], expectation: str) -> None:
+    """Raise ValueError, which begins with ``expectation``, unless names and shapes of tensors are
+    those of a network's."""
+    expected = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"{path}: expected a generator with channels {config.channels} and "
-                f"upsample={config.upsample!r}: tensor {name!r} should be "
-                f"{expected.get(name, 'absent')}, got {found.get(name, 'nothing')}"
+                f"{expectation}: tensor {name!r} should be {expected.get(name, 'absent')}, got "
+                f"{found.get(name, 'nothing')}"
             )
-    generator.load_state_dict({name: t.float() for name, t in tensors.items()})
-    return generator.eval()
