@@ -357,23 +357,26 @@ def training_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def training_config(training_folder, tmp_path) -> TrainConfig:
-    """A config of eight steps from a tiny network, without warm-up or colour transfer."""
+    """A config of eight steps from a tiny network, without all that a run can do without."""
     torch.manual_seed(5)
     tiny = StyleGenerator(GeneratorConfig(channels=(6, 8, 12), residual_blocks=1))
     tiny.save_pretrained(tmp_path / "tiny")
     return TrainConfig(
-        style=training_folder / "style.png",
+        art=training_folder / "style.png",
         photos=training_folder / "photos",
         output=tmp_path / "out.safetensors",
         init=str(tmp_path / "tiny"),
         steps=8,
         batch_size=2,
         crop=32,
-        style_size=64,
+        stroke=0.125,
         features="mixed",
         backbones=training_folder,
-        content_colors="photo",
+        art_colors=0.0,
         color_weight=0.0,
+        gan_weight=0.0,
+        flat=0.0,
+        ema=0.0,
         tv_weight=1.0,
         held_out=2,
         log_every=4,

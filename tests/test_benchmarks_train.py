@@ -9,8 +9,8 @@ from benchmarks import ceilings, cli
 from benchmarks.cpu import Cpu
 from benchmarks.race import Entry
 from benchmarks.train import cases, report, rivals, suite
+from benchmarks.train.our_step import OurStep
 from benchmarks.train.plain_step import PlainStep
-from stylekernels.training.step import TrainingStep
 
 LIMITS = ceilings.Ceilings(1e10, {"float32": 1e11, "bfloat16": 4e11}, "made up")
 SMALL = cases.Case("lite", 1, "float32", crop=32)
@@ -66,7 +66,7 @@ def test_ours_and_eager_take_the_same_step(problem_in, dtype):
         assert torch.equal(old, new)  # contenders train copies
 
 
-def tamper(wrong: str, step: TrainingStep) -> None:
+def tamper(wrong: str, step: OurStep) -> None:
     """Spoil one thing in a step."""
     inner, weights = step.loss, dict(step.network.working.named_parameters())
 

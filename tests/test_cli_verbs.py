@@ -112,7 +112,16 @@ def test_info_names_every_op_with_its_implementation(capsys):
 
 def result_of(steps: int, *, interrupted: bool) -> TrainResult:
     held_out = {"total": 1.25, "style": 0.5, "style/relu1_1": 0.125}
-    return TrainResult(Path("mine.safetensors"), steps, 90.0, {}, held_out, interrupted, [])
+    return TrainResult(
+        output=Path("mine.safetensors"),
+        run=Path("mine.run"),
+        steps=steps,
+        seconds=90.0,
+        losses={},
+        held_out=held_out,
+        interrupted=interrupted,
+        skipped=[],
+    )
 
 
 def test_train_hands_its_options_on_and_says_what_came_of_it(folder, capsys, monkeypatch):
@@ -125,14 +134,14 @@ def test_train_hands_its_options_on_and_says_what_came_of_it(folder, capsys, mon
     monkeypatch.setattr(stylekernels.training, "train", train)
     Path("p.jpg").touch()
     Path("album").mkdir()
-    command = ["train", "--style", "p.jpg", "--photos", "album", "--steps", "7", "--lite"]
+    command = ["train", "--art", "p.jpg", "--photos", "album", "--steps", "7", "--lite"]
     assert main(command) == 0
     (config,) = seen
-    assert (config.style, config.photos) == (Path("p.jpg"), Path("album"))
+    assert (config.art, config.photos) == (Path("p.jpg"), Path("album"))
     assert (config.steps, config.lite) == (7, True)
     assert capsys.readouterr().out.splitlines() == [
         "photos held out: total 1.250 style 0.500",
-        "mine.safetensors: trained 7 steps, 1.5 minutes in all; "
+        "mine.safetensors: trained 7 steps, 1.5 minutes in all; log and samples are in mine.run; "
         "try stylekernels stylize PHOTO --style mine.safetensors",
     ]
 
@@ -142,9 +151,10 @@ def test_interrupted_training_says_what_was_saved(folder, capsys, monkeypatch):
     monkeypatch.setattr(stylekernels.training, "train", lambda config: result)
     Path("p.jpg").touch()
     Path("album").mkdir()
-    assert main(["train", "--style", "p.jpg", "--photos", "album", "--steps", "7"]) == 130
+    assert main(["train", "--art", "p.jpg", "--photos", "album", "--steps", "7"]) == 130
     assert complaints(capsys) == [
-        "interrupted after 3 of 7 steps; the style so far is in mine.safetensors"
+        "interrupted after 3 of 7 steps; the style so far is in mine.safetensors, add --resume to "
+        "go on"
     ]
 
 
@@ -152,17 +162,16 @@ def test_interrupted_training_says_what_was_saved(folder, capsys, monkeypatch):
     ("arguments", "text"),
     [
         (["--learning-rate", "-1"], "--learning-rate: expected above 0 and at most 1e38, got -1.0"),
-        (["--style", "q.jpg"], "--style: expected an image file that exists, got q.jpg"),
+        (["--art", "q.jpg"], "--art: expected an image file or a folder that exists, got q.jpg"),
         (["--photos", "p.jpg"], "--photos: expected a folder that exists, got p.jpg"),
         (["--preview", "q.jpg"], "--preview: expected an image file that exists, got q.jpg"),
-        (["--resume", "state"], "--resume: expected a checkpoint that exists, got state"),
         (["--init", "cubist"], "--init: expected a bundled style ("),
     ],
 )
 def test_train_refuses_in_one_line(folder, capsys, arguments, text):
     Path("p.jpg").touch()
     Path("album").mkdir()
-    assert main(["train", "--style", "p.jpg", "--photos", "album", *arguments]) == 2
+    assert main(["train", "--art", "p.jpg", "--photos", "album", *arguments]) == 2
     (line,) = complaints(capsys)
     assert line.startswith(text)
 
@@ -250,7 +259,7 @@ def test_an_implementation_without_kernels_for_the_device_is_refused(folder, mon
     if verb == "stylize":
         done = run("stylize", "a.png", "-s", "wave", "-o", "b.png", "--device", "cpu")
     else:
-        done = run("train", "--style", "a.png", "--photos", ".", "--output", "b.safetensors")
+        done = run("train", "--art", "a.png", "--photos", ".", "--output", "b.safetensors")
     assert done.returncode == 2
     assert done.stderr.startswith("stylekernels: the implementation 'triton' was forced, but ")
     assert done.stderr.count("\n") == 1
@@ -285,8 +294,8 @@ stylize missing.jpg -s wave --size 3
 stylize missing.jpg -s cubist
 stylize . -s wave
 demo -s cubist
-train --style missing.jpg --photos album
-train --style missing.jpg --photos album --steps 0"""
+train --art missing.jpg --photos album
+train --art missing.jpg --photos album --steps 0"""
     checked = ("STYLEKERNELS_IMPL", "STYLEKERNELS_CPU_CAPABILITY")  # by importing PyTorch
     environment = {name: value for name, value in os.environ.items() if name not in checked}
     done = subprocess.run(

@@ -36,6 +36,14 @@ def test_photos_get_the_moments_of_the_painting(seed):
     torch.testing.assert_close(moments(got)[1], covariance, rtol=0, atol=0.2 * scale.item())
 
 
+def test_a_strength_between_mixes_the_colors():
+    photo = picture(2, mean=(0.6, 0.5, 0.3))[None]
+    full, none = (ColorTransfer(PAINTING, strength)(photo) for strength in (1.0, 0.0))
+    assert torch.equal(none, photo)
+    mixed = ColorTransfer(PAINTING, 0.25)(photo)
+    torch.testing.assert_close(mixed, photo + 0.25 * (full - photo), rtol=0, atol=1e-6)
+
+
 def test_each_photo_has_a_map_of_its_own():
     photos = torch.stack([picture(2), picture(3, mean=(0.2, 0.8, 0.5))])
     transfer = ColorTransfer(PAINTING)

@@ -14,7 +14,7 @@ from stylekernels.cli.main import main
 from stylekernels.hardware import memory_ran_out
 from stylekernels.inference import Stylizer
 from stylekernels.training import SettingError, train
-from stylekernels.training.step import TrainingStep
+from stylekernels.training.style import StyleTask
 from tests.pictures import complaints, save, written
 
 
@@ -72,7 +72,7 @@ def test_an_error_of_the_programs_own_is_no_refusal(
         monkeypatch.setattr(Stylizer, "__call__", raises(error))
     else:
         command = train_command(training_config)
-        monkeypatch.setattr(TrainingStep, "__call__", raises(error))
+        monkeypatch.setattr(StyleTask, "step", raises(error))
     before = written(folder)
     assert main(command) == 1
     assert complaints(capsys) == [
@@ -83,7 +83,9 @@ def test_an_error_of_the_programs_own_is_no_refusal(
         with pytest.raises(type(error)) as caught:
             main([*command[:position], "--debug", *command[position:]])
         assert caught.value is error
-    assert written(folder) == before
+    left = written(folder)
+    assert {name for name in left if not name.startswith("out.run/")} == before
+    assert "out.run/checkpoint.pt" not in left
 
 
 def test_debug_is_an_option_only_before_two_dashes(folder, style):
@@ -95,18 +97,18 @@ def test_debug_is_an_option_only_before_two_dashes(folder, style):
 def test_too_little_memory_for_training_is_a_line(training_config, capsys, monkeypatch):
     allocator = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
     for error in (allocator, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
-        monkeypatch.setattr(TrainingStep, "__call__", raises(error))
+        monkeypatch.setattr(StyleTask, "step", raises(error))
         assert main(train_command(training_config)) == 2
         assert complaints(capsys) == [
             "--batch-size 2 and --crop 32 need more memory than there is; lower one of them, or "
-            "--style-size"
+            "--stroke"
         ]
 
 
 def train_command(config):
     return [
         "train",
-        f"--style={config.style}",
+        f"--art={config.art}",
         f"--photos={config.photos}",
         f"--init={config.init}",
         f"--output={config.output}",
@@ -114,7 +116,8 @@ def train_command(config):
         "--features=mixed",
         "--steps=2",
         "--crop=32",
-        "--style-size=64",
+        "--stroke=0.125",
+        "--gan-weight=0",
         "--threads=1",
         "--batch-size=2",
     ]
@@ -123,9 +126,7 @@ def train_command(config):
 @pytest.mark.parametrize("size", [(8, 8), (15, 400), (1, 1)])
 def test_a_preview_that_is_too_small_is_refused_first(training_config, folder, capsys, size):
     save("small.png", np.zeros((*size, 3), np.uint8))
-    config = dataclasses.replace(
-        training_config, preview=Path("small.png"), backbones=Path("none"), log_dir=Path("log")
-    )
+    config = dataclasses.replace(training_config, preview=Path("small.png"), backbones=Path("none"))
     height, width = size
     before = written(folder)
     with pytest.raises(SettingError) as refused:
@@ -136,15 +137,15 @@ def test_a_preview_that_is_too_small_is_refused_first(training_config, folder, c
     assert written(folder) == before
 
 
-def test_curves_without_tensorboard_are_refused_first(training_config, monkeypatch):
+def test_a_run_without_tensorboard_has_no_curves(training_config, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.setattr(TrainingStep, "__call__", lambda *_: pytest.fail("trained"))
-    config = dataclasses.replace(training_config, log_dir=training_config.output.with_name("log"))
-    with pytest.raises(SettingError, match=r"^log_dir: .* pip install tensorboard, or leave it"):
-        train(config)
-    assert not config.log_dir.exists()
+    result = train(training_config)
+    assert not (result.run / "tensorboard").exists()
+    assert (result.run / "log.jsonl").exists()
 
 
 OPTIONAL = ("skimage", "tensorboard", "triton", "matplotlib", "torchvision", "scipy", "cv2")
@@ -168,7 +169,6 @@ for line in sys.stdin.read().splitlines():
         ["stylize", "a.png", "-s", style, "-o", "out"],
         ["demo", "-s", style],
         training,
-        [*training, "--log-dir=log"],
     ]
     done = subprocess.run(
         [sys.executable, "-c", source],
@@ -179,11 +179,9 @@ for line in sys.stdin.read().splitlines():
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     codes = [line for line in done.stdout.splitlines() if line.startswith("==")]
-    assert codes == ["== 0", "== 0", "== 2", "== 0", "== 2"], done.stderr
+    assert codes == ["== 0", "== 0", "== 2", "== 0"], done.stderr
     assert "no triton, " not in done.stdout  # installed, though it cannot be imported
     refusals = [line for line in done.stderr.splitlines() if line.startswith("stylekernels: ")]
-    assert [line.split(": ")[1] for line in refusals] == ["demo", "--log-dir"]
+    assert [line.split(": ")[1] for line in refusals] == ["demo"]
     assert "pip install scikit-image" in refusals[0]
-    assert "pip install tensorboard" in refusals[1]
     assert written(folder) >= {"a.png", "out/a.png"}
-    assert not (folder / "log").exists()

@@ -96,6 +96,7 @@ ORDER = (
     "media",
     "training",
     "inference",
+    "evaluation",
     "cli",
     "__main__",
 )

@@ -13,7 +13,8 @@ from stylekernels.cli.main import main
 from stylekernels.inference import Stylizer
 from stylekernels.media import PhotoError, read_photo
 from stylekernels.media.paths import find_photos_below
-from stylekernels.training import train, trainer
+from stylekernels.training import style as style_training
+from stylekernels.training import train
 from stylekernels.training.data import RandomCrops, read_image, readable, resized, to_tensor
 from tests.test_deep_pictures import grey_tiff
 
@@ -273,34 +274,35 @@ def test_every_verb_reads_alike(training_config, style, tmp_path, monkeypatch, n
         write(tmp_path / "album" / f"{i}{name}", content)
     seen = {}
 
-    class Loss(trainer.PerceptualLoss):
-        def __init__(self, features, painting, **weights):
-            seen["painting"] = painting
-            super().__init__(features, painting, **weights)
+    class Loss(style_training.PerceptualLoss):
+        def __init__(self, features, paintings, **weights):
+            (seen["painting"],) = paintings
+            super().__init__(features, paintings, **weights)
 
-    def stylized(run, photo):
+    def stylized(task, photo):
         seen["preview"] = photo
         return photo
 
-    monkeypatch.setattr(trainer, "PerceptualLoss", Loss)
-    monkeypatch.setattr(trainer._Run, "stylize", stylized)
+    monkeypatch.setattr(style_training, "PerceptualLoss", Loss)
+    monkeypatch.setattr(style_training.StyleTask, "stylize", stylized)
     train(
         dataclasses.replace(
             training_config,
-            style=path,
+            art=path,
             preview=path,
             photos=tmp_path / "album",
             steps=1,
             batch_size=1,
             log_every=1,
-            style_size=max(expected.shape),
+            stroke=max(expected.shape) / 512,
+            grain="keep",
         )
     )
     image = Image.fromarray(expected)
     np.testing.assert_array_equal(seen["painting"][0], to_tensor(resized(image, WIDTH)))
-    np.testing.assert_array_equal(seen["preview"], to_tensor(image))
+    np.testing.assert_array_equal(seen["preview"], to_tensor(resized(image, 384)))
     path = tmp_path / "album" / f"0{name}"
-    crop, problems = RandomCrops([path], HEIGHT, 0)[0]  # as high as the photo, perhaps mirrored
+    crop, _, problems = RandomCrops([path], HEIGHT, 0)[0]  # as high as the photo, perhaps mirrored
     parts = [
         to_tensor(
             image.resize(

@@ -15,7 +15,7 @@ from stylekernels.signals import ENDING
 from stylekernels.training import DivergedError, train
 from stylekernels.training.checkpoint import load_checkpoint
 from stylekernels.training.data import _leave_signals_to_the_trainer
-from stylekernels.training.step import TrainingStep
+from stylekernels.training.style import StyleTask
 from tests.pictures import complaints
 from tests.training_runs import assert_same_weights, stop_after, weights_of
 
@@ -37,18 +37,19 @@ def test_interrupt_saves_what_there_is(config, monkeypatch):
     assert not torch.equal(weights_of(config.output)[name], weights_of(config.init)[name])
 
 
-def test_an_interrupt_before_there_is_a_style_writes_nothing(config, monkeypatch):
+def test_an_interrupt_in_the_warm_up_keeps_a_checkpoint_and_writes_no_style(config, tmp_path):
+    """Resumed, the run ends where the whole one does."""
     before = signal.getsignal(signal.SIGINT)
-    stop_after(monkeypatch, 2)
-    state = config.output.with_name("state")
-    early = dataclasses.replace(
-        config, init="bilinear", lite=True, warmup_steps=4, checkpoint=state
-    )
-    with pytest.raises(KeyboardInterrupt):
-        train(early)
+    new = dataclasses.replace(config, init="bilinear", lite=True, warmup_steps=4, ema=0.9)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt, match=r"no style yet, add resume .*run"):
+            train(new)
     assert not config.output.exists()
-    assert not state.exists()  # resumed, it would skip the rest of the warm-up
     assert signal.getsignal(signal.SIGINT) is before
+    assert train(dataclasses.replace(new, resume=True)).steps == 8
+    train(dataclasses.replace(new, output=tmp_path / "whole"))
+    assert_same_weights(new.output, tmp_path / "whole")
 
 
 def test_a_loss_that_is_not_finite_is_an_error(config):
@@ -61,9 +62,10 @@ def command(config, *more):
     """The command line of a configuration."""
     options = {
         name: getattr(config, name)
-        for name in ("style", "photos", "init", "output", "backbones", "features", "steps",
-                     "crop", "style_size", "held_out", "threads", "batch_size", "log_every",
-                     "checkpoint", "learning_rate", "content_colors", "color_weight", "tv_weight")
+        for name in ("art", "photos", "init", "output", "backbones", "features", "steps",
+                     "crop", "stroke", "held_out", "threads", "batch_size", "log_every",
+                     "run", "learning_rate", "art_colors", "color_weight", "tv_weight",
+                     "gan_weight", "flat", "ema")
         if getattr(config, name) is not None
     }  # fmt: skip
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
@@ -75,18 +77,18 @@ def test_every_signal_that_ends_a_process_saves_what_there_is(config, tmp_path, 
     """The style, and a checkpoint from which the run ends where it would have ended."""
     train(dataclasses.replace(config, output=tmp_path / "whole"))
     before = [signal.getsignal(each) for each in ENDING]
-    state = tmp_path / "state"
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3, number)
-        assert main(command(dataclasses.replace(config, checkpoint=state))) == 130
+        assert main(command(config)) == 130
     assert [signal.getsignal(each) for each in ENDING] == before
     captured = capsys.readouterr()
     assert "stylekernels: interrupted after 3 of 8 steps; the style so far is in" in captured.err
-    assert load_checkpoint(state)["step"] == 3
+    kept = load_checkpoint(config.run_path / "checkpoint.pt")
+    assert kept["step"] == 3
     third = weights_of(config.output)
-    for name, tensor in load_checkpoint(state)["generator"].items():
+    for name, tensor in kept["task"]["average"].items():
         assert torch.equal(third[name], tensor), name
-    train(dataclasses.replace(config, resume=state))
+    assert main(command(config, "--resume")) == 0
     assert_same_weights(config.output, tmp_path / "whole")
 
 
@@ -104,19 +106,20 @@ def test_a_signal_that_is_ignored_stays_so(config, monkeypatch):
 @pytest.mark.parametrize("number", ENDING)
 def test_a_second_signal_ends_a_run_at_once(config, monkeypatch, capsys, number):
     """The run writes nothing, not even a part."""
-    take, steps = TrainingStep.__call__, []
+    take, steps = StyleTask.step, []
 
     def signalled(*arguments):
         steps.append(os.kill(os.getpid(), number))
         os.kill(os.getpid(), number)
         return take(*arguments)
 
-    monkeypatch.setattr(TrainingStep, "__call__", signalled)
-    before = sorted(config.output.parent.iterdir())
+    monkeypatch.setattr(StyleTask, "step", signalled)
     assert main(command(config)) == 130
     assert complaints(capsys) == ["interrupted"]
     assert len(steps) == 1
-    assert sorted(config.output.parent.iterdir()) == before
+    assert not config.output.exists()
+    assert not (config.run_path / "checkpoint.pt").exists()
+    assert not [*config.run_path.glob("**/.*")]
 
 
 class ClosedTerminal(io.StringIO):
@@ -130,7 +133,7 @@ class ClosedTerminal(io.StringIO):
 
 
 def test_a_run_whose_terminal_was_closed_is_saved(config, monkeypatch, tmp_path):
-    take = TrainingStep.__call__
+    take = StyleTask.step
     ClosedTerminal.file = os.open(tmp_path / "stdout", os.O_CREAT | os.O_WRONLY)
 
     def closed(*arguments):
@@ -139,7 +142,7 @@ def test_a_run_whose_terminal_was_closed_is_saved(config, monkeypatch, tmp_path)
         os.kill(os.getpid(), signal.SIGHUP)
         return take(*arguments)
 
-    monkeypatch.setattr(TrainingStep, "__call__", closed)
+    monkeypatch.setattr(StyleTask, "step", closed)
     assert main(command(config, "--log-every", "1")) == 141  # nobody reads the output
     os.close(ClosedTerminal.file)
     name = "to_rgb.weight"
@@ -165,43 +168,62 @@ def test_processes_that_decode_leave_signals_to_the_trainer(config):
 
 def explode(patch, steps):
     """Make the weights infinite as step number ``steps`` ends."""
-    take, count = TrainingStep.__call__, [0]
+    take, count = StyleTask.step, [0]
 
     def step(self, *arguments):
         losses = take(self, *arguments)
         count[0] += 1
         if count[0] == steps:
             with torch.no_grad():
-                next(self.network.network.parameters()).fill_(math.inf)
+                for network in (self.generator, self.average.network):
+                    next(network.parameters()).fill_(math.inf)
         return losses
 
-    patch.setattr(TrainingStep, "__call__", step)
+    patch.setattr(StyleTask, "step", step)
 
 
 @pytest.mark.parametrize("last", [2, 3, 4, 7, 8])
 def test_the_last_finite_state_is_kept(config, tmp_path, monkeypatch, capsys, last):
     """The style and the checkpoint of the last step known to be good; that of no other."""
-    state = tmp_path / "state"
     good = (last - 1) // 2 * 2  # it is looked at every second step
     kept = {}
     if good:
-        whole = dataclasses.replace(config, output=tmp_path / "whole", checkpoint=tmp_path / "s")
+        whole = dataclasses.replace(config, output=tmp_path / "whole")
         with pytest.MonkeyPatch.context() as patch:
             stop_after(patch, good)
             train(whole)
         kept = weights_of(whole.output)
     explode(monkeypatch, last)
-    diverging = dataclasses.replace(config, checkpoint=state, log_every=2)
-    assert main(command(diverging, "--checkpoint-every", "2")) == 2
+    diverging = command(dataclasses.replace(config, log_every=2), "--checkpoint-every", "2")
+    assert main(diverging) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("stylekernels: --learning-rate: the loss became nan at step ")
+    start = "stylekernels: --learning-rate: at step "
+    if last % 2:  # the next step's losses show it, and all of them do
+        assert line.startswith(f"{start}{last} total became nan, content became nan, style became")
+    else:
+        assert line.startswith(f"{start}{last} the loss became nan; lower --learning-rate")
+    state = config.run_path / "checkpoint.pt"
     assert config.output.exists() == state.exists() == bool(good)
     if good:
         assert line.endswith(f"; {config.output} has the style of step {good}")
         for name, tensor in weights_of(config.output).items():
             assert torch.equal(tensor, kept[name]), name
-            assert torch.equal(load_checkpoint(state)["generator"][name], kept[name]), name
+            assert torch.equal(load_checkpoint(state)["task"]["average"][name], kept[name]), name
         assert load_checkpoint(state)["step"] == good
+
+
+def test_the_loss_that_is_not_finite_is_named(config, monkeypatch):
+    """Where one of them is at fault, with its step, however rarely the log is written."""
+    take = StyleTask.step
+
+    def step(self, number, *arguments):
+        losses = take(self, number, *arguments)
+        return losses | {"color": losses["color"] * math.inf} if number == 5 else losses
+
+    monkeypatch.setattr(StyleTask, "step", step)
+    message = r"^learning_rate: at step 5 color became inf; lower learning_rate$"
+    with pytest.raises(DivergedError, match=message):
+        train(dataclasses.replace(config, log_every=100))
 
 
 @pytest.mark.parametrize("rate", ["1e30", "1e38"])
@@ -210,6 +232,6 @@ def test_a_rate_that_is_far_too_high_is_a_line(config, capsys, rate, steps):
     config.output.write_text("an older style")
     assert main(command(config, "--learning-rate", rate, "--steps", steps)) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("stylekernels: --learning-rate: the loss became ")
-    assert line.endswith("; lower --learning-rate or --style-weight")
+    assert line.startswith("stylekernels: --learning-rate: at step ")
+    assert line.endswith("; lower --learning-rate")
     assert config.output.read_text() == "an older style"

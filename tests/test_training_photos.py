@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from stylekernels.cli.main import main
 from stylekernels.media.paths import find_photos_below
-from stylekernels.training import SettingError, train
-from stylekernels.training.data import RandomCrops, choose_photos, crop_batches
+from stylekernels.training import SettingError, data, train
+from stylekernels.training.data import RandomCrops, choose_photos, crop_batches, flat_picture
+from stylekernels.training.style import StyleTask
 from tests.pictures import picture, save
 from tests.training_runs import assert_same_weights
 
@@ -69,7 +71,9 @@ def test_a_bad_photo_changes_no_crop_of_another(album, workers):
     lines = []
     crops = RandomCrops(photos, 32, 1)
     batches = list(crop_batches(crops, 2, 0, 5, workers, lines.append))
-    levels = [round(crop.mean().item() * 255) for crop in torch.cat(batches)]
+    levels = [
+        round(crop.mean().item() * 255) for crop in torch.cat([photo for photo, _ in batches])
+    ]
     before = [round(crop.mean().item() * 255) for crop in whole]
     bad = [i for i, level in enumerate(before) if level == 40 * 2 + 20]
     assert len(bad) == 2  # once a round
@@ -188,10 +192,11 @@ def test_the_order_of_photos_is_that_of_older_versions(album):
 def test_the_command_counts_skipped_files(training_config, album, tmp_path, capsys):
     bad = spoil(album)
     command = [
-        "train", "--style", training_config.style, "--photos", album, "--init",
+        "train", "--art", training_config.art, "--photos", album, "--init",
         training_config.init, "--output", tmp_path / "out", "--backbones",
         training_config.backbones, "--features", "mixed", "--steps", "4", "--crop", "32",
-        "--style-size", "64", "--held-out", "9", "--threads", "1", "--batch-size", "2",
+        "--stroke", "0.125", "--gan-weight", "0", "--held-out", "9", "--threads", "1",
+        "--batch-size", "2",
     ]  # fmt: skip
     assert main([str(part) for part in command]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -200,16 +205,52 @@ def test_the_command_counts_skipped_files(training_config, album, tmp_path, caps
 
 def test_a_photo_that_vanishes_before_the_measuring_is_skipped(training_config, album, monkeypatch):
     """The style is written all the same."""
-    from stylekernels.training import trainer
-
-    measure = trainer._Run.measure
+    measure = StyleTask.measure
 
     def without_one(run):
         run.held_out[0].unlink()
         return measure(run)
 
-    monkeypatch.setattr(trainer._Run, "measure", without_one)
+    monkeypatch.setattr(StyleTask, "measure", without_one)
     result = train(dataclasses.replace(training_config, photos=album))
     assert result.held_out["total"] > 0
     assert len(result.skipped) == 1
     assert result.skipped[0].endswith(": no such file")
+
+
+def test_a_share_of_the_crops_is_flat(album):
+    """Colours, gradients and smooth noise, each with a grain; the photos among them stay."""
+    photos = find_photos_below(album)[0]
+    crops, plain = RandomCrops(photos, 128, 1, flat=0.25), RandomCrops(photos, 128, 1)
+    seen = [crops[i] for i in range(200)]
+    share = sum(flat for _, flat, _ in seen) / len(seen)
+    assert 0.15 < share < 0.35
+    for i, (crop, flat, _) in enumerate(seen):
+        assert crop.shape == (3, 128, 128)
+        if not flat:
+            assert torch.equal(crop, plain[i][0])
+    ours = [crop for crop, flat, _ in seen if flat]
+    assert len({crop.mean().item() for crop in ours}) == len(ours)
+    for crop in ours:
+        cells = F.interpolate(F.avg_pool2d(crop[None], 4), (128, 128))[0]
+        assert (crop - cells).std() < 0.09
+        assert crop.flatten(1).std(1).min() >= 0.9 / 255  # instance norm divides by it
+    torch.testing.assert_close(
+        flat_picture(random.Random(5), 48), flat_picture(random.Random(5), 48), rtol=0, atol=0
+    )
+
+
+def test_photos_are_decoded_once(album, monkeypatch):
+    photos = find_photos_below(album)[0]
+    crops = RandomCrops(photos, 32, 1)
+    first = [crops[i][0] for i in range(15)]
+    again = RandomCrops(photos, 32, 1)
+    opened = []
+    read = data.read_image
+    monkeypatch.setattr(data, "read_image", lambda path: (opened.append(path), read(path))[1])
+    assert all(torch.equal(again[i][0], crop) for i, crop in enumerate(first))
+    assert sorted(opened) == photos
+    opened.clear()
+    cache = data.PhotoCache(megabytes=0)
+    assert cache.read(photos[0]).size == cache.read(photos[0]).size
+    assert opened == [photos[0]] * 2

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stylekernels.models import GeneratorConfig, StyleGenerator
+from stylekernels.training.processes import Processes
 from stylekernels.training.step import MixedPrecision, TrainingStep
 
 RATE = 5e-3
@@ -15,6 +16,31 @@ RATE = 5e-3
 
 def distance(target, picture):
     return {"total": F.mse_loss(picture.float(), target)}
+
+
+def take(step, photo, target, rate):
+    """Take a step of one pass."""
+    step.begin(rate)
+    losses = distance(target, step.network(photo))
+    step.backward(losses["total"])
+    step.finish(Processes())
+    return losses
+
+
+def test_a_step_adds_up_its_passes(start):
+    """Gradients of pictures, in two passes, are those of one pass of the sum."""
+    network, photo, target = start
+    twin = copy.deepcopy(network)
+    whole, parts = (TrainingStep(MixedPrecision(n, torch.float32)) for n in (network, twin))
+    take(whole, photo, target, RATE)
+    parts.begin(RATE)
+    for i in range(2):
+        made = parts.network(photo[i : i + 1])
+        gradient = 2 * (made.detach() - target[i : i + 1]) / target.numel()
+        parts.backward(made, gradient)
+    parts.finish(Processes())
+    for (name, one), two in zip(network.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-7, msg=name)
 
 
 @pytest.fixture
@@ -31,9 +57,9 @@ def start(device):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_steps_lower_the_loss(start, precision):
     network, photo, target = start
-    step = TrainingStep(MixedPrecision(network, precision), distance)
+    step = TrainingStep(MixedPrecision(network, precision))
     assert step.scaler.is_enabled() == (precision == torch.float16)
-    losses = [step(photo, target, RATE)["total"].item() for _ in range(40)]
+    losses = [take(step, photo, target, RATE)["total"].item() for _ in range(40)]
     assert losses[-1] < 0.2 * losses[0]
     assert all(weight.dtype == torch.float32 for weight in network.parameters())
 
@@ -44,7 +70,7 @@ def test_a_step_is_adams_at_the_rate_it_is_given(start):
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Tanh(), nn.Conv2d(8, 3, 1))
     network.to(photo.device)
     plain = copy.deepcopy(network)
-    step = TrainingStep(MixedPrecision(network, torch.float32), distance)
+    step = TrainingStep(MixedPrecision(network, torch.float32))
     optimizer = torch.optim.Adam(plain.parameters())
     for rate in (RATE, 0.0, RATE / 10):
         optimizer.param_groups[0]["lr"] = rate
@@ -52,7 +78,7 @@ def test_a_step_is_adams_at_the_rate_it_is_given(start):
         loss = F.mse_loss(plain(photo), target)
         loss.backward()
         optimizer.step()
-        found = step(photo, target, rate)["total"]
+        found = take(step, photo, target, rate)["total"]
         torch.testing.assert_close(found, loss)  # of before the step
         for name, weight in network.state_dict().items():
             torch.testing.assert_close(weight, plain.state_dict()[name], rtol=1e-4, atol=1e-5)
@@ -89,16 +115,16 @@ def test_a_network_computes_by_rounded_convolutions(start):
 @pytest.mark.parametrize("device", ["cuda"])
 def test_a_step_can_be_captured(start, precision):
     network, photo, target = start
-    step = TrainingStep(MixedPrecision(network, precision), distance, capturable=True)
+    step = TrainingStep(MixedPrecision(network, precision), capturable=True)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            step(photo, target, RATE)
+            take(step, photo, target, RATE)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        loss = step(photo, target, RATE)["total"]
+        loss = take(step, photo, target, RATE)["total"]
     graph.replay()
     first = loss.item()
     for _ in range(40):

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stylekernels.models import StyleGenerator
-from stylekernels.training.step import TrainingStep
+from stylekernels.training.style import StyleTask
 
 
 def blobs(seed, width, height):
@@ -54,7 +54,7 @@ def assert_same_weights(one, other):
 
 def stop_after(patch, steps, number=signal.SIGINT):
     """Send this process a signal, Ctrl-C's by default, while step number ``steps`` runs."""
-    take, count = TrainingStep.__call__, [0]
+    take, count = StyleTask.step, [0]
 
     def counted(*arguments):
         count[0] += 1
@@ -62,4 +62,4 @@ def stop_after(patch, steps, number=signal.SIGINT):
             os.kill(os.getpid(), number)
         return take(*arguments)
 
-    patch.setattr(TrainingStep, "__call__", counted)
+    patch.setattr(StyleTask, "step", counted)

@@ -17,14 +17,14 @@ from stylekernels.training import TrainConfig
 #: Photos a step: the default of ``stylekernels train``, and more of them, which keep a GPU busy.
 BATCHES = {"cpu": (1, 4), "cuda": (1, 4, 16)}
 #: Weights of the losses as in the command. Its files are not opened.
-CONFIG = TrainConfig(style=Path("painting"), photos=Path("photos"))
+CONFIG = TrainConfig(art=Path("painting"), photos=Path("photos"))
 #: New networks, initialised as the command does it.
 NETWORKS = {
     "full": GeneratorConfig(upsample=CONFIG.upsample),
     "lite": GeneratorConfig.lite(upsample=CONFIG.upsample),
 }
 
-_PAINTING_SIDES = 384, CONFIG.style_size
+_PAINTING_SIDES = 384, 512
 
 
 @dataclass(frozen=True)

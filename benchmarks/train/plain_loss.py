@@ -52,8 +52,9 @@ class PlainLoss(nn.Module):
 
 
 def gram_matrix(x: Tensor) -> Tensor:
-    """Gram matrices, (N, C, H, W) to (N, C, C)."""
+    """Gram matrices of centred features, (N, C, H, W) to (N, C, C)."""
     flat = x.flatten(2)
+    flat = flat - flat.mean(2, keepdim=True)
     return flat @ flat.transpose(1, 2) / (flat.shape[1] * flat.shape[2])
 
 

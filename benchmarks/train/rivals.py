@@ -22,10 +22,10 @@ from benchmarks.model.cases import exact_float32
 from benchmarks.model.plain_network import plain_copy
 from benchmarks.race import Entry
 from benchmarks.train.cases import CONFIG, Problem
+from benchmarks.train.our_step import OurStep
 from benchmarks.train.plain_loss import PlainLoss
 from benchmarks.train.plain_step import PlainStep, autocast
 from stylekernels.losses import PerceptualLoss
-from stylekernels.training.step import MixedPrecision, TrainingStep
 
 RIVALS = ("eager", "eager-nhwc", "compile")
 
@@ -65,24 +65,23 @@ def plain_step(
     return step, _bind(step, problem.photo.contiguous(memory_format=memory_format))
 
 
-def _our_step(problem: Problem) -> tuple[TrainingStep, Step]:
+def _our_step(problem: Problem) -> tuple[OurStep, Step]:
     """Return the parts of the step of ``stylekernels train``, and a call that takes it."""
     layout, device = torch.channels_last, problem.photo.device
     network = copy.deepcopy(problem.generator).to(memory_format=layout)
     features = copy.deepcopy(problem.features).to(memory_format=layout).in_precision(problem.dtype)
-    loss = PerceptualLoss(features, problem.painting, **CONFIG.loss_weights())
-    network = MixedPrecision(network, problem.dtype)
-    step = TrainingStep(network, loss, capturable=device.type == "cuda")
+    loss = PerceptualLoss(features, [problem.painting], **CONFIG.loss_weights())
+    step = OurStep(network, loss, problem.dtype, capturable=device.type == "cuda")
     return step, _bind(step, problem.photo.contiguous(memory_format=layout))
 
 
-def _bind(step: TrainingStep | PlainStep, photo: Tensor) -> Step:
+def _bind(step: OurStep | PlainStep, photo: Tensor) -> Step:
     return lambda: step(photo, photo, _LEARNING_RATE)
 
 
 def make(
     name: str, problem: Problem, compile_mode: str = "default"
-) -> tuple[str, TrainingStep | PlainStep, Step]:
+) -> tuple[str, OurStep | PlainStep, Step]:
     """Return a contender's expression in words, the parts of its step, and a call that takes it.
 
     Args:
@@ -92,7 +91,7 @@ def make(
     """
     dtype, layout = problem.dtype, torch.channels_last
     if name == "ours":
-        return "TrainingStep", *_our_step(problem)
+        return "OurStep", *_our_step(problem)
     if name == "eager":
         return "contiguous", *plain_step(problem, dtype)
     if name == "eager-nhwc":
@@ -105,7 +104,7 @@ def make(
     return words, *plain_step(problem, dtype, layout, wrap)
 
 
-def answer(step: TrainingStep | PlainStep, take: Step) -> list[Tensor]:
+def answer(step: OurStep | PlainStep, take: Step) -> list[Tensor]:
     """Return the loss of a first step, a scalar, and the gradient of each weight, float32.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command line: ``stylekernels demo | stylize | train | info``.
+"""The command line: a verb, such as ``stylekernels stylize``, and its options.
 
 Every verb is a dataclass that tyro turns into options. PyTorch is imported when a verb begins to
 work, so that help and refusals appear at once. Exit codes: 0 done, 1 an internal error, 2 something
@@ -18,8 +18,10 @@ from typing import Annotated, Any
 import tyro
 
 import stylekernels
-from stylekernels.cli import train
+from stylekernels.cli import train, train_dcgan
 from stylekernels.cli.demo import Demo
+from stylekernels.cli.evaluate import Evaluate
+from stylekernels.cli.generate import Generate
 from stylekernels.cli.info import Info
 from stylekernels.cli.stylize import Stylize
 from stylekernels.cli.terminal import (
@@ -34,6 +36,7 @@ from stylekernels.cli.terminal import (
 )
 from stylekernels.signals import handled
 from stylekernels.training.config import TrainConfig
+from stylekernels.training.dcgan_config import DcganConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with handled(signal.default_int_handler):
             command = parse(argv)
             _check_environment()
-            code = train.run(command) if isinstance(command, TrainConfig) else command.run()
+            code = run(command)
             sys.stdout.flush()
             return code
     except Refused as error:
@@ -79,6 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             "the option --debug shows where it happened"
         )
         return FAILED
+
+
+def run(command: Any) -> int:
+    """Run a parsed verb and return the exit code."""
+    match command:
+        case TrainConfig():
+            return train.run(command)
+        case DcganConfig():
+            return train_dcgan.run(command)
+    return command.run()
 
 
 def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
@@ -109,6 +122,9 @@ def parse(argv: Sequence[str]) -> Any:
         "demo": (Demo, "Paint a well-known photo in the bundled styles, on one sheet."),
         "stylize": (Stylize, "Paint photos in a style."),
         "train": (TrainConfig, "Train a new style from a painting and a folder of photos."),
+        "evaluate": (Evaluate, "Measure a style: losses, likeness to the photo, stability."),
+        "train-dcgan": (DcganConfig, "Train a network that makes pictures like those of a folder."),
+        "generate": (Generate, "Draw pictures with a network that train-dcgan trained."),
         "info": (Info, "Show versions, hardware, bundled styles, and which kernels run and why."),
     }
     subcommands = [

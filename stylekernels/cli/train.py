@@ -1,8 +1,8 @@
 """``stylekernels train``: a new style from a painting and a folder of photos."""
 
-import dataclasses
-import re
+import os
 
+from stylekernels.cli.options import with_options
 from stylekernels.cli.styles import check_kernels
 from stylekernels.cli.terminal import (
     DONE,
@@ -30,14 +30,16 @@ def run(config: TrainConfig) -> int:
         keep_freed_memory()
         result = train(config)
     except (SettingError, DivergedError, OSError) as error:
-        raise Refused(_with_options(str(error), config)) from error
+        raise Refused(with_options(str(error), config)) from error
     except (MemoryError, RuntimeError) as error:
         if not memory_ran_out(error):
             raise
         raise Refused(
             f"--batch-size {config.batch_size} and --crop {config.crop} need more memory than "
-            "there is; lower one of them, or --style-size"
+            "there is; lower one of them, or --stroke"
         ) from error
+    if int(os.environ.get("RANK", "0")):  # of torchrun: the first process speaks for all
+        return INTERRUPTED if result.interrupted else DONE
     if result.skipped:
         count = len(result.skipped)
         say(f"{count} {plural('file', count)} among the photos could not be read")
@@ -48,22 +50,12 @@ def run(config: TrainConfig) -> int:
     if result.interrupted:
         complain(
             f"interrupted after {result.steps} of {config.steps} steps; the style so far is in "
-            f"{result.output}"
+            f"{result.output}, add --resume to go on"
         )
         return INTERRUPTED
     say(
         f"{result.output}: trained {result.steps} steps, {result.seconds / 60:.1f} minutes in all; "
-        f"try stylekernels stylize PHOTO --style {result.output}"
+        f"log and samples are in {result.run}; try stylekernels stylize PHOTO --style "
+        f"{result.output}"
     )
     return DONE
-
-
-def _with_options(message: str, config: TrainConfig) -> str:
-    """A message of the trainer, with its settings named as the options of the command."""
-    first, colon, rest = message.partition(": ")
-    for name in (field.name for field in dataclasses.fields(config)):
-        option = "--" + name.replace("_", "-")
-        first = option if first == name else first
-        if "_" in name:  # others are words of the language too
-            rest = re.sub(rf"\b{name}\b", option, rest)
-    return first + colon + rest

@@ -1,4 +1,4 @@
-"""Training of new styles."""
+"""Training of new styles and of image generators."""
 
 from typing import TYPE_CHECKING
 
@@ -6,19 +6,33 @@ from stylekernels.lazy import lazy
 
 if TYPE_CHECKING:
     from stylekernels.training.config import TrainConfig
+    from stylekernels.training.dcgan import DcganResult, train_dcgan
+    from stylekernels.training.dcgan_config import DcganConfig
     from stylekernels.training.errors import DivergedError, SettingError
-    from stylekernels.training.trainer import TrainResult, train
+    from stylekernels.training.style import TrainResult, train
 
-__all__ = ["DivergedError", "SettingError", "TrainConfig", "TrainResult", "train"]
+__all__ = [
+    "DcganConfig",
+    "DcganResult",
+    "DivergedError",
+    "SettingError",
+    "TrainConfig",
+    "TrainResult",
+    "train",
+    "train_dcgan",
+]
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy(
         __name__,
         {
+            "DcganConfig": "dcgan_config",
+            "DcganResult": "dcgan",
             "DivergedError": "errors",
             "SettingError": "errors",
             "TrainConfig": "config",
-            "TrainResult": "trainer",
-            "train": "trainer",
+            "TrainResult": "style",
+            "train": "style",
+            "train_dcgan": "dcgan",
         },
     )

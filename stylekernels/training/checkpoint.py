@@ -1,24 +1,22 @@
 """The state of a training run on disk, written whole or not at all."""
 
 import hashlib
-import json
+import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from stylekernels.files import write_whole
-from stylekernels.training.config import TrainConfig
 from stylekernels.training.errors import SettingError
 
-_VERSION = 1
-_CONTENTS = {"network", "generator", "optimizer", "scaler", "step", "minutes", "config"}
-# A checkpoint belongs to a run whose values of these are the same.
-_FIXED = ("style_size", "crop", "batch_size", "seed", "features", "content_weight",
-          "content_colors", "color_weight", "style_weight", "tv_weight")  # fmt: skip
-# Values of options that older checkpoints lack.
-_BEFORE = {"content_colors": "photo", "color_weight": 0.0}
+if TYPE_CHECKING:
+    from stylekernels.training.config import RunConfig
+
+_VERSION = 2
+_CONTENTS = {"step", "minutes", "finished", "config", "inputs", "task"}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -27,7 +25,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: if the file cannot be written; an older one is then still whole.
     """
-    write_whole(path, lambda part: torch.save({"version": _VERSION, **state}, part))
+
+    # PyTorch's writer of files raises RuntimeError for a full disk, in many words.
+    content = io.BytesIO()
+    torch.save({"version": _VERSION, **state}, content)
+    write_whole(path, lambda part: part.write_bytes(content.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many types for files that are not checkpoints
         raise SettingError(
             f"resume: {path}: expected a checkpoint of this trainer, could not read it "
-            f"({type(error).__name__})"
+            f"({type(error).__name__}); remove it to start again"
         ) from error
     if (
         not isinstance(state, dict)
@@ -56,8 +58,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         or not state.keys() >= _CONTENTS
     ):
         raise SettingError(
-            f"resume: {path}: expected a checkpoint of this trainer (version {_VERSION}); a "
-            "finished style is no checkpoint, give it to init instead"
+            f"resume: {path}: expected a checkpoint of this trainer (version {_VERSION}); remove "
+            "it to start again"
         )
     return state
 
@@ -71,34 +73,42 @@ def _is_style(path: Path) -> bool:
         return False
 
 
-def matching_checkpoint(config: TrainConfig) -> dict[str, Any]:
+def matching_checkpoint(path: Path, config: "RunConfig", inputs: dict[str, str]) -> dict[str, Any]:
     """The checkpoint that a run resumes from.
 
+    Args:
+        path: the checkpoint.
+        config: settings of the run now.
+        inputs: digests of what the run learns from, by setting.
+
     Raises:
-        SettingError: as :func:`load_checkpoint`, and if it is of a run with another painting or
-            with other settings that shape the losses or the crops.
+        SettingError: as :func:`load_checkpoint`, and if it is of a run with other settings that
+            shape the weights, or of other inputs.
     """
-    state = load_checkpoint(config.resume)
-    then, now = {**_BEFORE, **json.loads(state["config"])}, config.to_dict()
-    for name in _FIXED:
+    state = load_checkpoint(path)
+    instead = ", or give a finished style to init" if hasattr(config, "init") else ""
+    then, now = state["config"], config.to_dict()
+    for name in sorted(then.keys() ^ now.keys()):
+        raise SettingError(
+            f"resume: {path} is of another kind of training or of another version, as it "
+            f"{'has' if name in then else 'lacks'} the setting {name}; remove it to start again"
+        )
+    for name in config.fixed():
         if then[name] != now[name]:
             raise SettingError(
-                f"resume: {config.resume} was trained with {name}={then[name]}, "
-                f"got {name}={now[name]}; use the same, or give a finished style to init"
+                f"resume: {path} was trained with {name}={then[name]}, got {name}={now[name]}; "
+                f"use the same{instead}"
             )
-    # Checkpoints written before the digest was kept know the painting by its path alone.
-    if "painting" in state:
-        same = state["painting"] == painting_digest(config.style)
-    else:
-        same = then["style"] == now["style"]
-    if not same:
-        raise SettingError(
-            f"resume: {config.resume} was trained on another painting, {then['style']}, "
-            f"got {config.style}; use the same, or give a finished style to init"
-        )
+    for name, digest in inputs.items():
+        if state["inputs"].get(name) != digest:
+            raise SettingError(
+                f"resume: {path} was trained on other files than those of {name}; use the same"
+                + instead
+            )
     return state
 
 
-def painting_digest(path: Path) -> str:
-    """The SHA-256 of a file, by which a run knows its painting, whatever it is called."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def digest(paths: Iterable[Path]) -> str:
+    """The SHA-256 of files, by which a run knows its paintings, whatever they are called."""
+    each = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    return hashlib.sha256("".join(each).encode()).hexdigest()

@@ -21,6 +21,8 @@ class ColorTransfer:
 
     Args:
         painting: (3, H, W) in [0, 1].
+        strength: 1 gives the painting's colours, 0 leaves the photo's; between, each pixel's two
+            colours are mixed.
 
     Raises:
         ValueError: if the painting has another shape.
@@ -30,10 +32,11 @@ class ColorTransfer:
     dark and two of opponent colours, the others random, the same ones in every run.
     """
 
-    def __init__(self, painting: Tensor) -> None:
+    def __init__(self, painting: Tensor, strength: float = 1.0) -> None:
         if painting.dim() != 3 or painting.shape[0] != 3:
             raise ValueError(f"painting: expected an image (3, H, W), got {tuple(painting.shape)}")
         colors = _sample(painting.detach().float().flatten(1), _PAINTING_PIXELS)
+        self.strength = strength
         self.rounds = [(axes, _quantiles(axes @ colors)) for axes in _turns(painting.device)]
 
     @torch.no_grad()
@@ -61,7 +64,7 @@ class ColorTransfer:
             turned = axes @ colors
             ours = _quantiles(_sample(turned, _PHOTO_PIXELS))
             colors = axes.T @ _map(turned, ours, _shared(theirs, ours))
-        return colors.clamp(0, 1).view(photo.shape)
+        return torch.lerp(photo.float(), colors.clamp(0, 1).view(photo.shape), self.strength)
 
 
 def _turns(device: torch.device) -> list[Tensor]:

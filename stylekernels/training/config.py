@@ -5,92 +5,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stylekernels.media.outputs import check_file, check_folder, check_inputs_are_kept
 from stylekernels.models.styles import style_file
 from stylekernels.training.errors import SettingError
 
 
-@dataclass
-class TrainConfig:
-    """Settings of one training run; ``stylekernels train`` takes each as an option."""
-
-    style: Path
-    """The painting: an image file."""
+@dataclass(kw_only=True)
+class RunConfig:
+    """Settings of any training run."""
 
     photos: Path
     """Folder of photos to learn on, searched in subfolders too; at least two. Those that cannot
     be read are skipped."""
 
-    output: Path = Path("style.safetensors")
-    """The file that the trained style is written to."""
+    output: Path
+    """The file that the trained weights are written to."""
 
-    init: str = "bilinear"
-    """The start of training: a bundled style's name, a path, or ``bilinear`` for new weights whose
-    upsampling interpolates."""
-
-    lite: bool = False
-    """Train the half-width generator (a quarter of the work); with ``init=bilinear`` only."""
-
-    upsample: Literal["nearest", "transpose", "transpose3"] = "nearest"
-    """The upsampling of new weights, with ``init=bilinear`` only. ``nearest`` takes a little more
-    arithmetic than ``transpose`` and draws no checkerboard in a run of a few hundred steps."""
-
-    steps: int = 2000
-    """Optimiser steps of style training."""
+    steps: int = 3000
+    """Optimiser steps."""
 
     minutes: float | None = None
-    """Stop after this many minutes of style training. Warm-up, and measuring at the end, come on
+    """Stop after this many minutes of steps. Preparing steps, and measuring at the end, come on
     top. The learning rate follows whichever of time and steps is further on."""
 
-    warmup_steps: int = 150
-    """Steps of learning to reproduce the photo before style training; with ``init=bilinear``
-    only."""
-
     batch_size: int = 1
-    """Photos per step."""
+    """Photos per pass of the networks, those of all processes together."""
 
-    crop: int = 256
-    """Side of the square crops, in pixels."""
-
-    style_size: int = 512
-    """Longer side to which the painting is scaled, in pixels. It sets the size of the strokes."""
-
-    features: Literal["vgg19", "vgg16", "squeezenet", "mixed", "slim"] = "vgg19"
-    """The loss network. ``mixed`` and ``slim`` are read from the folder of backbones."""
-
-    backbones: Path | None = None
-    """The loss network's file (vgg19, vgg16, squeezenet) or folder (mixed, slim); else ImageNet
-    weights are downloaded, or the folder is found through STYLEKERNELS_DATA."""
-
-    content_weight: float = 1.0
-    """Weight of the content loss, a mean over layers of relative errors."""
-
-    content_colors: Literal["painting", "photo"] = "painting"
-    """The colours that content loss, colour loss and warm-up aim at. ``painting`` is the photo
-    after a colour transfer from the painting: content and style then want the same colours. With
-    the ``photo``'s own colours they settle between the two, on dull ones."""
-
-    color_weight: float = 2.0
-    """Weight of the colour loss: squared errors of the mean colours of 16 pixel cells, relative to
-    the painting's variance. It keeps light light and dark dark, and leaves the strokes free."""
-
-    style_weight: float = 5.0
-    """Weight of the style loss, a mean over layers of relative Gram errors."""
-
-    tv_weight: float = 5.0
-    """Weight of the total variation."""
+    accumulate: int = 1
+    """Passes per optimiser step; their gradients are averaged."""
 
     learning_rate: float = 1e-3
     """Adam's, at its highest; a cosine takes it down to 2 % of that."""
 
-    seed: int = 0
-    """Seed of new weights and of the crops."""
+    ema: float = 0.999
+    """Decay per step of the average of the weights, which is what is saved; 0 saves the weights
+    themselves. At first the average is shorter."""
 
-    held_out: int = 8
-    """Number of photos, at most half of them, that are never trained on and measured at the
-    end."""
+    seed: int = 0
+    """Seed of new weights and of all random choices."""
 
     device: str = "cpu"
     """``cpu`` or ``cuda``."""
@@ -105,23 +59,25 @@ class TrainConfig:
     workers: int = 0
     """Processes that decode photos; 0 decodes between the steps."""
 
-    log_dir: Path | None = None
-    """Folder for TensorBoard's curves and pictures."""
+    run: Path | None = None
+    """Folder of the run: settings, log, samples, curves for TensorBoard, and the checkpoint.
+    The output's name with the ending ``.run`` by default."""
+
+    resume: bool = False
+    """Go on from the checkpoint in the run's folder. What shapes the weights must be as it was;
+    ``steps`` and ``minutes`` may change."""
 
     log_every: int = 50
-    """Steps between lines of the log and pictures."""
-
-    preview: Path | None = None
-    """A photo that is stylised at every log line, into TensorBoard and beside the output."""
-
-    checkpoint: Path | None = None
-    """The file that the state of training is kept in, so that it can be resumed."""
+    """Steps between reports: losses, and a sheet of samples."""
 
     checkpoint_every: int = 250
     """Steps between two checkpoints."""
 
-    resume: Path | None = None
-    """A checkpoint to go on from; what shapes the losses and the crops must be as it was."""
+    #: Settings that may change when a run goes on.
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        {"photos", "output", "run", "resume", "steps", "minutes", "log_every", "checkpoint_every"}
+        | {"device", "precision", "threads", "workers"}
+    )
 
     def check(self) -> None:
         """Refuse what cannot be trained, and paths that cannot be read or written.
@@ -129,85 +85,48 @@ class TrainConfig:
         Raises:
             SettingError: naming the field, what was expected and what came.
         """
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "held_out"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("warmup_steps", "workers"):
-            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("crop", "style_size"):
-            _require(getattr(self, name) >= 32, name, "at least 32 pixels", getattr(self, name))
-        for name, value in self.loss_weights().items():
-            _require(0 <= value < math.inf, name, "0 or more", value)
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.workers >= 0, "workers", "0 or more", self.workers)
+        require(0 <= self.ema < 1, "ema", "at least 0 and below 1", self.ema)
         rate = self.learning_rate
         # Adam's arithmetic is in float32, which holds no larger ones.
-        _require(0 < rate <= 1e38, "learning_rate", "above 0 and at most 1e38", rate)
-        _require(
-            self.content_colors in ("painting", "photo"),
-            "content_colors",
-            "painting or photo",
-            self.content_colors,
-        )
+        require(0 < rate <= 1e38, "learning_rate", "above 0 and at most 1e38", rate)
         for name in ("minutes", "threads"):
             value = getattr(self, name)
-            _require(value is None or value > 0, name, "above 0", value)
-        for name in ("lite", "upsample"):
-            if self.init != "bilinear" and getattr(self, name) != getattr(TrainConfig, name):
-                raise SettingError(
-                    f"{name}: the network's shape comes from init={self.init!r}; leave {name} out"
-                )
-        for name, kind in (
-            ("style", "an image file"), ("preview", "an image file"), ("resume", "a checkpoint"),
-        ):  # fmt: skip
-            path = getattr(self, name)
-            _require(path is None or path.is_file(), name, f"{kind} that exists", path)
-        _require(self.photos.is_dir(), "photos", "a folder that exists", self.photos)
-        inputs = [self.style, self.preview, self.backbones, self.resume]
-        if self.init != "bilinear":
-            try:
-                inputs.append(style_file(self.init))
-            except ValueError as error:
-                raise SettingError(str(error).replace("name_or_path", "init", 1)) from error
-        self._check_outputs([path for path in inputs if path is not None])
+            require(value is None or value > 0, name, "above 0", value)
+        require(self.photos.is_dir(), "photos", "a folder that exists", self.photos)
+        with naming("output"):
+            check_file(self.output)  # the run's folder is named after it
+            check_inputs_are_kept([self.output], self.inputs())
+        with naming("run"):
+            check_folder(self.run_path)
+            check_folder(self.run_path / "samples")
 
-    def outputs(self) -> dict[str, Path]:
-        """The files that a run writes, by the names of the settings that ask for them."""
-        files = {"output": self.output, "preview": self.preview_file, "checkpoint": self.checkpoint}
-        return {name: path for name, path in files.items() if path is not None}
+    def inputs(self) -> list[Path]:
+        """The files that a run reads, besides the photos."""
+        return []
 
     @property
-    def preview_file(self) -> Path | None:
-        """The file of the stylised preview, if there is one."""
-        return None if self.preview is None else self.output.with_suffix(".preview.png")
+    def run_path(self) -> Path:
+        """The run's folder."""
+        return self.output.with_suffix(".run") if self.run is None else self.run
 
-    def _check_outputs(self, inputs: list[Path]) -> None:
-        with naming("output"):
-            check_file(self.output)  # the preview's name comes from it
-        outputs = self.outputs()
-        for name, path in outputs.items():
-            with naming(name):
-                check_file(path)
-                # A run may write its checkpoint over the one that it resumes from.
-                kept = inputs if name != "checkpoint" else [i for i in inputs if i != self.resume]
-                check_inputs_are_kept([path], kept)
-        names = {path.resolve(): name for name, path in outputs.items()}
-        for name, path in outputs.items():
-            other = names[path.resolve()]
-            _require(other == name, name, f"another file than {other} writes", path)
-        if self.log_dir is None:
-            return
-        with naming("log_dir"):
-            check_folder(self.log_dir)
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as error:
-            raise SettingError(
-                "log_dir: expected TensorBoard, which is not installed; pip install tensorboard, "
-                "or leave it out"
-            ) from error
+    def share_of_batch(self, processes: int) -> int:
+        """The photos per pass of each of several processes.
 
-    def loss_weights(self) -> dict[str, float]:
-        """The weights of the losses, as arguments of `PerceptualLoss`."""
-        names = ("content_weight", "style_weight", "tv_weight", "color_weight")
-        return {name: getattr(self, name) for name in names}
+        Raises:
+            SettingError: if the batch cannot be shared out.
+        """
+        count = self.batch_size
+        require(
+            count % processes == 0, "batch_size", f"a multiple of the {processes} processes", count
+        )
+        return count // processes
+
+    def fixed(self) -> list[str]:
+        """The settings that shape the weights, which a run that goes on must share."""
+        return [field.name for field in fields(self) if field.name not in self.FREE]
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
         """Plain values, ready for JSON; paths as text."""
@@ -215,15 +134,163 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """Settings of the training of a style; ``stylekernels train`` takes each as an option."""
+
+    art: Path
+    """The painting: an image file, or a folder of one artist's paintings."""
+
+    output: Path = Path("style.safetensors")
+    """The file that the trained style is written to."""
+
+    stroke: float = 1.0
+    """Size of the strokes. At 1 they are those of the painting at a longer side of 512 pixels,
+    whatever its resolution; at 2 they are twice as large."""
+
+    grain: Literal["auto", "keep"] = "auto"
+    """``auto`` smooths the grain of paper and canvas in flat parts of the painting where it is
+    found, so that it is not learnt; ``keep`` leaves the painting as it is."""
+
+    init: str = "bilinear"
+    """The start of training: a bundled style's name, a path, or ``bilinear`` for new weights whose
+    upsampling interpolates."""
+
+    lite: bool = False
+    """Train the half-width generator (a quarter of the work); with ``init=bilinear`` only."""
+
+    upsample: Literal["nearest", "transpose", "transpose3"] = "nearest"
+    """The upsampling of new weights, with ``init=bilinear`` only. ``nearest`` takes a little more
+    arithmetic than ``transpose`` and draws no checkerboard in a run of a few hundred steps."""
+
+    warmup_steps: int = 150
+    """Steps of learning to reproduce the photo before style training; with ``init=bilinear``
+    only."""
+
+    crop: int = 256
+    """Side of the square crops, in pixels."""
+
+    flat: float = 0.1
+    """Share of crops that are no photos but flat colours, gradients and smooth noise. They teach
+    the style what to do with skies and walls."""
+
+    features: Literal["vgg19", "vgg16", "squeezenet", "mixed", "slim"] = "vgg19"
+    """The loss network. ``mixed`` and ``slim`` are read from the folder of backbones."""
+
+    backbones: Path | None = None
+    """The loss network's file (vgg19, vgg16, squeezenet) or folder (mixed, slim); else ImageNet
+    weights are downloaded, or the folder is found through STYLEKERNELS_DATA."""
+
+    content_weight: float = 1.0
+    """Weight of the content loss, a mean over layers of relative errors."""
+
+    art_colors: float = 0.7
+    """The colours that content loss, colour loss and warm-up aim at: 0 is the photo's, 1 the
+    photo after a full colour transfer from the painting. Content and style then want nearly the
+    same colours; a full transfer costs contours where the painting has few colours."""
+
+    color_weight: float = 4.0
+    """Weight of the colour loss: squared errors of the mean colours of 16 pixel cells, relative to
+    the painting's variance. It keeps light light and dark dark, and leaves the strokes free."""
+
+    style_weight: float = 5.0
+    """Weight of the style loss, a mean over layers of relative Gram errors."""
+
+    tv_weight: float = 5.0
+    """Weight of the total variation."""
+
+    noise_weight: float = 1.0
+    """Weight of the noise loss: squared change of the picture of a flat crop when noise is added
+    to it, relative to the painting's variance. It keeps grain out of flat parts."""
+
+    gan_weight: float = 0.3
+    """Weight of the discriminator: norm of its gradient at the picture, as a share of the style
+    loss's. 0 trains without a discriminator."""
+
+    gan_loss: Literal["hinge", "lsgan", "log"] = "hinge"
+    """The losses of discriminator and generator: hinge, least squares or cross-entropy."""
+
+    gan_start: float = 0.2
+    """Share of the run after which the discriminator comes in; its weight rises over a tenth of
+    the run."""
+
+    gan_rate: float = 4e-4
+    """The discriminator's learning rate, at its highest."""
+
+    held_out: int = 8
+    """Number of photos, at most half of them, that are never trained on and measured at the
+    end."""
+
+    preview: Path | None = None
+    """A photo for the sheets of samples, instead of those held out."""
+
+    FREE: ClassVar[frozenset[str]] = RunConfig.FREE | {"art", "backbones", "preview", "init"}
+
+    def check(self) -> None:
+        """Refuse what cannot be trained, and paths that cannot be read or written.
+
+        Raises:
+            SettingError: naming the field, what was expected and what came.
+        """
+        require(self.held_out >= 1, "held_out", "at least 1", self.held_out)
+        require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
+        smallest = 64 if self.gan_weight else 32
+        require(self.crop >= smallest, "crop", f"at least {smallest} pixels", self.crop)
+        require(0.05 <= self.stroke <= 8, "stroke", "from 0.05 to 8", self.stroke)
+        require(0 <= self.art_colors <= 1, "art_colors", "from 0 to 1", self.art_colors)
+        require(0 <= self.flat < 1, "flat", "at least 0 and below 1", self.flat)
+        require(0 <= self.gan_start <= 1, "gan_start", "from 0 to 1", self.gan_start)
+        require(0 < self.gan_rate <= 1e38, "gan_rate", "above 0 and at most 1e38", self.gan_rate)
+        for name in (*self.loss_weights(), "noise_weight", "gan_weight"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, name, "0 or more", value)
+        for name, allowed in (
+            ("gan_loss", ("hinge", "lsgan", "log")),
+            ("grain", ("auto", "keep")),
+        ):
+            value = getattr(self, name)
+            require(value in allowed, name, f"one of {', '.join(allowed)}", value)
+        for name in ("lite", "upsample"):
+            if self.init != "bilinear" and getattr(self, name) != getattr(TrainConfig, name):
+                raise SettingError(
+                    f"{name}: the network's shape comes from init={self.init!r}; leave {name} out"
+                )
+        require(self.art.exists(), "art", "an image file or a folder that exists", self.art)
+        kind = self.art.is_file() or self.art.is_dir()
+        require(kind, "art", "an image file or a folder", "a device or a pipe")
+        preview = self.preview
+        require(
+            preview is None or preview.is_file(), "preview", "an image file that exists", preview
+        )
+        super().check()
+
+    def inputs(self) -> list[Path]:
+        paths = [self.art, self.preview, self.backbones]
+        if self.init != "bilinear":
+            try:
+                paths.append(style_file(self.init))
+            except ValueError as error:
+                raise SettingError(str(error).replace("name_or_path", "init", 1)) from error
+        return [path for path in paths if path is not None]
+
+    def loss_weights(self) -> dict[str, float]:
+        """The weights of the perceptual losses, as arguments of `PerceptualLoss`."""
+        names = ("content_weight", "style_weight", "tv_weight", "color_weight")
+        return {name: getattr(self, name) for name in names}
+
+
 @contextmanager
 def naming(name: str) -> Iterator[None]:
     """Inside, a setting or what it names is used: a ValueError or OSError is about that."""
     try:
         yield
+    except SettingError:
+        raise
     except (ValueError, OSError) as error:
         raise SettingError(f"{name}: {error}") from error
 
 
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
+def require(condition: bool, name: str, expected: str, value: object) -> None:
+    """Raise SettingError about a setting unless the condition holds."""
     if not condition:
         raise SettingError(f"{name}: expected {expected}, got {value}")

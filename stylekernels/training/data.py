@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stylekernels.media import PhotoError, read_photo
 from stylekernels.media.paths import find_photos_below
@@ -110,28 +111,87 @@ def center_crop(image: Image.Image, side: int) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC, box)
 
 
-class RandomCrops(Dataset[tuple[Tensor, list[str]]]):
+class PhotoCache:
+    """Photos that were decoded once, as many as fit.
+
+    A round shows every photo once, so that the first ones to come are kept: any other choice would
+    decode more.
+
+    Args:
+        megabytes: of pixels that are kept.
+    """
+
+    def __init__(self, megabytes: int = 2048) -> None:
+        self._left = megabytes << 20
+        self._images: dict[Path, Image.Image] = {}
+
+    def read(self, path: Path) -> Image.Image:
+        """The picture of a file; see :func:`read_image`."""
+        if path in self._images:
+            return self._images[path]
+        image = read_image(path)
+        size = 3 * image.width * image.height
+        if size <= self._left:
+            self._left -= size
+            self._images[path] = image
+        return image
+
+
+def flat_picture(choose: random.Random, side: int) -> Tensor:
+    """A picture without things: one colour, a gradient or smooth noise, with a little grain.
+
+    Args:
+        choose: the source of all choices.
+        side: in pixels.
+
+    Returns:
+        (3, side, side) in [0, 1]. The grain is at least one of 255 levels: instance norm divides
+        by the deviation of a picture, which must not be 0.
+    """
+    source = torch.Generator().manual_seed(choose.getrandbits(62))
+    first, second = torch.rand(2, 3, 1, 1, generator=source)
+    kind = choose.choice(("color", "gradient", "noise"))
+    if kind == "color":
+        x = first.expand(3, side, side)
+    elif kind == "gradient":
+        angle = choose.uniform(0, 2 * math.pi)
+        axis = torch.linspace(-0.5, 0.5, side)
+        along = axis[:, None] * math.sin(angle) + axis * math.cos(angle)
+        x = torch.lerp(first, second, (along + 0.5).clamp(0, 1))
+    else:
+        cells = torch.rand(1, 3, 8, 8, generator=source)
+        x = F.interpolate(cells, (side, side), mode="bicubic")[0]
+    grain = choose.choice((1, 2.5, 8)) / 255
+    return (x + grain * torch.randn(3, side, side, generator=source)).clamp(0, 1)
+
+
+class RandomCrops(Dataset[tuple[Tensor, bool, list[str]]]):
     """Random square crops, mirrored half the time, scaled between full size and the whole photo.
 
     Crop ``i`` depends on the photos, the seed and ``i`` alone, so that a resumed run sees what an
     uninterrupted one would have seen, with any number of workers. Where its photo cannot be read,
     the next one of the round that can be takes its place.
 
-    Each item is a crop, (3, side, side) in [0, 1], and a message about each photo that was found
-    to be unreadable for it; every process finds them once.
+    Each item is a crop, (3, side, side) in [0, 1], whether it is a flat picture, and a message
+    about each photo that was found to be unreadable for it; every process finds them once.
 
     Args:
         photos: image files.
         side: of the crops, in pixels.
         seed: of all choices.
+        flat: share of crops that are flat pictures instead of photos.
     """
 
-    def __init__(self, photos: Sequence[Path], side: int, seed: int) -> None:
-        self.photos, self.side, self.seed = list(photos), side, seed
+    def __init__(self, photos: Sequence[Path], side: int, seed: int, flat: float = 0.0) -> None:
+        self.photos, self.side, self.seed, self.flat = list(photos), side, seed, flat
+        self._cache = PhotoCache()
         self._round, self._order = -1, list(range(len(self.photos)))
         self._unreadable: set[int] = set()
 
-    def __getitem__(self, index: int) -> tuple[Tensor, list[str]]:
+    def __getitem__(self, index: int) -> tuple[Tensor, bool, list[str]]:
+        choose = random.Random(f"{self.seed} {index} flat")
+        if choose.random() < self.flat:
+            return flat_picture(choose, self.side), True, []
         choose = random.Random(f"{self.seed} {index}")
         problems: list[str] = []
         image = self._photo(index, problems.append)
@@ -144,7 +204,7 @@ class RandomCrops(Dataset[tuple[Tensor, list[str]]]):
         image = image.resize((self.side, self.side), Image.Resampling.BICUBIC, box)
         if choose.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(image), problems
+        return to_tensor(image), False, problems
 
     def _photo(self, index: int, skip: Callable[[str], None]) -> Image.Image:
         round_, place = divmod(index, len(self.photos))
@@ -153,9 +213,11 @@ class RandomCrops(Dataset[tuple[Tensor, list[str]]]):
             photo = order[(place + step) % len(order)]
             if photo in self._unreadable:
                 continue
-            for _, image in readable([self.photos[photo]], skip):
-                return image
-            self._unreadable.add(photo)
+            try:
+                return self._cache.read(self.photos[photo])
+            except PhotoError as error:
+                skip(str(error))
+                self._unreadable.add(photo)
         raise SettingError("photos: none of them can be read any more")
 
     def _order_of(self, round_: int) -> list[int]:
@@ -175,26 +237,56 @@ def crop_batches(
     stop: int,
     workers: int,
     skip: Callable[[str], None],
-) -> Iterator[Tensor]:
-    """Batches number ``start`` to ``stop - 1``, (batch_size, 3, side, side) each; ``skip`` is
-    called with each message about a photo that cannot be read."""
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read batches in order, decoding ahead where there are workers.
+
+    Args:
+        crops: the crops of all batches.
+        batch_size: crops per batch; a multiple of the number of shares.
+        start, stop: numbers of the first batch and of the one behind the last.
+        workers: processes that decode; 0 decodes here.
+        skip: called with each message about a photo that cannot be read.
+        share: which part of each batch, and of how many equal parts.
+
+    Returns:
+        Crops, (N, 3, side, side), and whether each is flat, (N,).
+    """
+    part, parts = share
+    size = batch_size // parts
     loader = DataLoader(
         crops,
-        batch_size,
-        sampler=range(start * batch_size, stop * batch_size),
+        size,
+        sampler=_Share(start, stop, batch_size, part * size, size),
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_leave_signals_to_the_trainer,
+        # Of its own: a loader draws a seed when it starts, and a resumed run starts another one.
+        generator=torch.Generator(),
     )
-    for batch, problems in loader:
+    for batch, flat, problems in loader:
         for problem in problems:
             skip(problem)
-        yield batch
+        yield batch, flat
 
 
-def _collate(items: list[tuple[Tensor, list[str]]]) -> tuple[Tensor, list[str]]:
-    problems = [problem for _, found in items for problem in found]
-    return torch.stack([crop for crop, _ in items]), problems
+class _Share(Sampler[int]):
+    """Numbers of the crops of a share of each batch."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, offset: int, size: int) -> None:
+        self.batches, self.batch_size = range(start, stop), batch_size
+        self.places = range(offset, offset + size)
+
+    def __iter__(self) -> Iterator[int]:
+        return (n * self.batch_size + place for n in self.batches for place in self.places)
+
+    def __len__(self) -> int:
+        return len(self.batches) * len(self.places)
+
+
+def _collate(items: list[tuple[Tensor, bool, list[str]]]) -> tuple[Tensor, Tensor, list[str]]:
+    crops, flat, problems = zip(*items, strict=True)
+    return torch.stack(crops), torch.tensor(flat), [each for found in problems for each in found]
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:

@@ -1,44 +1,54 @@
-"""The log of a run: lines on the terminal, curves and pictures for TensorBoard."""
+"""The log of a run: terminal, file of losses, TensorBoard's curves, samples."""
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from stylekernels.training.errors import SettingError
+from stylekernels.files import write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from stylekernels.training.run_folder import RunFolder
+
 
 class Log:
-    """Lines on stderr, above a progress bar if there is one, and TensorBoard's files.
+    """Lines on stderr, above a progress bar if there is one, and the files of a run's folder.
+
+    A closed terminal or a full disk ends the log, not the training.
+
+    Args:
+        folder: where losses and samples are kept; None keeps neither. TensorBoard's files are
+            written if it is installed.
+        quiet: whether another process writes the lines on the terminal.
 
     Attributes:
         skipped: a message about each photo that could not be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: "RunFolder | None" = None, *, quiet: bool = False) -> None:
+        self.folder, self.quiet = folder, quiet
         self.skipped: list[str] = []
         self._board: SummaryWriter | None = None
+        self._failed: set[Path] = set()
 
-    def open_board(self, folder: Path) -> None:
-        """Write TensorBoard's files into a folder from here on.
-
-        Raises:
-            SettingError: if TensorBoard is not installed, or not whole.
-        """
-        try:
+    def open_board(self) -> None:
+        """Write TensorBoard's files from here on, if it is installed."""
+        with contextlib.suppress(ImportError, OSError):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise SettingError(f"log_dir: cannot use TensorBoard: {error}") from error
-        self._board = SummaryWriter(str(folder))
+
+            self._board = SummaryWriter(str(self.folder.board))
 
     def say(self, line: str) -> None:
-        """Write a line; a terminal that was closed ends the log, not the training."""
+        """Write a line on the terminal."""
+        if self.quiet:
+            return
         with contextlib.suppress(OSError):
             tqdm.write(line, file=sys.stderr)
 
@@ -48,18 +58,42 @@ class Log:
             self.skipped.append(problem)
             self.say(f"photos: {problem}; skipped")
 
-    def losses(self, step: int, means: dict[str, float]) -> None:
-        """Write a line and a point of each curve."""
-        self.say(f"step {step}: " + " ".join(f"{name} {x:.3f}" for name, x in means.items()))
-        if self._board is not None:
-            for name, value in means.items():
-                self._board.add_scalar(f"train/{name}", value, step)
+    def losses(self, step: int, values: dict[str, float]) -> None:
+        """Write a line, a line of the file, and a point of each curve. The terminal's line leaves
+        out the losses of single layers, whose names have a slash."""
+        short = {name: value for name, value in values.items() if "/" not in name}
+        self.say(f"step {step}: " + " ".join(f"{name} {x:.3g}" for name, x in short.items()))
+        if self.folder is None:
+            return
+        line = json.dumps({"step": step, **values})
+        try:
+            with self.folder.log.open("a", encoding="utf-8") as file:
+                print(line, file=file)
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(f"train/{name}", value, step)
+        except OSError as error:
+            self.failed(self.folder.log, error)
 
-    def preview(self, step: int, picture: Tensor) -> None:
-        """Keep a picture, (3, H, W) in [0, 1]."""
-        if self._board is not None:
-            self._board.add_image("preview", picture, step)
+    def sample(self, step: int, sheet: np.ndarray) -> None:
+        """Keep a sheet of pictures, (H, W, 3) uint8."""
+        if self.folder is None:
+            return
+        path, image = self.folder.sample(step), Image.fromarray(sheet)
+        try:
+            write_whole(path, lambda part: image.save(part, "PNG"))
+            if self._board is not None:
+                self._board.add_image("samples", sheet, step, dataformats="HWC")
+        except OSError as error:
+            self.failed(path, error)
+
+    def failed(self, path: Path, error: OSError) -> None:
+        """Say once per folder that a file which the run can do without was not written."""
+        if path.parent not in self._failed:
+            self._failed.add(path.parent)
+            self.say(f"{path}: cannot be written: {error.strerror or error}")
 
     def close(self) -> None:
         if self._board is not None:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()

@@ -1,12 +1,13 @@
-"""One step of training: forward pass, loss, backward pass, Adam."""
+"""One step of training: mixed precision, gradients, Adam."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from stylekernels.nn import InstanceNorm2d, UpsampleBlock
+from stylekernels.training.processes import Processes
 
 
 class MixedPrecision:
@@ -63,12 +64,13 @@ def _rounded(network: nn.Module) -> Iterator[nn.Parameter]:
 
 
 class TrainingStep:
-    """Changes a network's weights so that a loss falls, in mixed precision.
+    """Changes a network's weights by Adam, in mixed precision.
+
+    A step is :meth:`begin`, then :meth:`backward` for each pass of the network, then
+    :meth:`finish`.
 
     Args:
         network: what is trained.
-        loss: of target and picture, (N, 3, H, W) each: scalars by name, of which ``total`` is
-            minimised. With float16 its gradients are scaled.
         capturable: on a GPU, whether CUDA graphs may capture the step; not with float16.
 
     Attributes:
@@ -76,14 +78,8 @@ class TrainingStep:
         scaler: of gradients; it does nothing but for float16.
     """
 
-    def __init__(
-        self,
-        network: MixedPrecision,
-        loss: Callable[[Tensor, Tensor], dict[str, Tensor]],
-        *,
-        capturable: bool = False,
-    ) -> None:
-        self.network, self.loss = network, loss
+    def __init__(self, network: MixedPrecision, *, capturable: bool = False) -> None:
+        self.network = network
         weights = [*network.network.parameters()]
         device = weights[0].device.type
         # On GPUs PyTorch chooses.
@@ -91,23 +87,32 @@ class TrainingStep:
         self.optimizer = torch.optim.Adam(weights, capturable=capturable, fused=fused)
         self.scaler = torch.amp.GradScaler(device, enabled=network.precision == torch.float16)
 
-    def __call__(self, photo: Tensor, target: Tensor, learning_rate: float) -> dict[str, Tensor]:
-        """Take one step.
-
-        Args:
-            photo: what the network is given, (N, 3, H, W) in [0, 1].
-            target: what the loss compares its picture with, the same shape.
-            learning_rate: Adam's.
-
-        Returns:
-            The losses before the step.
-        """
+    def begin(self, learning_rate: float) -> None:
+        """Forget the gradients of the last step, and set Adam's learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad()
-        losses = self.loss(target, self.network(photo))
-        self.scaler.scale(losses["total"]).backward()
+
+    def backward(self, output: Tensor, gradient: Tensor | None = None) -> None:
+        """Add the gradients of an output: of a loss, or of pictures with theirs.
+
+        Args:
+            output: a scalar, or what the network made.
+            gradient: None for a scalar; else the scaled gradient, of the output's shape.
+        """
+        if gradient is None:
+            self.scaler.scale(output).backward()
+        else:
+            output.backward(gradient.to(output.dtype))
+
+    def finish(self, processes: Processes) -> None:
+        """Change the weights, by the mean of the gradients of all processes."""
         self.network.take_gradients()
+        weights = self.optimizer.param_groups[0]["params"]
+        processes.average([weight.grad for weight in weights if weight.grad is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return losses
+
+    def restart(self) -> None:
+        """Forget Adam's moments: what follows has gradients of another size."""
+        self.optimizer.state.clear()

@@ -1,0 +1,150 @@
+"""``stylekernels evaluate``: what a style's pictures are worth, in numbers."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from stylekernels.cli.options import option
+from stylekernels.cli.styles import find_style, open_style
+from stylekernels.cli.terminal import DONE, Refused, refusing, say
+from stylekernels.files import write_whole
+from stylekernels.media.outputs import check_file
+from stylekernels.training.config import TrainConfig, naming
+from stylekernels.training.errors import SettingError
+
+if TYPE_CHECKING:
+    from stylekernels.evaluation import Evaluation
+
+
+@dataclasses.dataclass(kw_only=True)
+class Evaluate:
+    """Measure a style: losses beside an optimum, likeness to the photo, stability in time."""
+
+    style: Annotated[str, tyro.conf.Positional, option("STYLE", hint="(required)")]
+    """A bundled style or a file of weights."""
+
+    art: Annotated[Path, option("PATH", hint="(required)")]
+    """The painting, or the folder of paintings, that it was trained on."""
+
+    photos: Annotated[Path, option("FOLDER", hint="(required)")]
+    """A folder of photos that it was not trained on."""
+
+    count: Annotated[int, option("COUNT")] = 4
+    """Number of photos, evenly spaced over the folder."""
+
+    size: Annotated[int, option("PIXELS")] = 384
+    """Longer side to which photos and the clip are scaled."""
+
+    steps: Annotated[int, option("COUNT")] = 300
+    """Steps of optimising the pixels of each photo for the same losses, in our kernels and in
+    plain PyTorch, as a lower bound. 0 leaves it out, which is faster by far."""
+
+    clip: Annotated[Path | None, option("FILE", hint="(default: none)")] = None
+    """A video, for the change of the pictures along its motion."""
+
+    frames: Annotated[int, option("COUNT")] = 30
+    """Frames of the clip that are used."""
+
+    stroke: Annotated[float, option("FACTOR")] = TrainConfig.stroke
+    """Size of the strokes that it was trained with."""
+
+    features: Annotated[Literal["vgg19", "vgg16", "squeezenet", "mixed", "slim"], option()] = (
+        TrainConfig.features
+    )
+    """The loss network, as for `stylekernels train`."""
+
+    backbones: Annotated[Path | None, option("PATH", hint="(default: downloaded)")] = None
+    """The loss network's file or folder, as for `stylekernels train`."""
+
+    json: Annotated[Path | None, option("FILE", hint="(default: none)")] = None
+    """A file for the numbers."""
+
+    device: Annotated[str, option("DEVICE")] = "cpu"
+    """The device that the style runs on, `cpu` or `cuda`. Losses are computed on the CPU."""
+
+    def run(self) -> int:
+        for name in ("count", "size", "frames"):
+            least = 32 if name == "size" else 1
+            if getattr(self, name) < least:
+                raise Refused(f"--{name}: expected at least {least}, got {getattr(self, name)}")
+        if self.steps < 0:
+            raise Refused(f"--steps: expected 0 or more, got {self.steps}")
+        if self.clip is not None and not self.clip.is_file():
+            raise Refused(f"--clip: expected a video that exists, got {self.clip}")
+        if self.json is not None:
+            with refusing("--json: "):
+                check_file(self.json)
+        weights = find_style(self.style)
+        try:
+            config = TrainConfig(
+                art=self.art, photos=self.photos, stroke=self.stroke,
+                features=self.features, backbones=self.backbones,
+            )  # fmt: skip
+            config.check()
+            found = self._measure(weights, config)
+        except SettingError as error:
+            raise Refused(f"--{error}") from error
+        except ModuleNotFoundError as error:
+            raise Refused(
+                f"evaluate: needs {error.name}, which is not installed; "
+                "pip install stylekernels[evaluate]"
+            ) from error
+        for line in table(found):
+            say(line)
+        if self.json is not None:
+            text = json.dumps(found.to_dict(), indent=2) + "\n"
+            write_whole(self.json, lambda part: part.write_text(text, encoding="utf-8"))
+        return DONE
+
+    def _measure(self, weights: Path, config: TrainConfig) -> "Evaluation":
+        import numpy as np
+
+        from stylekernels import evaluation
+        from stylekernels.losses import PerceptualLoss
+        from stylekernels.training.art import Art
+        from stylekernels.training.color_transfer import ColorTransfer
+        from stylekernels.training.data import choose_photos, read_image, resized
+        from stylekernels.training.style import load_loss_network
+
+        paint = open_style(weights, self.device)
+        skipped: list[str] = []
+        art = Art.read(
+            config.art, config.stroke, smooth=config.grain == "auto", skip=skipped.append
+        )
+        _, chosen = choose_photos(config.photos, self.count, skipped.append)
+        photos = [np.asarray(resized(read_image(path), self.size)) for path in chosen]
+        paintings = [painting[None] for painting in art.paintings]
+        loss = PerceptualLoss(load_loss_network(config), paintings, **config.loss_weights())
+        objective = evaluation.Objective(loss, ColorTransfer(art.colors(), config.art_colors))
+        frames = None
+        if self.clip is not None:
+            frames = evaluation.read_clip(self.clip, self.frames, self.size)
+        with naming("clip"):
+            return evaluation.evaluate(paint, objective, photos, steps=self.steps, frames=frames)
+
+
+def table(found: "Evaluation") -> list[str]:
+    """The lines of the report."""
+    names = [*found.pictures]
+    rows = [("pictures", found.pictures), ("photos as they are", found.photos)]
+    if found.optimum is not None:
+        rows.append(("optimum of the pixels", found.optimum))
+    lines = ["".join(["losses".ljust(24), *(name.rjust(9) for name in names)])]
+    lines += [
+        "".join([label.ljust(24), *(f"{values[name]:9.3f}" for name in names)])
+        for label, values in rows
+    ]
+    if found.optimum is not None:
+        lines.append(
+            f"{found.ratio:.2f} times the optimum; in plain PyTorch that is {found.reference:.3f}, "
+            f"after {found.speed:.2f} times as long"
+        )
+    lines.append(f"likeness to the photo (SSIM) {found.ssim:.3f}")
+    if found.flicker is not None:
+        lines.append(
+            f"change along the motion {found.flicker:.1f} levels, of the clip {found.clip:.1f}"
+        )
+    return lines

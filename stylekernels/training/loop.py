@@ -1,0 +1,245 @@
+"""The loop of every training run: steps, learning rate, reports, checkpoints, ends of a run."""
+
+import math
+import signal
+import time
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stylekernels.training.checkpoint import save_checkpoint
+from stylekernels.training.config import RunConfig
+from stylekernels.training.errors import DivergedError
+from stylekernels.training.log import Log
+from stylekernels.training.means import Means
+from stylekernels.training.processes import Processes
+from stylekernels.training.run_folder import RunFolder
+
+_LOWEST_RATE = 0.02
+_RAMP_STEPS = 20
+
+
+class Task(Protocol):
+    """What a loop trains: networks, data and optimisers.
+
+    Attributes:
+        first: the number of the first step. Steps below 0 prepare the networks, and neither
+            ``minutes`` nor the learning rate's curve counts them.
+        device: of the networks.
+    """
+
+    first: int
+    device: torch.device
+
+    def step(self, number: int, rate: float, progress: float) -> dict[str, Tensor]:
+        """Take a step and return its losses, scalars by name, the same ones in every process.
+
+        Everything random in it must follow from the number, or from PyTorch's generators, which
+        the loop seeds before each step: a resumed run then repeats the whole one.
+
+        Args:
+            number: of the step.
+            rate: the learning rate, relative to its highest.
+            progress: how far the run is, from 0 to 1; below 0 for preparing steps.
+        """
+
+    def probe(self) -> float:
+        """Return the loss of fixed inputs, by which the loop knows that the weights are sound."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights that the run is for."""
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take back weights of :meth:`weights`."""
+
+    def samples(self) -> np.ndarray:
+        """Return a sheet of pictures that shows what has been learnt, (H, W, 3) uint8."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes: weights, averages, optimisers; no data position."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back a state of :meth:`state_dict`."""
+
+
+class Loop:
+    """Runs the steps of a task.
+
+    Args:
+        task: what is trained.
+        config: the run's settings.
+        folder: of the run; None keeps no checkpoint.
+        log: for reports.
+        processes: that train together.
+        inputs: what a checkpoint must have been trained on, besides the settings: digests by name.
+
+    Attributes:
+        step: number of steps done since the preparation, negative during it.
+        minutes: time of these steps, earlier parts of the run included.
+        stopped: whether a signal ended the run.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: RunConfig,
+        folder: RunFolder | None,
+        log: Log,
+        processes: Processes,
+        inputs: dict[str, str],
+    ) -> None:
+        self.task, self.config, self.folder, self.log = task, config, folder, log
+        self.processes, self.inputs = processes, inputs
+        self.step, self.minutes, self.stopped = task.first, 0.0, False
+        self._good: tuple[int, dict[str, Tensor]] | None = None
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.step, self.minutes = state["step"], state["minutes"]
+        self.task.load_state_dict(state["task"])
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: stop after the current step, or at once if it is the second."""
+        if self.stopped:
+            signal.default_int_handler(number, frame)
+        self.stopped = True
+
+    def run(self) -> dict[str, float]:
+        """Take the steps that are left; returns the last means of all losses.
+
+        Raises:
+            DivergedError: if a loss is no longer finite; see :meth:`restore`.
+        """
+        config, means, last = self.config, Means(), {}
+        if self.step >= config.steps:
+            self.log.say(f"step {self.step} of {config.steps} is done already: nothing to train")
+        before, started = self.minutes, time.perf_counter()
+        reported, since = self.step, started
+        first = self.task.first
+        with tqdm(
+            total=config.steps - first,
+            initial=self.step - first,
+            disable=None if self.processes.rank == 0 else True,
+            unit="step",
+        ) as bar:
+            while self.step < config.steps and not self.stopped:
+                if self.step == 0:
+                    before, started = 0.0, time.perf_counter()
+                if self.step >= 0:
+                    self.minutes = before + (time.perf_counter() - started) / 60
+                self.agree()
+                if self.stopped or self.minutes >= (config.minutes or math.inf):
+                    break
+                torch.manual_seed(_seed(config.seed, self.step, self.processes))
+                losses = self.task.step(self.step, self.rate(), self.progress())
+                means.add(self.averaged(losses), self.step)
+                self.step += 1
+                bar.update()
+                if self.step % config.log_every == 0 or self.step in (0, config.steps):
+                    self.check(means)
+                    images = (self.step - reported) * config.batch_size * config.accumulate
+                    speed = images / (time.perf_counter() - since)
+                    last = means.take()
+                    self.report(last, speed, bar)
+                    reported, since = self.step, time.perf_counter()
+                if self.step % config.checkpoint_every == 0:
+                    self.check(means)
+                    self.save_checkpoint()
+        if means:
+            self.check(means)
+            last = means.take()
+        if self.step > first:
+            self.save_checkpoint(finished=not self.stopped)
+        return last
+
+    def agree(self) -> None:
+        """Let all processes have the same time, and stop together."""
+        if self.processes.count > 1:
+            values = [self.minutes, float(self.stopped)]
+            self.minutes, stopped = self.processes.largest(values, self.task.device)
+            self.stopped = bool(stopped)
+
+    def averaged(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means of losses over the processes."""
+        if self.processes.count == 1:
+            return losses
+        means = {name: value.detach().double().clone() for name, value in losses.items()}
+        self.processes.average([*means.values()])
+        return means
+
+    def rate(self) -> float:
+        """The learning rate now, relative to its highest: a short ramp, then a cosine."""
+        if self.step < 0:
+            return 1.0
+        cosine = 0.5 + 0.5 * math.cos(math.pi * self.progress())
+        ramp = min(1.0, (self.step + 1) / _RAMP_STEPS)
+        return ramp * (_LOWEST_RATE + (1 - _LOWEST_RATE) * cosine)
+
+    def progress(self) -> float:
+        """The share of the run that is done, of ``steps`` or of ``minutes``: whichever is more."""
+        progress = self.step / self.config.steps
+        if self.config.minutes is not None:
+            progress = max(progress, self.minutes / self.config.minutes)
+        return min(1.0, progress)
+
+    def report(self, means: dict[str, float], speed: float, bar: tqdm) -> None:
+        """Log the losses, the speed and a sheet of samples."""
+        shown = {name: f"{value:.3g}" for name, value in means.items() if "/" not in name}
+        bar.set_postfix({**shown, "images/s": f"{speed:.3g}"}, refresh=False)
+        self.log.losses(self.step, {**means, "images/s": speed})
+        if self.step >= 0 and self.folder is not None:
+            self.log.sample(self.step, self.task.samples())
+
+    def check(self, means: Means) -> None:
+        """Remember the weights as the last good ones, if all losses since were finite.
+
+        Raises:
+            DivergedError: naming the step and the losses, if one was not finite, or if the loss of
+                the weights as they are now is not.
+        """
+        if (bad := means.first_bad()) is not None:
+            step, losses = bad
+            found = ", ".join(f"{name} became {value}" for name, value in losses.items())
+        else:
+            total = self.task.probe()
+            step, found = self.step, f"the loss became {total}"
+            if math.isfinite(total):
+                weights = self.task.weights()
+                self._good = self.step, {name: tensor.clone() for name, tensor in weights.items()}
+                return
+        raise DivergedError(f"learning_rate: at step {step} {found}; lower learning_rate")
+
+    def restore(self) -> int | None:
+        """Give the task its last good weights; returns their step, or None if there are none."""
+        if self._good is None or self._good[0] <= 0:
+            return None
+        step, weights = self._good
+        self.task.load_weights(weights)
+        return step
+
+    def save_checkpoint(self, *, finished: bool = False) -> None:
+        """Write everything that a resumed run needs, or say that it cannot be written."""
+        if self.folder is None:
+            return
+        state = {
+            "step": self.step,
+            "minutes": self.minutes,
+            "finished": finished,
+            "config": self.config.to_dict(),
+            "inputs": self.inputs,
+            "task": self.task.state_dict(),
+        }
+        try:
+            save_checkpoint(self.folder.checkpoint, state)
+        except OSError as error:
+            self.log.failed(self.folder.checkpoint, error)
+
+
+def _seed(seed: int, step: int, processes: Processes) -> int:
+    """The seed of PyTorch's generators in a step, another one in each process."""
+    number = step * processes.count + processes.rank  # negative for preparing steps
+    return (seed * 0x9E3779B1 + number) % (1 << 63)

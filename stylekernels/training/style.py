@@ -1,0 +1,405 @@
+"""Training a style: a generator, perceptual losses, and a discriminator of the art."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stylekernels.hardware import cpu_threads, fast_dtype, find_device
+from stylekernels.losses import PerceptualLoss
+from stylekernels.media.outputs import check_inputs_are_kept
+from stylekernels.media.sheet import make_sheet
+from stylekernels.models.features import FeatureNetwork, load_features
+from stylekernels.models.files import StyleGenerator
+from stylekernels.models.generator import GeneratorConfig
+from stylekernels.signals import handled
+from stylekernels.training.adversary import Adversary
+from stylekernels.training.art import Art
+from stylekernels.training.averages import Average
+from stylekernels.training.checkpoint import matching_checkpoint
+from stylekernels.training.color_transfer import ColorTransfer
+from stylekernels.training.config import TrainConfig, naming
+from stylekernels.training.data import (
+    RandomCrops,
+    center_crop,
+    choose_photos,
+    crop_batches,
+    read_image,
+    readable,
+    resized,
+    to_image,
+    to_tensor,
+)
+from stylekernels.training.errors import DivergedError, SettingError
+from stylekernels.training.log import Log
+from stylekernels.training.loop import Loop
+from stylekernels.training.means import Means
+from stylekernels.training.processes import Processes
+from stylekernels.training.run_folder import RunFolder
+from stylekernels.training.step import MixedPrecision, TrainingStep
+
+_WARMUP_LEARNING_RATE = 2e-3
+_NOISE = 0.02
+_STYLE_NORM_EVERY = 16
+# The share of a run over which the discriminator's weight rises.
+_GAN_RAMP = 0.1
+_SAMPLES, _SAMPLE_SIDE = 4, 384
+
+_Placed = TypeVar("_Placed", Tensor, nn.Module)
+
+
+@dataclass
+class TrainResult:
+    """The results of a run.
+
+    Attributes:
+        output: the trained style's file.
+        run: the run's folder.
+        steps: steps of style training done, those before a resume included.
+        seconds: time this call took.
+        losses: means over the last steps: ``total``, ``style``, ``content``, ``tv``, ``color``,
+            ``noise``, ``discriminator``, ``accuracy`` and ``generator`` of the GAN, and one
+            ``style/<layer>`` and ``content/<layer>`` each.
+        held_out: the perceptual ones on photos never trained on.
+        interrupted: whether a signal (Ctrl-C, SIGTERM, SIGHUP) ended it early.
+        skipped: a message about each file among the photos that could not be read.
+    """
+
+    output: Path
+    run: Path
+    steps: int
+    seconds: float
+    losses: dict[str, float]
+    held_out: dict[str, float]
+    interrupted: bool
+    skipped: list[str]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train a style and write it to ``config.output``.
+
+    New weights first learn to reproduce the photo, in the painting's colours as far as
+    ``art_colors`` asks for them. Then content, style, colour and total variation are minimised
+    together; from ``gan_start`` on a discriminator adds its share. Ctrl-C, SIGTERM and SIGHUP end
+    the run early and save what it has. A second one ends it at once. Photos that cannot be read are
+    skipped.
+
+    Args:
+        config: see :class:`TrainConfig`.
+
+    Returns:
+        Losses, time, steps, and which photos were skipped.
+
+    Raises:
+        SettingError: for a setting, image, checkpoint or style that does not fit; before the first
+            step.
+        OSError: if the style or the run's folder cannot be written.
+        DivergedError: if a loss is no longer finite; it names the step and the loss. The last
+            weights with finite losses are written then, if there was a step of style training
+            before them.
+        KeyboardInterrupt: if a signal comes before there is a style; a checkpoint of the warm-up is
+            written then.
+
+    Johnson, Alahi and Fei-Fei, "Perceptual losses for real-time style transfer and
+    super-resolution", 2016; Ulyanov et al., "Improved texture networks", 2017; Isola et al.,
+    "Image-to-image translation with conditional adversarial networks", 2017.
+    """
+    config.check()
+    started = time.perf_counter()
+    with (
+        cpu_threads(config.threads),
+        torch.random.fork_rng(),
+        Processes.joined(config.device) as processes,
+    ):
+        folder = RunFolder(config.run_path)
+        writes = processes.rank == 0
+        log = Log(folder if writes else None, quiet=not writes)
+        task = StyleTask(config, log, processes)
+        state = None
+        inputs = {"art": task.art.digest}
+        if config.resume:
+            state = matching_checkpoint(folder.checkpoint, config, inputs)
+        if writes:
+            with naming("run"):
+                folder.begin(config.to_dict(), resume=config.resume)
+            log.open_board()
+        loop = Loop(task, config, folder if writes else None, log, processes, inputs)
+        if state is not None:
+            loop.resume(state)
+        try:
+            with handled(loop.stop):
+                losses = loop.run()
+                if loop.stopped and loop.step <= 0:
+                    raise KeyboardInterrupt(
+                        f"during the warm-up; no style yet, add resume to go on from {folder.path}"
+                    )
+                if writes:
+                    task.save(config.output)
+            held_out = task.measure()
+        except DivergedError as error:
+            step = loop.restore()
+            if step is None:
+                raise
+            if writes:
+                task.save(config.output)
+            raise DivergedError(f"{error}; {config.output} has the style of step {step}") from error
+        finally:
+            log.close()
+    return TrainResult(
+        output=config.output,
+        run=folder.path,
+        steps=loop.step,
+        seconds=time.perf_counter() - started,
+        losses=losses,
+        held_out=held_out,
+        interrupted=loop.stopped,
+        skipped=log.skipped,
+    )
+
+
+class StyleTask:
+    """A style in training: the loop's task.
+
+    Args:
+        config: the settings, checked.
+        log: is told of files that cannot be read.
+        processes: that train it together.
+
+    Raises:
+        SettingError: for an image, style or loss network that does not fit.
+    """
+
+    def __init__(self, config: TrainConfig, log: Log, processes: Processes) -> None:
+        self.config, self.log, self.processes = config, log, processes
+        config.share_of_batch(processes.count)  # refuses a batch that cannot be shared out
+        try:
+            self.device = find_device(config.device)
+        except ValueError as error:
+            raise SettingError(str(error)) from error
+        auto = config.precision == "auto"
+        self.precision = fast_dtype(self.device) if auto else getattr(torch, config.precision)
+        with naming("art"):
+            smooth = config.grain == "auto"
+            art = Art.read(config.art, config.stroke, smooth=smooth, skip=log.skip)
+        self.art = art.to(self.device)
+        with naming("preview"):
+            preview = None if config.preview is None else read_image(config.preview)
+        with naming("init"):
+            self.generator = self.place(_start(config)).train()
+        self.optimise = TrainingStep(MixedPrecision(self.generator, self.precision))
+        self.average = Average(self.generator, config.ema)
+        self.first = -config.warmup_steps if config.init == "bilinear" else 0
+        photos, self.held_out = choose_photos(config.photos, config.held_out, log.skip)
+        with naming("output"):
+            check_inputs_are_kept([config.output], [*photos, *self.held_out, *art.files])
+        features = self.place(load_loss_network(config)).in_precision(self.precision)
+        paintings = [self.place(painting[None]) for painting in self.art.paintings]
+        self.loss = PerceptualLoss(features, paintings, **config.loss_weights())
+        self.adversary = None
+        if self.config.gan_weight:
+            self.adversary = Adversary(
+                self.art, config.gan_loss, config.gan_rate, self.precision, config.seed, processes
+            )
+        self.style_norm: Tensor | None = None
+        self.transfer = ColorTransfer(self.art.colors(), config.art_colors)
+        self.crops = RandomCrops(photos, config.crop, config.seed, config.flat)
+        self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.probed = self.place(self._first_photo()[None])
+        self.preview = [] if preview is None else [preview]
+
+    def _first_photo(self) -> Tensor:
+        photos = RandomCrops(self.crops.photos, self.config.crop, self.config.seed)
+        photo, _, problems = photos[0]
+        for problem in problems:
+            self.log.skip(problem)
+        return photo
+
+    def place(self, tensors: _Placed) -> _Placed:
+        """A network's weights, or images, as convolutions are fastest with them."""
+        return tensors.to(self.device, memory_format=torch.channels_last)
+
+    def target(self, photo: Tensor) -> Tensor:
+        """The image that gives content and colours, (N, 3, H, W) like the photo."""
+        return self.place(self.transfer(photo)) if self.config.art_colors else photo
+
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """Batch number ``index`` from the start of the run: crops, and whether each is flat.
+        Batches are asked for in order."""
+        if self._batches is None:
+            config = self.config
+            stop = (config.steps - self.first) * config.accumulate
+            self._batches = crop_batches(
+                self.crops,
+                config.batch_size,
+                index,
+                stop,
+                config.workers,
+                self.log.skip,
+                (self.processes.rank, self.processes.count),
+            )
+        photo, flat = next(self._batches)
+        return self.place(photo), flat
+
+    def step(self, number: int, rate: float, progress: float) -> dict[str, Tensor]:
+        config = self.config
+        if number == 0:
+            self.optimise.restart()
+        if number < 0:
+            self.optimise.begin(_WARMUP_LEARNING_RATE * min(1.0, 2 * number / self.first))
+        else:
+            self.optimise.begin(config.learning_rate * rate)
+        losses: dict[str, Tensor] = {}
+        for part in range(config.accumulate):
+            photo, flat = self.batch((number - self.first) * config.accumulate + part)
+            if number < 0:
+                found = self.pass_warmup(photo)
+            else:
+                found = self.pass_style(photo, flat, number, rate, progress)
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0) + value.detach() / config.accumulate
+        self.optimise.finish(self.processes)
+        self.average.update(self.generator, number - self.first)
+        return losses
+
+    def pass_warmup(self, photo: Tensor) -> dict[str, Tensor]:
+        """Learn to reproduce the target: from there, style training keeps the content."""
+        loss = F.l1_loss(self.optimise.network(photo).float(), self.target(photo))
+        self.optimise.backward(loss / self.config.accumulate)
+        return {"warm-up": loss}
+
+    def pass_style(
+        self, photo: Tensor, flat: Tensor, number: int, rate: float, progress: float
+    ) -> dict[str, Tensor]:
+        """Add the gradients of the perceptual losses, the noise loss and the discriminator."""
+        target, count = self.target(photo), len(photo)
+        flat = flat.nonzero()[:, 0] if self.config.noise_weight else flat.nonzero()[:0, 0]
+        if len(flat):
+            noisy = (photo[flat] + _NOISE * torch.randn_like(photo[flat])).clamp(0, 1)
+            photo = torch.cat([photo, noisy]).contiguous(memory_format=torch.channels_last)
+        made = self.optimise.network(photo)
+        # All losses meet at the pictures and go through the generator as one gradient.
+        pictures = made.detach().float().requires_grad_()
+        picture = pictures[:count]
+        losses = self.loss(target, picture)
+        change = pictures[count:] - picture[flat]
+        losses["noise"] = change.square().sum() / (picture.numel() * self.loss.variance)
+        losses["total"] = losses["total"] + self.config.noise_weight * losses["noise"]
+        scale, strength = self.optimise.scaler.scale, self.gan_strength(progress)
+        if strength and (self.style_norm is None or number % _STYLE_NORM_EVERY == 0):
+            (gradient,) = torch.autograd.grad(scale(losses["style"]), pictures, retain_graph=True)
+            norm = gradient.norm() / self.optimise.scaler.get_scale()
+            self.style_norm = self.config.style_weight * norm
+        (gradient,) = torch.autograd.grad(scale(losses["total"]), pictures)
+        if strength:
+            detached = pictures.detach()[:count]
+            losses |= self.adversary.learn(detached, number, rate)
+            norm = strength * self.style_norm
+            toward_art, losses["generator"] = self.adversary.gradient(detached, norm, number)
+            gradient[:count] += scale(toward_art)
+        self.optimise.backward(made, gradient / self.config.accumulate)
+        return losses
+
+    def gan_strength(self, progress: float) -> float:
+        """The norm of the discriminator's gradient as a share of the style loss's."""
+        since = (progress - self.config.gan_start) / _GAN_RAMP
+        return self.config.gan_weight * min(1.0, max(0.0, since))
+
+    @torch.no_grad()
+    def probe(self) -> float:
+        return self.losses(self.probed)["total"].item()
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.average.network.state_dict()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.average.network.load_state_dict(weights)
+
+    def save(self, path: Path) -> None:
+        """Write the style: the average of the weights."""
+        self.average.network.save_pretrained(path)
+
+    @torch.no_grad()
+    def losses(self, photo: Tensor) -> dict[str, Tensor]:
+        """All perceptual losses of the picture of a photo, (1, 3, H, W), by the averaged
+        weights."""
+        return self.loss(self.target(photo), self.average.network(photo))
+
+    def samples(self) -> np.ndarray:
+        images = self.preview or [
+            image for _, image in readable(self.held_out[:_SAMPLES], self.log.skip)
+        ]
+        pictures = []
+        for image in images:
+            photo = resized(image, _SAMPLE_SIDE)
+            pictures += [("photo", photo), ("picture", to_image(self.stylize(to_tensor(photo))))]
+        return make_sheet([(name, np.asarray(picture)) for name, picture in pictures])
+
+    @torch.no_grad()
+    def stylize(self, photo: Tensor) -> Tensor:
+        """(3, H, W) to (3, H, W), both in [0, 1]; on the CPU."""
+        return self.average.network(self.place(photo[None]))[0].clamp(0, 1).cpu()
+
+    def measure(self) -> dict[str, float]:
+        """Mean perceptual losses over square crops of the photos held out."""
+        means = Means()
+        for number, (_, image) in enumerate(readable(self.held_out, self.log.skip)):
+            photo = to_tensor(center_crop(image, self.config.crop))[None]
+            means.add(self.losses(self.place(photo)), number)
+        return means.take()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.generator.config.to_dict(),
+            "generator": self.generator.state_dict(),
+            "average": self.average.network.state_dict(),
+            "optimizer": self.optimise.optimizer.state_dict(),
+            "scaler": self.optimise.scaler.state_dict(),
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            "style_norm": self.style_norm,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.average.network.load_state_dict(state["average"])
+        self.optimise.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty for runs without float16, which scale no gradients
+            self.optimise.scaler.load_state_dict(state["scaler"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
+        self.style_norm = state["style_norm"]
+        if self.style_norm is not None:
+            self.style_norm = self.style_norm.to(self.device)
+
+
+def _start(config: TrainConfig) -> StyleGenerator:
+    """The generator that training begins with."""
+    if config.init != "bilinear":
+        return StyleGenerator.from_pretrained(config.init)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        preset = GeneratorConfig.lite if config.lite else GeneratorConfig
+        generator = StyleGenerator(preset(upsample=config.upsample))
+    # Residual blocks begin as the identity (Goyal et al., "Accurate, large minibatch SGD", 2017,
+    # section 5.1): 300 steps of warm-up then do what 550 do without.
+    for block in generator.residual:
+        torch.nn.init.zeros_(block.second.norm.weight)
+    return generator
+
+
+def load_loss_network(config: TrainConfig) -> FeatureNetwork:
+    """Open the loss network of a run.
+
+    Raises:
+        SettingError: if it cannot be read or downloaded.
+    """
+    try:
+        return load_features(config.features, config.backbones)
+    except (ValueError, OSError) as error:
+        name = "features" if config.backbones is None else "backbones"
+        raise SettingError(f"{name}: {str(error).removeprefix('path: ')}") from error
