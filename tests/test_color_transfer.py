@@ -52,11 +52,12 @@ def test_each_photo_has_a_map_of_its_own():
 
 @pytest.mark.parametrize("levels", [None, 6])
 def test_a_photo_with_the_colours_of_the_painting_stays(levels):
-    """Even with so few colours that many quantiles are equal."""
+    """Even with so few colours that many quantiles are equal; to a level or so of 255, because
+    colours are interpolated."""
     painting = PAINTING if levels is None else (PAINTING * levels).round() / levels
     shuffled = painting.flatten(1)[:, torch.randperm(6300, generator=torch.Generator())]
     photo = shuffled.view(1, 3, 63, 100)
-    torch.testing.assert_close(ColorTransfer(painting)(photo), photo, rtol=0, atol=2e-3)
+    torch.testing.assert_close(ColorTransfer(painting)(photo), photo, rtol=0, atol=6e-3)
 
 
 def test_equal_colors_stay_equal_and_order_does_not_matter():

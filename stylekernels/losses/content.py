@@ -40,8 +40,9 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
     check_not_empty(features, "features")
     wide = wide_dtype(features)
     features, target = features.to(wide), target.to(wide)
-    # The gradient of PyTorch's mean fills a contiguous tensor, whatever the layout of the features;
-    # that of its sum is an expanded number.
+    # The gradient of PyTorch's mean fills a contiguous tensor, whatever the layout of the features,
+    # and flattening channels_last ones copies them. That of a sum is an expanded number.
     size = features[0].numel()
-    error, energy = (x.square().flatten(1).sum(1) / size for x in (features - target, target))
+    dims = tuple(range(1, features.dim()))
+    error, energy = (x.square().sum(dims) / size for x in (features - target, target))
     return (error / relative_to(energy)).mean()
