@@ -200,7 +200,7 @@ def test_the_command_counts_skipped_files(training_config, album, tmp_path, caps
     ]  # fmt: skip
     assert main([str(part) for part in command]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"{len(bad)} files among the photos could not be read"
+    assert said[0] == f"{len(bad)} files among the photos left out"
 
 
 def test_a_photo_that_vanishes_before_the_measuring_is_skipped(training_config, album, monkeypatch):

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 import stylekernels
-from stylekernels.cli import train, train_dcgan
+from stylekernels.cli import training
 from stylekernels.cli.demo import Demo
 from stylekernels.cli.evaluate import Evaluate
 from stylekernels.cli.generate import Generate
@@ -37,6 +37,24 @@ from stylekernels.cli.terminal import (
 from stylekernels.signals import handled
 from stylekernels.training.config import TrainConfig
 from stylekernels.training.dcgan_config import DcganConfig
+
+_TRAINING = {
+    TrainConfig: training.Verb(
+        train="train",
+        noun="style",
+        memory="--batch-size {config.batch_size} and --crop {config.crop} need more memory than "
+        "there is; lower one of them, or --stroke",
+        then="stylekernels stylize PHOTO --style {}",
+    ),
+    DcganConfig: training.Verb(
+        train="train_dcgan",
+        noun="generator",
+        memory="--batch-size {config.batch_size} needs more memory than there is; lower it, with "
+        "--accumulate for as many passes more",
+        then="stylekernels generate {}",
+        positional={"photos": "FOLDER"},
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,11 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Any) -> int:
     """Run a parsed verb and return the exit code."""
-    match command:
-        case TrainConfig():
-            return train.run(command)
-        case DcganConfig():
-            return train_dcgan.run(command)
+    if type(command) in _TRAINING:
+        return training.run(command, _TRAINING[type(command)])
     return command.run()
 
 

@@ -6,14 +6,14 @@ from stylekernels.lazy import lazy
 
 if TYPE_CHECKING:
     from stylekernels.training.config import TrainConfig
-    from stylekernels.training.dcgan import DcganResult, train_dcgan
+    from stylekernels.training.dcgan import train_dcgan
     from stylekernels.training.dcgan_config import DcganConfig
     from stylekernels.training.errors import DivergedError, SettingError
-    from stylekernels.training.style import TrainResult, train
+    from stylekernels.training.loop import TrainResult
+    from stylekernels.training.style import train
 
 __all__ = [
     "DcganConfig",
-    "DcganResult",
     "DivergedError",
     "SettingError",
     "TrainConfig",
@@ -27,11 +27,10 @@ if not TYPE_CHECKING:
         __name__,
         {
             "DcganConfig": "dcgan_config",
-            "DcganResult": "dcgan",
             "DivergedError": "errors",
             "SettingError": "errors",
             "TrainConfig": "config",
-            "TrainResult": "style",
+            "TrainResult": "loop",
             "train": "style",
             "train_dcgan": "dcgan",
         },

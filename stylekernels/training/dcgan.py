@@ -1,7 +1,5 @@
 """Training an image generator: DCGAN, conditional, InfoGAN."""
 
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylekernels.hardware import cpu_threads, fast_dtype, find_device
+from stylekernels.hardware import fast_dtype, find_device
 from stylekernels.losses.adversarial import (
     accuracy,
     discriminator_loss,
@@ -27,18 +25,14 @@ from stylekernels.models.dcgan import (
     Judgement,
     to_pixels,
 )
-from stylekernels.signals import handled
 from stylekernels.training.augment import augment
 from stylekernels.training.averages import Average
-from stylekernels.training.checkpoint import matching_checkpoint
-from stylekernels.training.config import naming
 from stylekernels.training.dcgan_config import DcganConfig
-from stylekernels.training.errors import DivergedError, SettingError
+from stylekernels.training.errors import SettingError
 from stylekernels.training.log import Log
-from stylekernels.training.loop import Loop
-from stylekernels.training.pictures import Pictures, load_pictures
+from stylekernels.training.loop import TrainResult, run_task
+from stylekernels.training.pictures import load_pictures
 from stylekernels.training.processes import Processes
-from stylekernels.training.run_folder import RunFolder
 
 _BETAS = (0.5, 0.999)
 # Rarer and with a larger weight, it would fill Adam's second moments, and slow all other steps.
@@ -46,29 +40,7 @@ _PENALTY_EVERY = 4
 _COLUMNS = 8
 
 
-@dataclass
-class DcganResult:
-    """The results of a run.
-
-    Attributes:
-        output: the trained generator's file.
-        steps: steps done, those before a resume included.
-        seconds: time this call took.
-        losses: means over the last steps: ``discriminator``, ``generator``, ``accuracy`` (the
-            discriminator's, 0.5 where it cannot tell), with codes ``info``, with ``r1`` that.
-        interrupted: whether a signal (Ctrl-C, SIGTERM, SIGHUP) ended it early.
-        skipped: a message about each file among the photos that was left out.
-    """
-
-    output: Path
-    steps: int
-    seconds: float
-    losses: dict[str, float]
-    interrupted: bool
-    skipped: list[str]
-
-
-def train_dcgan(config: DcganConfig) -> DcganResult:
+def train_dcgan(config: DcganConfig) -> TrainResult:
     """Train an image generator and write it to ``config.output``.
 
     Ctrl-C, SIGTERM and SIGHUP end the run early and save what it has; a second one ends it at once.
@@ -86,58 +58,7 @@ def train_dcgan(config: DcganConfig) -> DcganResult:
     Radford, Metz and Chintala, "Unsupervised representation learning with deep convolutional
     generative adversarial networks", 2015.
     """
-    config.check()
-    started = time.perf_counter()
-    with (
-        cpu_threads(config.threads),
-        torch.random.fork_rng(),
-        Processes.joined(config.device) as processes,
-    ):
-        folder = RunFolder(config.run_path)
-        writes = processes.rank == 0
-        log = Log(folder if writes else None, quiet=not writes)
-        pictures = load_pictures(
-            config.photos, SIDE, config.seed, log.skip, labelled=config.conditional
-        )
-        inputs = {"photos": pictures.digest()}
-        state = None
-        if config.resume:
-            state = matching_checkpoint(folder.checkpoint, config, inputs)
-        task = DcganTask(config, pictures, processes)
-        if writes:
-            with naming("run"):
-                folder.begin(config.to_dict(), resume=config.resume)
-            log.open_board()
-        loop = Loop(task, config, folder if writes else None, log, processes, inputs)
-        if state is not None:
-            loop.resume(state)
-        generator = task.average.network
-        try:
-            with handled(loop.stop):
-                losses = loop.run()
-                if loop.stopped and not loop.step:
-                    raise KeyboardInterrupt("before the first step; nothing is written")
-                if writes:
-                    generator.save_pretrained(config.output)
-        except DivergedError as error:
-            step = loop.restore()
-            if step is None:
-                raise
-            if writes:
-                generator.save_pretrained(config.output)
-            raise DivergedError(
-                f"{error}; {config.output} has the generator of step {step}"
-            ) from error
-        finally:
-            log.close()
-    return DcganResult(
-        output=config.output,
-        steps=loop.step,
-        seconds=time.perf_counter() - started,
-        losses=losses,
-        interrupted=loop.stopped,
-        skipped=log.skipped,
-    )
+    return run_task(config, DcganTask, "generator")
 
 
 class DcganTask:
@@ -145,22 +66,27 @@ class DcganTask:
 
     Args:
         config: settings of the run.
-        pictures: what the discriminator takes for real.
+        log: is told of files that cannot be read.
         processes: that train together, each on a share of every batch. Batch norms are each
             process's own.
 
     Attributes:
+        inputs: digest of the photos.
         generator, discriminator: what is trained.
         average: the average of the generator's weights, which is what the run is for.
 
     Raises:
-        SettingError: if the device is not here.
+        SettingError: if the device is not here, or for photos that do not fit.
     """
 
     first = 0
 
-    def __init__(self, config: DcganConfig, pictures: Pictures, processes: Processes) -> None:
-        self.config, self.pictures, self.processes = config, pictures, processes
+    def __init__(self, config: DcganConfig, log: Log, processes: Processes) -> None:
+        self.config, self.processes = config, processes
+        self.pictures = pictures = load_pictures(
+            config.photos, SIDE, config.seed, log.skip, labelled=config.conditional
+        )
+        self.inputs = {"photos": pictures.digest()}
         self.batch_size = config.share_of_batch(processes.count)
         try:
             self.device = find_device(config.device)
@@ -236,6 +162,13 @@ class DcganTask:
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         self.average.network.load_state_dict(weights)
+
+    def save(self, path: Path) -> None:
+        """Write the generator: the average of its weights."""
+        self.average.network.save_pretrained(path)
+
+    def measure(self) -> dict[str, float]:
+        return {}
 
     def samples(self) -> np.ndarray:
         """Return 64 pictures of fixed noise. Rows take labels in turn. With InfoGAN's categories a

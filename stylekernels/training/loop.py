@@ -3,6 +3,9 @@
 import math
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -11,8 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stylekernels.training.checkpoint import save_checkpoint
-from stylekernels.training.config import RunConfig
+from stylekernels.hardware import cpu_threads
+from stylekernels.signals import handled
+from stylekernels.training.checkpoint import matching_checkpoint, save_checkpoint
+from stylekernels.training.config import RunConfig, naming
 from stylekernels.training.errors import DivergedError
 from stylekernels.training.log import Log
 from stylekernels.training.means import Means
@@ -30,10 +35,12 @@ class Task(Protocol):
         first: the number of the first step. Steps below 0 prepare the networks, and neither
             ``minutes`` nor the learning rate's curve counts them.
         device: of the networks.
+        inputs: digests of what is learnt from, by setting. A checkpoint belongs to them.
     """
 
     first: int
     device: torch.device
+    inputs: dict[str, str]
 
     def step(self, number: int, rate: float, progress: float) -> dict[str, Tensor]:
         """Take a step and return its losses, scalars by name, the same ones in every process.
@@ -59,11 +66,115 @@ class Task(Protocol):
     def samples(self) -> np.ndarray:
         """Return a sheet of pictures that shows what has been learnt, (H, W, 3) uint8."""
 
+    def save(self, path: Path) -> None:
+        """Write the weights of :meth:`weights`."""
+
+    def measure(self) -> dict[str, float]:
+        """Return losses on data that was held out; empty if there is none."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes: weights, averages, optimisers; no data position."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back a state of :meth:`state_dict`."""
+
+
+@dataclass
+class TrainResult:
+    """The results of a run.
+
+    Attributes:
+        output: the file of the trained weights.
+        run: the run's folder.
+        steps: steps done, those before a resume included and preparing ones not.
+        seconds: time this call took.
+        losses: means over the last steps, by name.
+        held_out: losses on photos never trained on, if the task has some.
+        interrupted: whether a signal (Ctrl-C, SIGTERM, SIGHUP) ended it early.
+        skipped: a message about each file among the photos that could not be read.
+    """
+
+    output: Path
+    run: Path
+    steps: int
+    seconds: float
+    losses: dict[str, float]
+    held_out: dict[str, float]
+    interrupted: bool
+    skipped: list[str]
+
+
+def run_task(
+    config: RunConfig, start: Callable[[RunConfig, Log, Processes], Task], noun: str
+) -> TrainResult:
+    """Train a task and write its weights to ``config.output``.
+
+    Args:
+        config: the settings.
+        start: makes the task.
+        noun: what the task's weights are, for messages.
+
+    Raises:
+        SettingError: for a setting, file or checkpoint that does not fit; before the first step.
+        OSError: if the weights or the run's folder cannot be written.
+        DivergedError: if a loss is no longer finite; it names the step and the loss. The last
+            weights with finite losses are written then, if there was a step before them.
+        KeyboardInterrupt: if a signal comes before the first step that counts; a checkpoint is
+            written then.
+    """
+    config.check()
+    started = time.perf_counter()
+    with (
+        cpu_threads(config.threads),
+        torch.random.fork_rng(),
+        Processes.joined(config.device) as processes,
+    ):
+        folder = RunFolder(config.run_path)
+        writes = processes.rank == 0
+        log = Log(folder if writes else None, quiet=not writes)
+        task = start(config, log, processes)
+        state = None
+        if config.resume:
+            state = matching_checkpoint(folder.checkpoint, config, task.inputs)
+        if writes:
+            with naming("run"):
+                folder.begin(config.to_dict(), resume=config.resume)
+            log.open_board()
+        loop = Loop(task, config, folder if writes else None, log, processes)
+        if state is not None:
+            loop.resume(state)
+        try:
+            with handled(loop.stop):
+                losses = loop.run()
+                if loop.stopped and loop.step <= 0:
+                    kept = f"add resume to go on from {folder.path}"
+                    raise KeyboardInterrupt(
+                        f"no {noun} yet; {kept if loop.step > task.first else 'nothing is written'}"
+                    )
+                if writes:
+                    task.save(config.output)
+            held_out = task.measure()
+        except DivergedError as error:
+            step = loop.restore()
+            if step is None:
+                raise
+            if writes:
+                task.save(config.output)
+            raise DivergedError(
+                f"{error}; {config.output} has the {noun} of step {step}"
+            ) from error
+        finally:
+            log.close()
+    return TrainResult(
+        output=config.output,
+        run=folder.path,
+        steps=loop.step,
+        seconds=time.perf_counter() - started,
+        losses=losses,
+        held_out=held_out,
+        interrupted=loop.stopped,
+        skipped=log.skipped,
+    )
 
 
 class Loop:
@@ -75,7 +186,6 @@ class Loop:
         folder: of the run; None keeps no checkpoint.
         log: for reports.
         processes: that train together.
-        inputs: what a checkpoint must have been trained on, besides the settings: digests by name.
 
     Attributes:
         step: number of steps done since the preparation, negative during it.
@@ -90,10 +200,9 @@ class Loop:
         folder: RunFolder | None,
         log: Log,
         processes: Processes,
-        inputs: dict[str, str],
     ) -> None:
         self.task, self.config, self.folder, self.log = task, config, folder, log
-        self.processes, self.inputs = processes, inputs
+        self.processes = processes
         self.step, self.minutes, self.stopped = task.first, 0.0, False
         self._good: tuple[int, dict[str, Tensor]] | None = None
 
@@ -230,7 +339,7 @@ class Loop:
             "minutes": self.minutes,
             "finished": finished,
             "config": self.config.to_dict(),
-            "inputs": self.inputs,
+            "inputs": self.task.inputs,
             "task": self.task.state_dict(),
         }
         try:

@@ -1,8 +1,6 @@
 """Training a style: a generator, perceptual losses, and a discriminator of the art."""
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,18 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylekernels.hardware import cpu_threads, fast_dtype, find_device
+from stylekernels.hardware import fast_dtype, find_device
 from stylekernels.losses import PerceptualLoss
 from stylekernels.media.outputs import check_inputs_are_kept
 from stylekernels.media.sheet import make_sheet
 from stylekernels.models.features import FeatureNetwork, load_features
 from stylekernels.models.files import StyleGenerator
 from stylekernels.models.generator import GeneratorConfig
-from stylekernels.signals import handled
 from stylekernels.training.adversary import Adversary
 from stylekernels.training.art import Art
 from stylekernels.training.averages import Average
-from stylekernels.training.checkpoint import matching_checkpoint
 from stylekernels.training.color_transfer import ColorTransfer
 from stylekernels.training.config import TrainConfig, naming
 from stylekernels.training.data import (
@@ -36,12 +32,11 @@ from stylekernels.training.data import (
     to_image,
     to_tensor,
 )
-from stylekernels.training.errors import DivergedError, SettingError
+from stylekernels.training.errors import SettingError
 from stylekernels.training.log import Log
-from stylekernels.training.loop import Loop
+from stylekernels.training.loop import TrainResult, run_task
 from stylekernels.training.means import Means
 from stylekernels.training.processes import Processes
-from stylekernels.training.run_folder import RunFolder
 from stylekernels.training.step import MixedPrecision, TrainingStep
 
 _WARMUP_LEARNING_RATE = 2e-3
@@ -52,33 +47,6 @@ _GAN_RAMP = 0.1
 _SAMPLES, _SAMPLE_SIDE = 4, 384
 
 _Placed = TypeVar("_Placed", Tensor, nn.Module)
-
-
-@dataclass
-class TrainResult:
-    """The results of a run.
-
-    Attributes:
-        output: the trained style's file.
-        run: the run's folder.
-        steps: steps of style training done, those before a resume included.
-        seconds: time this call took.
-        losses: means over the last steps: ``total``, ``style``, ``content``, ``tv``, ``color``,
-            ``noise``, ``discriminator``, ``accuracy`` and ``generator`` of the GAN, and one
-            ``style/<layer>`` and ``content/<layer>`` each.
-        held_out: the perceptual ones on photos never trained on.
-        interrupted: whether a signal (Ctrl-C, SIGTERM, SIGHUP) ended it early.
-        skipped: a message about each file among the photos that could not be read.
-    """
-
-    output: Path
-    run: Path
-    steps: int
-    seconds: float
-    losses: dict[str, float]
-    held_out: dict[str, float]
-    interrupted: bool
-    skipped: list[str]
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -110,57 +78,7 @@ def train(config: TrainConfig) -> TrainResult:
     super-resolution", 2016; Ulyanov et al., "Improved texture networks", 2017; Isola et al.,
     "Image-to-image translation with conditional adversarial networks", 2017.
     """
-    config.check()
-    started = time.perf_counter()
-    with (
-        cpu_threads(config.threads),
-        torch.random.fork_rng(),
-        Processes.joined(config.device) as processes,
-    ):
-        folder = RunFolder(config.run_path)
-        writes = processes.rank == 0
-        log = Log(folder if writes else None, quiet=not writes)
-        task = StyleTask(config, log, processes)
-        state = None
-        inputs = {"art": task.art.digest}
-        if config.resume:
-            state = matching_checkpoint(folder.checkpoint, config, inputs)
-        if writes:
-            with naming("run"):
-                folder.begin(config.to_dict(), resume=config.resume)
-            log.open_board()
-        loop = Loop(task, config, folder if writes else None, log, processes, inputs)
-        if state is not None:
-            loop.resume(state)
-        try:
-            with handled(loop.stop):
-                losses = loop.run()
-                if loop.stopped and loop.step <= 0:
-                    raise KeyboardInterrupt(
-                        f"during the warm-up; no style yet, add resume to go on from {folder.path}"
-                    )
-                if writes:
-                    task.save(config.output)
-            held_out = task.measure()
-        except DivergedError as error:
-            step = loop.restore()
-            if step is None:
-                raise
-            if writes:
-                task.save(config.output)
-            raise DivergedError(f"{error}; {config.output} has the style of step {step}") from error
-        finally:
-            log.close()
-    return TrainResult(
-        output=config.output,
-        run=folder.path,
-        steps=loop.step,
-        seconds=time.perf_counter() - started,
-        losses=losses,
-        held_out=held_out,
-        interrupted=loop.stopped,
-        skipped=log.skipped,
-    )
+    return run_task(config, StyleTask, "style")
 
 
 class StyleTask:
@@ -170,6 +88,9 @@ class StyleTask:
         config: the settings, checked.
         log: is told of files that cannot be read.
         processes: that train it together.
+
+    Attributes:
+        inputs: digest of the paintings.
 
     Raises:
         SettingError: for an image, style or loss network that does not fit.
@@ -187,7 +108,7 @@ class StyleTask:
         with naming("art"):
             smooth = config.grain == "auto"
             art = Art.read(config.art, config.stroke, smooth=smooth, skip=log.skip)
-        self.art = art.to(self.device)
+        self.art, self.inputs = art.to(self.device), {"art": art.digest}
         with naming("preview"):
             preview = None if config.preview is None else read_image(config.preview)
         with naming("init"):
