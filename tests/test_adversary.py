@@ -83,4 +83,4 @@ def test_its_state_goes_on(tmp_path):
         one.network.state_dict().items(), other.network.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
-    assert one.scale == other.scale
+    assert one.gradient_norm == other.gradient_norm

@@ -202,7 +202,7 @@ def test_truncated_files_are_refused(tmp_path, kind, share):
 
 def test_a_picture_is_refused_with_what_to_do(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "painting.jpg")
-    with pytest.raises(ValueError, match=r"got a picture; .* stylekernels train --style painting"):
+    with pytest.raises(ValueError, match=r"got a picture; .* stylekernels train --art painting"):
         StyleGenerator.from_pretrained(tmp_path / "painting.jpg")
 
 

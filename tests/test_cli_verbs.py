@@ -256,10 +256,11 @@ def test_an_implementation_without_kernels_for_the_device_is_refused(folder, mon
     monkeypatch.setenv("STYLEKERNELS_IMPL", "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     Image.new("RGB", (40, 40), "teal").save("a.png")
+    Path("album").mkdir()
     if verb == "stylize":
         done = run("stylize", "a.png", "-s", "wave", "-o", "b.png", "--device", "cpu")
     else:
-        done = run("train", "--art", "a.png", "--photos", ".", "--output", "b.safetensors")
+        done = run("train", "--art", "a.png", "--photos", "album", "--output", "b.safetensors")
     assert done.returncode == 2
     assert done.stderr.startswith("stylekernels: the implementation 'triton' was forced, but ")
     assert done.stderr.count("\n") == 1

@@ -70,6 +70,10 @@ def test_train_refuses_where_it_cannot_write(place, capsys, path, text):
         (["--run", "note"], "--run: note: this cannot be a folder, because note is a file"),
         (["--run", "note/x"], "--run: note/x: this cannot be a folder, because note is a file"),
         (["--run", "/proc/x"], "--run: /proc/x: cannot write in /proc: "),
+        (["--output", "x", "--run", "x"], "--output: expected files outside of "),
+        (["--output", "r/x", "--run", "r"], "--output: expected files outside of "),
+        (["--run", "album/run"], "--run: expected a folder outside of the photos' album, got"),
+        (["--precision", "auto", "--run", "."], "--output: expected files outside of "),
         (["--art", "note/x"], "--art: expected an image file or a folder that exists, got note/x"),
         (["--art", "pipe.png"], "--art: expected an image file or a folder, got a device or a pip"),
         (["--preview", "album"], "--preview: expected an image file that exists, got album"),
@@ -164,3 +168,11 @@ def test_a_checkpoint_on_a_full_disk_is_an_oserror(tmp_path, monkeypatch):
     )
     with pytest.raises(OSError, match="No space left on device"):
         save_checkpoint(Path("/dev/full"), {"task": torch.rand(1 << 16)})
+
+
+def test_a_folder_with_other_files_is_no_run_folder(training_config, tmp_path):
+    (tmp_path / "mine" / "samples").mkdir(parents=True)
+    (tmp_path / "mine" / "samples" / "keep.png").write_text("mine")
+    with pytest.raises(SettingError, match=r"^run: .*mine has files and no run; choose another"):
+        train(dataclasses.replace(training_config, run=tmp_path / "mine"))
+    assert (tmp_path / "mine" / "samples" / "keep.png").read_text() == "mine"

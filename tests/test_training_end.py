@@ -235,3 +235,16 @@ def test_a_rate_that_is_far_too_high_is_a_line(config, capsys, rate, steps):
     assert line.startswith("stylekernels: --learning-rate: at step ")
     assert line.endswith("; lower --learning-rate")
     assert config.output.read_text() == "an older style"
+
+
+def test_a_resumed_run_that_diverges_at_once_keeps_its_weights(config, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        train(config)
+    third = weights_of(config.output)
+    config.output.unlink()
+    explode(monkeypatch, 1)
+    with pytest.raises(DivergedError, match=r"and remove .*run to start again; .*step 3$"):
+        train(dataclasses.replace(config, resume=True))
+    for name, tensor in weights_of(config.output).items():
+        assert torch.equal(tensor, third[name]), name

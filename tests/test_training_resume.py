@@ -1,6 +1,7 @@
 """Checkpoints: a resumed run ends where the whole one does, or is refused."""
 
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -52,6 +53,8 @@ def test_resumed_run_ends_where_the_whole_one_does(config, tmp_path):
         states = [load_checkpoint(c.run_path / "checkpoint.pt")["task"] for c in (whole, first)]
         for name, tensor in states[0]["adversary"]["network"].items():
             assert torch.equal(tensor, states[1]["adversary"]["network"][name]), name
+    lines = (first.run_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 4, 6]
     for name, then, now in (("crop", 64, 80), ("art_colors", 0.7, 0.0), ("seed", 0, 1)):
         again = dataclasses.replace(whole, resume=True, **{name: now})
         with pytest.raises(ValueError, match=rf"was trained with {name}={then}, got {name}={now}"):

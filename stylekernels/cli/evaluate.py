@@ -1,4 +1,4 @@
-"""``stylekernels evaluate``: what a style's pictures are worth, in numbers."""
+"""``stylekernels evaluate``: measures of a style."""
 
 import dataclasses
 import json
@@ -9,13 +9,15 @@ import tyro
 
 from stylekernels.cli.options import option
 from stylekernels.cli.styles import find_style, open_style
-from stylekernels.cli.terminal import DONE, Refused, refusing, say
+from stylekernels.cli.terminal import DONE, Refused, complain, refusing, say
 from stylekernels.files import write_whole
-from stylekernels.media.outputs import check_file
-from stylekernels.training.config import TrainConfig, naming
+from stylekernels.media.outputs import check_file, check_inputs_are_kept
+from stylekernels.training.config import TrainConfig, naming, require
 from stylekernels.training.errors import SettingError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from stylekernels.evaluation import Evaluation
 
 
@@ -40,7 +42,7 @@ class Evaluate:
 
     steps: Annotated[int, option("COUNT")] = 300
     """Steps of optimising the pixels of each photo for the same losses, in our kernels and in
-    plain PyTorch, as a lower bound. 0 leaves it out, which is faster by far."""
+    plain PyTorch, for comparison. 0 leaves it out, which is faster by far."""
 
     clip: Annotated[Path | None, option("FILE", hint="(default: none)")] = None
     """A video, for the change of the pictures along its motion."""
@@ -79,12 +81,14 @@ class Evaluate:
                 check_file(self.json)
         weights = find_style(self.style)
         try:
-            config = TrainConfig(
-                art=self.art, photos=self.photos, stroke=self.stroke,
-                features=self.features, backbones=self.backbones,
-            )  # fmt: skip
-            config.check()
-            found = self._measure(weights, config)
+            require(self.art.exists(), "art", "an image file or a folder that exists", self.art)
+            require(self.photos.is_dir(), "photos", "a folder that exists", self.photos)
+            require(0.05 <= self.stroke <= 8, "stroke", "from 0.05 to 8", self.stroke)
+            if self.json is not None:
+                inputs = [path for path in (weights, self.art, self.clip) if path is not None]
+                with naming("json"):
+                    check_inputs_are_kept([self.json], inputs)
+            found = self._measure(weights)
         except SettingError as error:
             raise Refused(f"--{error}") from error
         except ModuleNotFoundError as error:
@@ -99,31 +103,46 @@ class Evaluate:
             write_whole(self.json, lambda part: part.write_text(text, encoding="utf-8"))
         return DONE
 
-    def _measure(self, weights: Path, config: TrainConfig) -> "Evaluation":
+    def _measure(self, weights: Path) -> "Evaluation":
         import numpy as np
 
         from stylekernels import evaluation
         from stylekernels.losses import PerceptualLoss
         from stylekernels.training.art import Art
         from stylekernels.training.color_transfer import ColorTransfer
-        from stylekernels.training.data import choose_photos, read_image, resized
+        from stylekernels.training.data import resized
         from stylekernels.training.style import load_loss_network
 
         paint = open_style(weights, self.device)
-        skipped: list[str] = []
-        art = Art.read(
-            config.art, config.stroke, smooth=config.grain == "auto", skip=skipped.append
+        frames = None
+        if self.clip is not None:
+            with naming("clip"):
+                frames = [*evaluation.read_clip(self.clip, self.frames, self.size)]
+                require(len(frames) > 1, "clip", "at least two frames", len(frames))
+        photos = [np.asarray(resized(image, self.size)) for image in self._choose()]
+        config = TrainConfig(
+            art=self.art, photos=self.photos, features=self.features, backbones=self.backbones
         )
-        _, chosen = choose_photos(config.photos, self.count, skipped.append)
-        photos = [np.asarray(resized(read_image(path), self.size)) for path in chosen]
+        with naming("art"):
+            art = Art.read(self.art, self.stroke, smooth=config.grain == "auto", skip=complain)
         paintings = [painting[None] for painting in art.paintings]
         loss = PerceptualLoss(load_loss_network(config), paintings, **config.loss_weights())
         objective = evaluation.Objective(loss, ColorTransfer(art.colors(), config.art_colors))
-        frames = None
-        if self.clip is not None:
-            frames = evaluation.read_clip(self.clip, self.frames, self.size)
-        with naming("clip"):
-            return evaluation.evaluate(paint, objective, photos, steps=self.steps, frames=frames)
+        return evaluation.evaluate(paint, objective, photos, steps=self.steps, frames=frames)
+
+    def _choose(self) -> list["Image.Image"]:
+        """Evenly spaced photos of the folder."""
+        from stylekernels.media.paths import find_photos_below
+        from stylekernels.training.data import readable
+
+        paths, problems = find_photos_below(self.photos)
+        for problem in problems:
+            complain(problem)
+        count = min(self.count, len(paths))
+        places = [round((i + 0.5) * len(paths) / count - 0.5) for i in range(count)]
+        found = [image for _, image in readable([paths[place] for place in places], complain)]
+        require(bool(found), "photos", "photos that can be read", "none")
+        return found
 
 
 def table(found: "Evaluation") -> list[str]:

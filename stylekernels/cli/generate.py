@@ -68,7 +68,7 @@ class Generate:
         if self.folder is None:
             with refusing("--output: "):
                 (output,) = output_paths([_DEFAULT_OUTPUT], self.output or _DEFAULT_OUTPUT)
-                check_inputs_are_kept([output], [Path(self.model)])
+                check_inputs_are_kept([output], [Path(self.model).expanduser()])
         else:
             with refusing("--folder: "):
                 check_folder(Path(os.path.expanduser(self.folder)))
@@ -204,7 +204,7 @@ class Generate:
             below = root / labels[codes.label[index]] if labels else root
             files.append(below / f"generated-{self.seed}-{index:05}.png")
         with refusing("--folder: "):
-            check_inputs_are_kept(files, [Path(self.model)])
+            check_inputs_are_kept(files, [Path(self.model).expanduser()])
             for start in range(0, count, _CHUNK):
                 part = _sliced(codes, slice(start, start + _CHUNK))
                 for path, picture in zip(files[start:], _draw(generator, part)):  # noqa: B905

@@ -51,7 +51,7 @@ def run(config: "RunConfig", verb: Verb) -> int:
         if not memory_ran_out(error):
             raise
         raise Refused(verb.memory.format(config=config)) from error
-    if int(os.environ.get("RANK", "0")):  # of torchrun: the first process speaks for all
+    if int(os.environ.get("RANK", "0")):  # rank 0 prints for all processes of torchrun
         return INTERRUPTED if result.interrupted else DONE
     if result.skipped:
         count = len(result.skipped)

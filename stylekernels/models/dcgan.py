@@ -63,6 +63,9 @@ class ImageGeneratorConfig:
             raise ValueError("categories: expected 0 or at least 2, got 1, which can't vary")
         if not all(isinstance(label, str) and label for label in self.labels):
             raise ValueError(f"labels: expected names, got {self.labels}")
+        # Pictures are written into folders of these names.
+        if any(label in (".", "..") or set(label) & set("/\\") for label in self.labels):
+            raise ValueError(f"labels: expected names of folders, got {self.labels}")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
             raise ValueError(f"labels: expected none or at least two different, got {self.labels}")
 

@@ -144,7 +144,7 @@ def _open_torch(path: Path) -> Mapping[str, Tensor]:
         if _is_picture(path):
             raise ValueError(
                 f"{path}: expected a trained style, got a picture; train one from it first: "
-                f"stylekernels train --style {path.name} --photos FOLDER --output STYLE.safetensors"
+                f"stylekernels train --art {path.name} --photos FOLDER --output STYLE.safetensors"
             ) from error
         raise ValueError(
             f"{path}: expected a safetensors file or a PyTorch state dict of tensors alone; "

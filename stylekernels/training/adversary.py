@@ -18,14 +18,14 @@ from stylekernels.training.augment import augment
 from stylekernels.training.processes import Processes
 
 _CROPS, _CROP_SIDE = 8, 96
-# Mild changes: colours tell a painting from its imitation.
+# Changes of colour stay mild, because colours distinguish art from pictures.
 _CHANGES = {"color": 0.2, "translation": 0.0, "cutout": 0.25}
 _PENALTY, _PENALTY_EVERY = 0.1, 16
 # The discriminator waits while it is right this often, and its accuracy is a mean over about so
 # many steps.
 _TOO_GOOD, _STEPS_OF_MEAN = 0.9, 20
 _WAITING_EVERY = 8
-_STEPS_OF_SCALE = 20
+_STEPS_OF_NORM = 20
 
 
 class Adversary:
@@ -39,7 +39,7 @@ class Adversary:
         art: the paintings, on the device.
         loss: ``hinge``, ``lsgan`` or ``log``.
         learning_rate: Adam's.
-        precision: of its convolutions.
+        precision: of its convolutions; float16 is replaced by float32.
         seed: of weights and crops.
         processes: that train it together, each with crops of its own.
 
@@ -69,9 +69,10 @@ class Adversary:
             betas=(0.5, 0.99),
             fused=True if device.type == "cpu" else None,
         )
-        self.precision = precision
+        # Unscaled gradients of means over many patches vanish in float16.
+        self.precision = torch.float32 if precision == torch.float16 else precision
         self.mean_accuracy = 0.5
-        self.scale: float | None = None
+        self.gradient_norm: float | None = None
 
     def learn(self, picture: Tensor, step: int, rate: float) -> dict[str, Tensor]:
         """Take a step of the discriminator, unless it wins too easily.
@@ -125,13 +126,13 @@ class Adversary:
         (gradient,) = torch.autograd.grad(loss, picture)
         for parameter in self.network.parameters():
             parameter.requires_grad_(True)
-        wanted = norm / gradient.norm().clamp_min(1e-12)
-        self.processes.average([wanted])
-        wanted = wanted.item()
-        if self.scale is None:
-            self.scale = wanted
-        self.scale += (wanted - self.scale) / _STEPS_OF_SCALE
-        return self.scale * gradient, loss
+        found = gradient.norm()
+        self.processes.average([found])
+        found = found.item()
+        if self.gradient_norm is None:
+            self.gradient_norm = found
+        self.gradient_norm += (found - self.gradient_norm) / _STEPS_OF_NORM
+        return gradient * (norm / max(self.gradient_norm, 1e-12)), loss
 
     def _crops(self, picture: Tensor, step: int) -> Tensor:
         choose = random.Random(f"{self.seed} {step} picture")
@@ -152,10 +153,10 @@ class Adversary:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "accuracy": self.mean_accuracy,
-            "scale": self.scale,
+            "gradient_norm": self.gradient_norm,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.mean_accuracy, self.scale = state["accuracy"], state["scale"]
+        self.mean_accuracy, self.gradient_norm = state["accuracy"], state["gradient_norm"]

@@ -16,8 +16,8 @@ from stylekernels.training.data import read_image, readable, resized, to_tensor
 from stylekernels.training.errors import SettingError
 
 _STROKE_PIXELS = 512
-# Standard deviations of the finest detail in the flattest parts. Below is a clean scan; above is
-# brushwork, which covers all of the painting.
+# Standard deviations of the finest detail in the flattest parts. Clean scans have less; brushwork
+# has more and covers the whole painting.
 _LEAST_GRAIN, _MOST_GRAIN = 2.5 / 255, 7 / 255
 _FLATTEST = 0.1
 _BLOCK = 16

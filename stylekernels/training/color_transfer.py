@@ -8,7 +8,7 @@ _ROUNDS = 6
 _LATTICE = 17
 _QUANTILES = 48
 _PAINTING_PIXELS, _PHOTO_PIXELS = 1 << 16, 1 << 13
-# Far less than one of 255 levels, far more than the rounding of a turned colour.
+# A tolerance far below one of 255 levels and far above the rounding of a turned colour.
 _EQUAL = 1e-4
 
 

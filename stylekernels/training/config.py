@@ -34,7 +34,7 @@ class RunConfig:
     """Photos per pass of the networks, those of all processes together."""
 
     accumulate: int = 1
-    """Passes per optimiser step; their gradients are averaged."""
+    """Passes per optimiser step; the generator's gradients are averaged."""
 
     learning_rate: float = 1e-3
     """Adam's, at its highest; a cosine takes it down to 2 % of that."""
@@ -65,7 +65,7 @@ class RunConfig:
 
     resume: bool = False
     """Go on from the checkpoint in the run's folder. What shapes the weights must be as it was;
-    ``steps`` and ``minutes`` may change."""
+    length, device, precision and paths may change."""
 
     log_every: int = 50
     """Steps between reports: losses, and a sheet of samples."""
@@ -89,6 +89,9 @@ class RunConfig:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.workers >= 0, "workers", "0 or more", self.workers)
         require(0 <= self.ema < 1, "ema", "at least 0 and below 1", self.ema)
+        precisions = ("auto", "float32", "bfloat16", "float16")
+        allowed = ", ".join(precisions)
+        require(self.precision in precisions, "precision", f"one of {allowed}", self.precision)
         rate = self.learning_rate
         # Adam's arithmetic is in float32, which holds no larger ones.
         require(0 < rate <= 1e38, "learning_rate", "above 0 and at most 1e38", rate)
@@ -99,6 +102,12 @@ class RunConfig:
         with naming("output"):
             check_file(self.output)  # the run's folder is named after it
             check_inputs_are_kept([self.output], self.inputs())
+        run = self.run_path.resolve()
+        for name, path in (("output", self.output), *(("run", path) for path in self.inputs())):
+            require(not path.resolve().is_relative_to(run), name, f"files outside of {run}", path)
+        # The next run would learn from this one's samples.
+        outside = not run.is_relative_to(self.photos.resolve())
+        require(outside, "run", f"a folder outside of the photos' {self.photos}", self.run_path)
         with naming("run"):
             check_folder(self.run_path)
             check_folder(self.run_path / "samples")
@@ -110,7 +119,9 @@ class RunConfig:
     @property
     def run_path(self) -> Path:
         """The run's folder."""
-        return self.output.with_suffix(".run") if self.run is None else self.run
+        if self.run is not None:
+            return self.run
+        return self.output.with_name(self.output.name.removesuffix(".safetensors") + ".run")
 
     def share_of_batch(self, processes: int) -> int:
         """The photos per pass of each of several processes.
@@ -224,7 +235,7 @@ class TrainConfig(RunConfig):
     preview: Path | None = None
     """A photo for the sheets of samples, instead of those held out."""
 
-    FREE: ClassVar[frozenset[str]] = RunConfig.FREE | {"art", "backbones", "preview", "init"}
+    FREE: ClassVar[frozenset[str]] = RunConfig.FREE | {"art", "backbones", "preview"}
 
     def check(self) -> None:
         """Refuse what cannot be trained, and paths that cannot be read or written.
@@ -247,6 +258,7 @@ class TrainConfig(RunConfig):
         for name, allowed in (
             ("gan_loss", ("hinge", "lsgan", "log")),
             ("grain", ("auto", "keep")),
+            ("upsample", ("nearest", "transpose", "transpose3")),
         ):
             value = getattr(self, name)
             require(value in allowed, name, f"one of {', '.join(allowed)}", value)

@@ -197,7 +197,7 @@ class RandomCrops(Dataset[tuple[Tensor, bool, list[str]]]):
         image = self._photo(index, problems.append)
         shorter = min(image.size)
         smallest = min(self.side, shorter)
-        # Even over the logarithm: as many crops between 1x and 1.4x as between 1.4x and 2x.
+        # Scales are uniform in the logarithm: as many crops from 1x to 1.4x as from 1.4x to 2x.
         side = smallest * math.exp(choose.random() * math.log(shorter / smallest))
         left, top = (choose.random() * (length - side) for length in image.size)
         box = (left, top, left + side, top + side)
@@ -261,7 +261,7 @@ def crop_batches(
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_leave_signals_to_the_trainer,
-        # Of its own: a loader draws a seed when it starts, and a resumed run starts another one.
+        # A separate generator: the loader draws from it whenever it starts.
         generator=torch.Generator(),
     )
     for batch, flat, problems in loader:

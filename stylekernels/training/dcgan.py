@@ -35,7 +35,7 @@ from stylekernels.training.pictures import load_pictures
 from stylekernels.training.processes import Processes
 
 _BETAS = (0.5, 0.999)
-# Rarer and with a larger weight, it would fill Adam's second moments, and slow all other steps.
+# A rarer penalty with a larger weight fills Adam's second moments and slows the other steps.
 _PENALTY_EVERY = 4
 _COLUMNS = 8
 
@@ -235,8 +235,8 @@ class DcganTask:
 
     def _judge(self, pictures: Tensor, label: Tensor | None) -> Judgement:
         if self.discriminator.training:
-            # Without shifts: one by less than the discriminator's stride of 8 pixels hides from it
-            # the grid of 8 pixels that a generator draws at first.
+            # Shifts smaller than the discriminator's stride of 8 pixels hide the generator's grid
+            # of 8 pixels from it, so there are none.
             strength = self.config.augment
             pictures = augment(pictures, color=strength, translation=0.0, cutout=strength / 2)
         with self._autocast():

@@ -38,12 +38,16 @@ class Log:
         self._board: SummaryWriter | None = None
         self._failed: set[Path] = set()
 
-    def open_board(self) -> None:
-        """Write TensorBoard's files from here on, if it is installed."""
+    def open_board(self, purge_from: int | None) -> None:
+        """Write TensorBoard's files from here on, if it is installed.
+
+        Args:
+            purge_from: first step of earlier files that is taken again; None if there are none.
+        """
         with contextlib.suppress(ImportError, OSError):
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder.board))
+            self._board = SummaryWriter(str(self.folder.board), purge_step=purge_from)
 
     def say(self, line: str) -> None:
         """Write a line on the terminal."""

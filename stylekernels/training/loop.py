@@ -63,8 +63,9 @@ class Task(Protocol):
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take back weights of :meth:`weights`."""
 
-    def samples(self) -> np.ndarray:
-        """Return a sheet of pictures that shows what has been learnt, (H, W, 3) uint8."""
+    def samples(self) -> np.ndarray | None:
+        """Return a sheet of pictures that shows what has been learnt, (H, W, 3) uint8; None if
+        there is nothing to show it on."""
 
     def save(self, path: Path) -> None:
         """Write the weights of :meth:`weights`."""
@@ -126,8 +127,8 @@ def run_task(
     started = time.perf_counter()
     with (
         cpu_threads(config.threads),
-        torch.random.fork_rng(),
         Processes.joined(config.device) as processes,
+        torch.random.fork_rng(devices=_gpus()),
     ):
         folder = RunFolder(config.run_path)
         writes = processes.rank == 0
@@ -138,8 +139,8 @@ def run_task(
             state = matching_checkpoint(folder.checkpoint, config, task.inputs)
         if writes:
             with naming("run"):
-                folder.begin(config.to_dict(), resume=config.resume)
-            log.open_board()
+                folder.begin(config.to_dict(), resume_at=state and state["step"])
+            log.open_board(purge_from=state and state["step"] + 1)
         loop = Loop(task, config, folder if writes else None, log, processes)
         if state is not None:
             loop.resume(state)
@@ -204,18 +205,20 @@ class Loop:
         self.task, self.config, self.folder, self.log = task, config, folder, log
         self.processes = processes
         self.step, self.minutes, self.stopped = task.first, 0.0, False
+        self._asked = False
         self._good: tuple[int, dict[str, Tensor]] | None = None
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.step, self.minutes = state["step"], state["minutes"]
         self.task.load_state_dict(state["task"])
+        self._keep_weights()
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: stop after the current step, or at once if it is the second."""
-        if self.stopped:
+        if self._asked:
             signal.default_int_handler(number, frame)
-        self.stopped = True
+        self._asked = True
 
     def run(self) -> dict[str, float]:
         """Take the steps that are left; returns the last means of all losses.
@@ -235,7 +238,7 @@ class Loop:
             disable=None if self.processes.rank == 0 else True,
             unit="step",
         ) as bar:
-            while self.step < config.steps and not self.stopped:
+            while self.step < config.steps:
                 if self.step == 0:
                     before, started = 0.0, time.perf_counter()
                 if self.step >= 0:
@@ -267,10 +270,9 @@ class Loop:
 
     def agree(self) -> None:
         """Let all processes have the same time, and stop together."""
-        if self.processes.count > 1:
-            values = [self.minutes, float(self.stopped)]
-            self.minutes, stopped = self.processes.largest(values, self.task.device)
-            self.stopped = bool(stopped)
+        values = [self.minutes, float(self._asked)]
+        self.minutes, asked = self.processes.largest(values, self.task.device)
+        self.stopped = bool(asked)
 
     def averaged(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means of losses over the processes."""
@@ -301,7 +303,9 @@ class Loop:
         bar.set_postfix({**shown, "images/s": f"{speed:.3g}"}, refresh=False)
         self.log.losses(self.step, {**means, "images/s": speed})
         if self.step >= 0 and self.folder is not None:
-            self.log.sample(self.step, self.task.samples())
+            sheet = self.task.samples()
+            if sheet is not None:
+                self.log.sample(self.step, sheet)
 
     def check(self, means: Means) -> None:
         """Remember the weights as the last good ones, if all losses since were finite.
@@ -317,10 +321,16 @@ class Loop:
             total = self.task.probe()
             step, found = self.step, f"the loss became {total}"
             if math.isfinite(total):
-                weights = self.task.weights()
-                self._good = self.step, {name: tensor.clone() for name, tensor in weights.items()}
+                self._keep_weights()
                 return
-        raise DivergedError(f"learning_rate: at step {step} {found}; lower learning_rate")
+        instead = "lower learning_rate"
+        if self.folder is not None and self.folder.checkpoint.is_file():
+            instead += f" and remove {self.folder.path} to start again"
+        raise DivergedError(f"learning_rate: at step {step} {found}; {instead}")
+
+    def _keep_weights(self) -> None:
+        weights = self.task.weights()
+        self._good = self.step, {name: tensor.clone() for name, tensor in weights.items()}
 
     def restore(self) -> int | None:
         """Give the task its last good weights; returns their step, or None if there are none."""
@@ -346,6 +356,11 @@ class Loop:
             save_checkpoint(self.folder.checkpoint, state)
         except OSError as error:
             self.log.failed(self.folder.checkpoint, error)
+
+
+def _gpus() -> list[int]:
+    """The GPU whose generator a run seeds, if PyTorch has one."""
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
 def _seed(seed: int, step: int, processes: Processes) -> int:

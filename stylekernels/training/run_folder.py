@@ -26,7 +26,7 @@ class RunFolder:
 
     Attributes:
         checkpoint: the state of training, from which ``--resume`` goes on.
-        log: one JSON object per line: step, minutes, images per second, losses.
+        log: one JSON object per line: step, losses, images per second.
         samples: folder of pictures, a sheet per report.
         board: folder of TensorBoard's files.
     """
@@ -38,7 +38,7 @@ class RunFolder:
         self.samples = path / "samples"
         self.board = path / "tensorboard"
 
-    def begin(self, settings: dict[str, Any], *, resume: bool) -> None:
+    def begin(self, settings: dict[str, Any], *, resume_at: int | None) -> None:
         """Make the folder and write ``config.json`` and ``environment.json``.
 
         A finished run is replaced. A run that was stopped is not: its checkpoint may be the result
@@ -46,13 +46,19 @@ class RunFolder:
 
         Args:
             settings: plain values.
-            resume: whether the run goes on from the checkpoint.
+            resume_at: the step that the run goes on from; None begins a new one.
 
         Raises:
-            SettingError: without ``resume``, if the folder has a run that was stopped early.
+            SettingError: for a new run, if the folder has one that was stopped early, or has files
+                and no run.
             OSError: if the folder cannot be written.
         """
-        if not resume:
+        if resume_at is not None:
+            self._cut_log(resume_at)
+        else:
+            there = self.path.is_dir() and any(self.path.iterdir())
+            if there and not (self.path / "config.json").is_file():
+                raise SettingError(f"run: {self.path} has files and no run; choose another folder")
             if self._unfinished():
                 raise SettingError(
                     f"run: {self.path} has a run that was stopped early; add resume to go on, "
@@ -67,7 +73,20 @@ class RunFolder:
 
     def _unfinished(self) -> bool:
         """Whether there is a checkpoint of a run that did not come to its end."""
-        return self.checkpoint.is_file() and not load_checkpoint(self.checkpoint)["finished"]
+        if not self.checkpoint.is_file():
+            return False
+        try:
+            return not load_checkpoint(self.checkpoint)["finished"]
+        except SettingError as error:
+            raise SettingError(f"run: {str(error).removeprefix('resume: ')}") from error
+
+    def _cut_log(self, step: int) -> None:
+        """Remove the lines of steps that are taken again."""
+        if not self.log.is_file():
+            return
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_whole(self.log, lambda part: part.write_text("".join(kept), encoding="utf-8"))
 
     def sample(self, step: int) -> Path:
         """The file of the sheet of samples after a step."""

@@ -43,13 +43,16 @@ class MixedPrecision:
 
     @torch.no_grad()
     def take_gradients(self) -> None:
-        """Move the gradients of the last backward pass to the network's weights, in float32."""
+        """Add the gradients of the last backward pass to those of the network's weights, in
+        float32."""
         if self.working is self.network:
             return
         pairs = zip(self.network.parameters(), self.working.parameters(), strict=True)
         for weight, rounded in pairs:
-            weight.grad = None if rounded.grad is None else rounded.grad.float()
-            rounded.grad = None
+            if rounded.grad is not None:
+                found = rounded.grad.float()
+                weight.grad = found if weight.grad is None else weight.grad.add_(found)
+                rounded.grad = None
 
 
 def _rounded(network: nn.Module) -> Iterator[nn.Parameter]:
@@ -82,7 +85,7 @@ class TrainingStep:
         self.network = network
         weights = [*network.network.parameters()]
         device = weights[0].device.type
-        # On GPUs PyTorch chooses.
+        # PyTorch chooses on GPUs.
         fused = True if device == "cpu" else None
         self.optimizer = torch.optim.Adam(weights, capturable=capturable, fused=fused)
         self.scaler = torch.amp.GradScaler(device, enabled=network.precision == torch.float16)
@@ -104,10 +107,10 @@ class TrainingStep:
             self.scaler.scale(output).backward()
         else:
             output.backward(gradient.to(output.dtype))
+        self.network.take_gradients()
 
     def finish(self, processes: Processes) -> None:
         """Change the weights, by the mean of the gradients of all processes."""
-        self.network.take_gradients()
         weights = self.optimizer.param_groups[0]["params"]
         processes.average([weight.grad for weight in weights if weight.grad is not None])
         self.scaler.step(self.optimizer)

@@ -181,7 +181,9 @@ class StyleTask:
             if number < 0:
                 found = self.pass_warmup(photo)
             else:
-                found = self.pass_style(photo, flat, number, rate, progress)
+                found = self.pass_style(
+                    photo, flat, number * config.accumulate + part, rate, progress
+                )
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() / config.accumulate
         self.optimise.finish(self.processes)
@@ -197,7 +199,14 @@ class StyleTask:
     def pass_style(
         self, photo: Tensor, flat: Tensor, number: int, rate: float, progress: float
     ) -> dict[str, Tensor]:
-        """Add the gradients of the perceptual losses, the noise loss and the discriminator."""
+        """Add the gradients of the perceptual losses, the noise loss and the discriminator.
+
+        Args:
+            photo: (N, 3, H, W) in [0, 1].
+            flat: (N,), whether each is a flat crop.
+            number: of the pass, from which the discriminator's crops follow.
+            rate, progress: as in :meth:`step`.
+        """
         target, count = self.target(photo), len(photo)
         flat = flat.nonzero()[:, 0] if self.config.noise_weight else flat.nonzero()[:0, 0]
         if len(flat):
@@ -214,8 +223,9 @@ class StyleTask:
         scale, strength = self.optimise.scaler.scale, self.gan_strength(progress)
         if strength and (self.style_norm is None or number % _STYLE_NORM_EVERY == 0):
             (gradient,) = torch.autograd.grad(scale(losses["style"]), pictures, retain_graph=True)
-            norm = gradient.norm() / self.optimise.scaler.get_scale()
-            self.style_norm = self.config.style_weight * norm
+            norm = self.config.style_weight * gradient.norm() / self.optimise.scaler.get_scale()
+            if norm.isfinite() or self.style_norm is None:  # float16 overflows at times
+                self.style_norm = norm.nan_to_num(0.0, 0.0, 0.0)
         (gradient,) = torch.autograd.grad(scale(losses["total"]), pictures)
         if strength:
             detached = pictures.detach()[:count]
@@ -251,13 +261,15 @@ class StyleTask:
         weights."""
         return self.loss(self.target(photo), self.average.network(photo))
 
-    def samples(self) -> np.ndarray:
-        images = self.preview or [
-            image for _, image in readable(self.held_out[:_SAMPLES], self.log.skip)
+    def samples(self) -> np.ndarray | None:
+        photos = [resized(image, _SAMPLE_SIDE) for image in self.preview] or [
+            center_crop(image, _SAMPLE_SIDE)
+            for _, image in readable(self.held_out[:_SAMPLES], self.log.skip)
         ]
+        if not photos:
+            return None
         pictures = []
-        for image in images:
-            photo = resized(image, _SAMPLE_SIDE)
+        for photo in photos:
             pictures += [("photo", photo), ("picture", to_image(self.stylize(to_tensor(photo))))]
         return make_sheet([(name, np.asarray(picture)) for name, picture in pictures])
 
@@ -276,7 +288,6 @@ class StyleTask:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "network": self.generator.config.to_dict(),
             "generator": self.generator.state_dict(),
             "average": self.average.network.state_dict(),
             "optimizer": self.optimise.optimizer.state_dict(),
