@@ -208,7 +208,9 @@ def test_training_and_drawing(folder, capsys):
     assert main(["train-dcgan", "photos", "--output", "g.safetensors", *options]) == 0
     captured = capsys.readouterr()
     assert "1 file among the photos left out\n" in captured.out
-    assert re.search(r"^discriminator \d\.\d+ accuracy [01]\.\d+ generator \d", captured.out, re.M)
+    assert re.search(
+        r"^last steps: discriminator \d\.\d+ accuracy [01]\.\d+ generator \d", captured.out, re.M
+    )
     assert captured.out.endswith("in all; try stylekernels generate g.safetensors\n")
     assert re.search(r"photos/a/broken\.png: .*; skipped", captured.err)
     assert main(["generate", "g.safetensors", "--label", "b"]) == 0
