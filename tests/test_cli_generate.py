@@ -211,7 +211,7 @@ def test_training_and_drawing(folder, capsys):
     assert re.search(
         r"^last steps: discriminator \d\.\d+ accuracy [01]\.\d+ generator \d", captured.out, re.M
     )
-    assert captured.out.endswith("in all; try stylekernels generate g.safetensors\n")
+    assert captured.out.endswith("try stylekernels generate g.safetensors\n")
     assert re.search(r"photos/a/broken\.png: .*; skipped", captured.err)
     assert main(["generate", "g.safetensors", "--label", "b"]) == 0
     assert grid("generated.png", 4).std() > 0.5
