@@ -119,7 +119,7 @@ def test_the_command_prints_a_table_and_writes_json(training_config, tmp_path, c
     found = json.loads(path.read_text())
     assert lines[1].split()[1] == f"{found['pictures']['total']:.3f}"
     assert lines[3].startswith("optimum of the pixels")
-    assert lines[5].split()[-1] == f"{found['ssim']:.3f}"
+    assert lines[6].split()[-1] == f"{found['ssim']:.3f}"
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_resuming_on_other_pictures_or_settings_is_refused(config, tmp_path):
 def test_a_signal_before_the_first_step_writes_nothing(config, monkeypatch):
     take = Loop.run
     monkeypatch.setattr(Loop, "run", lambda loop: loop.stop(signal.SIGINT, None) or take(loop))
-    with pytest.raises(KeyboardInterrupt, match="no generator yet; nothing is written"):
+    with pytest.raises(KeyboardInterrupt, match="no generator yet, nothing is written"):
         train_dcgan(config)
     assert not config.output.exists()
 

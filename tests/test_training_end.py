@@ -43,7 +43,7 @@ def test_an_interrupt_in_the_warm_up_keeps_a_checkpoint_and_writes_no_style(conf
     new = dataclasses.replace(config, init="bilinear", lite=True, warmup_steps=4, ema=0.9)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 2)
-        with pytest.raises(KeyboardInterrupt, match=r"no style yet; add resume .*run"):
+        with pytest.raises(KeyboardInterrupt, match=r"no style yet, add --resume .*run"):
             train(new)
     assert not config.output.exists()
     assert signal.getsignal(signal.SIGINT) is before

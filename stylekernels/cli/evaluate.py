@@ -158,12 +158,16 @@ def table(found: "Evaluation") -> list[str]:
     ]
     if found.optimum is not None:
         lines.append(
-            f"{found.ratio:.2f} times the optimum; in plain PyTorch that is {found.reference:.3f}, "
-            f"after {found.speed:.2f} times as long"
+            f"the pictures' total is {found.ratio:.2f} times the optimum's; lower is better"
+        )
+        lines.append(
+            f"the same optimum in plain PyTorch: {found.reference:.3f}, in {found.speed:.2f} times "
+            "our time"
         )
     lines.append(f"likeness to the photo (SSIM) {found.ssim:.3f}")
     if found.flicker is not None:
         lines.append(
-            f"change along the motion {found.flicker:.1f} levels, of the clip {found.clip:.1f}"
+            f"change along the motion: {found.flicker:.1f} of 255 levels; the clip itself "
+            f"{found.clip:.1f}"
         )
     return lines

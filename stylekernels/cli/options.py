@@ -34,4 +34,4 @@ def with_options(
         first = option if first == name else first
         if "_" in name:  # others are words of the language too
             rest = re.sub(rf"\b{name}\b", option, rest)
-    return first + colon + rest
+    return first + colon + re.sub(r"\b(add|to) (resume|init)\b", r"\1 --\2", rest)

@@ -148,10 +148,10 @@ def run_task(
             with handled(loop.stop):
                 losses = loop.run()
                 if loop.stopped and loop.step <= 0:
-                    kept = f"add resume to go on from {folder.path}"
-                    raise KeyboardInterrupt(
-                        f"no {noun} yet; {kept if loop.step > task.first else 'nothing is written'}"
-                    )
+                    kept = "nothing is written"
+                    if loop.step > task.first:
+                        kept = f"add --resume to go on from {folder.path}"
+                    raise KeyboardInterrupt(f"before the first step; no {noun} yet, {kept}")
                 if writes:
                     task.save(config.output)
             held_out = task.measure()
