@@ -22,7 +22,7 @@ _CONSISTENT = 1.0
 
 @dataclass
 class Evaluation:
-    """What was measured of a style; means over the photos.
+    """Measures of a style, means over the photos.
 
     Attributes:
         pictures: losses of the style's pictures: ``total``, ``content``, ``style``, ``tv``,

@@ -63,7 +63,7 @@ def test_each_side_pulls_its_way(kind):
 
 
 def test_the_log_loss_does_not_saturate():
-    """Where the discriminator is sure, the generator's gradient is largest, and finite."""
+    """The generator's gradient is largest if the discriminator is sure, and finite."""
     fake = torch.tensor([[-200.0]], requires_grad=True)
     loss = generator_loss([fake], "log")
     assert loss.item() == pytest.approx(200)
@@ -83,7 +83,7 @@ def test_accuracy_weighs_real_and_made_alike(kind, boundary):
 
 
 def test_the_gradient_penalty_of_a_known_function():
-    """Of D(x) = a sum(x^2) + mean(b x), whose gradient is 2 a x + b / n, and its derivative."""
+    """Value and derivative for D(x) = a sum(x^2) + mean(b x), with the gradient 2 a x + b / n."""
     x = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(2)) + 0.1
     a = torch.tensor(0.7, requires_grad=True)
     shift = 3.0 / x[0].numel()

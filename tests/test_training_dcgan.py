@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from stylekernels.models import ImageGenerator
-from stylekernels.models.dcgan import BatchNorm
+from stylekernels.models.batch_norm import BatchNorm
 from stylekernels.training import DcganConfig, DivergedError, SettingError, train_dcgan
 from stylekernels.training.averages import Average
 from stylekernels.training.dcgan import DcganTask
@@ -169,7 +169,7 @@ def test_what_is_saved_is_the_average(config):
 
 
 def test_the_average():
-    network = BatchNorm(2)
+    network = BatchNorm(2, negative_slope=0.2)
     average = Average(network, 0.5)
     with torch.no_grad():
         for step, value in enumerate((4.0, 8.0, 2.0)):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verb:
-    """What differs between the verbs.
+    """Differences between the verbs.
 
     Attributes:
         train: name of the function in `stylekernels.training`.

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylekernels.files import write_whole
+from stylekernels.models.batch_norm import BatchNorm
 from stylekernels.models.files import IMAGE_FORMAT, check_shapes, read_safetensors
 from stylekernels.nn import UpsampleBlock
-from stylekernels.ops import instance_norm, instance_norm_stats
 
 #: Side of the images, in pixels.
 SIDE = 64
@@ -29,13 +29,11 @@ _START = 8  # side of the dense layer's image
 _SLOPE = 0.2
 _DROPOUT = 0.3
 _RECOGNITION = 128
-# Share of a batch's statistics in the running ones, torch.nn.BatchNorm2d's default.
-_MOMENTUM = 0.1
 
 
 @dataclass(frozen=True)
 class ImageGeneratorConfig:
-    """What an :class:`ImageGenerator` makes its images from.
+    """Inputs of an :class:`ImageGenerator`, by their sizes and names.
 
     Attributes:
         noise: number of random inputs.
@@ -88,7 +86,7 @@ class ImageGeneratorConfig:
 
 
 class Codes(NamedTuple):
-    """The inputs of a generator, for N images; None where its config has no such input.
+    """Inputs of a generator for N images; None if its config has no such input.
 
     Attributes:
         noise: (N, noise), normally distributed.
@@ -104,7 +102,7 @@ class Codes(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a discriminator says about N images; None where its config has no such code.
+    """Outputs of a discriminator for N images; None if its config has no such code.
 
     Attributes:
         logits: (N, 1), high where an image looks real.
@@ -138,7 +136,7 @@ class ImageGenerator(nn.Module):
         inputs = config.noise + len(config.labels) + config.categories + config.continuous
         channels = (256, 128, 64)
         self.dense = nn.Linear(inputs, channels[0] * _START**2)
-        self.norm = nn.ModuleList(BatchNorm(count) for count in channels)
+        self.norm = nn.ModuleList(BatchNorm(count, _SLOPE) for count in channels)
         self.up = nn.ModuleList(
             [_upsampling(256, 128), _upsampling(128, 64), _upsampling(64, 3, activation="tanh")]
         )
@@ -346,52 +344,6 @@ def to_pixels(x: Tensor) -> np.ndarray:
     """Round images (N, 3, H, W) in [0, 1] to (N, H, W, 3) uint8."""
     pixels = x.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-
-class BatchNorm(nn.Module):
-    """Batch norm and leaky ReLU by the kernels of instance norm.
-
-    In channels_last a batch is, in memory, one image of N H rows. Its batch norm is the instance
-    norm of that image.
-
-    Args:
-        channels: C.
-
-    Ioffe and Szegedy, "Batch normalization", 2015.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (N, C, H, W), channels_last: the batch's statistics are used in training, else
-        the running ones."""
-        rows = x.permute(0, 2, 3, 1).flatten(0, 1)[None].permute(0, 3, 1, 2)
-        stats = None
-        if self.training:
-            self._remember(rows.detach())
-        else:
-            stats = (self.running_mean, self.running_var)
-        y = instance_norm(
-            rows,
-            self.weight,
-            self.bias,
-            activation="leaky_relu",
-            negative_slope=_SLOPE,
-            stats=stats,
-        )
-        return y.permute(0, 2, 3, 1).unflatten(1, (len(x), -1))[0].permute(0, 3, 1, 2)
-
-    @torch.no_grad()
-    def _remember(self, rows: Tensor) -> None:
-        mean, var = instance_norm_stats(rows)
-        count = rows.shape[2] * rows.shape[3]
-        self.running_mean.lerp_(mean[0], _MOMENTUM)
-        self.running_var.lerp_(var[0] * (count / (count - 1)), _MOMENTUM)
 
 
 def _upsampling(cin: int, cout: int, activation: str = "none") -> UpsampleBlock:

@@ -1,6 +1,5 @@
 """Training an image generator: DCGAN, conditional, InfoGAN."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,16 +155,6 @@ class DcganTask:
             judged = self._judge(self._draw(self.average.network, self._fixed), self._fixed.label)
         self.discriminator.train()
         return generator_loss([judged.logits], self.config.gan_loss).item()
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.average.network.state_dict()
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        self.average.network.load_state_dict(weights)
-
-    def save(self, path: Path) -> None:
-        """Write the generator: the average of its weights."""
-        self.average.network.save_pretrained(path)
 
     def measure(self) -> dict[str, float]:
         return {}

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from stylekernels.hardware import cpu_threads
 from stylekernels.signals import handled
+from stylekernels.training.averages import Average
 from stylekernels.training.checkpoint import matching_checkpoint, save_checkpoint
 from stylekernels.training.config import RunConfig, naming
 from stylekernels.training.errors import DivergedError
@@ -29,17 +30,19 @@ _RAMP_STEPS = 20
 
 
 class Task(Protocol):
-    """What a loop trains: networks, data and optimisers.
+    """Networks, data and optimisers that a loop trains.
 
     Attributes:
         first: the number of the first step. Steps below 0 prepare the networks, and neither
             ``minutes`` nor the learning rate's curve counts them.
         device: of the networks.
+        average: of the weights, which the run is for. Its network has ``save_pretrained``.
         inputs: digests of what is learnt from, by setting. A checkpoint belongs to them.
     """
 
     first: int
     device: torch.device
+    average: Average
     inputs: dict[str, str]
 
     def step(self, number: int, rate: float, progress: float) -> dict[str, Tensor]:
@@ -57,18 +60,9 @@ class Task(Protocol):
     def probe(self) -> float:
         """Return the loss of fixed inputs, by which the loop knows that the weights are sound."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the weights that the run is for."""
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take back weights of :meth:`weights`."""
-
     def samples(self) -> np.ndarray | None:
         """Return a sheet of pictures that shows what has been learnt, (H, W, 3) uint8; None if
         there is nothing to show it on."""
-
-    def save(self, path: Path) -> None:
-        """Write the weights of :meth:`weights`."""
 
     def measure(self) -> dict[str, float]:
         """Return losses on data that was held out; empty if there is none."""
@@ -153,14 +147,14 @@ def run_task(
                         kept = f"add --resume to go on from {folder.path}"
                     raise KeyboardInterrupt(f"before the first step; no {noun} yet, {kept}")
                 if writes:
-                    task.save(config.output)
+                    task.average.network.save_pretrained(config.output)
             held_out = task.measure()
         except DivergedError as error:
             step = loop.restore()
             if step is None:
                 raise
             if writes:
-                task.save(config.output)
+                task.average.network.save_pretrained(config.output)
             raise DivergedError(
                 f"{error}; {config.output} has the {noun} of step {step}"
             ) from error
@@ -329,7 +323,7 @@ class Loop:
         raise DivergedError(f"learning_rate: at step {step} {found}; {instead}")
 
     def _keep_weights(self) -> None:
-        weights = self.task.weights()
+        weights = self.task.average.network.state_dict()
         self._good = self.step, {name: tensor.clone() for name, tensor in weights.items()}
 
     def restore(self) -> int | None:
@@ -337,7 +331,7 @@ class Loop:
         if self._good is None or self._good[0] <= 0:
             return None
         step, weights = self._good
-        self.task.load_weights(weights)
+        self.task.average.network.load_state_dict(weights)
         return step
 
     def save_checkpoint(self, *, finished: bool = False) -> None:

@@ -72,7 +72,7 @@ class RunFolder:
         _write_json(self.path / "environment.json", environment())
 
     def _unfinished(self) -> bool:
-        """Whether there is a checkpoint of a run that did not come to its end."""
+        """Tell whether the checkpoint is of a run that did not come to its end."""
         if not self.checkpoint.is_file():
             return False
         try:

@@ -1,7 +1,6 @@
 """Training a style: a generator, perceptual losses, and a discriminator of the art."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -244,16 +243,6 @@ class StyleTask:
     @torch.no_grad()
     def probe(self) -> float:
         return self.losses(self.probed)["total"].item()
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.average.network.state_dict()
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        self.average.network.load_state_dict(weights)
-
-    def save(self, path: Path) -> None:
-        """Write the style: the average of the weights."""
-        self.average.network.save_pretrained(path)
 
     @torch.no_grad()
     def losses(self, photo: Tensor) -> dict[str, Tensor]:
