@@ -34,9 +34,11 @@ def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
         pictures = [generator(photo) for photo in photos]
         for i, photo in enumerate(photos):
             as_is, painted = loss(photo, photo), loss(photo, pictures[i])
-            assert painted["style"] < 0.65 * as_is["style"]
+            assert painted["style"] < 0.55 * as_is["style"]
             for layer in features.style_layers:
-                assert painted[f"style/{layer}"] < 0.95 * as_is[f"style/{layer}"], layer
+                # The deepest layer has 10 x 10 places of these photos, too few for a close match.
+                share = 0.95 if layer == "relu5_1" else 0.8
+                assert painted[f"style/{layer}"] < share * as_is[f"style/{layer}"], layer
             other = loss(photo, pictures[i - 1])
             assert painted["content/relu4_1"] < 0.9 * other["content/relu4_1"]
 

@@ -42,12 +42,12 @@ def config(training_config):
 
 def test_training_lowers_the_loss_it_reports(config):
     before = train(dataclasses.replace(config, steps=1, learning_rate=1e-9)).held_out
-    result = train(dataclasses.replace(config, steps=60, learning_rate=5e-3))
-    assert result.steps == 60
+    result = train(dataclasses.replace(config, steps=200, learning_rate=5e-3))
+    assert result.steps == 200
     assert not result.interrupted
-    # Sixty steps end anywhere from 0.78 to 0.90 of the start, by seed and rounding.
-    assert result.held_out["total"] < 0.94 * before["total"]
-    assert result.held_out["style"] < 0.94 * before["style"]
+    # Seeds and roundings end between 0.57 and 0.76.
+    assert result.held_out["total"] < 0.82 * before["total"]
+    assert result.held_out["style"] < 0.82 * before["style"]
     for losses in (result.losses, result.held_out):
         styles = [losses[f"style/relu{i}_1"] for i in range(1, 6)]
         contents = [losses[f"content/relu{i}_1"] for i in (2, 3, 4)]

@@ -67,7 +67,10 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(config, tmp_path
     train(dataclasses.replace(whole, output=tmp_path / "whole"))
     code = "from pathlib import *\nfrom stylekernels.training import TrainConfig, train\n"
     choose, kills = random.Random(0), 0
+    log = whole.run_path / "log.jsonl"
     while kills < 4:
+        if log.exists():  # as if the last run had got further than its checkpoint
+            log.write_text(log.read_text() + '{"step": 29}\n{"step": 3')
         state = whole.run_path / "checkpoint.pt"
         now = dataclasses.replace(whole, resume=state.exists())
         process = subprocess.Popen(
@@ -84,6 +87,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(config, tmp_path
     assert train(dataclasses.replace(whole, resume=True)).steps == 30
     assert_same_weights(whole.output, tmp_path / "whole")
     assert os.listdir(whole.run_path).count("checkpoint.pt") == 1
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20, 30]
 
 
 def test_a_run_that_was_stopped_is_not_replaced_and_one_that_ended_is(config):

@@ -27,11 +27,12 @@ def take(step, photo, target, rate):
     return losses
 
 
-def test_a_step_adds_up_its_passes(start):
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_step_adds_up_its_passes(start, precision):
     """Gradients of pictures, in two passes, are those of one pass of the sum."""
     network, photo, target = start
     twin = copy.deepcopy(network)
-    whole, parts = (TrainingStep(MixedPrecision(n, torch.float32)) for n in (network, twin))
+    whole, parts = (TrainingStep(MixedPrecision(n, precision)) for n in (network, twin))
     take(whole, photo, target, RATE)
     parts.begin(RATE)
     for i in range(2):
@@ -40,7 +41,10 @@ def test_a_step_adds_up_its_passes(start):
         parts.backward(made, gradient)
     parts.finish(Processes())
     for (name, one), two in zip(network.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-7, msg=name)
+        if precision == torch.float32:
+            torch.testing.assert_close(two.grad, one.grad, rtol=1e-3, atol=1e-7, msg=name)
+        elif name.startswith("to_rgb"):  # gradients of deeper layers are mostly rounding
+            assert (two.grad - one.grad).norm() < 0.05 * one.grad.norm(), name
 
 
 @pytest.fixture
