@@ -1,20 +1,25 @@
 """Kernels of the deferred-norm convolution: one prepares the input, one convolves it.
 
-A group of output pixels is computed from a window of input pixels (`conv_geometry.Geometry`). For
-example, if the output has twice the input's size and the kernel is 3 x 3, a group is 2 x 2 pixels
-and its window 3 x 3::
+A group of output pixels is computed from a window of input pixels (`conv_geometry.Geometry`). In
+most convolutions a group is one pixel, and its window has the size of the kernel. For example, if
+the output has twice the input's size and the kernel is 3 x 3, a group is 2 x 2 pixels and its
+window 3 x 3::
 
     window: WINDOW_Y rows of WINDOW_X pixels         group: GROUP_Y x GROUP_X pixels
     +-----+-----+-----+                              +-----+-----+
     |     |     |     | <- run: WINDOW_X * CHANNELS  |  0  |  1  |   pixel p of the group and output
-    +-----+-----+-----+    elements of memory,       +-----+-----+   o are column p * outputs + o
-    |     |     |     |    filled up with zeros      |  2  |  3  |   of the matrix product
-    +-----+-----+-----+    to RUN                    +-----+-----+
+    +-----+-----+-----+    elements of memory; RUN   +-----+-----+   channel o are column
+    |     |     |     |    is that, rounded up to a  |  2  |  3  |   p * outputs + o of the matrix
+    +-----+-----+-----+    multiple of BLOCK_K       +-----+-----+   product
     |     |     |     |
     +-----+-----+-----+    the window of the next group begins ADVANCE_X pixels further on
 
-The convolution is one matrix product: BLOCK_N columns by BLOCK_M groups, summed over the ROWS * RUN
-elements of a window in steps of BLOCK_K.
+The convolution is one matrix product. A program computes a tile of it: BLOCK_N columns by BLOCK_M
+groups, summed over the ROWS * RUN elements of a window in steps of BLOCK_K. Beyond the run, weights
+are stored as zeros, and pixels are masked to zero as they are loaded.
+
+WIDE is the dtype of sums: float64 for float64, else float32. INDEX is that of offsets in memory:
+int64 where int32 would overflow.
 """
 
 import triton
@@ -36,7 +41,7 @@ def _continued(at, size, PADDING_MODE: tl.constexpr):
 
 @triton.jit
 def _load_scale_shift(scale_shift, n, channels, C):
-    """Load scale and shift of an image's channels, [1, BLOCK_C] each."""
+    """Load scale and shift of an image's channels from (N, C, 2): [1, BLOCK_C] each."""
     inside = channels < C
     at = scale_shift + 2 * (n * C + channels)
     pairs = tl.load(at[:, None] + tl.arange(0, 2)[None, :], mask=inside[:, None], other=0.0)
@@ -79,8 +84,9 @@ def pack_kernel(
 ):
     """Write the weights as `convolution_kernel` reads them: (columns, rows of the window, RUN).
 
-    The weight between a pixel of the window and a pixel of the group is the sum of COUNT kernel
-    elements in each direction. OF_WINDOW, OF_PIXEL, FIRST, COUNT: `Geometry.elements`.
+    In each direction the weight between pixel w of the window and pixel p of the group is the sum
+    of COUNT kernel elements, from OF_WINDOW * w + OF_PIXEL * p + FIRST on (`Geometry.elements`).
+    Those outside of the kernel count as zero.
     """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     element = at % RUN
@@ -136,8 +142,10 @@ def prepare_kernel(
 ):
     """Write activation(x * scale + shift) + residual to ``padded``, and to ``kept`` if given.
 
-    In ``padded`` each pixel is repeated REPEATS times in both directions, a border of padding
-    surrounds the image, and pixels have CHANNELS >= C channels, zero from C on.
+    In ``padded``, which is channels_last, each pixel is repeated REPEATS times in both directions,
+    a border of padding surrounds the image, and pixels have CHANNELS >= C channels, zero from C on.
+    REPEATS is 2 only for nearest upsampling that groups of 2 x 2 pixels cannot compute. ``kept``
+    has x's size, and a layout of its own. The stride of pixels is stride_p, also from row to row.
     """
     program = tl.program_id(0)
     size = padded_height * padded_width
@@ -224,11 +232,14 @@ def convolution_kernel(
     x is (N, x_rows, x_columns, CHANNELS), padded so that every window lies inside of it. ``weight``
     is (columns, WINDOW_Y, RUN), as `pack_kernel` writes it, and ``bias`` (outputs,). The output is
     (N, outputs, rows_out, columns_out). y holds its first y_rows and y_columns. ``moments`` are
-    (4, N, group_blocks * PIXELS, outputs). ``group_blocks``: blocks of groups of one image.
+    (4, N, group_blocks * PIXELS, outputs): see `store_moments`. ``group_blocks``: blocks of groups
+    of one image. Successive programs compute all columns of the same groups, which share their
+    pixels in the L2 cache.
 
     If all columns of a tile belong to one row of the group, window rows with zero weights are
-    skipped: the tile reads ROWS rows, from ROW_OFFSET times the row of the group on. RAGGED: some
-    groups have pixels outside of the output. CROPPED: y has fewer rows or columns than the output.
+    skipped: the tile reads ROWS rows, from ROW_OFFSET times the row of the group on. Otherwise it
+    reads all. RAGGED: some groups have pixels outside of the output. CROPPED: y has fewer rows or
+    columns than the output.
 
     The accumulator is transposed, (BLOCK_N, BLOCK_M): a thread holds many pixels of few channels,
     so that statistics are sums within threads.
@@ -311,6 +322,8 @@ def convolution_kernel(
         stored = rounded(sums, y.dtype.element_ty)
         tl.store(to, stored, mask=wanted)
         if moments is not None:
+            # The mean of what is stored is near + distance: the second pass corrects the rounding
+            # of the first.
             most = tl.maximum(count, 1.0)
             near = row_sums(tl.where(real, stored.to(WIDE), 0.0)) / most
             away = tl.where(real, stored.to(WIDE) - near[:, None], 0.0)

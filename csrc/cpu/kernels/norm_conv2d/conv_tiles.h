@@ -1,4 +1,9 @@
-// Deferred-norm convolution of bfloat16 on AMX tiles: see norm_conv2d.cpp for the division of work.
+// Deferred-norm convolution of bfloat16 on AMX tiles. A task computes one or more bands, which are
+// consecutive output rows with partial statistics of their own (norm_conv2d.cpp).
+//
+// Order of loops: pairs of output rows, parities of the output (two rows x two columns if it is
+// upsampled, each with a kernel of its own, else one: see ConvAxis), panels of 32 outputs (output
+// channels), register blocks along the row, K steps.
 //
 // Register block: two output rows x 16 pixels x 32 outputs, in four accumulators. All eight tile
 // registers are in use:
@@ -23,13 +28,13 @@
 //            |  and the ring's next rows   |       |  and the ring's next rows       |       |
 //
 // Software pipeline: pieces of vector work (eight pixels of 32 channels each) run between the K
-// steps, after a fixed number of them. `store` moves the accumulators to scratch, where the
-// epilogue reads them (conv_tile_output.h).
+// steps, after a fixed number of them. `store` moves the accumulators to scratch. The epilogue
+// (conv_tile_output.h) reads them there, adds the bias, rounds, writes y and sums its statistics.
 //
 // Ring buffer (conv_tile_rows.h): rows of the padded input, normalised, activated and rounded to
-// bfloat16, in the L2 cache. Position p of the padded image (it may be negative) is at (p - low) %
-// rows, as [channels / 32][columns][32 channels], so that one tile is 16 consecutive columns of one
-// block of channels. With a 3 x 3 kernel and stride 1:
+// bfloat16, in the L2 cache. Position p of the padded image (from low on: -1 for a padding of 1) is
+// at (p - low) % rows, as [channels / 32][columns][32 channels], so that one tile is 16
+// consecutive columns of one depth block: 32 channels. With a 3 x 3 kernel and stride 1:
 //
 //   output rows o, o + 1 read input rows      o - 1, o, o + 1, o + 2
 //   prologue, for o + 2 and o + 3                                    o + 3, o + 4
@@ -44,7 +49,9 @@ namespace stylekernels::CPU_CAPABILITY {
 // -- the weights -----------------------------------------------------------------------------
 
 // Packs the weights of a parity in the order of the K steps: [panel][K step][tile], and a tile is
-// [pair of values][output][2]. Kernel elements that read the same input pixel are added up.
+// [pair of values][output][2]. Values are the terms of the product: input channels, with in_values
+// those of all kernel columns. Kernel elements that read the same input pixel (nearest upsampling)
+// are added up.
 inline void pack_weights_in_tiles(const NormConv2d& a, const TileGeometry& g, int64_t row_parity,
                                   int64_t column_parity) {
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
@@ -86,12 +93,12 @@ inline void pack_weights_in_tiles(const NormConv2d& a, const TileGeometry& g, in
 
 // -- the product -----------------------------------------------------------------------------
 
-// Input of a register block: its first pixel in the rows of the ring that it reads, by output row
-// and kernel row.
+// Input of the register blocks of two output rows: their first pixel in the rows of the ring that
+// they read, by output row and kernel row.
 struct TilePixels {
   const BFloat16* rows[2][ConvAxis::kMaxKernel];
   int64_t kernel_rows, kernel_columns, depth_blocks;
-  int64_t block_elements;  // from one depth block to the next
+  int64_t block_elements;  // from one depth block of a row to the next
   int64_t pitch_bytes;     // from one output pixel to the next
 };
 
@@ -198,7 +205,8 @@ struct TileWork {
   }
 };
 
-// Computes kOutputRows output rows of a parity, kTiles times 16 outputs from `first` on.
+// Computes kOutputRows rows from `o` on of a parity's output, kTiles times 16 outputs from `first`
+// on.
 template <int kOutputRows, int kTiles>
 void multiply_rows(const TileGeometry& g, const TilePixels& pixels, const BFloat16* weights,
                    int64_t o, int64_t row_parity, int64_t column_parity, int64_t first,
@@ -215,7 +223,8 @@ void multiply_rows(const TileGeometry& g, const TilePixels& pixels, const BFloat
 }
 
 // Computes bands [first_band, last_band) of image n, which share the ring. memory: ring |
-// coefficients | TileSums | TileChannels per panel.
+// coefficients (scale and shift of the norm) | TileSums (scratch of a register block) |
+// TileChannels per panel (bias and statistics).
 inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BFloat16>& input,
                       int64_t n, int64_t first_band, int64_t last_band, float* memory) {
   [[maybe_unused]] const TileScope scope;
@@ -233,11 +242,11 @@ inline void run_bands(const NormConv2d& a, const TileGeometry& g, const Input<BF
     for (int64_t i = 0; i < kTileRows * a.cout; ++i) sums.bias[i] = panels[0].bias[i % a.cout];
   TileOutput output{a, g, n, panels, sums};
   TileWork work(a, g, output, ring);
-  ring.want(smaller(begin + 2, end));
+  ring.want(smaller(begin + 2, end));  // the input of output rows before this one
   for (int64_t o = begin; o < end; o += 2) {
     if ((o - begin) % a.band == 0) output.begin_band(o / a.band);
     const int64_t rows = smaller<int64_t>(2, end - o);
-    ring.finish();
+    ring.finish();  // reads what the pieces of the last pair of rows have left
     ring.want(smaller(o + 4, end));
     for (int64_t parity = 0; parity < a.parities * a.parities; ++parity) {
       const int64_t row_parity = parity / a.parities, column_parity = parity % a.parities;

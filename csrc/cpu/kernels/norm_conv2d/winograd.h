@@ -20,13 +20,18 @@
 // column of A^T and the first row of G are absent. Its rows of G are (1, x_i) over the same
 // products, and the last is (0, 1).
 //
-// Order of loops: for every four output rows, every parity and every batch of tiles, transform the
-// inputs; then for every panel of output channels multiply all points, transform back and write.
+// Order of loops: for every four output rows of a band, every parity and every batch of tiles,
+// transform the inputs; then for every panel of output channels multiply all points, transform back
+// and write.
 //
-// Layouts, in elements. A batch is up to kWinogradBatch tiles of one row of tiles:
+// Layouts of Wide<T> (float), in elements. A panel is kPanel output channels: two vectors. A batch
+// is up to kWinogradBatch tiles of one row of tiles. The ring (conv_rows.h) holds the rows of the
+// padded input that a row of tiles reads, normalised and activated. Columns begin at position `low`
+// of the padded image, which is -1 for a padding of 1:
 //
+//    ring       [span rows][width columns][Cin]
 //    points     [kSide * kSide][tiles][Cin]       pitch of a point: winograd_pitch(Cin)
-//    weights    [panels][kSide * kSide][Cin][kPanel outputs]
+//    weights    [panels][kSide * kSide][Cin][kPanel outputs], for each parity
 //    products   [kSide * kSide][kWinogradBatch][kPanel outputs]
 //    values     [height][width][kPanel outputs], rounded outputs of a batch
 //
@@ -144,7 +149,9 @@ void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t 
   }
 }
 
-// Transforms the inputs of one tile to its points, a vector of channels.
+// Transforms the inputs of one tile to its points, a vector of channels: columns first, then rows.
+// rows: its upper left corner in each of the ring's rows; `pitch` elements from a column to the
+// next.
 template <int kSide, class V>
 inline void transform_tile(const ElementOf<V>* const (&rows)[kSide], int64_t pitch,
                            int64_t point_pitch, ElementOf<V>* points) {
@@ -183,7 +190,7 @@ inline void multiply_points(const ElementOf<V>* points, int64_t pitch, int64_t c
     for (int64_t t = 0, rows; t < count; t += rows) {
       const ElementOf<V>* from = points + t * cin;
       ElementOf<V>* to = products + t * kPanel<V>;
-      // A rest of kBlockRows + 2 would leave two rows; fours are faster, because register blocks of
+      // kBlockRows + 2 tiles would leave two. Fours are faster, because register blocks of one or
       // two rows do not keep two multiply-adds busy.
       const int64_t left = count - t;
       rows = left >= kBlockRows && left != kBlockRows + 2 ? kBlockRows : left >= 4 ? 4 : 1;
@@ -219,7 +226,9 @@ inline void finish_tile(const ElementOf<V>* products, V bias, int64_t height, in
   }
 }
 
-// Computes a band. An incomplete tile reads padding; height and width limit what is stored.
+// Computes a band of image n: consecutive output rows with partial statistics of their own. An
+// incomplete tile reads padding; height and width limit what is stored. memory: ring | points |
+// products | values.
 template <int kSide, class T>
 void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input<T>& input,
                           int64_t n, int64_t band, Wide<T>* memory) {
