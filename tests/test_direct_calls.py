@@ -169,6 +169,21 @@ CALLS = {
     "x: .*(small|expected)": [
         lambda: convolve(padding=5, padding_mode="reflect"),
         lambda: convolve(weight=random(8, C, 9, 9), padding=0),
+        # The widest images that are too narrow to reflect.
+        lambda: convolve(
+            x=X[..., :2],
+            weight=random(8, C, 9, 9),
+            padding=4,
+            padding_mode="reflect",
+            upsample="nearest",
+        ),
+        lambda: convolve(
+            x=X[..., :1],
+            weight=random(C, 8, 4, 4),
+            padding=0,
+            padding_mode="reflect",
+            upsample="transpose",
+        ),
         lambda: OPS.gram_matrix(X[..., :0], None, False),
         lambda: OPS.gram_loss(X[..., :0], GRAMS, None),
         lambda: OPS.gram_matrix_backward(GRAMS, X[..., :0], None, None),

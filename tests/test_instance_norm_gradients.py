@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylekernels import instance_norm, instance_norm_stats
-from tests.conftest import Recorder, random, saved_image_bytes
+from stylekernels import instance_norm, instance_norm_stats, native
+from tests.conftest import Recorder, random, relative_errors, saved_image_bytes
 from tests.instance_norms import ACTIVATIONS, before_activation, exact, ours, per_channel
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -83,6 +83,21 @@ def test_gradient_penalty(dtype, layout, device) -> None:
     ):
         tolerance = 16 * torch.finfo(dtype).eps
         assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.skipif(native.cpu_missing is not None, reason="PyTorch rounds the mean")
+@pytest.mark.every_capability
+@pytest.mark.parametrize("activation", ["none", "tanh"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_rounding_the_mean_leaves_no_error(layout, activation) -> None:
+    """A mean near 1000 is rounded by up to 3e-5, and PyTorch's gradients have errors of that size.
+    The cotangent is correlated with x and its mean is not zero, so that both sums are large."""
+    x = random(2, 6, 61, 67, layout=layout, shift=1000.0)
+    cotangent = x - 1000 + random(*x.shape, seed=1, shift=0.5)
+    leaf, wide = x.requires_grad_(), x.detach().double().requires_grad_()
+    (grad,) = torch.autograd.grad(instance_norm(leaf, activation=activation), leaf, cotangent)
+    (expected,) = torch.autograd.grad(exact(wide, activation=activation), wide, cotangent.double())
+    assert max(relative_errors(grad, expected)) <= 1e-6
 
 
 @pytest.mark.parametrize("residual_first", [False, True])

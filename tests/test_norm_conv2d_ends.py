@@ -9,7 +9,8 @@ from tests.convolve_into import convolve_into
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
-# Tiles of 3x3 outputs, two dozen at a time or 64.
+# Tiles of 3x3 outputs, two dozen at a time or 64. A width of 93 is 31 tiles: with the two tiles to
+# their right that a kernel of 9 reads, one more than whole vectors of 16, 8 or 4 tiles.
 ENDS = [
     *((3, out_channels, 9) for out_channels in (4, 16, 33)),
     *((channels, 17, 9) for channels in (1, 5, 8)),
@@ -17,7 +18,10 @@ ENDS = [
     *((3, 9, kernel) for kernel in (5, 7, 8)),
     *((9, 3, kernel) for kernel in (5, 6, 7)),
 ]
-END_SIZES = [(1, 1), (3, 2), (4, 7), (12, 72), (13, 73), (2, 74), (50, 9), (7, 192), (5, 199)]
+END_SIZES = [
+    *((1, 1), (3, 2), (4, 7), (12, 72), (13, 73), (2, 74), (50, 9), (7, 192), (5, 199)),
+    (3, 93),
+]
 
 
 @pytest.mark.every_capability

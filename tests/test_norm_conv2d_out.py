@@ -106,11 +106,14 @@ CROPPED = tuple(mode for mode in MODES if mode[0] == "none" and mode[1] % 2 == 1
 
 @pytest.mark.every_capability
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("border", ["half", "most"])
 @pytest.mark.parametrize("mode", CROPPED, ids=str)
-def test_any_crop_is_the_first_rows_and_columns(mode, dtype) -> None:
-    """Any crop down to a single pixel, odd and even."""
+def test_any_crop_is_the_first_rows_and_columns(mode, border, dtype) -> None:
+    """Any crop down to a single pixel, odd and even. With a wide border few columns reflect pixels
+    that they do not read themselves."""
     tensors = inputs(mode, (2, 16, 19, 11), 17, dtype, "channels_last", scale_shift=True)
-    options = {**half_padded(mode), "padding_mode": "reflect"}
+    padding = padding_of(mode, border)
+    options = {"stride": mode[2], "padding": padding, "padding_mode": "reflect"}
     whole = out(**tensors, **options).y
     height, width = whole.shape[2:]
     wrong = []
