@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from stylekernels.inference import Stylizer
-from stylekernels.losses import PerceptualLoss
 from stylekernels.ops.forcing import use_impl
-from stylekernels.training.color_transfer import ColorTransfer
+from stylekernels.training.objective import Objective
 
 _LEARNING_RATE, _LAST_RATE = 0.03, 0.002
 # Pixels count if flow there and back ends within this distance, in pixels.
@@ -53,47 +52,33 @@ class Evaluation:
         return asdict(self)
 
 
-class Objective:
-    """The loss that a style was trained for, of any picture.
+def optimise(objective: Objective, photo: Tensor, steps: int) -> Tensor:
+    """Minimise the losses over the pixels of one picture.
 
     Args:
-        loss: content, style, total variation and colour.
-        transfer: gives photos the colours that the loss aims at.
+        objective: the losses.
+        photo: (1, 3, H, W) in [0, 1].
+        steps: number of steps of Adam.
+
+    Returns:
+        The picture, of the same shape, in [0, 1].
+
+    Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
+    with Adam in place of L-BFGS, from the photo in the colours that the loss aims at.
     """
-
-    def __init__(self, loss: PerceptualLoss, transfer: ColorTransfer) -> None:
-        self.loss, self.transfer = loss, transfer
-
-    def __call__(self, photo: Tensor, picture: Tensor) -> dict[str, Tensor]:
-        """Return the losses of a picture of a photo, (1, 3, H, W) each; scalars by name."""
-        return self.loss(self.transfer(photo), picture)
-
-    def optimise(self, photo: Tensor, steps: int) -> Tensor:
-        """Minimise the loss over the pixels of one picture.
-
-        Args:
-            photo: (1, 3, H, W) in [0, 1].
-            steps: number of steps of Adam.
-
-        Returns:
-            The picture, of the same shape, in [0, 1].
-
-        Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
-        with Adam in place of L-BFGS, from the photo in the colours that the loss aims at.
-        """
-        target = self.transfer(photo)
-        picture = target.clone().requires_grad_()
-        optimizer = torch.optim.Adam([picture])
-        for step in range(steps):
-            share = step / steps
-            rate = _LEARNING_RATE ** (1 - share) * _LAST_RATE**share
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.zero_grad()
-            self.loss(target, picture)["total"].backward()
-            optimizer.step()
-            with torch.no_grad():
-                picture.clamp_(0, 1)
-        return picture.detach()
+    target = objective.target(photo)
+    picture = target.clone().requires_grad_()
+    optimizer = torch.optim.Adam([picture])
+    for step in range(steps):
+        share = step / steps
+        rate = _LEARNING_RATE ** (1 - share) * _LAST_RATE**share
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        objective.loss(target, picture)["total"].backward()
+        optimizer.step()
+        with torch.no_grad():
+            picture.clamp_(0, 1)
+    return picture.detach()
 
 
 def evaluate(
@@ -132,10 +117,10 @@ def evaluate(
         for turn, impl in enumerate((None, "reference")):
             started = time.perf_counter()
             if impl is None:
-                optimum = objective.optimise(x, steps)
+                optimum = optimise(objective, x, steps)
             else:
                 with use_impl(impl):
-                    optimum = objective.optimise(x, steps)
+                    optimum = optimise(objective, x, steps)
             seconds[turn] += time.perf_counter() - started
             with torch.no_grad():
                 (optima, references)[turn].append(_values(objective(x, optimum)))

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from stylekernels.cli.main import main
-from stylekernels.evaluation import Objective, evaluate, read_clip, warped_errors
+from stylekernels.evaluation import evaluate, read_clip, warped_errors
 from stylekernels.inference import Stylizer
-from stylekernels.losses import PerceptualLoss
 from stylekernels.models import load_features
-from stylekernels.training.color_transfer import ColorTransfer
-from stylekernels.training.data import read_image, to_tensor
+from stylekernels.training import TrainConfig
+from stylekernels.training.art import Art
+from stylekernels.training.objective import Objective
 from tests.pictures import complaints
 from tests.training_runs import blobs
 
@@ -22,11 +22,15 @@ pytest.importorskip("skimage")
 
 @pytest.fixture
 def objective(training_folder):
-    painting = to_tensor(read_image(training_folder / "style.png"))
-    features = load_features("mixed", training_folder)
-    weights = {"content_weight": 1.0, "style_weight": 5.0, "tv_weight": 0.1, "color_weight": 1.0}
-    loss = PerceptualLoss(features, [painting[None]], **weights)
-    return Objective(loss, ColorTransfer(painting, 0.5))
+    config = TrainConfig(
+        art=training_folder / "style.png",
+        photos=training_folder / "photos",
+        tv_weight=0.1,
+        color_weight=1.0,
+        art_colors=0.5,
+    )
+    art = Art.read(config.art, 0.15, smooth=False, skip=print)
+    return Objective(art, load_features("mixed", training_folder), config)
 
 
 @pytest.fixture

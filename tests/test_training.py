@@ -327,10 +327,10 @@ def test_networks_photos_and_targets_are_channels_last(config, monkeypatch):
     """Convolutions are fastest so; the colour transfer's pictures are channels_last as well."""
     run, seen = StyleTask.pass_style, []
 
-    def watch(task, photo, *rest):
+    def watch(task, style, photo, *rest):
         weights = [w for w in task.optimise.network.working.parameters() if w.dim() == 4]
-        seen.extend([photo, task.target(photo), *weights])
-        return run(task, photo, *rest)
+        seen.extend([photo, style.objective.target(photo), *weights])
+        return run(task, style, photo, *rest)
 
     monkeypatch.setattr(StyleTask, "pass_style", watch)
     train(dataclasses.replace(config, art_colors=1.0, steps=1))

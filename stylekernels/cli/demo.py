@@ -1,6 +1,7 @@
 """``stylekernels demo``: a before-and-after sheet of a well-known photo."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from stylekernels.cli.options import option
@@ -21,7 +22,7 @@ class Demo:
     style: Annotated[str | None, option("STYLE", "-s", hint="(default: every bundled style)")] = (
         None
     )
-    """A bundled style, or a file of weights."""
+    """A bundled style, a mixture, or a file of weights, as for `stylekernels stylize`."""
 
     output: Annotated[str, option("PATH", "-o")] = _DEMO_SHEET
     """The picture to write, or a folder for it."""
@@ -44,9 +45,9 @@ class Demo:
             check_inputs_are_kept([output], weights)
         photo = _demo_photo()
         pictures = [("photo", photo)]
-        for path in weights:
-            stylizer = open_style(path, self.device)
-            pictures.append((path.stem.replace("_", " "), stylizer(photo)))
+        for style in styles:
+            stylizer = open_style(style, self.device)
+            pictures.append((Path(style).stem.replace("_", " "), stylizer(photo)))
         with refusing():
             write_photo(output, Photo(make_sheet(pictures)))
         say(f"{output}: the photo and {len(styles)} {plural('style', len(styles))}")

@@ -88,7 +88,7 @@ class Evaluate:
                 inputs = [path for path in (weights, self.art, self.clip) if path is not None]
                 with naming("json"):
                     check_inputs_are_kept([self.json], inputs)
-            found = self._measure(weights)
+            found = self._measure()
         except SettingError as error:
             raise Refused(f"--{error}") from error
         except ModuleNotFoundError as error:
@@ -103,17 +103,15 @@ class Evaluate:
             write_whole(self.json, lambda part: part.write_text(text, encoding="utf-8"))
         return DONE
 
-    def _measure(self, weights: Path) -> "Evaluation":
+    def _measure(self) -> "Evaluation":
         import numpy as np
 
         from stylekernels import evaluation
-        from stylekernels.losses import PerceptualLoss
         from stylekernels.training.art import Art
-        from stylekernels.training.color_transfer import ColorTransfer
         from stylekernels.training.data import resized
-        from stylekernels.training.style import load_loss_network
+        from stylekernels.training.objective import Objective, load_loss_network
 
-        paint = open_style(weights, self.device)
+        paint = open_style(self.style, self.device)
         frames = None
         if self.clip is not None:
             with naming("clip"):
@@ -125,9 +123,7 @@ class Evaluate:
         )
         with naming("art"):
             art = Art.read(self.art, self.stroke, smooth=config.grain == "auto", skip=complain)
-        paintings = [painting[None] for painting in art.paintings]
-        loss = PerceptualLoss(load_loss_network(config), paintings, **config.loss_weights())
-        objective = evaluation.Objective(loss, ColorTransfer(art.colors(), config.art_colors))
+        objective = Objective(art, load_loss_network(config), config)
         return evaluation.evaluate(paint, objective, photos, steps=self.steps, frames=frames)
 
     def _choose(self) -> list["Image.Image"]:

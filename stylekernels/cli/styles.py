@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def find_style(style: str) -> Path:
-    """Return the file of a style, or refuse a style that does not exist."""
+    """Return the file of a style or of a mixture, or refuse what does not exist."""
     try:
         return style_file(style)
     except ValueError as error:
         raise Refused("--style: " + str(error).removeprefix("name_or_path: ")) from error
 
 
-def open_style(weights: Path, device: str | None, **options: Any) -> "Stylizer":
+def open_style(style: str, device: str | None, **options: Any) -> "Stylizer":
     """Open a style on a device, or refuse the device or the file.
 
     Args:
-        weights: the style's file.
+        style: as for ``StyleGenerator.from_pretrained``.
         device: name of the device; None means a GPU if there is one, else the CPU.
         options: options of the Stylizer.
     """
@@ -40,7 +40,7 @@ def open_style(weights: Path, device: str | None, **options: Any) -> "Stylizer":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns about files that are refused anyway
-            generator = StyleGenerator.from_pretrained(weights)
+            generator = StyleGenerator.from_pretrained(style)
     except (ValueError, OSError) as error:
         raise Refused(f"--style: {error}") from error
     try:

@@ -39,7 +39,9 @@ class Stylize:
     """Files, folders (the photos in them) and patterns such as 'trip/**/*.jpg'."""
 
     style: Annotated[str, option("STYLE", "-s", hint="(required)")]
-    """A bundled style (`stylekernels info` lists them) or a file of weights."""
+    """A bundled style (`stylekernels info` lists them), a mixture of bundled ones such as
+    wave:0.3,starry_night:0.7, or a file of weights. FILE:NAME and FILE:NAME:0.3,OTHER:0.7 are
+    styles of a file that `stylekernels train --multi-style` made."""
 
     output: Annotated[str, option("PATH", "-o")] = "stylized"
     """A file for one photo, in the format of its extension; a folder for many, under their names.
@@ -97,7 +99,7 @@ class Stylize:
         with refusing("--output: "):
             outputs = plan_outputs(photos, self.output)
             check_inputs_are_kept(outputs, [weights])
-        stylizer = open_style(weights, self.device, tile=self.tile, tile_mode=self.tile_mode)
+        stylizer = open_style(self.style, self.device, tile=self.tile, tile_mode=self.tile_mode)
 
         started = time.perf_counter()
         written = []

@@ -69,6 +69,6 @@ def run(config: "RunConfig", verb: Verb) -> int:
         return INTERRUPTED
     say(
         f"{result.output}: trained {result.steps} steps, {result.seconds / 60:.1f} minutes in all; "
-        f"log and samples are in {result.run}; try {verb.then.format(result.output)}"
+        f"log and samples are in {result.run}; try {verb.then.format(config.weights)}"
     )
     return DONE

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stylekernels.models.features import FeatureNetwork, load_features
     from stylekernels.models.files import StyleGenerator
     from stylekernels.models.generator import GeneratorConfig
+    from stylekernels.models.multi_style import MultiStyleGenerator
     from stylekernels.models.styles import bundled_styles
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ImageDiscriminator",
     "ImageGenerator",
     "ImageGeneratorConfig",
+    "MultiStyleGenerator",
     "StyleGenerator",
     "bundled_styles",
     "load_features",
@@ -35,6 +37,7 @@ if not TYPE_CHECKING:
             "ImageDiscriminator": "dcgan",
             "ImageGenerator": "dcgan",
             "ImageGeneratorConfig": "dcgan",
+            "MultiStyleGenerator": "multi_style",
             "StyleGenerator": "files",
             "bundled_styles": "styles",
             "load_features": "features",

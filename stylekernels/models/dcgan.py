@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stylekernels.files import write_whole
 from stylekernels.models.batch_norm import BatchNorm
-from stylekernels.models.files import IMAGE_FORMAT, check_shapes, read_safetensors
+from stylekernels.models.tensor_files import (
+    IMAGE_FORMAT,
+    check_shapes,
+    read_safetensors,
+    write_safetensors,
+)
 from stylekernels.nn import UpsampleBlock
 
 #: Side of the images, in pixels.
@@ -255,12 +258,7 @@ class ImageGenerator(nn.Module):
         Raises:
             OSError: if the file cannot be written.
         """
-        tensors = {
-            name: tensor.detach().to("cpu", torch.float32).contiguous()
-            for name, tensor in self.state_dict().items()
-        }
-        metadata = {"format": IMAGE_FORMAT, "config": json.dumps(self.config.to_dict())}
-        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_safetensors(path, self, IMAGE_FORMAT, self.config.to_dict())
 
 
 class ImageDiscriminator(nn.Module):

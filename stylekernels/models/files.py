@@ -8,22 +8,29 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stylekernels.files import write_whole
 from stylekernels.models.generator import Generator, GeneratorConfig
-from stylekernels.models.styles import style_file
+from stylekernels.models.multi_style import MultiStyleGenerator
+from stylekernels.models.styles import find_style
+from stylekernels.models.tensor_files import (
+    IMAGE_FORMAT,
+    MULTI_STYLE_FORMAT,
+    STYLE_FORMAT,
+    check_shapes,
+    looks_like_safetensors,
+    read_safetensors,
+    write_safetensors,
+)
 
-_FORMAT = "stylekernels.StyleGenerator"
-#: The format of files of :class:`stylekernels.models.ImageGenerator`.
-IMAGE_FORMAT = "stylekernels.ImageGenerator"
 _WHAT_FOR = {IMAGE_FORMAT: "; it makes pictures from noise: stylekernels generate"}
 _FAST_NEURAL_STYLE_BLOCKS = 5
 _KINDS = ("weight", "bias")
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 class StyleGenerator(Generator):
@@ -43,14 +50,15 @@ class StyleGenerator(Generator):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> "StyleGenerator":
-        """Open a bundled style by name, or a file of weights.
+        """Open a bundled style by name, a file of weights, or a mixture of styles.
 
         A file may be this library's safetensors or a fast-neural-style checkpoint (a state dict,
         DataParallel's, or a training state with one in it); it is recognised by its content, and
         no code in it ever runs.
 
         Args:
-            name_or_path: a name from :func:`stylekernels.models.bundled_styles`, or a path.
+            name_or_path: a name from :func:`stylekernels.models.bundled_styles`, a path, or styles
+                of a file of several: see :func:`stylekernels.models.styles.find_style`.
 
         Returns:
             The generator in float32 on the CPU, in evaluation mode.
@@ -59,12 +67,31 @@ class StyleGenerator(Generator):
             ValueError: if there is no such style, or the file holds something else.
             OSError: if the file cannot be read.
         """
-        path = style_file(name_or_path)
-        with path.open("rb") as file:
-            start = file.read(16)
-        if _looks_like_safetensors(start):
-            return _open_safetensors(path)
-        return _from_fast_neural_style(_open_torch(path), path)
+        source = find_style(name_or_path)
+        network = open_network(source.path)
+        if isinstance(network, MultiStyleGenerator):
+            if not source.shares:
+                raise ValueError(
+                    f"{source.path}: holds the styles {', '.join(network.styles)}; name one after "
+                    f"a colon, {source.path}:{network.styles[0]}, or several with their shares, "
+                    "such as :wave:0.3,udnie:0.7"
+                )
+            return _mixture(network, source.shares)
+        if source.shares:
+            raise ValueError(f"{source.path}: holds one style; leave out what follows the colon")
+        return network
+
+    @classmethod
+    def from_base(cls, path: str | os.PathLike[str]) -> "StyleGenerator":
+        """Open what a new style starts from: the mean of a file's styles, or its only style.
+
+        Args, Returns, Raises: as :meth:`from_pretrained`.
+        """
+        source = find_style(path)
+        network = None if source.shares else open_network(source.path)
+        if isinstance(network, MultiStyleGenerator):
+            return _mixture(network, None)
+        return cls.from_pretrained(path) if network is None else network
 
     def save_pretrained(
         self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32
@@ -78,52 +105,48 @@ class StyleGenerator(Generator):
         Raises:
             OSError: if the file cannot be written.
         """
-        tensors = {
-            name: tensor.detach().to("cpu", dtype).contiguous()
-            for name, tensor in self.state_dict().items()
-        }
-        metadata = {"format": _FORMAT, "config": json.dumps(self.config.to_dict())}
-        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_safetensors(path, self, STYLE_FORMAT, self.config.to_dict(), dtype)
 
 
-def _looks_like_safetensors(start: bytes) -> bool:
-    """Return whether a file starts with eight bytes of header length and a JSON object."""
-    return start[8:9] == b"{"
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the metadata and the tensors of a file.
+def open_network(path: Path) -> "StyleGenerator | MultiStyleGenerator":
+    """Open a file of one style or of several.
 
     Raises:
-        ValueError: if it is no whole safetensors file.
+        ValueError: if the file holds something else.
+        OSError: if it cannot be read.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: expected a whole safetensors file, could not read it ({error}); "
-            "it may be truncated: copy it again"
-        ) from error
-    return metadata, tensors
+    with path.open("rb") as file:
+        start = file.read(16)
+    if looks_like_safetensors(start):
+        return _open_safetensors(path)
+    return _from_fast_neural_style(_open_torch(path), path)
 
 
-def _open_safetensors(path: Path) -> StyleGenerator:
+def _mixture(network: MultiStyleGenerator, shares: Mapping[str, float] | None) -> StyleGenerator:
+    generator = StyleGenerator(network.config)
+    generator.load_state_dict(network.mixed(shares))
+    return generator.eval()
+
+
+def _open_safetensors(path: Path) -> StyleGenerator | MultiStyleGenerator:
     metadata, tensors = read_safetensors(path)
     if "config" not in metadata:
         # The widely used layout is also passed on as safetensors, without a header.
         return _from_fast_neural_style(tensors, path)
     try:
-        if metadata.get("format") != _FORMAT:
+        kind = metadata.get("format")
+        if kind not in (STYLE_FORMAT, MULTI_STYLE_FORMAT):
             raise ValueError(
-                f"expected the format {_FORMAT!r}, got {metadata.get('format')!r}"
-                + _WHAT_FOR.get(metadata.get("format"), "")
+                f"expected the format {STYLE_FORMAT!r}, got {kind!r}" + _WHAT_FOR.get(kind, "")
             )
-        config = GeneratorConfig.from_dict(json.loads(metadata["config"]))
+        config = json.loads(metadata["config"])
+        if kind == STYLE_FORMAT:
+            network = StyleGenerator(GeneratorConfig.from_dict(config))
+        else:
+            network = MultiStyleGenerator.from_dict(config)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a style generator of this library: {error}") from error
-    return _fill(config, tensors, path)
+    return _fill(network, tensors, path)
 
 
 def _is_picture(path: Path) -> bool:
@@ -192,7 +215,7 @@ def _from_fast_neural_style(state: Mapping[str, Tensor], path: Path) -> StyleGen
     tensors = {
         names.get(key, key): tensor for key, tensor in state.items() if not ignored.fullmatch(key)
     }
-    return _fill(config, tensors, path)
+    return _fill(StyleGenerator(config), tensors, path)
 
 
 def _fast_neural_style_names() -> dict[str, str]:
@@ -213,26 +236,13 @@ def _fast_neural_style_names() -> dict[str, str]:
     }
 
 
-def _fill(config: GeneratorConfig, tensors: Mapping[str, Tensor], path: Path) -> StyleGenerator:
-    generator = StyleGenerator(config)
+def _fill(network: _Network, tensors: Mapping[str, Tensor], path: Path) -> _Network:
+    config = network.config
     check_shapes(
-        generator,
+        network,
         tensors,
         f"{path}: expected a generator with channels {config.channels} and "
         f"upsample={config.upsample!r}",
     )
-    generator.load_state_dict({name: t.float() for name, t in tensors.items()})
-    return generator.eval()
-
-
-def check_shapes(network: nn.Module, tensors: Mapping[str, Tensor], expectation: str) -> None:
-    """Raise ValueError, which begins with ``expectation``, unless names and shapes of tensors are
-    those of a network's."""
-    expected = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                f"{expectation}: tensor {name!r} should be {expected.get(name, 'absent')}, got "
-                f"{found.get(name, 'nothing')}"
-            )
+    network.load_state_dict({name: t.float() for name, t in tensors.items()})
+    return network.eval()

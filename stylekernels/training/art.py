@@ -122,6 +122,41 @@ class Art:
         return F.grid_sample(painting[None], grid, padding_mode="reflection", align_corners=False)
 
 
+def read_styles(
+    path: Path, stroke: float, *, each: bool, smooth: bool, skip: Callable[[str], None]
+) -> dict[str, Art]:
+    """Read the paintings of one style or of several.
+
+    Args:
+        path: an image file or a folder.
+        each: whether each image file and each subfolder of the folder is a style of its own.
+        stroke, smooth, skip: as for :meth:`Art.read`.
+
+    Returns:
+        The paintings of each style, by its name: that of its file or folder.
+
+    Raises:
+        SettingError: if a file, or every file of a folder, cannot be read, or if two styles have
+            the same name.
+    """
+    places = [path]
+    if each:
+        files, problems = find_photos_below(path)
+        for problem in problems:
+            skip(problem)
+        places = sorted({path / file.relative_to(path).parts[0] for file in files})
+        if not places:
+            raise SettingError(f"art: expected paintings in {path}, found none")
+    styles: dict[str, Art] = {}
+    for place in places:
+        # These two letters separate styles and shares on the command line.
+        name = place.stem.replace(":", "_").replace(",", "_")
+        if name in styles:
+            raise SettingError(f"art: expected different names of styles, got {name!r} twice")
+        styles[name] = Art.read(place, stroke, smooth=smooth, skip=skip)
+    return styles
+
+
 def grain(painting: Tensor) -> float:
     """Return the standard deviation of the finest detail in the flattest tenth of a painting.
 

@@ -15,7 +15,7 @@ from stylekernels.training.errors import SettingError
 if TYPE_CHECKING:
     from stylekernels.training.config import RunConfig
 
-_VERSION = 2
+_VERSION = 3
 _CONTENTS = {"step", "minutes", "finished", "config", "inputs", "task"}
 
 

@@ -49,8 +49,8 @@ class ColorTransfer:
             photos: (N, 3, H, W) in [0, 1], on the painting's device.
 
         Returns:
-            The same shape and dtype, in [0, 1]. It is computed in float32, under autocast as well,
-            and has no gradient.
+            The same shape, dtype and layout, in [0, 1]. It is computed in float32, under autocast
+            as well, and has no gradient.
 
         Raises:
             ValueError: if the photos have another shape.
@@ -58,7 +58,11 @@ class ColorTransfer:
         if photos.dim() != 4 or photos.shape[1] != 3:
             raise ValueError(f"photos: expected images (N, 3, H, W), got {tuple(photos.shape)}")
         with torch.autocast(photos.device.type, enabled=False):
-            return torch.stack([self._transfer(photo) for photo in photos]).to(photos.dtype)
+            found = torch.stack([self._transfer(photo) for photo in photos]).to(photos.dtype)
+        # Stacking single images loses their channels_last layout.
+        last = photos.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        return found.contiguous(memory_format=layout)
 
     def _transfer(self, photo: Tensor) -> Tensor:
         pixels = photo.float().flatten(1)

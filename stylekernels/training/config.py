@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from stylekernels.media.outputs import check_file, check_folder, check_inputs_are_kept
-from stylekernels.models.styles import style_file
+from stylekernels.models.styles import BASES, style_file
 from stylekernels.training.errors import SettingError
 
 
@@ -117,6 +117,11 @@ class RunConfig:
         return []
 
     @property
+    def weights(self) -> str:
+        """What other verbs call the trained weights."""
+        return str(self.output)
+
+    @property
     def run_path(self) -> Path:
         """The run's folder."""
         if self.run is not None:
@@ -163,12 +168,18 @@ class TrainConfig(RunConfig):
     """``auto`` smooths the grain of paper and canvas in flat parts of the painting where it is
     found, so that it is not learnt; ``keep`` leaves the painting as it is."""
 
-    init: str = "bilinear"
-    """The start of training: a bundled style's name, a path, or ``bilinear`` for new weights whose
-    upsampling interpolates."""
+    multi_style: bool = False
+    """Train one network for several styles, one for each painting and each subfolder of the folder
+    ``art``. They share their convolutions, and can be mixed."""
+
+    init: str = "auto"
+    """The start of training: ``base``, the mean of the bundled styles; a bundled style's name; a
+    path; or ``bilinear`` for new weights whose upsampling interpolates. ``auto`` is ``base`` if
+    that has the shape that is wanted, else ``bilinear``."""
 
     lite: bool = False
-    """Train the half-width generator (a quarter of the work); with ``init=bilinear`` only."""
+    """Train the half-width generator (a quarter of the work); with ``init=base`` or
+    ``init=bilinear`` only."""
 
     upsample: Literal["nearest", "transpose", "transpose3"] = "nearest"
     """The upsampling of new weights, with ``init=bilinear`` only. ``nearest`` takes a little more
@@ -263,11 +274,17 @@ class TrainConfig(RunConfig):
             value = getattr(self, name)
             require(value in allowed, name, f"one of {', '.join(allowed)}", value)
         for name in ("lite", "upsample"):
-            if self.init != "bilinear" and getattr(self, name) != getattr(TrainConfig, name):
+            given = getattr(self, name) != getattr(TrainConfig, name)
+            shaped = self.start == "bilinear" or (name == "lite" and self.start in BASES)
+            if given and not shaped:
                 raise SettingError(
                     f"{name}: the network's shape comes from init={self.init!r}; leave {name} out"
                 )
         require(self.art.exists(), "art", "an image file or a folder that exists", self.art)
+        if self.multi_style:
+            require(self.art.is_dir(), "art", "a folder, for multi_style", self.art)
+            new = self.start == "bilinear"
+            require(new, "init", "auto or bilinear, for multi_style", self.init)
         kind = self.art.is_file() or self.art.is_dir()
         require(kind, "art", "an image file or a folder", "a device or a pipe")
         preview = self.preview
@@ -276,11 +293,26 @@ class TrainConfig(RunConfig):
         )
         super().check()
 
+    @property
+    def weights(self) -> str:
+        return f"{self.output}:NAME" if self.multi_style else str(self.output)
+
+    @property
+    def start(self) -> str:
+        """What ``init`` is: ``bilinear``, a style's name, that of a bundled base, or a path."""
+        base = "base_lite" if self.lite else "base"
+        if self.init == "base":
+            return base
+        if self.init != "auto":
+            return self.init
+        fits = BASES[base].is_file() and self.upsample == "nearest" and not self.multi_style
+        return base if fits else "bilinear"
+
     def inputs(self) -> list[Path]:
         paths = [self.art, self.preview, self.backbones]
-        if self.init != "bilinear":
+        if self.start != "bilinear":
             try:
-                paths.append(style_file(self.init))
+                paths.append(style_file(self.start))
             except ValueError as error:
                 raise SettingError(str(error).replace("name_or_path", "init", 1)) from error
         return [path for path in paths if path is not None]

@@ -33,13 +33,13 @@ class MixedPrecision:
             for parameter in _rounded(self.working):
                 parameter.data = parameter.data.to(precision)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The output for ``x``, by the weights as they are now, in the precision."""
+    def __call__(self, x: Tensor, *rest: int) -> Tensor:
+        """The output for ``x`` and the rest, by the weights as they are now, in the precision."""
         if self.working is not self.network:
             with torch.no_grad():
                 weights = [*self.network.parameters()]
                 torch._foreach_copy_([*self.working.parameters()], weights)
-        return self.working(x.to(self.precision))
+        return self.working(x.to(self.precision), *rest)
 
     @torch.no_grad()
     def take_gradients(self) -> None:
@@ -58,7 +58,8 @@ class MixedPrecision:
 def _rounded(network: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters that must have the dtype of the images."""
     for module in network.modules():
-        if isinstance(module, InstanceNorm2d):
+        # An nn.ParameterDict holds the rows of norms.
+        if isinstance(module, (InstanceNorm2d, nn.ParameterDict)):
             continue
         names = ("norm_weight", "norm_bias") if isinstance(module, UpsampleBlock) else ()
         for name, parameter in module.named_parameters(recurse=False):

@@ -1,6 +1,7 @@
 """Training a style: a generator, perceptual losses, and a discriminator of the art."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,16 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylekernels.hardware import fast_dtype, find_device
-from stylekernels.losses import PerceptualLoss
 from stylekernels.media.outputs import check_inputs_are_kept
 from stylekernels.media.sheet import make_sheet
-from stylekernels.models.features import FeatureNetwork, load_features
 from stylekernels.models.files import StyleGenerator
-from stylekernels.models.generator import GeneratorConfig
+from stylekernels.models.generator import Generator, GeneratorConfig
+from stylekernels.models.multi_style import MultiStyleGenerator
 from stylekernels.training.adversary import Adversary
-from stylekernels.training.art import Art
+from stylekernels.training.art import read_styles
 from stylekernels.training.averages import Average
-from stylekernels.training.color_transfer import ColorTransfer
 from stylekernels.training.config import TrainConfig, naming
 from stylekernels.training.data import (
     RandomCrops,
@@ -35,6 +34,7 @@ from stylekernels.training.errors import SettingError
 from stylekernels.training.log import Log
 from stylekernels.training.loop import TrainResult, run_task
 from stylekernels.training.means import Means
+from stylekernels.training.objective import Objective, load_loss_network
 from stylekernels.training.processes import Processes
 from stylekernels.training.step import MixedPrecision, TrainingStep
 
@@ -49,7 +49,7 @@ _Placed = TypeVar("_Placed", Tensor, nn.Module)
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train a style and write it to ``config.output``.
+    """Train a style, or several in one network, and write it to ``config.output``.
 
     New weights first learn to reproduce the photo, in the painting's colours as far as
     ``art_colors`` asks for them. Then content, style, colour and total variation are minimised
@@ -80,8 +80,29 @@ def train(config: TrainConfig) -> TrainResult:
     return run_task(config, StyleTask, "style")
 
 
+@dataclass
+class _Style:
+    """A style in training.
+
+    Attributes:
+        name: of the style.
+        objective: of its pictures.
+        adversary: its discriminator, or None.
+        chosen: what the network is told besides the photo: nothing, or the style's index.
+        norm: of the style loss's gradient at a picture, as last measured.
+    """
+
+    name: str
+    objective: Objective
+    adversary: Adversary | None
+    chosen: tuple[int, ...]
+    norm: Tensor | None = None
+
+
 class StyleTask:
     """A style in training: the loop's task.
+
+    Several styles take turns, one in each pass of the network.
 
     Args:
         config: the settings, checked.
@@ -105,29 +126,36 @@ class StyleTask:
         auto = config.precision == "auto"
         self.precision = fast_dtype(self.device) if auto else getattr(torch, config.precision)
         with naming("art"):
-            smooth = config.grain == "auto"
-            art = Art.read(config.art, config.stroke, smooth=smooth, skip=log.skip)
-        self.art, self.inputs = art.to(self.device), {"art": art.digest}
+            arts = read_styles(
+                config.art,
+                config.stroke,
+                each=config.multi_style,
+                smooth=config.grain == "auto",
+                skip=log.skip,
+            )
+        self.inputs = {"art": " ".join(art.digest for art in arts.values())}
         with naming("preview"):
             preview = None if config.preview is None else read_image(config.preview)
         with naming("init"):
-            self.generator = self.place(_start(config)).train()
+            self.generator = self.place(_start(config, [*arts])).train()
         self.optimise = TrainingStep(MixedPrecision(self.generator, self.precision))
         self.average = Average(self.generator, config.ema)
-        self.first = -config.warmup_steps if config.init == "bilinear" else 0
+        self.first = -config.warmup_steps if config.start == "bilinear" else 0
         photos, self.held_out = choose_photos(config.photos, config.held_out, log.skip)
+        files = [file for art in arts.values() for file in art.files]
         with naming("output"):
-            check_inputs_are_kept([config.output], [*photos, *self.held_out, *art.files])
+            check_inputs_are_kept([config.output], [*photos, *self.held_out, *files])
         features = self.place(load_loss_network(config)).in_precision(self.precision)
-        paintings = [self.place(painting[None]) for painting in self.art.paintings]
-        self.loss = PerceptualLoss(features, paintings, **config.loss_weights())
-        self.adversary = None
-        if self.config.gan_weight:
-            self.adversary = Adversary(
-                self.art, config.gan_loss, config.gan_rate, self.precision, config.seed, processes
-            )
-        self.style_norm: Tensor | None = None
-        self.transfer = ColorTransfer(self.art.colors(), config.art_colors)
+        self.styles = []
+        for index, (name, art) in enumerate(arts.items()):
+            placed, adversary = art.to(self.device), None
+            if config.gan_weight:
+                adversary = Adversary(
+                    placed, config.gan_loss, config.gan_rate, self.precision, config.seed, processes
+                )
+            objective = Objective(placed, features, config)
+            chosen = (index,) if config.multi_style else ()
+            self.styles.append(_Style(name, objective, adversary, chosen))
         self.crops = RandomCrops(photos, config.crop, config.seed, config.flat)
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
         self.probed = self.place(self._first_photo()[None])
@@ -143,10 +171,6 @@ class StyleTask:
     def place(self, tensors: _Placed) -> _Placed:
         """A network's weights, or images, as convolutions are fastest with them."""
         return tensors.to(self.device, memory_format=torch.channels_last)
-
-    def target(self, photo: Tensor) -> Tensor:
-        """The image that gives content and colours, (N, 3, H, W) like the photo."""
-        return self.place(self.transfer(photo)) if self.config.art_colors else photo
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Batch number ``index`` from the start of the run: crops, and whether each is flat.
@@ -176,61 +200,70 @@ class StyleTask:
             self.optimise.begin(config.learning_rate * rate)
         losses: dict[str, Tensor] = {}
         for part in range(config.accumulate):
-            photo, flat = self.batch((number - self.first) * config.accumulate + part)
+            index = (number - self.first) * config.accumulate + part
+            photo, flat = self.batch(index)
+            style = self.styles[index % len(self.styles)]
             if number < 0:
-                found = self.pass_warmup(photo)
+                found = self.pass_warmup(style, photo)
             else:
-                found = self.pass_style(
-                    photo, flat, number * config.accumulate + part, rate, progress
-                )
+                index = number * config.accumulate + part
+                found = self.pass_style(style, photo, flat, index, rate, progress)
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() / config.accumulate
         self.optimise.finish(self.processes)
         self.average.update(self.generator, number - self.first)
         return losses
 
-    def pass_warmup(self, photo: Tensor) -> dict[str, Tensor]:
+    def pass_warmup(self, style: _Style, photo: Tensor) -> dict[str, Tensor]:
         """Learn to reproduce the target: from there, style training keeps the content."""
-        loss = F.l1_loss(self.optimise.network(photo).float(), self.target(photo))
+        picture = self.optimise.network(photo, *style.chosen).float()
+        loss = F.l1_loss(picture, style.objective.target(photo))
         self.optimise.backward(loss / self.config.accumulate)
         return {"warm-up": loss}
 
     def pass_style(
-        self, photo: Tensor, flat: Tensor, number: int, rate: float, progress: float
+        self,
+        style: _Style,
+        photo: Tensor,
+        flat: Tensor,
+        number: int,
+        rate: float,
+        progress: float,
     ) -> dict[str, Tensor]:
         """Add the gradients of the perceptual losses, the noise loss and the discriminator.
 
         Args:
+            style: of the pictures.
             photo: (N, 3, H, W) in [0, 1].
             flat: (N,), whether each is a flat crop.
             number: of the pass, from which the discriminator's crops follow.
             rate, progress: as in :meth:`step`.
         """
-        target, count = self.target(photo), len(photo)
+        target, count = style.objective.target(photo), len(photo)
         flat = flat.nonzero()[:, 0] if self.config.noise_weight else flat.nonzero()[:0, 0]
         if len(flat):
             noisy = (photo[flat] + _NOISE * torch.randn_like(photo[flat])).clamp(0, 1)
             photo = torch.cat([photo, noisy]).contiguous(memory_format=torch.channels_last)
-        made = self.optimise.network(photo)
+        made = self.optimise.network(photo, *style.chosen)
         # All losses meet at the pictures and go through the generator as one gradient.
         pictures = made.detach().float().requires_grad_()
         picture = pictures[:count]
-        losses = self.loss(target, picture)
+        losses = style.objective.loss(target, picture)
         change = pictures[count:] - picture[flat]
-        losses["noise"] = change.square().sum() / (picture.numel() * self.loss.variance)
+        losses["noise"] = change.square().sum() / (picture.numel() * style.objective.variance)
         losses["total"] = losses["total"] + self.config.noise_weight * losses["noise"]
         scale, strength = self.optimise.scaler.scale, self.gan_strength(progress)
-        if strength and (self.style_norm is None or number % _STYLE_NORM_EVERY == 0):
+        if strength and (style.norm is None or number % _STYLE_NORM_EVERY == 0):
             (gradient,) = torch.autograd.grad(scale(losses["style"]), pictures, retain_graph=True)
             norm = self.config.style_weight * gradient.norm() / self.optimise.scaler.get_scale()
-            if norm.isfinite() or self.style_norm is None:  # float16 overflows at times
-                self.style_norm = norm.nan_to_num(0.0, 0.0, 0.0)
+            if norm.isfinite() or style.norm is None:  # float16 overflows at times
+                style.norm = norm.nan_to_num(0.0, 0.0, 0.0)
         (gradient,) = torch.autograd.grad(scale(losses["total"]), pictures)
         if strength:
             detached = pictures.detach()[:count]
-            losses |= self.adversary.learn(detached, number, rate)
-            norm = strength * self.style_norm
-            toward_art, losses["generator"] = self.adversary.gradient(detached, norm, number)
+            losses |= style.adversary.learn(detached, number, rate)
+            norm = strength * style.norm
+            toward_art, losses["generator"] = style.adversary.gradient(detached, norm, number)
             gradient[:count] += scale(toward_art)
         self.optimise.backward(made, gradient / self.config.accumulate)
         return losses
@@ -246,26 +279,35 @@ class StyleTask:
 
     @torch.no_grad()
     def losses(self, photo: Tensor) -> dict[str, Tensor]:
-        """All perceptual losses of the picture of a photo, (1, 3, H, W), by the averaged
-        weights."""
-        return self.loss(self.target(photo), self.average.network(photo))
+        """All perceptual losses of the picture of a photo, (1, 3, H, W), by the averaged weights;
+        means over the styles."""
+        found = [
+            style.objective(photo, self.average.network(photo, *style.chosen))
+            for style in self.styles
+        ]
+        return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
     def samples(self) -> np.ndarray | None:
+        count = _SAMPLES if len(self.styles) == 1 else 1
         photos = [resized(image, _SAMPLE_SIDE) for image in self.preview] or [
             center_crop(image, _SAMPLE_SIDE)
-            for _, image in readable(self.held_out[:_SAMPLES], self.log.skip)
+            for _, image in readable(self.held_out[:count], self.log.skip)
         ]
         if not photos:
             return None
         pictures = []
         for photo in photos:
-            pictures += [("photo", photo), ("picture", to_image(self.stylize(to_tensor(photo))))]
+            pictures.append(("photo", photo))
+            for style in self.styles:
+                name = style.name.replace("_", " ") if style.chosen else "picture"
+                pictures.append((name, to_image(self.stylize(to_tensor(photo), style))))
         return make_sheet([(name, np.asarray(picture)) for name, picture in pictures])
 
     @torch.no_grad()
-    def stylize(self, photo: Tensor) -> Tensor:
+    def stylize(self, photo: Tensor, style: _Style) -> Tensor:
         """(3, H, W) to (3, H, W), both in [0, 1]; on the CPU."""
-        return self.average.network(self.place(photo[None]))[0].clamp(0, 1).cpu()
+        picture = self.average.network(self.place(photo[None]), *style.chosen)
+        return picture[0].clamp(0, 1).cpu()
 
     def measure(self) -> dict[str, float]:
         """Mean perceptual losses over square crops of the photos held out."""
@@ -281,8 +323,8 @@ class StyleTask:
             "average": self.average.network.state_dict(),
             "optimizer": self.optimise.optimizer.state_dict(),
             "scaler": self.optimise.scaler.state_dict(),
-            "adversary": None if self.adversary is None else self.adversary.state_dict(),
-            "style_norm": self.style_norm,
+            "adversaries": [s.adversary and s.adversary.state_dict() for s in self.styles],
+            "norms": [style.norm for style in self.styles],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -291,36 +333,26 @@ class StyleTask:
         self.optimise.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty for runs without float16, which scale no gradients
             self.optimise.scaler.load_state_dict(state["scaler"])
-        if self.adversary is not None:
-            self.adversary.load_state_dict(state["adversary"])
-        self.style_norm = state["style_norm"]
-        if self.style_norm is not None:
-            self.style_norm = self.style_norm.to(self.device)
+        adversaries, norms = state["adversaries"], state["norms"]
+        for style, adversary, norm in zip(self.styles, adversaries, norms, strict=True):
+            if style.adversary is not None:
+                style.adversary.load_state_dict(adversary)
+            style.norm = None if norm is None else norm.to(self.device)
 
 
-def _start(config: TrainConfig) -> StyleGenerator:
-    """The generator that training begins with."""
-    if config.init != "bilinear":
-        return StyleGenerator.from_pretrained(config.init)
+def _start(config: TrainConfig, styles: Sequence[str]) -> StyleGenerator | MultiStyleGenerator:
+    """The network that training begins with."""
+    if config.start != "bilinear":
+        return StyleGenerator.from_base(config.start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         preset = GeneratorConfig.lite if config.lite else GeneratorConfig
-        generator = StyleGenerator(preset(upsample=config.upsample))
+        shape = preset(upsample=config.upsample)
+        several = config.multi_style
+        network = MultiStyleGenerator(shape, styles) if several else StyleGenerator(shape)
+    generator: Generator = network.shared if config.multi_style else network
     # Residual blocks begin as the identity (Goyal et al., "Accurate, large minibatch SGD", 2017,
     # section 5.1): 300 steps of warm-up then do what 550 do without.
     for block in generator.residual:
         torch.nn.init.zeros_(block.second.norm.weight)
-    return generator
-
-
-def load_loss_network(config: TrainConfig) -> FeatureNetwork:
-    """Open the loss network of a run.
-
-    Raises:
-        SettingError: if it cannot be read or downloaded.
-    """
-    try:
-        return load_features(config.features, config.backbones)
-    except (ValueError, OSError) as error:
-        name = "features" if config.backbones is None else "backbones"
-        raise SettingError(f"{name}: {str(error).removeprefix('path: ')}") from error
+    return network

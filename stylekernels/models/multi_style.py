@@ -1,0 +1,115 @@
+"""A generator of several styles, which share its convolutions."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from stylekernels.models.generator import Generator, GeneratorConfig
+from stylekernels.models.tensor_files import MULTI_STYLE_FORMAT, write_safetensors
+
+
+class MultiStyleGenerator(nn.Module):
+    """One set of convolutions, and scales and shifts of the instance norms for each style.
+
+    The scales, the shifts and the last bias of a style are those of ``shared`` plus the style's
+    row of ``offsets``. What all styles have in common is thus learnt from all of them. A mixture of
+    rows gives a style between styles.
+
+    Args:
+        config: of the generator.
+        styles: their names, at least one, all different.
+
+    Attributes:
+        shared: the generator with what all styles share.
+        offsets: a table (S, C) for each of its vectors, by name, with ``/`` in place of dots.
+
+    Dumoulin, Shlens and Kudlur, "A learned representation for artistic style", 2017.
+    """
+
+    def __init__(self, config: GeneratorConfig, styles: Sequence[str]) -> None:
+        super().__init__()
+        if not styles or len({*styles}) < len(styles):
+            raise ValueError(f"styles: expected different names, at least one, got {styles}")
+        self.config, self.styles = config, (*styles,)
+        self.shared = Generator(config)
+        self.offsets = nn.ParameterDict(
+            {
+                name.replace(".", "/"): torch.zeros(len(styles), len(parameter))
+                for name, parameter in self.shared.named_parameters()
+                if parameter.dim() == 1
+            }
+        )
+
+    def forward(self, x: Tensor, style: int) -> Tensor:
+        """Stylise images in one style.
+
+        Args:
+            x: (N, 3, H, W), as for `Generator`.
+            style: its index in ``styles``.
+
+        Returns:
+            Images of the same shape, as from `Generator`.
+        """
+        rows = {name: table[style] for name, table in self.offsets.items()}
+        return functional_call(self.shared, self._vectors(rows), (x,))
+
+    @torch.no_grad()
+    def mixed(self, shares: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+        """Return the weights of a generator of one style.
+
+        Args:
+            shares: of the styles, by name, positive; they are divided by their sum. None mixes
+                all in equal shares.
+
+        Returns:
+            A state of `Generator`.
+
+        Raises:
+            ValueError: for a style that is not among ``styles``, or a share that is not positive.
+        """
+        shares = dict.fromkeys(self.styles, 1.0) if shares is None else shares
+        for name, share in shares.items():
+            if name not in self.styles:
+                raise ValueError(f"style: expected among {', '.join(self.styles)}, got {name!r}")
+            if not 0 < share < float("inf"):
+                raise ValueError(f"style: expected a positive share of {name}, got {share}")
+        total = sum(shares.values())
+        mixture = torch.tensor([shares.get(name, 0.0) / total for name in self.styles])
+        rows = {name: mixture.to(table) @ table for name, table in self.offsets.items()}
+        return {**self.shared.state_dict(), **self._vectors(rows)}
+
+    def _vectors(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The vectors of a style, by their names in ``shared``."""
+        shared = dict(self.shared.named_parameters())
+        rows = {name.replace("/", "."): row for name, row in rows.items()}
+        return {name: shared[name] + row.to(shared[name].dtype) for name, row in rows.items()}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "MultiStyleGenerator":
+        """Make a network with new weights, by the values that :meth:`save_pretrained` stores.
+
+        Raises:
+            ValueError: for a value that is not allowed.
+        """
+        if not isinstance(values, Mapping) or values.keys() != {"generator", "styles"}:
+            raise ValueError(f"config: expected generator and styles, got {values!r}")
+        return cls(GeneratorConfig.from_dict(values["generator"]), values["styles"])
+
+    def save_pretrained(
+        self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write weights, config and names to one safetensors file, whole or not at all.
+
+        Args:
+            path: file to write or replace.
+            dtype: the dtype of the stored weights; float16 and bfloat16 halve the file.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        config = {"generator": self.config.to_dict(), "styles": [*self.styles]}
+        write_safetensors(path, self, MULTI_STYLE_FORMAT, config, dtype)
