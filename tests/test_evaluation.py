@@ -111,8 +111,15 @@ def command(config, *more):
     return [
         "evaluate", str(config.init), f"--art={config.art}", f"--photos={config.photos}",
         "--features=mixed", f"--backbones={config.backbones}", "--size=64", "--steps=2",
-        "--count=1", "--stroke=0.125", *more,
+        "--count=1", f"--settings={settings(config)}", *more,
     ]  # fmt: skip
+
+
+def settings(config, **changes):
+    """A run's config.json."""
+    path = config.photos.parent / "config.json"
+    path.write_text(json.dumps(config.to_dict() | {"stroke": 0.125} | changes))
+    return path
 
 
 def test_the_command_prints_a_table_and_writes_json(training_config, tmp_path, capsys):
@@ -124,6 +131,41 @@ def test_the_command_prints_a_table_and_writes_json(training_config, tmp_path, c
     assert lines[1].split()[1] == f"{found['pictures']['total']:.3f}"
     assert lines[3].startswith("optimum of the pixels")
     assert lines[6].split()[-1] == f"{found['ssim']:.3f}"
+
+
+def test_losses_are_weighted_as_in_the_run(training_config, tmp_path):
+    totals = []
+    for weight in (1.0, 3.0):
+        path = tmp_path / "numbers.json"
+        changes = {"style_weight": weight, "tv_weight": 0, "color_weight": 0, "content_weight": 0}
+        options = command(training_config, f"--json={path}")
+        settings(training_config, **changes)
+        assert main(options) == 0
+        found = json.loads(path.read_text())["pictures"]
+        assert found["total"] == pytest.approx(weight * found["style"], rel=1e-5)
+        totals.append(found["total"])
+    assert totals[1] == pytest.approx(3 * totals[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected the config.json of a run of stylekernels train, with art_colors"),
+        ("[]", "expected the config.json"),
+        ('{"stroke": 1}', "expected the config.json"),
+        ({"style_weight": "much"}, "expected the config.json"),
+        ({"style_weight": -1}, "style_weight: expected 0 or more, got -1"),
+        ({"grain": "some"}, "grain: expected one of auto, keep, got some"),
+    ],
+)
+def test_settings_of_no_run_are_refused(training_config, capsys, text, message):
+    options = command(training_config)
+    path = settings(training_config, **(text if isinstance(text, dict) else {}))
+    if isinstance(text, str):
+        path.write_text(text)
+    assert main(options) == 2
+    (line,) = complaints(capsys)
+    assert message in line
 
 
 @pytest.mark.parametrize(

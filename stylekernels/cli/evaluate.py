@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from stylekernels.evaluation import Evaluation
 
 
+_OF_LOSSES = {"stroke", "grain", "art_colors"}
+_OF_LOSSES |= {f"{loss}_weight" for loss in ("content", "style", "tv", "color")}
+
+
 @dataclasses.dataclass(kw_only=True)
 class Evaluate:
     """Measure a style: losses beside an optimum, likeness to the photo, stability in time."""
@@ -50,8 +54,9 @@ class Evaluate:
     frames: Annotated[int, option("COUNT")] = 30
     """Frames of the clip that are used."""
 
-    stroke: Annotated[float, option("FACTOR")] = TrainConfig.stroke
-    """Size of the strokes that it was trained with."""
+    settings: Annotated[Path | None, option("FILE", hint="(default: those of the defaults)")] = None
+    """The config.json of the run that trained it. Losses are weighted as they were there, and
+    strokes, grain and colours of the painting are the same."""
 
     features: Annotated[Literal["vgg19", "vgg16", "squeezenet", "mixed", "slim"], option()] = (
         TrainConfig.features
@@ -83,7 +88,6 @@ class Evaluate:
         try:
             require(self.art.exists(), "art", "an image file or a folder that exists", self.art)
             require(self.photos.is_dir(), "photos", "a folder that exists", self.photos)
-            require(0.05 <= self.stroke <= 8, "stroke", "from 0.05 to 8", self.stroke)
             if self.json is not None:
                 inputs = [path for path in (weights, self.art, self.clip) if path is not None]
                 with naming("json"):
@@ -118,13 +122,35 @@ class Evaluate:
                 frames = [*evaluation.read_clip(self.clip, self.frames, self.size)]
                 require(len(frames) > 1, "clip", "at least two frames", len(frames))
         photos = [np.asarray(resized(image, self.size)) for image in self._choose()]
-        config = TrainConfig(
-            art=self.art, photos=self.photos, features=self.features, backbones=self.backbones
-        )
+        with naming("settings"):
+            config = self._config()
         with naming("art"):
-            art = Art.read(self.art, self.stroke, smooth=config.grain == "auto", skip=complain)
+            art = Art.read(config.art, config.stroke, smooth=config.grain == "auto", skip=complain)
         objective = Objective(art, load_loss_network(config), config)
         return evaluation.evaluate(paint, objective, photos, steps=self.steps, frames=frames)
+
+    def _config(self) -> TrainConfig:
+        """The settings of the losses."""
+        given = {}
+        if self.settings is not None:
+            try:
+                given = json.loads(self.settings.read_text(encoding="utf-8"))
+                given = {name: given[name] for name in _OF_LOSSES}
+                given |= {name: float(given[name]) for name in _OF_LOSSES - {"grain"}}
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"{self.settings}: expected the config.json of a run of stylekernels train, "
+                    f"with {', '.join(sorted(_OF_LOSSES))}"
+                ) from error
+        config = TrainConfig(
+            art=self.art,
+            photos=self.photos,
+            features=self.features,
+            backbones=self.backbones,
+            **given,
+        )
+        config.check_losses()
+        return config
 
     def _choose(self) -> list["Image.Image"]:
         """Evenly spaced photos of the folder."""

@@ -67,8 +67,9 @@ def run(config: "RunConfig", verb: Verb) -> int:
             f"in {result.output}, add --resume to go on"
         )
         return INTERRUPTED
+    steps = f"{result.steps} {plural('step', result.steps)}"
     say(
-        f"{result.output}: trained {result.steps} steps, {result.seconds / 60:.1f} minutes in all; "
+        f"{result.output}: trained {steps}, {result.seconds / 60:.1f} minutes in all; "
         f"log and samples are in {result.run}; try {verb.then.format(config.weights)}"
     )
     return DONE

@@ -6,10 +6,9 @@
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylekernels.models.batch_norm import BatchNorm
+from stylekernels.models.network_config import NetworkConfig
 from stylekernels.models.tensor_files import (
     IMAGE_FORMAT,
     check_shapes,
@@ -35,7 +35,7 @@ _RECOGNITION = 128
 
 
 @dataclass(frozen=True)
-class ImageGeneratorConfig:
+class ImageGeneratorConfig(NetworkConfig):
     """Inputs of an :class:`ImageGenerator`, by their sizes and names.
 
     Attributes:
@@ -69,23 +69,6 @@ class ImageGeneratorConfig:
             raise ValueError(f"labels: expected names of folders, got {self.labels}")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
             raise ValueError(f"labels: expected none or at least two different, got {self.labels}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ImageGeneratorConfig":
-        """The inverse of :meth:`to_dict`.
-
-        Raises:
-            ValueError: for an unknown name or a value that is not allowed.
-        """
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or not values.keys() <= known:
-            raise ValueError(f"config: expected fields among {', '.join(sorted(known))}, "
-                             f"got {values!r}")  # fmt: skip
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
 
 
 class Codes(NamedTuple):

@@ -1,12 +1,12 @@
 """The reference generator: an image transformation network with instance norm."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from stylekernels.models.network_config import NetworkConfig
 from stylekernels.nn import InstanceNorm2d, UpsampleBlock
 
 UPSAMPLINGS = ("transpose", "transpose3", "nearest")
@@ -14,7 +14,7 @@ SMALLEST_SIDE = 16
 
 
 @dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(NetworkConfig):
     """The architecture of a :class:`Generator`.
 
     Attributes:
@@ -67,23 +67,6 @@ class GeneratorConfig:
     def lite(cls, **changes: Any) -> "GeneratorConfig":
         """The half-width preset: 16, 32 and 64 channels, a quarter of the arithmetic."""
         return cls(**{"channels": (16, 32, 64), **changes})
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "GeneratorConfig":
-        """The inverse of :meth:`to_dict`.
-
-        Raises:
-            ValueError: for an unknown name or a value that is not allowed.
-        """
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, Mapping) or not values.keys() <= known:
-            raise ValueError(f"config: expected fields among {', '.join(sorted(known))}, "
-                             f"got {values!r}")  # fmt: skip
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
 
 
 def _positive_int(value: object) -> bool:

@@ -16,6 +16,7 @@ from stylekernels.models.discriminator import PatchDiscriminator
 from stylekernels.training.art import Art
 from stylekernels.training.augment import augment
 from stylekernels.training.processes import Processes
+from stylekernels.training.step import adam
 
 _CROPS, _CROP_SIDE = 8, 96
 # Changes of colour stay mild, because colours distinguish art from pictures.
@@ -64,11 +65,7 @@ class Adversary:
             torch.manual_seed(seed)
             network = PatchDiscriminator()
         self.network = network.to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(),
-            betas=(0.5, 0.99),
-            fused=True if device.type == "cpu" else None,
-        )
+        self.optimizer = adam(self.network.parameters(), betas=(0.5, 0.99))
         # Unscaled gradients of means over many patches vanish in float16.
         self.precision = torch.float32 if precision == torch.float16 else precision
         self.mean_accuracy = 0.5

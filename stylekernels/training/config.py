@@ -258,17 +258,15 @@ class TrainConfig(RunConfig):
         require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
         smallest = 64 if self.gan_weight else 32
         require(self.crop >= smallest, "crop", f"at least {smallest} pixels", self.crop)
-        require(0.05 <= self.stroke <= 8, "stroke", "from 0.05 to 8", self.stroke)
-        require(0 <= self.art_colors <= 1, "art_colors", "from 0 to 1", self.art_colors)
+        self.check_losses()
         require(0 <= self.flat < 1, "flat", "at least 0 and below 1", self.flat)
         require(0 <= self.gan_start <= 1, "gan_start", "from 0 to 1", self.gan_start)
         require(0 < self.gan_rate <= 1e38, "gan_rate", "above 0 and at most 1e38", self.gan_rate)
-        for name in (*self.loss_weights(), "noise_weight", "gan_weight"):
+        for name in ("noise_weight", "gan_weight"):
             value = getattr(self, name)
             require(0 <= value < math.inf, name, "0 or more", value)
         for name, allowed in (
             ("gan_loss", ("hinge", "lsgan", "log")),
-            ("grain", ("auto", "keep")),
             ("upsample", ("nearest", "transpose", "transpose3")),
         ):
             value = getattr(self, name)
@@ -316,6 +314,18 @@ class TrainConfig(RunConfig):
             except ValueError as error:
                 raise SettingError(str(error).replace("name_or_path", "init", 1)) from error
         return [path for path in paths if path is not None]
+
+    def check_losses(self) -> None:
+        """Refuse what no losses of pictures can be made from.
+
+        Raises:
+            SettingError: naming the field, what was expected and what came.
+        """
+        require(0.05 <= self.stroke <= 8, "stroke", "from 0.05 to 8", self.stroke)
+        require(0 <= self.art_colors <= 1, "art_colors", "from 0 to 1", self.art_colors)
+        require(self.grain in ("auto", "keep"), "grain", "one of auto, keep", self.grain)
+        for name, value in self.loss_weights().items():
+            require(0 <= value < math.inf, name, "0 or more", value)
 
     def loss_weights(self) -> dict[str, float]:
         """The weights of the perceptual losses, as arguments of `PerceptualLoss`."""

@@ -32,6 +32,7 @@ from stylekernels.training.log import Log
 from stylekernels.training.loop import TrainResult, run_task
 from stylekernels.training.pictures import load_pictures
 from stylekernels.training.processes import Processes
+from stylekernels.training.step import adam
 
 _BETAS = (0.5, 0.999)
 # A rarer penalty with a larger weight fills Adam's second moments and slows the other steps.
@@ -106,8 +107,8 @@ class DcganTask:
             self._fixed = self._fixed_codes()
         self.average = Average(self.generator, config.ema)
         self._optimizers = {
-            "generator": self._optimizer(self.generator),
-            "discriminator": self._optimizer(self.discriminator),
+            "generator": adam(self.generator.parameters(), betas=_BETAS),
+            "discriminator": adam(self.discriminator.parameters(), betas=_BETAS),
         }
         self._rates = {
             "generator": config.learning_rate,
@@ -260,10 +261,6 @@ class DcganTask:
 
     def _placed(self, network: nn.Module) -> nn.Module:
         return network.to(self.device, memory_format=torch.channels_last).train()
-
-    def _optimizer(self, network: nn.Module) -> torch.optim.Adam:
-        fused = True if self.device.type == "cpu" else None  # on GPUs PyTorch chooses
-        return torch.optim.Adam(network.parameters(), betas=_BETAS, fused=fused)
 
     def _autocast(self) -> torch.autocast:
         """Both networks change in every step: rounding their weights each time, as autocast does,

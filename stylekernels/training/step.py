@@ -1,7 +1,8 @@
 """One step of training: mixed precision, gradients, Adam."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,18 @@ def _rounded(network: nn.Module) -> Iterator[nn.Parameter]:
                 yield parameter
 
 
+def adam(weights: Iterable[nn.Parameter], **settings: Any) -> torch.optim.Adam:
+    """Adam with its fused kernels on the CPU; on GPUs PyTorch chooses.
+
+    Args:
+        weights: to change, all on one device.
+        settings: of `torch.optim.Adam`.
+    """
+    weights = [*weights]
+    fused = True if weights[0].device.type == "cpu" else None
+    return torch.optim.Adam(weights, fused=fused, **settings)
+
+
 class TrainingStep:
     """Changes a network's weights by Adam, in mixed precision.
 
@@ -86,9 +99,7 @@ class TrainingStep:
         self.network = network
         weights = [*network.network.parameters()]
         device = weights[0].device.type
-        # PyTorch chooses on GPUs.
-        fused = True if device == "cpu" else None
-        self.optimizer = torch.optim.Adam(weights, capturable=capturable, fused=fused)
+        self.optimizer = adam(weights, capturable=capturable)
         self.scaler = torch.amp.GradScaler(device, enabled=network.precision == torch.float16)
 
     def begin(self, learning_rate: float) -> None:
