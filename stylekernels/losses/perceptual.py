@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from stylekernels.losses.color import color_loss
 from stylekernels.losses.content import content_loss
@@ -14,9 +13,6 @@ from stylekernels.models.features import FeatureNetwork
 
 # The square of one of 255 levels. It replaces the variance of a painting of one colour.
 _SMALLEST_VARIANCE = 1 / 255**2
-# Copies of the outermost pixels around an image. Fewer features see these pixels than others, and a
-# line along the border would cost next to nothing; with its copies it is as wide as a stroke.
-_BORDER = 4
 
 
 class PerceptualLoss:
@@ -55,8 +51,8 @@ class PerceptualLoss:
             picture: the stylised image, the same shape.
         """
         with torch.no_grad():
-            wanted = self.features(_bordered(target), self.features.content_layers)
-        found = self.features(_bordered(picture))
+            wanted = self.features(target, self.features.content_layers)
+        found = self.features(picture)
         styles = self.targets.losses(found)
         contents = {name: content_loss(found[name], wanted[name]) for name in wanted}
         content = torch.stack([*contents.values()]).mean()
@@ -73,7 +69,3 @@ class PerceptualLoss:
             **{f"content/{name}": value for name, value in contents.items()},
             **{f"style/{name}": value for name, value in styles.items()},
         }
-
-
-def _bordered(x: Tensor) -> Tensor:
-    return F.pad(x, (_BORDER,) * 4, mode="replicate")
