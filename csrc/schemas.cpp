@@ -21,13 +21,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
   m.def(
       "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) "
       "-> Tensor grad_x");
-  m.def("gram_loss(Tensor x, Tensor target, float? scale) -> (Tensor loss, Tensor grad_gram)");
   m.def(
-      "gram_losses(Tensor[] features, Tensor[] targets, float[]? scales) "
-      "-> (Tensor losses, Tensor[] grad_grams)");
+      "gram_loss(Tensor x, Tensor target, float? scale, bool center) "
+      "-> (Tensor loss, Tensor grad_gram, Tensor mean)");
   m.def(
-      "gram_losses_backward(Tensor[] features, Tensor[] grad_grams, Tensor grad, float[]? scales) "
-      "-> Tensor[] grad_features");
+      "gram_losses(Tensor[] features, Tensor[] targets, float[]? scales, bool center) "
+      "-> (Tensor losses, Tensor[] grad_grams, Tensor[] means)");
+  m.def(
+      "gram_losses_backward(Tensor[] features, Tensor[] grad_grams, Tensor[] means, Tensor grad, "
+      "float[]? scales) -> Tensor[] grad_features");
 
   // norm_conv2d
   m.def(

@@ -90,9 +90,9 @@ OPS = torch.ops.stylekernels
 #: `CALLS` by the ops, as an exported program calls them.
 DIRECT: dict[str, Function] = {
     "gram_matrix": lambda x: OPS.gram_matrix(x, None, True)[0],
-    "gram_loss": lambda x: OPS.gram_loss(x, TARGET.to(x.device), None)[0],
+    "gram_loss": lambda x: OPS.gram_loss(x, TARGET.to(x.device), None, False)[0],
     "gram_losses": lambda x: OPS.gram_losses(
-        [x, x[:, :4, ::2]], [target := TARGET.to(x.device), target[:4, :4]], [0.01, 0.02]
+        [x, x[:, :4, ::2]], [target := TARGET.to(x.device), target[:4, :4]], [0.01, 0.02], True
     )[0],
     "instance_norm": lambda x: OPS.instance_norm(
         x, SCALE.to(x.device), None, x.flip(2), None, None, "tanh", 0.01, True, 1e-5, False

@@ -38,7 +38,10 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "gram_matrix": lambda x: gram_matrix(x, center=True),
     "gram_loss": lambda x: gram_loss(x, TARGET.to(x.device)),
     "gram_losses": lambda x: gram_losses(
-        [x, x[:, :4, ::2]], [target := TARGET.to(x.device), target[:4, :4]], scales=(0.01, 0.02)
+        [x, x[:, :4, ::2]],
+        [target := TARGET.to(x.device), target[:4, :4]],
+        scales=(0.01, 0.02),
+        center=True,
     ),
     "instance_norm": lambda x: instance_norm(
         x, SCALE.to(x.device), residual=x.flip(2), residual_first=True, activation="tanh"

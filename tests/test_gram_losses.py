@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("implementation")
 SHAPES = ((1, 17, 5, 6), (3, 5, 23, 31), (1, 40, 3, 3), (2, 6, 41), (2, 1, 1, 1))
 SCALES = (0.25, 3e-5, 1.0, -0.5, 2.0)
 LAYOUTS = {
-    "contiguous": ("contiguous",) * 5,
-    "channels_last": ("channels_last",) * 5,
+    "contiguous": ("contiguous",) * 6,
+    "channels_last": ("channels_last",) * 6,
     "mixed": ("channels_last", "contiguous", "cropped", "misaligned", "channels_last_cropped"),
 }
 
@@ -37,7 +37,7 @@ def targets_for(features: list[Tensor]) -> list[Tensor]:
     return [target_for(x, TARGET_SHAPES[i % 3]) for i, x in enumerate(features)]
 
 
-def check_losses(features: list[Tensor], scales=None) -> None:
+def check_losses(features: list[Tensor], scales=None, center: bool = False) -> None:
     layers = len(features)
     each = [None] * layers if scales is None else scales
 
@@ -51,13 +51,13 @@ def check_losses(features: list[Tensor], scales=None) -> None:
 
     def ours(**tensors: Tensor) -> Tensor:
         values = [*tensors.values()]
-        return gram_losses(values[:layers], values[layers:], scales=scales)
+        return gram_losses(values[:layers], values[layers:], scales=scales, center=center)
 
     def exact(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
-        return (exact_gram(x, scale) - target).square().mean()
+        return (exact_gram(x, scale, center) - target).square().mean()
 
     def in_torch(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
-        gram = gram_in_torch(x, scale)
+        gram = gram_in_torch(x, scale, center)
         return F.mse_loss(gram, target.expand_as(gram))
 
     names = ("x", *(f"x{i}" for i in range(1, layers)))
@@ -74,55 +74,66 @@ def check_losses(features: list[Tensor], scales=None) -> None:
 @pytest.mark.every_capability
 @pytest.mark.parametrize("scales", [None, SCALES])
 @pytest.mark.parametrize("layouts", LAYOUTS)
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layers(dtype, layouts, scales, device) -> None:
-    check_losses(layers_of(SHAPES, dtype, LAYOUTS[layouts], device), scales)
+def test_layers(dtype, center, layouts, scales, device) -> None:
+    check_losses(layers_of(SHAPES, dtype, LAYOUTS[layouts], device), scales, center)
 
 
 @pytest.mark.parametrize("layouts", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layers_of_a_network(dtype, layouts, device) -> None:
+def test_layers_of_a_network(dtype, center, layouts, device) -> None:
     """With VGG's channels: one tile of them and several."""
-    shapes = ((2, 64, 32, 31), (2, 128, 16, 15), (2, 256, 8, 7), (2, 512, 4, 3), (2, 512, 2, 1))
-    check_losses(layers_of(shapes, dtype, LAYOUTS[layouts], device))
+    sizes = ((64, 32, 31), (128, 16, 15), (256, 8, 7), (512, 4, 3), (512, 2, 1), (512, 1, 1))
+    shapes = [(2, *size) for size in sizes]
+    check_losses(layers_of(shapes, dtype, LAYOUTS[layouts], device), center=center)
 
 
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_mean(dtype, device) -> None:
-    check_losses(layers_of(SHAPES[:3], dtype, device=device, shift=100.0))
+def test_large_mean(dtype, center, device) -> None:
+    features = layers_of(SHAPES[:3], dtype, device=device, shift=100.0)
+    features[1] -= 100.0  # the mean of a layer is that layer's own
+    check_losses(features, center=center)
 
 
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_is_that_of_its_layer(dtype, device) -> None:
+def test_each_is_that_of_its_layer(dtype, center, device) -> None:
     """The loss of a layer does not depend on the other layers, or on their order."""
     features = layers_of(SHAPES, dtype, device=device)
     targets = targets_for(features)
-    losses = gram_losses(features, targets, scales=SCALES)
+    losses = gram_losses(features, targets, scales=SCALES, center=center)
     assert losses.shape == (5,)
-    backwards = gram_losses(features[::-1], targets[::-1], scales=SCALES[::-1]).flip(0)
+    reverse = (features[::-1], targets[::-1])
+    backwards = gram_losses(*reverse, scales=SCALES[::-1], center=center).flip(0)
     torch.testing.assert_close(losses, backwards, rtol=1e-6, atol=0)
     for loss, x, target, scale in zip(losses, features, targets, SCALES, strict=True):
-        alone = gram_losses((x,), (target,), scales=(scale,))
-        assert torch.equal(alone[0], gram_loss(x, target, scale=scale))
+        alone = gram_losses((x,), (target,), scales=(scale,), center=center)
+        assert torch.equal(alone[0], gram_loss(x, target, scale=scale, center=center))
         torch.testing.assert_close(loss, alone[0], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("wanted", [(0, 1, 2, 3), (1,), (2,)])
-def test_gradcheck(wanted, device) -> None:
-    check_derivatives(wanted, device)
+def test_gradcheck(wanted, center, device) -> None:
+    check_derivatives(wanted, device, center=center)
 
 
-def check_derivatives(wanted: tuple[int, ...], device: str, fast_mode: bool = False) -> None:
+def check_derivatives(
+    wanted: tuple[int, ...], device: str, fast_mode: bool = False, center: bool = False
+) -> None:
     """Derivatives of two layers and their targets, in this order, for the ``wanted`` inputs."""
     shapes = ((2, 3, 2, 4), (1, 2, 5))
-    features = [random(*shape, dtype=torch.float64, device=device) for shape in shapes]
+    features = [random(*shape, dtype=torch.float64, device=device, shift=0.5) for shape in shapes]
     tensors = [
         tensor.detach().requires_grad_(i in wanted)
         for i, tensor in enumerate((*features, *targets_for(features)))
     ]
 
     def losses(*tensors: Tensor) -> Tensor:
-        return gram_losses(tensors[:2], tensors[2:], scales=(0.1, 0.3))
+        return gram_losses(tensors[:2], tensors[2:], scales=(0.1, 0.3), center=center)
 
     assert torch.autograd.gradcheck(losses, tensors, check_forward_ad=True, fast_mode=fast_mode)
     assert torch.autograd.gradgradcheck(losses, tensors, fast_mode=fast_mode)
@@ -156,19 +167,21 @@ def test_backward_keeps_only_the_features(device) -> None:
     images = sorted(x.numel() * x.element_size() for x in features)
     # At 129 elements and more, the larger Gram matrices have tiles of 128.
     assert saved_image_bytes(lambda: gram_losses(features, targets), 129) == images
+    assert saved_image_bytes(lambda: gram_losses(features, targets, center=True), 129) == images
 
 
 def test_a_layer_without_images(device) -> None:
     features = [random(0, 5, 4, 4, device=device), random(2, 3, 4, 5, device=device)]
     features = [x.requires_grad_() for x in features]
     targets = [random(c, c, device=device) for c in (5, 3)]
-    losses = gram_losses(features, targets)
-    assert losses[0].isnan()
-    torch.testing.assert_close(losses[1], gram_loss(features[1], targets[1]))
-    grads = torch.autograd.grad(losses[1], features)
-    assert grads[0].shape == (0, 5, 4, 4)
-    expected = torch.autograd.grad(gram_loss(features[1], targets[1]), features[1])
-    torch.testing.assert_close(grads[1:], expected)
+    for center in (False, True):
+        losses = gram_losses(features, targets, center=center)
+        assert losses[0].isnan()
+        alone = gram_loss(features[1], targets[1], center=center)
+        torch.testing.assert_close(losses[1], alone)
+        grads = torch.autograd.grad(losses[1], features)
+        assert grads[0].shape == (0, 5, 4, 4)
+        torch.testing.assert_close(grads[1:], torch.autograd.grad(alone, features[1]))
 
 
 X, Y = random(2, 3, 4, 5), random(2, 4, 6)

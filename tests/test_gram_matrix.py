@@ -150,6 +150,8 @@ def test_known_value() -> None:
     assert torch.equal(gram_matrix(x, scale=1.0, center=True), centered)
     target = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert gram_loss(x, target, scale=0.5).item() == (1.5**2 + 4.5**2 + 3.5**2 + 13**2) / 4
+    centered_loss = gram_loss(x, target, scale=1.0, center=True).item()
+    assert centered_loss == (0.5**2 + 1.0**2 + 2.0**2 + 2.0**2) / 4
 
 
 @pytest.mark.parametrize("grad_layout", ["contiguous", "transposed", "expanded"])
@@ -180,16 +182,16 @@ def check_derivatives(x: Tensor, fast_mode: bool = False, **options) -> None:
     assert torch.autograd.gradgradcheck(gram, (x,), fast_mode=fast_mode)
 
 
-def check_loss(x: Tensor, target: Tensor, scale: float | None = None) -> None:
+def check_loss(x: Tensor, target: Tensor, **options) -> None:
     def exact(x: Tensor, target: Tensor) -> Tensor:
-        return (exact_gram(x, scale) - target).square().mean()
+        return (exact_gram(x, **options) - target).square().mean()
 
     def in_torch(x: Tensor, target: Tensor) -> Tensor:
-        gram = gram_in_torch(x, scale)
+        gram = gram_in_torch(x, **options)
         return F.mse_loss(gram, target.expand_as(gram))
 
     assert_op_accurate(
-        lambda x, target: gram_loss(x, target, scale=scale),
+        lambda x, target: gram_loss(x, target, **options),
         in_torch,
         exact,
         {"x": x, "target": target},
@@ -221,6 +223,47 @@ def test_loss(shape, dtype, layout, device) -> None:
     check_loss(x, target_for(x))
 
 
+@pytest.mark.parametrize("layout", KERNEL_LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_loss_of_centered_features(shape, dtype, layout, device) -> None:
+    x = random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5)
+    check_loss(x, target_for(x), center=True)
+
+
+@pytest.mark.every_capability
+@pytest.mark.parametrize("shift", [1.0, -2.0, 4.0, 8.0, 100.0, 1000.0])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_centered_loss_with_a_mean(dtype, layout, shift, device) -> None:
+    """Sums of bfloat16 are centred if the mean is small, and features if it is large. The images
+    of a batch differ in it."""
+    x = random(2, 35, 61, 33, dtype=dtype, layout=layout, device=device, shift=shift)
+    check_loss(x, target_for(x), center=True)
+    x[1] = 0.5 * (x[1] - shift)
+    check_loss(x, target_for(x), center=True)
+
+
+@pytest.mark.every_capability
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_centered_features_that_are_constant(dtype, layout, device) -> None:
+    """One channel of the first image, and all of the second."""
+    x = random(2, 19, 1, 1, dtype=dtype, device=device, shift=3.0).repeat(1, 1, 23, 31)
+    x[0, :18] += random(18, 23, 31, dtype=dtype, device=device)
+    x = laid_out(x, layout).requires_grad_()
+    gram = gram_matrix(x, scale=1 / 713, center=True)
+    expected = exact_gram(x.detach().double(), 1 / 713, center=True)
+    torch.testing.assert_close(gram.double(), expected, rtol=1e-5, atol=3e-6)
+    assert gram[1].abs().max() < 1e-11
+    target = target_for(x)
+    centered, plain = (
+        torch.autograd.grad(gram_loss(x, target, center=center), x)[0][1].double().abs().max()
+        for center in (True, False)
+    )
+    assert centered < 1e-5 * plain
+
+
 @pytest.mark.parametrize("scale", [None, 0.25])
 @pytest.mark.parametrize("target_layout", TARGET_LAYOUTS)
 @pytest.mark.parametrize("target_shape", TARGET_SHAPES)
@@ -228,7 +271,8 @@ def test_loss(shape, dtype, layout, device) -> None:
 @pytest.mark.parametrize("shape", [(3, 17, 6, 7), (3, 17, 42)])
 def test_loss_options(shape, dtype, target_shape, target_layout, scale, device) -> None:
     x = random(*shape, dtype=dtype, device=device)
-    check_loss(x, target_for(x, target_shape, target_layout), scale)
+    for center in (False, True):
+        check_loss(x, target_for(x, target_shape, target_layout), scale=scale, center=center)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -238,50 +282,62 @@ def test_gradcheck(scale, center, layout, device) -> None:
     check_derivatives(x, scale=scale, center=center)
 
 
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("target_shape", [(2, 3, 3), (1, 3, 3), (3, 3)])
-def test_gradcheck_of_loss(target_shape, device) -> None:
-    x = random(2, 3, 2, 4, dtype=torch.float64, device=device).requires_grad_()
+def test_gradcheck_of_loss(target_shape, center, device) -> None:
+    x = random(2, 3, 2, 4, dtype=torch.float64, device=device, shift=0.5).requires_grad_()
     target = random(*target_shape, dtype=torch.float64, device=device, seed=1).requires_grad_()
+
+    def loss(x: Tensor, target: Tensor) -> Tensor:
+        return gram_loss(x, target, center=center)
+
     for inputs in ((x, target), (x, target.detach()), (x.detach(), target)):
-        assert torch.autograd.gradcheck(gram_loss, inputs, check_forward_ad=True)
-        assert torch.autograd.gradgradcheck(gram_loss, inputs)
+        assert torch.autograd.gradcheck(loss, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(loss, inputs)
 
 
 @pytest.mark.every_capability
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_and_inf_go_where_torch_sends_them(dtype, layout, value, device) -> None:
+def test_nan_and_inf_go_where_torch_sends_them(dtype, layout, center, value, device) -> None:
     x = random(2, 19, 5, 9, dtype=dtype, device=device)
     x[1, 3, 2, 4] = value
     x = laid_out(x, layout).requires_grad_()
     bad = torch.zeros(2, 19, 19, dtype=torch.bool, device=device)
     bad[1, 3, :] = bad[1, :, 3] = True
-    gram, expected = gram_matrix(x), gram_in_torch(x)
+    gram, expected = gram_matrix(x, center=center), gram_in_torch(x, center=center)
     assert torch.equal(~gram.isfinite(), bad), "only row and column 3 of image 1 are affected"
     torch.testing.assert_close(gram, expected, equal_nan=True)
     grads = [torch.autograd.grad(g.sum(), x)[0] for g in (gram, expected)]
     torch.testing.assert_close(*grads, equal_nan=True, rtol=1e-2, atol=1e-4)
-    loss = gram_loss(x, torch.ones(19, 19, device=device))
-    assert loss.isnan() if value != value else loss.isposinf()
+    loss = gram_loss(x, torch.ones(19, 19, device=device), center=center)
+    assert loss.isnan() if center or value != value else loss.isposinf()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_deterministic_and_equal_without_grad(layout, threads, device) -> None:
+def test_deterministic_and_equal_without_grad(layout, threads, center, dtype, device) -> None:
     """If threads shared scratch memory, one run in four or more would differ."""
-    x = random(2, 128, 63, 65, layout=layout, device=device).requires_grad_()
+    x = random(2, 128, 63, 65, dtype=dtype, layout=layout, device=device).requires_grad_()
     target = random(128, 128, device=device)
+
+    def gram_and_loss() -> tuple[Tensor, Tensor]:
+        return gram_matrix(x, center=center), gram_loss(x, target, center=center)
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         runs = []
         for _ in range(12):
-            gram, loss = gram_matrix(x), gram_loss(x, target)
+            gram, loss = gram_and_loss()
             runs.append((gram, loss, *torch.autograd.grad(gram.square().sum() + loss, x)))
         with torch.no_grad():
-            assert torch.equal(gram_matrix(x), runs[0][0])
-            assert torch.equal(gram_loss(x, target), runs[0][1])
+            for again, first in zip(gram_and_loss(), runs[0], strict=False):
+                assert torch.equal(again, first)
     finally:
         torch.set_num_threads(before)
     for run in runs[1:]:
@@ -299,6 +355,7 @@ def test_backward_keeps_only_the_input(layout, device) -> None:
     assert saved_image_bytes(lambda: gram_matrix(x), 129) == [image]
     assert saved_image_bytes(lambda: gram_matrix(x, center=True), 129) == [image]
     assert saved_image_bytes(lambda: gram_loss(x, target), 129) == [image]
+    assert saved_image_bytes(lambda: gram_loss(x, target, center=True), 129) == [image]
 
 
 X = random(2, 3, 4, 5)

@@ -44,18 +44,19 @@ class TestGramMatrix:
 
 
 class TestStyleLoss:
+    @pytest.mark.parametrize("center", [False, True])
     @pytest.mark.parametrize("scale", [None, 0.25])
-    def test_is_the_mean_squared_error_of_gram_matrices(self, scale):
+    def test_is_the_mean_squared_error_of_gram_matrices(self, scale, center):
         style = random(1, 5, 6, 8, dtype=torch.float64, seed=1).requires_grad_()
-        x = random(3, 5, 7, 9, dtype=torch.float64).requires_grad_()
-        loss = StyleLoss.from_features(style, scale)
-        gram = GramMatrix(scale)
+        x = random(3, 5, 7, 9, dtype=torch.float64, shift=1.0).requires_grad_()
+        loss = StyleLoss.from_features(style, scale, center)
+        gram = GramMatrix(scale, center)
         expected = F.mse_loss(gram(x), gram(style).detach().expand(3, 5, 5))
         torch.testing.assert_close(loss(x), expected)
         torch.testing.assert_close(
             torch.autograd.grad(loss(x), x), torch.autograd.grad(expected, x)
         )
-        assert not StyleLoss(gram(style), scale).target.requires_grad
+        assert not StyleLoss(gram(style), scale, center).target.requires_grad
         assert loss(style).item() < 1e-25
 
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,7 +110,7 @@ class TestStyleLoss:
         other = StyleLoss(torch.zeros(1, 5, 5))
         other.load_state_dict(loss.state_dict())
         assert torch.equal(other.target, loss.target)
-        assert repr(loss) == "StyleLoss(target=(1, 5, 5), scale=None)"
+        assert repr(loss) == "StyleLoss(target=(1, 5, 5), scale=None, center=False)"
 
     def test_errors(self):
         with pytest.raises(ValueError, match=r"target: expected .* for features use .*from_feat"):

@@ -91,11 +91,14 @@ def gram_inputs(x):
     return {
         "gram_matrix": [(x, None, False), (x, 0.5, True)],
         "gram_matrix_backward": [(gram, x, None, None), (gram, x, mean, 0.5)],
-        "gram_loss": [(x, target, None), (x, gram, 2.0), (x, gram[:1], 2.0)],
-        "gram_losses": [([x], [gram], None), ([x, smaller], [target, gram], [2.0, 0.5])],
+        "gram_loss": [(x, target, None, True), (x, gram, 2.0, False), (x, gram[:1], 2.0, True)],
+        "gram_losses": [
+            ([x], [gram], None, False),
+            ([x, smaller], [target, gram], [2.0, 0.5], True),
+        ],
         "gram_losses_backward": [
-            ([x], [gram], slopes[:1], None),
-            ([x, smaller], [gram, 2 * gram], slopes, [2.0, 0.5]),
+            ([x], [gram], [], slopes[:1], None),
+            ([x, smaller], [gram, 2 * gram], [mean, 2 * mean], slopes, [2.0, 0.5]),
         ],
     }
 

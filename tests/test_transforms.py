@@ -154,9 +154,13 @@ def test_autocast_of_a_target(device) -> None:
     with torch.autocast(device, dtype=torch.bfloat16):
         target = torch.bmm(x.flatten(2), x.flatten(2).mT)
         loss, losses = gram_loss(x, target), gram_losses([x] * 2, [target, target.float()])
+        centered = gram_loss(x, target, center=True)
+        centered_losses = gram_losses([x] * 2, [target, target.float()], center=True)
     assert target.dtype == torch.bfloat16
     assert torch.equal(loss, gram_loss(x, target.float()))
     torch.testing.assert_close(losses, loss.expand(2))
+    assert torch.equal(centered, gram_loss(x, target.float(), center=True))
+    torch.testing.assert_close(centered_losses, centered.expand(2))
     with torch.autocast(device, dtype=torch.bfloat16), pytest.raises(TypeError, match="target: "):
         gram_loss(x, target.long())
 

@@ -7,6 +7,7 @@ chunks of at least 64 pixels. Tests of the op that hold for every implementation
 
 import pytest
 import torch
+from torch import Tensor
 
 from stylekernels import gram_loss, gram_losses, gram_matrix
 from tests.conftest import DTYPES, LAYOUTS, TRITON, poisoned_memory, random
@@ -64,6 +65,7 @@ LOSS_OPTIONS = {
     "target_shape": TARGET_SHAPES,
     "target_layout": TARGET_LAYOUTS,
     "scale": (None, 0.25),
+    "center": (False, True),
 }
 
 
@@ -89,7 +91,8 @@ def test_options(case, device) -> None:
 @pytest.mark.parametrize("case", LOSS_CASES, ids=name_of)
 def test_loss_options(case, device) -> None:
     x = random(*case["shape"], dtype=case["dtype"], layout=case["layout"], device=device, shift=0.5)
-    check_loss(x, target_for(x, case["target_shape"], case["target_layout"]), case["scale"])
+    target = target_for(x, case["target_shape"], case["target_layout"])
+    check_loss(x, target, scale=case["scale"], center=case["center"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -137,13 +140,19 @@ def test_gradcheck(scale, center, layout, device) -> None:
     check_derivatives(x, fast_mode=True, scale=scale, center=center)
 
 
-@pytest.mark.parametrize("target_shape", TARGET_SHAPES)
-def test_gradcheck_of_loss(target_shape, device) -> None:
+@pytest.mark.parametrize(
+    ("target_shape", "center"), [(TARGET_SHAPES[0], True), *((s, False) for s in TARGET_SHAPES)]
+)
+def test_gradcheck_of_loss(target_shape, center, device) -> None:
     x = random(2, 2, 2, 3, dtype=torch.float64, device=device)
     target = target_for(x, target_shape).requires_grad_()
     x.requires_grad_()
-    assert torch.autograd.gradcheck(gram_loss, (x, target), fast_mode=True)
-    assert torch.autograd.gradgradcheck(gram_loss, (x, target), fast_mode=True)
+
+    def loss(x: Tensor, target: Tensor) -> Tensor:
+        return gram_loss(x, target, center=center)
+
+    assert torch.autograd.gradcheck(loss, (x, target), fast_mode=True)
+    assert torch.autograd.gradgradcheck(loss, (x, target), fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -164,6 +173,7 @@ def test_deterministic_and_equal_without_grad(dtype, device) -> None:
 # Several layers in one launch.
 
 
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "layouts"),
     [
@@ -172,9 +182,9 @@ def test_deterministic_and_equal_without_grad(dtype, device) -> None:
         (torch.bfloat16, "channels_last"),
     ],
 )
-def test_layers(dtype, layouts, device) -> None:
+def test_layers(dtype, layouts, center, device) -> None:
     scales = SCALES if layouts == "mixed" else None
-    check_losses(layers_of(LAYERS, dtype, LAYOUTS_OF_LAYERS[layouts], device), scales)
+    check_losses(layers_of(LAYERS, dtype, LAYOUTS_OF_LAYERS[layouts], device), scales, center)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -183,13 +193,15 @@ def test_layers_of_one_tile_and_of_several(dtype, device) -> None:
     check_losses(layers_of(shapes, dtype, device=device))
 
 
+@pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layers_with_a_large_mean(dtype, device) -> None:
-    check_losses(layers_of(LAYERS[:2], dtype, device=device, shift=1000.0))
+def test_layers_with_a_large_mean(dtype, center, device) -> None:
+    check_losses(layers_of(LAYERS[:2], dtype, device=device, shift=1000.0), center=center)
 
 
-def test_gradcheck_of_losses(device) -> None:
-    check_derivatives_of_losses((0, 1, 2, 3), device, fast_mode=True)
+@pytest.mark.parametrize("center", [False, True])
+def test_gradcheck_of_losses(center, device) -> None:
+    check_derivatives_of_losses((0, 1, 2, 3), device, fast_mode=True, center=center)
 
 
 class Launches:

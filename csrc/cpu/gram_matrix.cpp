@@ -3,6 +3,7 @@
 #include "gram_matrix.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "../tensors.h"
@@ -67,7 +68,31 @@ struct Features {
   }
 };
 
-Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::optional<double> scale) {
+// Largest norm of what is subtracted from sums to centre them, relative to the norm of the result.
+// Products of bfloat16 are exact, and sums of them in float32 have a relative error of 6e-8, so
+// that this allows 1e-6. Loss networks have 0.7 to 12.
+constexpr double kLargestCancelled = 16;
+
+// Tells whether sums were centred that are much larger than the result, of some image.
+bool cancels(const Features& f, const float* mean, const float* gram, double scale) {
+  constexpr int64_t kSums = 16;  // at a time
+  for (int64_t n = 0; n < f.n; ++n) {
+    double subtracted = 0, squares[kSums] = {};
+    for (int64_t i = n * f.c; i < (n + 1) * f.c; ++i) subtracted += double(mean[i]) * mean[i];
+    const float* g = gram + n * f.c * f.c;
+    const int64_t count = f.c * f.c, whole = count / kSums * kSums;
+    for (int64_t i = 0; i < whole; i += kSums)
+      for (int64_t j = 0; j < kSums; ++j) squares[j] += double(g[i + j]) * g[i + j];
+    for (int64_t i = whole; i < count; ++i) squares[0] += double(g[i]) * g[i];
+    double square = 0;
+    for (const double some : squares) square += some;
+    subtracted *= std::abs(scale) * double(f.pixels);
+    if (!(subtracted <= kLargestCancelled * std::sqrt(square))) return true;  // NaN too
+  }
+  return false;
+}
+
+Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, double scale) {
   const DType dtype = dtype_of(f.x);
   const int64_t wanted =
       std::max(f.pixels / kChunks, std::min(kEnoughPixels, f.n * f.pixels / kFewestTasks));
@@ -81,7 +106,7 @@ Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::option
   const int64_t sum_count = chunks == 1 ? workers : f.n * chunks;
   Tensor sums = empty({sum_count * width * width}, f.x, wide_dtype(f.x));
   Tensor panels = empty({workers * kernels().panel_elements(dtype, f.c)}, f.x, wide_dtype(f.x));
-  kernels().forward({
+  GramMatrix args{
       .dtype = dtype,
       .layout = f.layout,
       .n = f.n,
@@ -89,34 +114,56 @@ Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, std::option
       .pixels = f.pixels,
       .x = f.x.const_data_ptr(),
       .mean = data(mean),
-      .scale = f.scale(scale),
+      .centers_sums = mean.has_value() && dtype == DType::bfloat16 && kernels().multiplies_bfloat16,
+      .scale = scale,
       .gram = gram.mutable_data_ptr(),
       .chunk_pixels = per_chunk,
       .chunks = chunks,
       .sums = sums.mutable_data_ptr(),
       .panels = panels.mutable_data_ptr(),
-  });
+  };
+  kernels().forward(args);
+  if (args.centers_sums && cancels(f, static_cast<const float*>(args.mean),
+                                   static_cast<const float*>(args.gram), scale)) {
+    args.centers_sums = false;
+    kernels().forward(args);
+  }
   return gram;
+}
+
+// Returns (2, N, C), the mean of features that are to be centred and its rounding error, or nothing
+// of others.
+std::optional<Tensor> mean_of(const Features& f, bool center) {
+  if (!center) return std::nullopt;
+  return exact_mean(f.x.dim() == 4 ? f.x : torch::stable::unsqueeze(f.x, 3));
+}
+
+// Returns the result `mean` of an op.
+Tensor or_empty(const std::optional<Tensor>& mean, const Tensor& x) {
+  return mean.has_value() ? *mean : empty({0}, x, wide_dtype(x));
 }
 
 std::tuple<Tensor, Tensor> gram_matrix(Tensor x, std::optional<double> scale, bool center) {
   const Features f(x);
-  if (!center) return {gram_of(f, std::nullopt, scale), empty({0}, x, wide_dtype(x))};
-  const Tensor image = x.dim() == 4 ? f.x : torch::stable::unsqueeze(f.x, 3);
-  const Tensor mean = exact_mean(image);
-  return {gram_of(f, mean, scale), mean};
+  const std::optional<Tensor> mean = mean_of(f, center);
+  return {gram_of(f, mean, f.scale(scale)), or_empty(mean, x)};
 }
 
 // Returns scale (grad + grad^T) (x - mean).
-Tensor product_with(Tensor grad, const Features& f, const std::optional<Tensor>& mean,
-                    double scale) {
+Tensor product_with(Tensor grad, const Features& f, std::optional<Tensor> mean, double scale) {
   const DType dtype = dtype_of(f.x);
+  if (mean.has_value()) {
+    check_shape(*mean, "mean", {2, f.n, f.c});
+    check_dtype(*mean, "mean", wide_dtype(f.x));
+    mean = torch::stable::contiguous(*mean);
+  }
   check_shape(grad, "grad", {f.n, f.c, f.c});
   check_dtype(grad, "grad", wide_dtype(f.x));
   grad = torch::stable::contiguous(grad);
   const int64_t width = kernels().padded_channels(dtype, f.c);
   Tensor grad_x = empty_like(f.x, f.layout);
   Tensor product = empty({f.n * width * width}, f.x, wide_dtype(f.x));
+  Tensor offsets = empty({f.n * width}, f.x, wide_dtype(f.x));
   Tensor panels = empty({parallel_workers(f.n * f.c * f.pixels, 1 << 20) *
                          kernels().backward_panel_elements(dtype, f.c)},
                         f.x, wide_dtype(f.x));
@@ -132,6 +179,7 @@ Tensor product_with(Tensor grad, const Features& f, const std::optional<Tensor>&
       .scale = scale,
       .grad_x = grad_x.mutable_data_ptr(),
       .product = product.mutable_data_ptr(),
+      .offsets = offsets.mutable_data_ptr(),
       .panels = panels.mutable_data_ptr(),
   });
   return grad_x;
@@ -140,11 +188,6 @@ Tensor product_with(Tensor grad, const Features& f, const std::optional<Tensor>&
 Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
                             std::optional<double> scale) {
   const Features f(x);
-  if (mean.has_value()) {
-    check_shape(*mean, "mean", {2, f.n, f.c});
-    check_dtype(*mean, "mean", wide_dtype(x));
-    mean = torch::stable::contiguous(*mean);
-  }
   return product_with(grad, f, mean, f.scale(scale));
 }
 
@@ -171,16 +214,16 @@ double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int6
 }
 
 // Returns the gradient with respect to the Gram matrix, and writes the loss to loss[layer].
-Tensor loss_of(const Tensor& x, Tensor target, std::optional<double> scale, Tensor& loss,
-               int64_t layer) {
-  const Features f(x);
+Tensor loss_of(const Features& f, const std::optional<Tensor>& mean, Tensor target,
+               std::optional<double> scale, Tensor& loss, int64_t layer) {
+  const Tensor& x = f.x;
   check_dtype(target, "target", wide_dtype(x));
   check_dtype(loss, "features", wide_dtype(x));
   STD_TORCH_CHECK(has_shape(target, {f.n, f.c, f.c}) || has_shape(target, {1, f.c, f.c}) ||
                       has_shape(target, {f.c, f.c}),
                   "target: expected shape (N, C, C) = ", text_of({f.n, f.c, f.c}),
                   ", (1, C, C) or (C, C), got ", text_of(shape_of(target)));
-  Tensor gram = gram_of(f, std::nullopt, scale);
+  Tensor gram = gram_of(f, mean, f.scale(scale));
   target = torch::stable::contiguous(target);
   const int64_t target_n = target.dim() == 3 ? target.size(0) : 1;
   if (wide_dtype(x) == ScalarType::Double)
@@ -194,10 +237,13 @@ Tensor loss_of(const Tensor& x, Tensor target, std::optional<double> scale, Tens
   return gram;
 }
 
-std::tuple<Tensor, Tensor> gram_loss(Tensor x, Tensor target, std::optional<double> scale) {
+std::tuple<Tensor, Tensor, Tensor> gram_loss(Tensor x, Tensor target, std::optional<double> scale,
+                                             bool center) {
+  const Features f(x);
+  const std::optional<Tensor> mean = mean_of(f, center);
   Tensor loss = empty({}, x, wide_dtype(x));
-  Tensor grad_gram = loss_of(x, target, scale, loss, 0);
-  return {loss, grad_gram};
+  Tensor grad_gram = loss_of(f, mean, target, scale, loss, 0);
+  return {loss, grad_gram, or_empty(mean, x)};
 }
 
 using Scales = std::optional<std::vector<double>>;
@@ -207,8 +253,8 @@ std::optional<double> scale_of(const Scales& scales, size_t layer) {
 }
 
 // Takes layer by layer: one alone fills the machine.
-std::tuple<Tensor, std::vector<Tensor>> gram_losses(std::vector<Tensor> features,
-                                                    std::vector<Tensor> targets, Scales scales) {
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> gram_losses(
+    std::vector<Tensor> features, std::vector<Tensor> targets, Scales scales, bool center) {
   STD_TORCH_CHECK(!features.empty() && features.size() == targets.size() &&
                       (!scales.has_value() || scales->size() == features.size()),
                   "targets, scales: expected one for each layer, and at least one layer, got ",
@@ -216,20 +262,25 @@ std::tuple<Tensor, std::vector<Tensor>> gram_losses(std::vector<Tensor> features
                   scales.has_value() ? scales->size() : features.size(), " scales");
   const Tensor& first = features[0];
   Tensor losses = empty({int64_t(features.size())}, first, wide_dtype(first));
-  std::vector<Tensor> grad_grams;
-  for (size_t i = 0; i < features.size(); ++i)
-    grad_grams.push_back(loss_of(features[i], targets[i], scale_of(scales, i), losses, i));
-  return {losses, grad_grams};
+  std::vector<Tensor> grad_grams, means;
+  for (size_t i = 0; i < features.size(); ++i) {
+    const Features f(features[i]);
+    const std::optional<Tensor> mean = mean_of(f, center);
+    grad_grams.push_back(loss_of(f, mean, targets[i], scale_of(scales, i), losses, i));
+    if (center) means.push_back(*mean);
+  }
+  return {losses, grad_grams, means};
 }
 
 std::vector<Tensor> gram_losses_backward(std::vector<Tensor> features,
-                                         std::vector<Tensor> grad_grams, Tensor grad,
-                                         Scales scales) {
+                                         std::vector<Tensor> grad_grams, std::vector<Tensor> means,
+                                         Tensor grad, Scales scales) {
   grad = torch::stable::contiguous(grad);
   STD_TORCH_CHECK(features.size() == grad_grams.size() &&
+                      (means.empty() || means.size() == features.size()) &&
                       (!scales.has_value() || scales->size() == features.size()),
-                  "grad_grams, scales: expected one for each layer, got ", features.size(),
-                  " layers, ", grad_grams.size(), " gradients and ",
+                  "grad_grams, means, scales: expected one for each layer, got ", features.size(),
+                  " layers, ", grad_grams.size(), " gradients, ", means.size(), " means and ",
                   scales.has_value() ? scales->size() : features.size(), " scales");
   check_shape(grad, "grad", {int64_t(features.size())});
   std::vector<Tensor> grad_features;
@@ -239,8 +290,9 @@ std::vector<Tensor> gram_losses_backward(std::vector<Tensor> features,
     const double factor = wide_dtype(f.x) == ScalarType::Double
                               ? static_cast<const double*>(grad.const_data_ptr())[i]
                               : static_cast<const float*>(grad.const_data_ptr())[i];
+    const std::optional<Tensor> mean = means.empty() ? std::nullopt : std::optional(means[i]);
     grad_features.push_back(
-        product_with(grad_grams[i], f, std::nullopt, factor * f.scale(scale_of(scales, i))));
+        product_with(grad_grams[i], f, mean, factor * f.scale(scale_of(scales, i))));
   }
   return grad_features;
 }

@@ -14,7 +14,8 @@ struct GramMatrix {
   Layout layout;
   int64_t n, c, pixels;
   const void* x;
-  const void* mean;  // (2, N, C): mean and its rounding error; null: not centred
+  const void* mean;   // (2, N, C): mean and its rounding error; null: not centred
+  bool centers_sums;  // features are multiplied as they are, and the sums are centred
   double scale;
   void* gram;            // (N, C, C), out
   int64_t chunk_pixels;  // pixels summed by one task (split-K): by the shape alone
@@ -34,10 +35,12 @@ struct GramMatrixBackward {
   double scale;
   void* grad_x;   // out
   void* product;  // (N, padded C, padded C) scratch
+  void* offsets;  // (N, padded C) scratch: minus the sum over channels of S mean
   void* panels;   // workers x backward_panel_elements() scratch
 };
 
 struct GramMatrixKernels {
+  bool multiplies_bfloat16;  // without widening; only then centers_sums may be set, for bfloat16
   int64_t (*padded_channels)(DType dtype, int64_t c);
   int64_t (*panel_elements)(DType dtype, int64_t c);  // scratch of one worker
   int64_t (*backward_panel_elements)(DType dtype, int64_t c);

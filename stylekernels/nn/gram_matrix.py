@@ -48,6 +48,8 @@ class StyleLoss(nn.Module):
             module is cast, because Gram matrices exceed the range of float16.
         scale: factor of the Gram matrix of the features, equal to that of the target;
             ``1 / (C * H * W)`` by default.
+        center: remove each channel's mean of the features first. The target must be that of
+            centred features too.
 
     Shape:
         (N, C, H, W) or (N, C, L) to a scalar, float32 (float64 for float64 input).
@@ -62,7 +64,7 @@ class StyleLoss(nn.Module):
 
     target: Tensor
 
-    def __init__(self, target: Tensor, scale: float | None = None) -> None:
+    def __init__(self, target: Tensor, scale: float | None = None, center: bool = False) -> None:
         super().__init__()
         check_tensor(target, "target")
         if not target.is_floating_point():
@@ -77,16 +79,19 @@ class StyleLoss(nn.Module):
             )
         self.register_buffer("target", target.detach().to(wide_dtype(target)))
         self.scale = scale
+        self.center = center
 
     @classmethod
-    def from_features(cls, features: Tensor, scale: float | None = None) -> "StyleLoss":
+    def from_features(
+        cls, features: Tensor, scale: float | None = None, center: bool = False
+    ) -> "StyleLoss":
         """Return the loss whose target is the Gram matrix of a style image's features.
 
         Args:
             features: (N, C, H, W) or (N, C, L).
-            scale: as for the class.
+            scale, center: as for the class.
         """
-        return cls(gram_matrix(features.detach(), scale=scale), scale)
+        return cls(gram_matrix(features.detach(), scale=scale, center=center), scale, center)
 
     def _apply(self, fn, recurse: bool = True) -> "StyleLoss":
         """Apply Module.to, half, cuda and so on. The target is never cast to half precision."""
@@ -97,7 +102,8 @@ class StyleLoss(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        return gram_loss(x, self.target.to(wide_dtype(x)), scale=self.scale)
+        target = self.target.to(wide_dtype(x))
+        return gram_loss(x, target, scale=self.scale, center=self.center)
 
     def extra_repr(self) -> str:
-        return f"target={tuple(self.target.shape)}, scale={self.scale}"
+        return f"target={tuple(self.target.shape)}, scale={self.scale}, center={self.center}"

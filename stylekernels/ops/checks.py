@@ -117,7 +117,10 @@ def gram_loss(x: Tensor, target: Tensor, *_options) -> None:
 
 
 def gram_losses(
-    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
+    features: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    scales: Sequence[float] | None,
+    *_options,
 ) -> None:
     _one_per_layer(features, targets=targets, scales=scales)
     for x, target in zip(features, targets, strict=True):
@@ -128,13 +131,15 @@ def gram_losses(
 def gram_losses_backward(
     features: Sequence[Tensor],
     grad_grams: Sequence[Tensor],
+    means: Sequence[Tensor],
     grad: Tensor,
     scales: Sequence[float] | None,
 ) -> None:
-    _one_per_layer(features, grad_grams=grad_grams, scales=scales)
+    _one_per_layer(features, grad_grams=grad_grams, means=means or None, scales=scales)
     _expect(grad, "grad", features[0], (len(features),), dtype=wide_dtype(features[0]))
-    for x, grad_gram in zip(features, grad_grams, strict=True):
-        gram_matrix_backward(grad_gram, x, None)
+    each = means or [None] * len(features)
+    for x, grad_gram, mean in zip(features, grad_grams, each, strict=True):
+        gram_matrix_backward(grad_gram, x, mean)
 
 
 def _one_per_layer(features: Sequence[Tensor], **others: Sequence | None) -> None:

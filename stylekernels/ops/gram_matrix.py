@@ -21,15 +21,16 @@ from stylekernels.ops.registration import define, differentiate
 from stylekernels.tensors import DTYPES, dense_like, new_like, wide_dtype
 
 # The returned mean is (2, N, C): its value, and the rounding error of that value. Without
-# ``center`` it is empty.
+# ``center`` it is empty, and so is a list of means.
 SCHEMAS = (
     "gram_matrix(Tensor x, float? scale, bool center) -> (Tensor gram, Tensor mean)",
     "gram_matrix_backward(Tensor grad, Tensor x, Tensor? mean, float? scale) -> Tensor grad_x",
-    "gram_loss(Tensor x, Tensor target, float? scale) -> (Tensor loss, Tensor grad_gram)",
-    "gram_losses(Tensor[] features, Tensor[] targets, float[]? scales) "
-    "-> (Tensor losses, Tensor[] grad_grams)",
-    "gram_losses_backward(Tensor[] features, Tensor[] grad_grams, Tensor grad, float[]? scales) "
-    "-> Tensor[] grad_features",
+    "gram_loss(Tensor x, Tensor target, float? scale, bool center) "
+    "-> (Tensor loss, Tensor grad_gram, Tensor mean)",
+    "gram_losses(Tensor[] features, Tensor[] targets, float[]? scales, bool center) "
+    "-> (Tensor losses, Tensor[] grad_grams, Tensor[] means)",
+    "gram_losses_backward(Tensor[] features, Tensor[] grad_grams, Tensor[] means, Tensor grad, "
+    "float[]? scales) -> Tensor[] grad_features",
 )
 
 
@@ -68,51 +69,68 @@ def _gram_matrix_backward_fake(
     return dense_like(x)
 
 
-def _gram_loss_formula(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-    difference = reference.gram_matrix(x, scale, center=False) - target
-    return difference.square().mean(), difference / (difference.numel() / 2)
+def _gram_loss_formula(
+    x: Tensor, target: Tensor, scale: float | None, center: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    gram, mean = _gram_matrix_formula(x, scale, center)
+    difference = gram - target
+    return difference.square().mean(), difference / (difference.numel() / 2), mean
 
 
-def _gram_loss_fake(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-    n, c = x.shape[0], x.shape[1]
-    return x.new_empty((), dtype=wide_dtype(x)), x.new_empty((n, c, c), dtype=wide_dtype(x))
+def _gram_loss_fake(
+    x: Tensor, target: Tensor, scale: float | None, center: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty((), dtype=wide_dtype(x)), *_gram_matrix_fake(x, scale, center)
 
 
 def _gram_losses_formula(
-    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
-) -> tuple[Tensor, list[Tensor]]:
-    each = [None] * len(features) if scales is None else scales
-    layers = zip(features, targets, each, strict=True)
-    losses, grad_grams = zip(*(_gram_loss_formula(*layer) for layer in layers), strict=True)
-    return torch.stack(losses), list(grad_grams)
+    features: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    scales: Sequence[float] | None,
+    center: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    layers = zip(features, targets, _of_each(features, scales), strict=True)
+    results = [_gram_loss_formula(*layer, center) for layer in layers]
+    losses, grad_grams, means = zip(*results, strict=True)
+    return torch.stack(losses), list(grad_grams), list(means) if center else []
 
 
 def _gram_losses_fake(
-    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
-) -> tuple[Tensor, list[Tensor]]:
-    wide = wide_dtype(features[0])
-    return (
-        features[0].new_empty((len(features),), dtype=wide),
-        [x.new_empty((x.shape[0], x.shape[1], x.shape[1]), dtype=wide) for x in features],
-    )
+    features: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    scales: Sequence[float] | None,
+    center: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    grams, means = zip(*(_gram_matrix_fake(x, None, center) for x in features), strict=True)
+    losses = features[0].new_empty((len(features),), dtype=wide_dtype(features[0]))
+    return losses, list(grams), list(means) if center else []
+
+
+def _of_each(features: Sequence[Tensor], values: Sequence | None) -> Sequence:
+    """An optional value for each layer. An empty list has none."""
+    return values or [None] * len(features)
 
 
 def _gram_losses_backward_formula(
     features: Sequence[Tensor],
     grad_grams: Sequence[Tensor],
+    means: Sequence[Tensor],
     grad: Tensor,
     scales: Sequence[float] | None,
 ) -> list[Tensor]:
-    each = [None] * len(features) if scales is None else scales
+    options = _of_each(features, means), _of_each(features, scales)
     return [
-        _gram_matrix_backward_formula(grad_gram * slope, x, None, scale)
-        for x, grad_gram, slope, scale in zip(features, grad_grams, grad, each, strict=True)
+        _gram_matrix_backward_formula(grad_gram * slope, x, mean, scale)
+        for x, grad_gram, slope, mean, scale in zip(
+            features, grad_grams, grad, *options, strict=True
+        )
     ]
 
 
 def _gram_losses_backward_fake(
     features: Sequence[Tensor],
     grad_grams: Sequence[Tensor],
+    means: Sequence[Tensor],
     grad: Tensor,
     scales: Sequence[float] | None,
 ) -> list[Tensor]:
@@ -150,78 +168,86 @@ class _GramMatrix(torch.autograd.Function):
         if grad is None:
             return None, None, None
         x, mean = ctx.saved_tensors
-        if mean is not None and torch.is_grad_enabled():
-            plain = x.to(mean.dtype).flatten(2).mean(2)
-            mean = with_gradient_of(mean, torch.stack((plain, torch.zeros_like(plain))))
+        if torch.is_grad_enabled():
+            mean = _differentiable_mean(mean, x)
         return derivative(_gram_matrix_backward_op, grad, x, mean, ctx.scale), None, None
 
 
 class _GramLoss(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
-        return forward_of(_gram_loss_op, x, target, scale)
+    def forward(
+        x: Tensor, target: Tensor, scale: float | None, center: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return forward_of(_gram_loss_op, x, target, scale, center)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, target, ctx.scale = inputs
-        _loss, grad_gram = output
-        ctx.mark_non_differentiable(grad_gram)
+        x, target, ctx.scale, ctx.center = inputs
+        _loss, grad_gram, mean = output
+        ctx.mark_non_differentiable(grad_gram, mean)
         ctx.set_materialize_grads(False)
         # The target is saved for second derivatives only. It is small, and the caller holds it.
-        ctx.save_for_backward(x, target, grad_gram)
+        ctx.save_for_backward(x, target, grad_gram, mean if ctx.center else None)
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, _grad_of_grad_gram: None):
+    def backward(ctx, grad: Tensor | None, *_grads_of_other_results: None):
         if grad is None:
-            return None, None, None
-        x, target, grad_gram = ctx.saved_tensors
+            return None, None, None, None
+        x, target, grad_gram, mean = ctx.saved_tensors
         if torch.is_grad_enabled():
-            grad_gram = _gram_gradient(x, target, ctx.scale)
+            grad_gram = _gram_gradient(x, target, ctx.scale, ctx.center)
+            mean = _differentiable_mean(mean, x)
         scaled = grad_gram * grad
         grad_x = grad_target = None
         if ctx.needs_input_grad[0]:
-            grad_x = derivative(_gram_matrix_backward_op, scaled, x, None, ctx.scale)
+            grad_x = derivative(_gram_matrix_backward_op, scaled, x, mean, ctx.scale)
         if ctx.needs_input_grad[1]:
             grad_target = (-scaled).sum_to_size(target.shape).to(target.dtype)
-        return grad_x, grad_target, None
+        return grad_x, grad_target, None, None
 
 
 class _GramLosses(torch.autograd.Function):
-    """`_GramLoss` for several layers. The inputs are the scales, all features and all targets."""
+    """`_GramLoss` for several layers. The inputs are the options, all features and all targets."""
 
     @staticmethod
-    def forward(scales: Sequence[float] | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        scales: Sequence[float] | None, center: bool, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         layers = len(tensors) // 2
-        losses, grad_grams = forward_of(_gram_losses_op, tensors[:layers], tensors[layers:], scales)
-        return losses, *grad_grams
+        losses, grad_grams, means = forward_of(
+            _gram_losses_op, tensors[:layers], tensors[layers:], scales, center
+        )
+        return losses, *grad_grams, *means
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.scales, *tensors = inputs
-        _losses, *grad_grams = output
-        ctx.mark_non_differentiable(*grad_grams)
+        ctx.scales, ctx.center, *tensors = inputs
+        _losses, *others = output
+        ctx.mark_non_differentiable(*others)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *grad_grams)
+        ctx.save_for_backward(*tensors, *others)
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, *_grads_of_grad_grams: None):
-        saved = ctx.saved_tensors  # read once: each read unpacks all of them
-        layers = len(saved) // 3
+    def backward(ctx, grad: Tensor | None, *_grads_of_other_results: None):
+        wanted = ctx.needs_input_grad[2:]
         if grad is None:
-            return None, *[None] * 2 * layers
-        features, targets, grad_grams = (
-            saved[begin : begin + layers] for begin in range(0, 3 * layers, layers)
+            return None, None, *[None] * len(wanted)
+        layers = len(wanted) // 2
+        saved = ctx.saved_tensors  # read once: each read unpacks all of them
+        features, targets, grad_grams, means = (
+            saved[begin : begin + layers] for begin in range(0, 4 * layers, layers)
         )
-        wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            scales = [None] * layers if ctx.scales is None else ctx.scales
-            grad_grams = [
-                _gram_gradient(*layer) for layer in zip(features, targets, scales, strict=True)
+            each = zip(features, targets, _of_each(features, ctx.scales), strict=True)
+            grad_grams = [_gram_gradient(*layer, ctx.center) for layer in each]
+            means = [
+                _differentiable_mean(mean, x)
+                for mean, x in zip(means, features[: len(means)], strict=True)
             ]
         grad_features = [None] * layers
         if any(wanted[:layers]):  # mostly all or none: they are layers of one network
             grad_features = derivative(
-                _gram_losses_backward_op, features, grad_grams, grad, ctx.scales
+                _gram_losses_backward_op, features, grad_grams, means, grad, ctx.scales
             )
         grad_targets = [
             (-grad_gram * slope).sum_to_size(target.shape).to(target.dtype) if want else None
@@ -229,28 +255,39 @@ class _GramLosses(torch.autograd.Function):
                 targets, grad_grams, grad.unbind(), wanted[layers:], strict=True
             )
         ]
-        return None, *grad_features, *grad_targets
+        return None, None, *grad_features, *grad_targets
 
 
-def _gram_gradient(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
+def _gram_gradient(x: Tensor, target: Tensor, scale: float | None, center: bool) -> Tensor:
     """The gradient of a Gram loss with respect to the Gram matrix, differentiable once more."""
-    difference = _gram_matrix_op(x, scale, False)[0] - target
+    difference = _gram_matrix_op(x, scale, center)[0] - target
     return difference * (2 / difference.numel())
+
+
+def _differentiable_mean(mean: Tensor | None, x: Tensor) -> Tensor | None:
+    """The mean that an op returned for ``x``, differentiable once more."""
+    if mean is None:
+        return None
+    plain = x.to(mean.dtype).flatten(2).mean(2)
+    return with_gradient_of(mean, torch.stack((plain, torch.zeros_like(plain))))
 
 
 def _record_gram_matrix(*arguments) -> tuple[Tensor, Tensor]:
     return apply(_GramMatrix, *arguments)
 
 
-def _record_gram_loss(*arguments) -> tuple[Tensor, Tensor]:
+def _record_gram_loss(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     return apply(_GramLoss, *arguments)
 
 
 def _record_gram_losses(
-    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
-) -> tuple[Tensor, list[Tensor]]:
-    losses, *grad_grams = apply(_GramLosses, scales, *features, *targets)
-    return losses, grad_grams
+    features: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    scales: Sequence[float] | None,
+    center: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    losses, *others = apply(_GramLosses, scales, center, *features, *targets)
+    return losses, others[: len(features)], others[len(features) :]
 
 
 differentiate(_gram_matrix_op, _gram_matrix_formula, _record_gram_matrix)
@@ -318,7 +355,9 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
     return call(_gram_matrix_op, _record_gram_matrix, x, scale, center)[0]
 
 
-def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tensor:
+def gram_loss(
+    x: Tensor, target: Tensor, *, scale: float | None = None, center: bool = False
+) -> Tensor:
     """Style loss of one layer: mean squared error between ``gram_matrix(x)`` and ``target``.
 
     The gradient is one product of x with a C x C matrix. Nothing of image size is saved besides x.
@@ -330,6 +369,7 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
             images; float32 (float64 for float64 x), any floating-point dtype under autocast. It
             may require a gradient.
         scale: factor of the Gram matrix of x; ``1 / (C * H * W)`` by default.
+        center: remove each channel's mean of x first, as ``gram_matrix(x, center=True)`` does.
 
     Returns:
         The loss, a scalar, float32 (float64 for float64 x).
@@ -344,8 +384,8 @@ def gram_loss(x: Tensor, target: Tensor, *, scale: float | None = None) -> Tenso
     _check_features(x)
     target = _checked_target(target, x)
     if use_reference("gram_loss", x):
-        return reference.gram_loss(x, target, scale)
-    return call(_gram_loss_op, _record_gram_loss, x, target, scale)[0]
+        return reference.gram_loss(x, target, scale, center)
+    return call(_gram_loss_op, _record_gram_loss, x, target, scale, center)[0]
 
 
 def gram_losses(
@@ -353,6 +393,7 @@ def gram_losses(
     targets: Sequence[Tensor],
     *,
     scales: Sequence[float] | None = None,
+    center: bool = False,
 ) -> Tensor:
     """Style losses of several layers: the `gram_loss` of each, for a weighted sum.
 
@@ -366,6 +407,7 @@ def gram_losses(
             one target for all images; float32 (float64 for float64 features), any floating-point
             dtype under autocast. They may require gradients.
         scales: factors of the layers' Gram matrices; ``1 / (C * H * W)`` by default.
+        center: remove each channel's mean of all features first.
 
     Returns:
         The loss of each layer, (layers,), float32 (float64 for float64 features).
@@ -400,5 +442,5 @@ def gram_losses(
         for i, (target, x) in enumerate(zip(targets, features, strict=True))
     ]
     if use_reference("gram_losses", features[0]):
-        return reference.gram_losses(features, targets, scales)
-    return call(_gram_losses_op, _record_gram_losses, list(features), targets, scales)[0]
+        return reference.gram_losses(features, targets, scales, center)
+    return call(_gram_losses_op, _record_gram_losses, list(features), targets, scales, center)[0]

@@ -24,16 +24,20 @@ def gram_matrix(x: Tensor, scale: float | None, center: bool) -> Tensor:
     return product(features * scale, features.mT)
 
 
-def gram_loss(x: Tensor, target: Tensor, scale: float | None) -> Tensor:
+def gram_loss(x: Tensor, target: Tensor, scale: float | None, center: bool) -> Tensor:
     """Mean squared error between the Gram matrix of ``x`` and ``target``."""
-    gram = gram_matrix(x, scale, center=False)
+    gram = gram_matrix(x, scale, center)
     # F.mse_loss has no forward derivative of its gradient at the target.
     return (gram - target.to(gram.dtype)).square().mean()
 
 
 def gram_losses(
-    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
+    features: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    scales: Sequence[float] | None,
+    center: bool,
 ) -> Tensor:
     """`gram_loss` of each layer, (layers,)."""
     each = [None] * len(features) if scales is None else scales
-    return torch.stack([gram_loss(*layer) for layer in zip(features, targets, each, strict=True)])
+    layers = zip(features, targets, each, strict=True)
+    return torch.stack([gram_loss(*layer, center) for layer in layers])

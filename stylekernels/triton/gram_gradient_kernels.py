@@ -31,13 +31,14 @@ class SymmetricLayer(NamedTuple):
 
 
 class GradientLayer(NamedTuple):
-    """Features and their gradient, (N, C, P) by strides.
+    """Features and their gradient, (N, C, P) by strides. ``mean`` is as in `ProductLayer`.
 
     The rows of the product are pixels with PIXEL_ROWS, else channels. Its columns are the dimension
     that is dense in memory, so that neighbouring threads write neighbouring addresses.
     """
 
     x: Tensor
+    mean: Tensor | None
     x_stride_n: int
     x_stride_c: int
     x_stride_p: int
@@ -106,7 +107,6 @@ def symmetric_kernel(layers, grad_losses, weights, powers, WIDE: tl.constexpr):
 @triton.jit
 def _gradient_tile(
     layer,
-    mean,
     weights,
     powers,
     program,
@@ -132,8 +132,8 @@ def _gradient_tile(
         weight = tl.load(rows + k[None, :], mask=(i < C)[:, None] & (k < C)[None, :], other=0.0)
         here = (k < C)[:, None] & (pixels < P)[None, :]
         value = tl.load(along + (k.to(INDEX) * layer.x_stride_c)[:, None], mask=here, other=0.0)
-        if mean is not None:
-            value = tl.where(here, centered(value, mean, n, k, N, C, WIDE), 0.0)
+        if layer.mean is not None:
+            value = tl.where(here, centered(value, layer.mean, n, k, N, C, WIDE), 0.0)
         if INTERPRETED:
             weight, value = weight.to(WIDE), value.to(WIDE)
         if layer.PIXEL_ROWS:
@@ -157,7 +157,6 @@ def _gradient_tile(
 @triton.jit
 def gradient_kernel(
     layers,
-    mean,
     weights,
     powers,
     PRECISION: tl.constexpr,
@@ -173,7 +172,7 @@ def gradient_kernel(
         programs = layers[k].N * blocks * tl.cdiv(layers[k].P, layers[k].BLOCK_P)
         if (program >= first) & (program < first + programs):
             _gradient_tile(
-                layers[k], mean, weights, powers, program - first, PRECISION, INDEX, WIDE, BLOCK_K
+                layers[k], weights, powers, program - first, PRECISION, INDEX, WIDE, BLOCK_K
             )
         first += programs
         rows = tl.cast(layers[k].N, tl.int64) * layers[k].C

@@ -19,11 +19,13 @@ class ProductLayer(NamedTuple):
     """Features, (N, C, P) by strides in elements, and the division of their products into tiles and
     chunks.
 
+    ``mean`` is (2, N, C), with its rounding error, or None for features that are not centred.
     ``scale`` holds the bits of a float64 in an integer: Triton passes a float in a tuple as
     float32. STAGES is the number of steps in flight.
     """
 
     x: Tensor
+    mean: Tensor | None
     N: int
     C: int
     P: int
@@ -97,13 +99,13 @@ def centered(value, mean, n, channels, N, C, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _features(layer, mean, n, channels, pixels, last, INDEX: tl.constexpr, WIDE: tl.constexpr):
+def _features(layer, n, channels, pixels, last, INDEX: tl.constexpr, WIDE: tl.constexpr):
     """Load some channels of some pixels, with 0 for pixels from ``last`` on."""
     inside = (channels < layer.C)[:, None] & (pixels < last)[None, :]
     at = layer.x + n * layer.stride_n + (channels.to(INDEX) * layer.stride_c)[:, None]
     value = tl.load(at + (pixels.to(INDEX) * layer.stride_p)[None, :], mask=inside, other=0.0)
-    if mean is not None:
-        value = centered(value, mean, n, channels, layer.N, layer.C, WIDE)
+    if layer.mean is not None:
+        value = centered(value, layer.mean, n, channels, layer.N, layer.C, WIDE)
         value = tl.where(inside, value, 0.0)
     if INTERPRETED:
         value = value.to(WIDE)
@@ -113,7 +115,6 @@ def _features(layer, mean, n, channels, pixels, last, INDEX: tl.constexpr, WIDE:
 @triton.jit
 def _products(
     layer,
-    mean,
     n,
     i,
     j,
@@ -131,8 +132,8 @@ def _products(
     sums = tl.zeros([layer.BLOCK, layer.BLOCK], WIDE)
     for start in tl.range(first, last, BLOCK_P, num_stages=layer.STAGES):
         pixels = start + tl.arange(0, BLOCK_P)
-        left = _features(layer, mean, n, i, pixels, last, INDEX, WIDE)
-        right = left if SAME else _features(layer, mean, n, j, pixels, last, INDEX, WIDE)
+        left = _features(layer, n, i, pixels, last, INDEX, WIDE)
+        right = left if SAME else _features(layer, n, j, pixels, last, INDEX, WIDE)
         product = tl.dot(left, tl.trans(right), input_precision=PRECISION, out_dtype=WIDE)
         sums += product * factor
     return sums
@@ -154,7 +155,6 @@ def _store(gram, below, above, n, row, column, i, j, C):
 @triton.jit
 def _product_tile(
     layer,
-    mean,
     partial,
     gram,
     program,
@@ -172,11 +172,11 @@ def _product_tile(
     i = row * BLOCK + local
     j = column * BLOCK + local
     if layer.ONE_TILE:  # noqa: SIM114, a branch at compile time
-        sums = _products(layer, mean, n, i, i, chunk, True, PRECISION, INDEX, WIDE, BLOCK_P)
+        sums = _products(layer, n, i, i, chunk, True, PRECISION, INDEX, WIDE, BLOCK_P)
     elif row == column:
-        sums = _products(layer, mean, n, i, i, chunk, True, PRECISION, INDEX, WIDE, BLOCK_P)
+        sums = _products(layer, n, i, i, chunk, True, PRECISION, INDEX, WIDE, BLOCK_P)
     else:
-        sums = _products(layer, mean, n, i, j, chunk, False, PRECISION, INDEX, WIDE, BLOCK_P)
+        sums = _products(layer, n, i, j, chunk, False, PRECISION, INDEX, WIDE, BLOCK_P)
     if gram is None:
         to = partial + ((n * layer.chunks + chunk) * layer.tiles + t) * (BLOCK * BLOCK)
         to += local[:, None] * BLOCK + local[None, :]
@@ -188,7 +188,6 @@ def _product_tile(
 @triton.jit
 def product_kernel(
     layers,
-    mean,
     partial,
     gram,
     PRECISION: tl.constexpr,
@@ -199,8 +198,8 @@ def product_kernel(
     """Compute one tile of the products of one chunk of pixels.
 
     It is stored to ``partial``, (N, chunks, tiles, BLOCK, BLOCK) of all layers one after the other,
-    or to ``gram`` (N, C, C) if there is a single layer of one chunk. ``mean`` is that of a single
-    layer, or None. The scale is applied in each step of BLOCK_P pixels, before sums can overflow.
+    or to ``gram`` (N, C, C) if there is a single layer of one chunk. The scale is applied in each
+    step of BLOCK_P pixels, before sums can overflow.
     """
     program = tl.program_id(0)
     first = 0
@@ -208,7 +207,7 @@ def product_kernel(
         programs = layers[k].N * layers[k].tiles * layers[k].chunks
         if (program >= first) & (program < first + programs):
             _product_tile(
-                layers[k], mean, partial, gram, program - first, PRECISION, INDEX, WIDE, BLOCK_P
+                layers[k], partial, gram, program - first, PRECISION, INDEX, WIDE, BLOCK_P
             )
         first += programs
         if gram is None:

@@ -15,6 +15,9 @@ and the number of a layer's programs is proportional to what it reads.
 The gradient is S x with S = scale (grad + grad^T), 2 C^2 P operations an image. A first kernel
 writes S: C^2 numbers in x's dtype, rounded as PyTorch rounds the gradient of a bmm. A second kernel
 multiplies. It reads x once for C <= 128 and C / 128 times above, and writes as many bytes as x has.
+
+Features are centred as they are read: in float32, or float64, and multiplied as such. Their means
+take one more pass over memory, and launches of their own for each layer.
 """
 
 import functools
@@ -175,15 +178,16 @@ def _scales(layers: Sequence[Planes], scales: Sequence[float] | None) -> Sequenc
 def _grams(
     layers: Sequence[Planes],
     scales: Sequence[float] | None,
-    mean: Tensor | None = None,
+    means: Sequence[Tensor] = (),
     targets: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Gram matrices; or with targets the gradient of each layer's loss, and losses, (layers,)."""
+    """Gram matrices; or with targets the gradient of each layer's loss, and losses, (layers,).
+    Features are centred if there are means."""
     x = layers[0].x
-    bytes_of_value = max(4 if mean is not None else 0, x.element_size())
+    bytes_of_value = max(4 if means else 0, x.element_size())
     sizes = tuple([(f.n, f.c, f.p) for f in layers])
     shares = _share_out(sizes, bytes_of_value, _PROGRAMS * processors(x.device))
-    depths = [_stages(x, share, bytes_of_value, mean is not None) for share in shares]
+    depths = [_stages(x, share, bytes_of_value, bool(means)) for share in shares]
     scales = _scales(layers, scales)
     grams = [x.new_empty((f.n, f.c, f.c), dtype=wide_dtype(x)) for f in layers]
     # Layers with long programs first: the last programs to start should be short.
@@ -196,6 +200,7 @@ def _grams(
         products.append(
             ProductLayer(
                 f.x,
+                means[k] if means else None,
                 f.n,
                 f.c,
                 f.p,
@@ -234,7 +239,6 @@ def _grams(
     partial = None if whole else x.new_empty((elements,), dtype=wide_dtype(x))
     product_kernel[(programs,)](
         tuple(products),
-        mean,
         partial,
         grams[0] if whole else None,
         PRECISION=product_precision(x, torch.backends.cuda.matmul),
@@ -266,15 +270,16 @@ def _gradients(
     grads: Sequence[Tensor],
     features: Sequence[Tensor],
     scales: Sequence[float] | None,
-    mean: Tensor | None = None,
+    means: Sequence[Tensor] = (),
     grad_losses: Tensor | None = None,
 ) -> list[Tensor]:
-    """Gradients of features from the gradients of their Gram matrices, times ``grad_losses``."""
+    """Gradients of features from the gradients of their Gram matrices, times ``grad_losses``.
+    Features were centred if there are means."""
     layers = [Planes.of(x) for x in features]
     scales = _scales(layers, scales)
     grad_features = [dense_like(x) for x in features]
     x = layers[0].x
-    dtype = x.dtype if mean is None else wide_dtype(x)
+    dtype = wide_dtype(x) if means else x.dtype
     widest, block_k, elements, most_pixels, warps = _GRADIENT[dtype.itemsize]
     symmetric, products = [], []
     symmetric_programs = programs = rows = weights = 0
@@ -300,6 +305,7 @@ def _gradients(
         products.append(
             GradientLayer(
                 f.x,
+                means[k].contiguous() if means else None,
                 *f.strides,
                 to.x,
                 *to.strides,
@@ -323,7 +329,6 @@ def _gradients(
     )
     gradient_kernel[(programs,)](
         tuple(products),
-        mean,
         weights,
         powers,
         PRECISION=product_precision(x, torch.backends.cuda.matmul),
@@ -338,41 +343,48 @@ def _gradients(
 def gram_matrix(x: Tensor, scale: float | None, center: bool) -> tuple[Tensor, Tensor]:
     """The op of this name."""
     planes = Planes.of(x)
-    mean = exact_mean(planes.x) if center else None
-    (gram,), _ = _grams([planes], _of_one(scale), mean)
-    return gram, gram.new_empty((0,)) if mean is None else mean
+    means = [exact_mean(planes.x)] if center else []
+    (gram,), _ = _grams([planes], _of_one(scale), means)
+    return gram, means[0] if center else gram.new_empty((0,))
 
 
 def gram_matrix_backward(
     grad: Tensor, x: Tensor, mean: Tensor | None, scale: float | None
 ) -> Tensor:
     """The op of this name."""
-    mean = None if mean is None else mean.contiguous()
-    return _gradients([grad], [x], _of_one(scale), mean)[0]
+    return _gradients([grad], [x], _of_one(scale), () if mean is None else (mean,))[0]
 
 
-def gram_loss(x: Tensor, target: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+def gram_loss(
+    x: Tensor, target: Tensor, scale: float | None, center: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The op of this name."""
-    losses, (grad_gram,) = gram_losses([x], [target], _of_one(scale))
-    return losses.view(()), grad_gram
+    losses, (grad_gram,), means = gram_losses([x], [target], _of_one(scale), center)
+    return losses.view(()), grad_gram, means[0] if center else losses.new_empty((0,))
 
 
 def gram_losses(
-    features: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float] | None
-) -> tuple[Tensor, list[Tensor]]:
+    features: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    scales: Sequence[float] | None,
+    center: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The op of this name."""
-    grad_grams, losses = _grams([Planes.of(x) for x in features], scales, targets=targets)
-    return losses, grad_grams
+    layers = [Planes.of(x) for x in features]
+    means = [exact_mean(planes.x) for planes in layers] if center else []
+    grad_grams, losses = _grams(layers, scales, means, targets)
+    return losses, grad_grams, means
 
 
 def gram_losses_backward(
     features: Sequence[Tensor],
     grad_grams: Sequence[Tensor],
+    means: Sequence[Tensor],
     grad: Tensor,
     scales: Sequence[float] | None,
 ) -> list[Tensor]:
     """The op of this name."""
-    return _gradients(grad_grams, features, scales, grad_losses=grad.contiguous())
+    return _gradients(grad_grams, features, scales, means, grad.contiguous())
 
 
 def _of_one(scale: float | None) -> list[float] | None:

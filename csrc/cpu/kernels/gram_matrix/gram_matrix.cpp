@@ -5,19 +5,21 @@
 // does twice that): from C = 32 on it is bound by arithmetic. It is a split-K product: a task owns
 // a chunk of an image's pixels and a full set of sums, and the chunks' sums are merged in order, so
 // that results do not depend on timing. The inner loops are in gram_rows.h (AVX-512), gram_panels.h
-// (narrower vectors, and bfloat16 with AVX512-BF16) and gram_tiles.h (bfloat16 on AMX). Centred
-// features of bfloat16 are summed as float32.
+// (narrower vectors, and bfloat16 with AVX512-BF16) and gram_tiles.h (bfloat16 on AMX). Features
+// are centred while they are packed, as float32 or float64. bfloat16 that is not widened is not
+// centred: its sums are, if centers_sums says so (gram_centering.h).
 //
 // Backward: grad_x = S x with S = scale (grad + grad^T), N C^2 P multiply-adds. A task owns a chunk
 // of pixels. channels_last: rows are pixels and panels are of S; contiguous: rows are those of S
 // and panels are of pixels. Either way nothing is transposed. With AVX512-BF16 or AMX S is rounded
-// to bfloat16 for bfloat16 features, as PyTorch's is (gram_pairs.h, gram_tiles.h), unless they are
-// centred; elsewhere it stays in float32.
+// to bfloat16 for bfloat16 features, as PyTorch's is (gram_pairs.h, gram_tiles.h), and accumulators
+// begin at -S mean; elsewhere it stays in float32, and features are centred.
 
 #include "../../gram_matrix.h"
 
 #include "../../parallel.h"
 #include "../vector/matrix.h"
+#include "gram_centering.h"
 #include "gram_features.h"
 #include "gram_pairs.h"
 #include "gram_panels.h"
@@ -44,10 +46,17 @@ constexpr int64_t padded(int64_t c) {
   return ceil_divide(c, kMultiple) * kMultiple;
 }
 
+// Tells whether bfloat16 features are multiplied without widening.
+template <class T>
+bool sums_bfloat16(const GramMatrix& args) {
+  return (HAS_TILES || HAS_PAIRS) && std::is_same_v<T, BFloat16> &&
+         (args.mean == nullptr || args.centers_sums);
+}
+
 // Tells whether sums are computed, and stored, in AMX tiles: see sum_tile.
 template <class T>
 bool sums_in_tiles(const GramMatrix& args) {
-  return HAS_TILES && std::is_same_v<T, BFloat16> && args.mean == nullptr;
+  return HAS_TILES && sums_bfloat16<T>(args);
 }
 
 // Merges the sums of the chunks of image n in a square of kLanes x kLanes channels with its corner
@@ -69,9 +78,22 @@ void finish_square(const GramMatrix& args, const Wide<T>* sums, int64_t n, int64
   }
 #endif
   V square[kLanes<V>] = {};
-  for (int64_t chunk = 0; chunk < args.chunks; ++chunk)
-    for (int i = 0; i < kLanes<V>; ++i)
-      square[i] += load<V>(sums + chunk * width * width + offset + i * pitch);
+  const auto add_up = [&](const auto& centered) {
+    for (int64_t chunk = 0; chunk < args.chunks; ++chunk) {
+      const int64_t pixels = smaller(args.chunk_pixels, args.pixels - chunk * args.chunk_pixels);
+      for (int i = 0; i < kLanes<V>; ++i)
+        square[i] +=
+            centered(load<V>(sums + chunk * width * width + offset + i * pitch), i, pixels);
+    }
+  };
+  bool centers = false;
+#if HAS_TILES || HAS_PAIRS
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    centers = args.centers_sums;
+    if (centers) add_up(SumCentering(args, n, below ? column : row, below ? row : column));
+  }
+#endif
+  if (!centers) add_up([](V sum, int64_t, int64_t) { return sum; });
   if (row == column) {
     for (int i = 0; i < kLanes<V>; ++i)
       for (int j = 0; j < i; ++j) square[i][j] = square[j][i];
@@ -125,7 +147,7 @@ void sum_chunk(const GramMatrix& args, int64_t n, int64_t chunk, Wide<T>* sums, 
     if (sums_in_tiles<T>(args)) return sum_chunk_in_tiles(args, n, chunk, width, sums, panels);
 #elif HAS_PAIRS
     BFloat16* values = reinterpret_cast<BFloat16*>(panels);
-    if (args.mean == nullptr)
+    if (sums_bfloat16<T>(args))
       return sums_in_rows(args) ? sum_chunk_in_rows<T>(args, n, chunk, width, sums, values)
                                 : sum_chunk_in_panels<T>(args, n, chunk, width, sums, values);
 #endif
@@ -172,10 +194,12 @@ void forward_of(const GramMatrix& args) {
   });
 }
 
-// Tells whether S is rounded to bfloat16.
+// Tells whether S is rounded to bfloat16. It is not if each image has a single pixel, which is its
+// mean: the gradient is then zero, and not the rounding errors of sums.
 template <class T>
 bool rounds_factor(const GramMatrixBackward& args) {
-  return (HAS_TILES || HAS_PAIRS) && std::is_same_v<T, BFloat16> && args.mean == nullptr;
+  return (HAS_TILES || HAS_PAIRS) && std::is_same_v<T, BFloat16> &&
+         (args.mean == nullptr || args.pixels > 1);
 }
 
 // Returns the offset of an element of the rounded S.
@@ -190,7 +214,8 @@ inline int64_t offset_in_factor([[maybe_unused]] bool panels, int64_t width, int
 }
 
 // Computes kLanes rows of S of image n, from `row` on: in rows of `width`, or for channels_last in
-// panels. S is symmetric, so the rows of a panel are rows of S.
+// panels. S is symmetric, so the rows of a panel are rows of S. Also computes the offsets of these
+// rows if S is rounded and features are to be centred.
 template <class T>
 void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t row) {
   using V = Vec<T>;
@@ -200,6 +225,7 @@ void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t row) {
   const W* grad = static_cast<const W*>(args.grad) + n * c * c;
   W* product = static_cast<W*>(args.product) + n * width * width;
   const bool panels = args.layout == Layout::channels_last;
+  [[maybe_unused]] V offsets[kSide] = {};
   for (int64_t column = 0; column < width; column += kSide) {
     W square[kSide][kSide] = {};
     if (smaller(c - row, c - column) >= kSide) {
@@ -215,17 +241,29 @@ void symmetric_product(const GramMatrixBackward& args, int64_t n, int64_t row) {
           square[i - row][j - column] = W(args.scale) * (grad[i * c + j] + grad[j * c + i]);
     }
     for (int64_t i = 0; i < kSide; ++i) {
-      if (rounds_factor<T>(args)) {
-        BFloat16* factor = reinterpret_cast<BFloat16*>(product);
-        for (int64_t j = 0; j < kSide; ++j)
-          store(factor + offset_in_factor(panels, width, row + i, column + j), float(square[i][j]));
-        continue;
+#if HAS_TILES || HAS_PAIRS
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        if (rounds_factor<T>(args)) {
+          BFloat16 rounded[kSide], *factor = reinterpret_cast<BFloat16*>(product);
+          store(rounded, load<V>(square[i]));
+          for (int64_t j = 0; j < kSide; ++j)
+            factor[offset_in_factor(panels, width, row + i, column + j)] = rounded[j];
+          if (args.mean) subtract_mean(args, n, column, rounded, offsets[i]);
+          continue;
+        }
       }
+#endif
       W* to =
           product + (panels ? column / panel * width * panel + (row + i) * panel + column % panel
                             : (row + i) * width + column);
       store(to, load<V>(square[i]));
     }
+  }
+  if (!rounds_factor<T>(args) || !args.mean) return;
+  W* to = static_cast<W*>(args.offsets) + n * width + row;
+  for (int64_t i = 0; i < kSide; ++i) {
+    to[i] = 0;
+    for (int64_t lane = 0; lane < kSide; ++lane) to[i] += offsets[i][lane];
   }
 }
 
@@ -334,7 +372,8 @@ void backward(const GramMatrixBackward& args) {
 
 }  // namespace
 
-const GramMatrixKernels gram_matrix_kernels = {padded_channels, panel_elements,
-                                               backward_panel_elements, forward, backward};
+const GramMatrixKernels gram_matrix_kernels = {
+    HAS_TILES || HAS_PAIRS,  padded_channels, panel_elements,
+    backward_panel_elements, forward,         backward};
 
 }  // namespace stylekernels::CPU_CAPABILITY

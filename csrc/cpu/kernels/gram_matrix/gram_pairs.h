@@ -26,6 +26,7 @@ inline void backward_chunk_of_pairs(const GramMatrixBackward& args, int64_t n, i
   BFloat16* grad_x = static_cast<BFloat16*>(args.grad_x) + offset;
   const BFloat16* product = reinterpret_cast<const BFloat16*>(
       static_cast<const float*>(args.product) + n * width * width);
+  const float* offsets = args.mean ? static_cast<const float*>(args.offsets) + n * width : nullptr;
 
   if (contiguous) {  // rows of S, panels of pixels
     for (int64_t p = 0; p < count; p += kColumns) {
@@ -39,6 +40,8 @@ inline void backward_chunk_of_pairs(const GramMatrixBackward& args, int64_t n, i
         for (int r = 0; r < kBlockRows; ++r) rows[r] = product + smaller(i + r, c - 1) * width;
         VecF sums[kBlockRows][2];
         clear(sums);
+        for (int r = 0; offsets && r < kBlockRows; ++r)
+          sums[r][0] = sums[r][1] = splat<VecF>(offsets[smaller(i + r, c - 1)]);
         multiply_panel(rows, 2, packed, pairs, sums);
         for (int64_t r = 0; r < smaller<int64_t>(kBlockRows, c - i); ++r)
           store_columns(grad_x + (i + r) * args.pixels + p, sums[r], count - p);
@@ -57,6 +60,8 @@ inline void backward_chunk_of_pairs(const GramMatrixBackward& args, int64_t n, i
       for (int r = 0; r < kBlockRows; ++r) rows[r] = packed + smaller(p + r, count - 1) * pitch;
       VecF sums[kBlockRows][2];
       clear(sums);
+      for (int r = 0; offsets && r < kBlockRows; ++r)
+        for (int v = 0; v < 2; ++v) sums[r][v] = load<VecF>(offsets + column + v * kLanes<VecF>);
       multiply_panel(rows, 2, product + column * width, pairs, sums);
       for (int64_t r = 0; r < smaller<int64_t>(kBlockRows, count - p); ++r)
         store_columns(grad_x + (p + r) * c + column, sums[r], c - column);

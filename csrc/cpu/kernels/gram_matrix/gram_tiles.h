@@ -123,13 +123,18 @@ inline void pack_rows(const BFloat16* x, int64_t pitch, int64_t rows, int64_t co
 // Computes a register block of 32 rows x 32 columns and stores it to `part`: four tiles, those of
 // the first 16 rows first. `first` and `second`: 16 rows each, row_pitch values apart, whose next K
 // step is step_pitch values further on. `left` and `right`: packed tiles of 16 columns, one per K
-// step. Pitches and steps are in values. Calls between() after each of the `steps` K steps.
+// step. Pitches and steps are in values. `begin`: four tiles to which products are added, or null.
+// Calls between() after each of the `steps` K steps.
 template <class Between>
 inline void multiply_tile_panels(const BFloat16* first, const BFloat16* second, int64_t row_pitch,
                                  int64_t step_pitch, const BFloat16* left, const BFloat16* right,
-                                 int64_t steps, float (&part)[4][kTileWords],
-                                 const Between& between) {
-  tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+                                 int64_t steps, const float (*begin)[kTileWords],
+                                 float (&part)[4][kTileWords], const Between& between) {
+  if (begin == nullptr) {
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+  } else {
+    tile_load<0>(begin[0]), tile_load<1>(begin[1]), tile_load<2>(begin[2]), tile_load<3>(begin[3]);
+  }
   for (int64_t step = 0; step < steps; ++step) {
     tile_load<4>(first + step * step_pitch, row_pitch * sizeof(BFloat16));
     tile_load<6>(left + step * kTileElements);
@@ -289,12 +294,13 @@ inline void sum_chunk_in_tiles(const GramMatrix& args, int64_t n, int64_t chunk,
         if (packer.is_loaded_from_x(panel, first)) {
           plain[0] = x + panel * kTilePanel * args.pixels + first;
           multiply_tile_panels(plain[0], plain[0] + kTileRows * args.pixels, args.pixels,
-                               kTileDepth, transposed[0], transposed[1], steps, sum.part, between);
+                               kTileDepth, transposed[0], transposed[1], steps, nullptr, sum.part,
+                               between);
         } else {
           const BFloat16** left = contiguous ? plain : transposed;
           const BFloat16** right = contiguous ? transposed : plain;
           multiply_tile_panels(left[0], left[1], kTileDepth, kTileElements, right[0], right[1],
-                               steps, sum.part, between);
+                               steps, nullptr, sum.part, between);
         }
         before.finish(scale);
         const int64_t row = (contiguous ? panel : last) * kTilePanel;
@@ -333,6 +339,14 @@ inline void store_tiles(const float (&part)[4][kTileWords], int64_t rows, int64_
   }
 }
 
+// Fills four tiles, a register block, with the offsets of 32 channels, its rows or its columns.
+inline void fill_tiles(const float* offsets, bool rows, float (&tiles)[4][kTileWords]) {
+  for (int64_t p = 0; p < 4; ++p)
+    for (int64_t i = 0; i < 16; ++i)
+      for (int64_t j = 0; j < 16; ++j)
+        tiles[p][i * 16 + j] = offsets[rows ? p / 2 * 16 + i : p % 2 * 16 + j];
+}
+
 // Computes grad_x of `count` pixels from `first` on. `packed` has room for all their channels,
 // rounded up to 32.
 inline void backward_chunk_in_tiles(const GramMatrixBackward& args, int64_t n, int64_t first,
@@ -347,7 +361,9 @@ inline void backward_chunk_in_tiles(const GramMatrixBackward& args, int64_t n, i
   const auto tile = [&](auto* tiles, int64_t index) {
     return tiles + index / kTileRows * steps * kTileElements;
   };
-  alignas(64) float part[4][kTileWords];
+  const float* offsets = static_cast<const float*>(args.offsets) + n * width;
+  alignas(64) float part[4][kTileWords], offset_tiles[4][kTileWords];
+  const auto begin = args.mean ? offset_tiles : nullptr;
   [[maybe_unused]] const TileScope scope;
   if (contiguous) {  // rows of S times pairs of channels
     for (int64_t p = 0; p < count; p += kTileRows)
@@ -355,9 +371,10 @@ inline void backward_chunk_in_tiles(const GramMatrixBackward& args, int64_t n, i
         pack_pairs(x + k * args.pixels + p, args.pixels, c - k, count - p,
                    reinterpret_cast<uint32_t*>(tile(packed, p) + k / kTileDepth * kTileElements));
     for (int64_t i = 0; i < c; i += kTilePanel) {
+      if (args.mean) fill_tiles(offsets + i, true, offset_tiles);
       for (int64_t p = 0; p < count; p += kTilePanel) {
         multiply_tile_panels(tile(product, i), tile(product, i + 16), kTileDepth, kTileElements,
-                             tile(packed, p), tile(packed, p + 16), steps, part, [] {});
+                             tile(packed, p), tile(packed, p + 16), steps, begin, part, [] {});
         store_tiles(part, c - i, count - p, args.pixels, grad_x + i * args.pixels + p);
       }
     }
@@ -371,9 +388,11 @@ inline void backward_chunk_in_tiles(const GramMatrixBackward& args, int64_t n, i
       for (int64_t k = 0; k < width; k += kTileDepth)
         pack_rows(x + p * c + k, c, count - p, c - k, packed + p * width + k, width);
   for (int64_t column = 0; column < c; column += kTilePanel) {
+    if (args.mean) fill_tiles(offsets + column, false, offset_tiles);
     for (int64_t p = 0; p < count; p += kTilePanel) {
       multiply_tile_panels(pixels + p * width, pixels + (p + 16) * width, width, kTileDepth,
-                           tile(product, column), tile(product, column + 16), steps, part, [] {});
+                           tile(product, column), tile(product, column + 16), steps, begin, part,
+                           [] {});
       store_tiles(part, count - p, c - column, c, grad_x + p * c + column);
     }
   }
