@@ -29,7 +29,7 @@ class StyleTargets:
 
     def __init__(self, features: Sequence[Mapping[str, Tensor]]) -> None:
         grams = [
-            {name: gram_matrix(_centred(x.detach())) for name, x in found.items()}
+            {name: gram_matrix(x.detach(), center=True) for name, x in found.items()}
             for found in features
         ]
         self.grams = {name: sum(each[name] for each in grams) / len(grams) for name in grams[0]}
@@ -53,36 +53,6 @@ class StyleTargets:
         missing = self.grams.keys() - features.keys()
         if missing:
             raise ValueError(f"features: expected the layers {sorted(missing)} as well")
-        centred = [_centred(features[name]) for name in self.grams]
-        losses = gram_losses(centred, [*self.grams.values()])
+        layers = [features[name] for name in self.grams]
+        losses = gram_losses(layers, [*self.grams.values()], center=True)
         return dict(zip(self.grams, (losses * self.weights).unbind(), strict=True))
-
-
-class _Centred(torch.autograd.Function):
-    """Features less each channel's mean, for a Gram matrix.
-
-    The gradient of a Gram matrix of centred features has a mean of zero itself, so that a first
-    derivative leaves out the subtraction of its mean: 5 ms of 21 for (1, 64, 256, 256) in bfloat16.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x - x.mean((2, 3), keepdim=True)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad - grad.mean((2, 3), keepdim=True) if torch.is_grad_enabled() else grad
-
-    @staticmethod
-    def jvp(ctx, tangent: Tensor) -> Tensor:
-        return tangent - tangent.mean((2, 3), keepdim=True)
-
-
-def _centred(x: Tensor) -> Tensor:
-    return _Centred.apply(x)
