@@ -11,6 +11,8 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 Shape = tuple[int, int, int, int]
 
 NORM_SHAPES: tuple[Shape, ...] = ((1, 32, 512, 512), (1, 128, 128, 128))
+#: The first layer of a style loss, of one photo, as in training.
+STYLE_SHAPES: tuple[Shape, ...] = ((1, 64, 256, 256),)
 GRAM_SHAPES: tuple[Shape, ...] = (
     (4, 64, 256, 256),
     (4, 128, 128, 128),
@@ -146,6 +148,8 @@ def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
         "gram_matrix", "", GRAM_SHAPES, False, lambda dtype: Target(min_speedup=gram_speedup[dtype])
     )
     yield from rows("gram_loss", "", GRAM_SHAPES, True, lambda _: Target(min_speedup=1.5))
+    if not quick:
+        yield from rows("gram_loss", "style_loss-center", STYLE_SHAPES, True)
     variants = list(UPSAMPLE_VARIANTS)
     for variant in variants[:1] if quick else variants:
         for backward in (False, True):

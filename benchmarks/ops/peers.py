@@ -110,12 +110,17 @@ def _sum_of_losses(losses: Sequence[Expression]) -> Expression:
     return losses[0] if len(losses) == 1 else total
 
 
-def gram_loss(dtype: torch.dtype, scales: Sequence[float]) -> dict[str, Expression]:
+def gram_loss(
+    dtype: torch.dtype, scales: Sequence[float], center: bool = False
+) -> dict[str, Expression]:
     """Expressions of (x, target), or of as many of each as there are scales: the sum over
     layers."""
 
+    def centered(x: Tensor) -> Tensor:
+        return x - x.mean((2, 3), keepdim=True) if center else x
+
     def with_loss(gram: Expression) -> Expression:
-        return lambda x, target: F.mse_loss(gram(x).to(target.dtype), target)
+        return lambda x, target: F.mse_loss(gram(centered(x)).to(target.dtype), target)
 
     of_layers = [_grams(dtype, scale) for scale in scales]
     return {

@@ -168,7 +168,8 @@ def _gram_matrix(case: Case, normal: Maker, image: Maker) -> Problem:
 
 
 def _gram_loss(case: Case, normal: Maker, image: Maker) -> Problem:
-    shapes = style_layers(case.shape) if case.variant == "style_loss" else (case.shape,)
+    style_loss, center = case.variant.startswith("style_loss"), case.variant.endswith("center")
+    shapes = style_layers(case.shape) if style_loss else (case.shape,)
     features = tuple(image(*shape).relu_() for shape in shapes)
     targets = tuple(_other_gram(normal, shape) for shape in shapes)
     flops = sum(n * c * (c + 1) * h * w + 2 * n * c * c * h * w for n, c, h, w in shapes)
@@ -177,17 +178,17 @@ def _gram_loss(case: Case, normal: Maker, image: Maker) -> Problem:
         (*features, *targets),
         tuple(range(len(shapes))),
         targets[0].new_ones(()),
-        stylekernels.gram_loss if len(shapes) == 1 else _sum_of_gram_losses,
-        peers.gram_loss(features[0].dtype, scales),
+        partial(_sum_of_gram_losses if style_loss else stylekernels.gram_loss, center=center),
+        peers.gram_loss(features[0].dtype, scales, center),
         case.dtype,
         bytes=3 * sum(x.nbytes for x in features),
         flops=flops,
     )
 
 
-def _sum_of_gram_losses(*tensors: Tensor) -> Tensor:
+def _sum_of_gram_losses(*tensors: Tensor, center: bool) -> Tensor:
     layers = len(tensors) // 2
-    return stylekernels.gram_losses(tensors[:layers], tensors[layers:]).sum()
+    return stylekernels.gram_losses(tensors[:layers], tensors[layers:], center=center).sum()
 
 
 def style_layers(first: Shape) -> tuple[Shape, ...]:
