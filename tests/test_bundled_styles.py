@@ -7,26 +7,29 @@ import torch
 
 from stylekernels.cli.main import parse
 from stylekernels.losses import PerceptualLoss
-from stylekernels.models import StyleGenerator, bundled_styles, load_features
-from stylekernels.models.styles import WEIGHTS
+from stylekernels.models import (
+    MultiStyleGenerator,
+    StyleGenerator,
+    bundled_styles,
+    load_features,
+)
+from stylekernels.models.styles import WEIGHTS, find_style
 from stylekernels.training import TrainConfig
 from stylekernels.training.data import read_image, resized, to_tensor
 
-# The part of the painting that each learnt from (None for all of it) and the size, from its card.
-LEARNT_FROM = {"starry_night": (None, 512), "wave": ((0, 44, 560, 508), 896)}
+# Styles with a painting among the test data. They learnt from all of it, at this size.
+PAINTED = sorted({*bundled_styles()} - {"van_gogh"})
+SIZE = 512
 
 
-@pytest.mark.parametrize("name", LEARNT_FROM)
+@pytest.mark.parametrize("name", PAINTED)
 def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
     """The picture is closer to the painting's Gram matrices than the photo, at every layer, and its
     content is closer to this photo's than to another's."""
-    assert name in bundled_styles()
     generator = StyleGenerator.from_pretrained(name)
     photos = sorted((data_dir / "photos" / "eval").glob("*.png"))[2::10]
     photos = [to_tensor(resized(read_image(p), 256))[None, :, :160, :160] for p in photos]
-    part, size = LEARNT_FROM[name]
-    painting = read_image(data_dir / "styles" / f"{name}.jpg").crop(part)
-    painting = to_tensor(painting.resize((size, size * painting.height // painting.width)))[None]
+    painting = to_tensor(resized(read_image(data_dir / "styles" / f"{name}.jpg"), SIZE))[None]
     features = load_features("mixed", data_dir / "backbones")
     config = TrainConfig(art=data_dir, photos=data_dir)
     loss = PerceptualLoss(features, [painting], **config.loss_weights())
@@ -43,25 +46,31 @@ def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
             assert painted["content/relu4_1"] < 0.9 * other["content/relu4_1"]
 
 
-@pytest.mark.parametrize("name", LEARNT_FROM)
+@pytest.mark.parametrize("name", [*PAINTED, "base"])
 def test_bundled_style_has_a_card_and_is_small(name):
-    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 5e6
+    assert find_style(name).path.stat().st_size < 5e6
     card = (WEIGHTS / f"{name}.md").read_text()
     for word in ("stylekernels train", "steps", "machine", "Held-out"):
         assert word in card
 
 
-@pytest.mark.parametrize("name", LEARNT_FROM)
-def test_commands_in_a_card_are_those_of_today_or_say_whose(name):
+def test_card_of_the_base_names_its_styles():
+    card = (WEIGHTS / "base.md").read_text()
+    base = MultiStyleGenerator.from_pretrained("base")
+    assert {*base.styles} <= {*bundled_styles()}
+    for style in base.styles:
+        assert f"| {style} |" in card
+
+
+@pytest.mark.parametrize("name", [*PAINTED, "base"])
+def test_commands_in_a_card_are_those_of_today(name):
     card = (WEIGHTS / f"{name}.md").read_text().replace("\\\n", " ")
-    if "These are the commands of an earlier version" in card:
-        return
-    lines = [
+    (line,) = (
         line.split(maxsplit=1)[1] for line in card.splitlines() if "stylekernels train" in line
-    ]
-    stages = [parse(shlex.split(line)) for line in lines]
-    assert stages[-1].art.stem == name
-    first, *later = (stage.init for stage in stages)
-    assert first in ("base", "bilinear")
-    assert later == [str(stage.output) for stage in stages[:-1]]
-    assert stages[0].upsample == StyleGenerator.from_pretrained(name).config.upsample
+    )
+    config = parse(shlex.split(line))
+    if name == "base":
+        assert config.multi_style
+        return
+    assert config.art.stem == name
+    assert config.start in ("base", f"base:{name}")

@@ -135,6 +135,7 @@ def test_train_hands_its_options_on_and_says_what_came_of_it(folder, capsys, mon
     Path("p.jpg").touch()
     Path("album").mkdir()
     command = ["train", "--art", "p.jpg", "--photos", "album", "--steps", "7", "--lite"]
+    command += ["--output", "mine.safetensors"]
     assert main(command) == 0
     (config,) = seen
     assert (config.art, config.photos) == (Path("p.jpg"), Path("album"))

@@ -1,16 +1,25 @@
 """A generator of several styles: its training, its files, and mixtures of its styles."""
 
 import dataclasses
+import json
 import re
 import shutil
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from stylekernels.cli.main import main
-from stylekernels.models import GeneratorConfig, MultiStyleGenerator, StyleGenerator
-from stylekernels.models.styles import BASES, WEIGHTS, StyleSource, find_style
+from stylekernels.models import (
+    GeneratorConfig,
+    MultiStyleGenerator,
+    StyleGenerator,
+    bundled_styles,
+    styles,
+)
+from stylekernels.models.styles import StyleSource, find_style
+from stylekernels.models.tensor_files import read_safetensors
 from stylekernels.training import SettingError, train
 from tests.pictures import complaints
 from tests.training_runs import assert_same_weights, blobs, stop_after
@@ -86,18 +95,28 @@ def test_each_style_has_gradients_of_its_own(several, photo):
         ("{file}:ink:nan", "style: expected a positive share of ink, got nan"),
         ("{single}:ink", "holds one style; leave out what follows the colon"),
         ("pen:0.3", "expected a bundled style"),
+        ("{broken}:ink", "{broken}: not a network of several styles: 'styles'"),
+        ("{smaller}:ink", "{smaller}: expected a network of 3 styles: tensor 'offsets."),
     ],
 )
 def test_what_cannot_be_opened_is_refused(file, tmp_path, text, message, monkeypatch):
-    monkeypatch.setitem(BASES, "base", tmp_path / "none.safetensors")
+    monkeypatch.setattr(styles, "WEIGHTS", tmp_path / "none")
     single = tmp_path / "single.safetensors"
     StyleGenerator(NARROW).save_pretrained(single)
-    with pytest.raises(ValueError, match=re.escape(message.format(file=file))):
-        StyleGenerator.from_pretrained(text.format(file=file, single=single))
+    broken, smaller = tmp_path / "broken.safetensors", tmp_path / "smaller.safetensors"
+    metadata, tensors = read_safetensors(file)
+    values = json.loads(metadata["config"])
+    save_file(tensors, broken, metadata | {"config": json.dumps({"generator": {}})})
+    values["generator"]["channels"] = [3, 4, 6]
+    save_file(tensors, smaller, metadata | {"config": json.dumps(values)})
+    paths = {"file": file, "single": single, "broken": broken, "smaller": smaller}
+    with pytest.raises(ValueError, match=re.escape(message.format(**paths))):
+        StyleGenerator.from_pretrained(text.format(**paths))
+    with pytest.raises(ValueError, match="not a network of several styles: expected the format"):
+        MultiStyleGenerator.from_pretrained(single)
 
 
 def test_names_paths_and_mixtures_are_told_apart(file, tmp_path, monkeypatch):
-    assert find_style("wave") == StyleSource(WEIGHTS / "wave.safetensors")
     assert find_style(file) == find_style(str(file)) == StyleSource(file)
     assert find_style(f"{file}:ink") == StyleSource(file, {"ink": 1.0})
     odd = tmp_path / "oil:2"
@@ -107,9 +126,22 @@ def test_names_paths_and_mixtures_are_told_apart(file, tmp_path, monkeypatch):
     assert find_style(odd) == StyleSource(odd)
     with pytest.raises(ValueError, match="name_or_path"):
         find_style(tmp_path / "several.safetensors:ink")  # a path object is no mixture
-    monkeypatch.setitem(BASES, "base", file)
-    assert find_style("base") == StyleSource(file)
-    assert find_style("ink:0.3,oil:0.7") == StyleSource(file, {"ink": 0.3, "oil": 0.7})
+
+
+def test_bundled_styles_are_files_and_those_of_the_base(file, tmp_path, monkeypatch):
+    bundled = tmp_path / "bundled"
+    bundled.mkdir()
+    monkeypatch.setattr(styles, "WEIGHTS", bundled)
+    assert bundled_styles() == []
+    base, oil = bundled / "base.safetensors", bundled / "oil.safetensors"
+    for name in ("base", "base_lite", "oil", "wash"):
+        shutil.copy(file, bundled / f"{name}.safetensors")
+    assert bundled_styles() == ["chalk", "ink", "oil", "wash"]
+    assert find_style("base") == find_style(base) == StyleSource(base)
+    assert find_style("ink") == StyleSource(base, {"ink": 1.0})
+    assert find_style("oil") == StyleSource(oil)  # a style of its own comes first
+    assert find_style("base:oil") == StyleSource(base, {"oil": 1.0})
+    assert find_style("ink:0.3,oil:0.7") == StyleSource(base, {"ink": 0.3, "oil": 0.7})
 
 
 def test_styles_have_different_names():
@@ -186,12 +218,14 @@ def test_settings_that_do_not_fit_are_refused(
 def test_training_starts_from_the_base_that_has_the_wanted_shape(
     training_config, several, file, monkeypatch
 ):
-    monkeypatch.setitem(BASES, "base", file)
+    folder = file.parent / "bundled"
+    folder.mkdir()
+    shutil.copy(file, folder / "base.safetensors")
+    monkeypatch.setattr(styles, "WEIGHTS", folder)
     config = dataclasses.replace(training_config, init="auto", learning_rate=1e-12, steps=1, ema=0)
     assert config.start == "base"
     assert dataclasses.replace(config, upsample="transpose").start == "bilinear"
     assert dataclasses.replace(config, multi_style=True).start == "bilinear"
-    monkeypatch.setitem(BASES, "base_lite", file.with_name("none"))
     assert dataclasses.replace(config, lite=True).start == "bilinear"
     with pytest.raises(SettingError, match="init: expected a bundled style"):
         train(dataclasses.replace(config, lite=True, init="base"))

@@ -8,10 +8,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stylekernels.models.generator import Generator, GeneratorConfig
 from stylekernels.models.multi_style import MultiStyleGenerator
@@ -29,8 +28,6 @@ from stylekernels.models.tensor_files import (
 _WHAT_FOR = {IMAGE_FORMAT: "; it makes pictures from noise: stylekernels generate"}
 _FAST_NEURAL_STYLE_BLOCKS = 5
 _KINDS = ("weight", "bias")
-
-_Network = TypeVar("_Network", bound=nn.Module)
 
 
 class StyleGenerator(Generator):
@@ -133,20 +130,18 @@ def _open_safetensors(path: Path) -> StyleGenerator | MultiStyleGenerator:
     if "config" not in metadata:
         # The widely used layout is also passed on as safetensors, without a header.
         return _from_fast_neural_style(tensors, path)
+    kind = metadata.get("format")
+    if kind == MULTI_STYLE_FORMAT:
+        return MultiStyleGenerator.from_tensors(metadata, tensors, path)
     try:
-        kind = metadata.get("format")
-        if kind not in (STYLE_FORMAT, MULTI_STYLE_FORMAT):
+        if kind != STYLE_FORMAT:
             raise ValueError(
                 f"expected the format {STYLE_FORMAT!r}, got {kind!r}" + _WHAT_FOR.get(kind, "")
             )
-        config = json.loads(metadata["config"])
-        if kind == STYLE_FORMAT:
-            network = StyleGenerator(GeneratorConfig.from_dict(config))
-        else:
-            network = MultiStyleGenerator.from_dict(config)
+        config = GeneratorConfig.from_dict(json.loads(metadata["config"]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a style generator of this library: {error}") from error
-    return _fill(network, tensors, path)
+    return _fill(config, tensors, path)
 
 
 def _is_picture(path: Path) -> bool:
@@ -215,7 +210,7 @@ def _from_fast_neural_style(state: Mapping[str, Tensor], path: Path) -> StyleGen
     tensors = {
         names.get(key, key): tensor for key, tensor in state.items() if not ignored.fullmatch(key)
     }
-    return _fill(StyleGenerator(config), tensors, path)
+    return _fill(config, tensors, path)
 
 
 def _fast_neural_style_names() -> dict[str, str]:
@@ -236,13 +231,13 @@ def _fast_neural_style_names() -> dict[str, str]:
     }
 
 
-def _fill(network: _Network, tensors: Mapping[str, Tensor], path: Path) -> _Network:
-    config = network.config
+def _fill(config: GeneratorConfig, tensors: Mapping[str, Tensor], path: Path) -> StyleGenerator:
+    generator = StyleGenerator(config)
     check_shapes(
-        network,
+        generator,
         tensors,
         f"{path}: expected a generator with channels {config.channels} and "
         f"upsample={config.upsample!r}",
     )
-    network.load_state_dict({name: t.float() for name, t in tensors.items()})
-    return network.eval()
+    generator.load_state_dict({name: t.float() for name, t in tensors.items()})
+    return generator.eval()

@@ -1,15 +1,22 @@
 """A generator of several styles, which share its convolutions."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from stylekernels.models.generator import Generator, GeneratorConfig
-from stylekernels.models.tensor_files import MULTI_STYLE_FORMAT, write_safetensors
+from stylekernels.models.styles import style_file
+from stylekernels.models.tensor_files import (
+    MULTI_STYLE_FORMAT,
+    check_shapes,
+    read_safetensors,
+    write_safetensors,
+)
 
 
 class MultiStyleGenerator(nn.Module):
@@ -89,15 +96,42 @@ class MultiStyleGenerator(nn.Module):
         return {name: shared[name] + row.to(shared[name].dtype) for name, row in rows.items()}
 
     @classmethod
-    def from_dict(cls, values: Any) -> "MultiStyleGenerator":
-        """Make a network with new weights, by the values that :meth:`save_pretrained` stores.
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> "MultiStyleGenerator":
+        """Open a file of :meth:`save_pretrained`.
+
+        Args:
+            path: a path, or ``base`` for the bundled one.
+
+        Returns:
+            The network in float32 on the CPU, in evaluation mode.
 
         Raises:
-            ValueError: for a value that is not allowed.
+            ValueError: if there is no such file, or it holds something else.
+            OSError: if the file cannot be read.
         """
-        if not isinstance(values, Mapping) or values.keys() != {"generator", "styles"}:
-            raise ValueError(f"config: expected generator and styles, got {values!r}")
-        return cls(GeneratorConfig.from_dict(values["generator"]), values["styles"])
+        path = style_file(path)
+        metadata, tensors = read_safetensors(path)
+        return cls.from_tensors(metadata, tensors, path)
+
+    @classmethod
+    def from_tensors(
+        cls, metadata: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path
+    ) -> "MultiStyleGenerator":
+        """Make a network from what :meth:`save_pretrained` wrote to a path, else raise ValueError
+        about it."""
+        try:
+            kind = metadata.get("format")
+            if kind != MULTI_STYLE_FORMAT:
+                raise ValueError(f"expected the format {MULTI_STYLE_FORMAT!r}, got {kind!r}")
+            values = json.loads(metadata["config"])
+            network = cls(GeneratorConfig.from_dict(values["generator"]), values["styles"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: not a network of several styles: {error}") from error
+        check_shapes(
+            network, tensors, f"{path}: expected a network of {len(network.styles)} styles"
+        )
+        network.load_state_dict({name: t.float() for name, t in tensors.items()})
+        return network.eval()
 
     def save_pretrained(
         self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from stylekernels.media.outputs import check_file, check_folder, check_inputs_are_kept
-from stylekernels.models.styles import BASES, style_file
+from stylekernels.models.styles import BASE, LITE_BASE, bundled_file, style_file
 from stylekernels.training.errors import SettingError
 
 
@@ -225,7 +225,7 @@ class TrainConfig(RunConfig):
     """Weight of the noise loss: squared change of the picture of a flat crop when noise is added
     to it, relative to the painting's variance. It keeps grain out of flat parts."""
 
-    gan_weight: float = 0.3
+    gan_weight: float = 0.15
     """Weight of the discriminator: norm of its gradient at the picture, as a share of the style
     loss's. 0 trains without a discriminator."""
 
@@ -273,7 +273,7 @@ class TrainConfig(RunConfig):
             require(value in allowed, name, f"one of {', '.join(allowed)}", value)
         for name in ("lite", "upsample"):
             given = getattr(self, name) != getattr(TrainConfig, name)
-            shaped = self.start == "bilinear" or (name == "lite" and self.start in BASES)
+            shaped = self.start == "bilinear" or (name == "lite" and self.start == LITE_BASE)
             if given and not shaped:
                 raise SettingError(
                     f"{name}: the network's shape comes from init={self.init!r}; leave {name} out"
@@ -298,12 +298,12 @@ class TrainConfig(RunConfig):
     @property
     def start(self) -> str:
         """What ``init`` is: ``bilinear``, a style's name, that of a bundled base, or a path."""
-        base = "base_lite" if self.lite else "base"
-        if self.init == "base":
+        base = LITE_BASE if self.lite else BASE
+        if self.init == BASE:
             return base
         if self.init != "auto":
             return self.init
-        fits = BASES[base].is_file() and self.upsample == "nearest" and not self.multi_style
+        fits = bundled_file(base).is_file() and self.upsample == "nearest" and not self.multi_style
         return base if fits else "bilinear"
 
     def inputs(self) -> list[Path]:
