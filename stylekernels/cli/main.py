@@ -34,6 +34,7 @@ from stylekernels.cli.terminal import (
     complain,
     say,
 )
+from stylekernels.cli.video import Video
 from stylekernels.signals import handled
 from stylekernels.training.config import TrainConfig
 from stylekernels.training.dcgan_config import DcganConfig
@@ -136,6 +137,7 @@ def parse(argv: Sequence[str]) -> Any:
     verbs = {
         "demo": (Demo, "Paint a well-known photo in the bundled styles, on one sheet."),
         "stylize": (Stylize, "Paint photos in a style."),
+        "video": (Video, "Paint a video in a style, with its sound."),
         "train": (TrainConfig, "Train a new style from a painting and a folder of photos."),
         "evaluate": (Evaluate, "Measure a style: losses, likeness to the photo, stability."),
         "train-dcgan": (DcganConfig, "Train a network that makes pictures like those of a folder."),

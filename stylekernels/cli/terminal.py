@@ -33,6 +33,16 @@ def progress(count: int, *, shown: bool) -> "tqdm":
     return tqdm(total=count, bar_format=form, disable=None if shown else True, leave=False)
 
 
+def frame_progress(count: int | None) -> "tqdm":
+    """Return a progress bar over frames of a video, of an unknown number if ``count`` is None."""
+    from tqdm import tqdm
+
+    form = "{n}/{total} frames, {rate_noinv_fmt} a second [{elapsed}<{remaining}]"
+    if count is not None:
+        form = "{percentage:3.0f}%|{bar}| " + form
+    return tqdm(total=count, bar_format=form, unit="", disable=None, leave=False)
+
+
 def advance(bar: "tqdm", index: int, done: int = 1, total: int = 1) -> None:
     """Move the bar: ``done`` of ``total`` parts of the photo with this index are done."""
     bar.update(index + done / total - bar.n)

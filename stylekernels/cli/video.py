@@ -1,0 +1,212 @@
+"""``stylekernels video``: paint a video in a style."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from stylekernels.cli.options import option
+from stylekernels.cli.styles import find_style, open_style
+from stylekernels.cli.terminal import (
+    DONE,
+    REFUSED,
+    Refused,
+    complain,
+    frame_progress,
+    plural,
+    refusing,
+    say,
+)
+from stylekernels.files import write_whole
+from stylekernels.media.outputs import check_file, check_inputs_are_kept
+from stylekernels.media.video_formats import VideoError, VideoFormat, video_format
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stylekernels.inference import Stylizer
+    from stylekernels.media.video_sink import VideoSink
+    from stylekernels.media.video_source import VideoSource
+
+
+@dataclasses.dataclass(kw_only=True)
+class Video:
+    """Paint a video in a style."""
+
+    input: Annotated[Path, tyro.conf.Positional, option("INPUT", hint="(required)")]
+    """The video, in any format that FFmpeg reads, or an animated GIF."""
+
+    output: Annotated[Path, tyro.conf.Positional, option("OUTPUT", hint="(required)")]
+    """The painted video: .mp4, .m4v, .mov, .mkv and .ts in H.264, .webm in VP9, .gif.
+    Sound and subtitles are copied as they are, frame rate, times and colours kept. An existing file
+    is replaced, but never the input."""
+
+    style: Annotated[str, option("STYLE", "-s", hint="(required)")]
+    """As for `stylekernels stylize`: a bundled style, a mixture, or a file of weights."""
+
+    size: Annotated[int | None, option("PIXELS", hint="(default: the video's own)")] = None
+    """Scale down to this length of the longer side. Videos are never enlarged."""
+
+    strength: Annotated[float, option("0..1")] = 1.0
+    """The share of the style in the picture, from 0 (the video) to 1 (the stylised picture)."""
+
+    preserve_colors: Annotated[bool, option(hint="")] = False
+    """Keep the video's colours, and take only the brightness of the stylised picture."""
+
+    start: Annotated[float, option("SECONDS")] = 0.0
+    """Leave out this much of the video's beginning."""
+
+    duration: Annotated[float | None, option("SECONDS", hint="(default: to the end)")] = None
+    """Paint this much of the video."""
+
+    every: Annotated[int, option("N")] = 1
+    """Paint only every Nth frame, and show it until the next painted one. The video lasts as long
+    as before, with an Nth of its frames, like an animation drawn "on twos" for 2."""
+
+    quality: Annotated[int | None, option("CRF", hint="(default: 20 in H.264, 31 in VP9)")] = None
+    """The encoder's constant rate factor: smaller is better and larger, from 0 to 51 in H.264 and
+    to 63 in VP9. GIF has none."""
+
+    device: Annotated[str | None, option("DEVICE", hint="(default: cuda if there is a GPU)")] = None
+    """The device that the network runs on, `cpu` or `cuda`."""
+
+    def run(self) -> int:
+        form = self._check()
+        weights = find_style(self.style)
+        with refusing("OUTPUT: "):
+            check_file(self.output)
+            check_inputs_are_kept([self.output], [self.input, weights])
+        try:
+            from stylekernels.media.video_source import VideoSource
+
+            with VideoSource(
+                self.input,
+                size=self.size,
+                start=self.start,
+                duration=self.duration,
+                every=self.every,
+            ) as source:
+                stylizer = open_style(self.style, self.device)
+                return self._convert(source, form, stylizer)
+        except VideoError as error:
+            raise Refused(f"INPUT: {error}") from error
+        except ModuleNotFoundError as error:
+            if error.name != "av":
+                raise
+            raise Refused(
+                "video: needs PyAV, which is not installed; pip install stylekernels[video]"
+            ) from error
+
+    def _check(self) -> VideoFormat:
+        """Refuse options that have no sense; return the format of the output."""
+        if self.size is not None and self.size < 16:
+            raise Refused(f"--size: expected at least 16 pixels, got {self.size}")
+        if not 0 <= self.strength <= 1:
+            raise Refused(f"--strength: expected a number from 0 to 1, got {self.strength}")
+        if not 0 <= self.start < float("inf"):
+            raise Refused(f"--start: expected 0 seconds or more, got {self.start}")
+        if self.duration is not None and not 0 < self.duration < float("inf"):
+            raise Refused(f"--duration: expected more than 0 seconds, got {self.duration}")
+        if self.every < 1:
+            raise Refused(f"--every: expected at least 1, got {self.every}")
+        with refusing("OUTPUT: "):
+            form = video_format(self.output)
+        if self.quality is not None and form.quality is None:
+            raise Refused(f"--quality: expected none for {self.output.suffix}, got {self.quality}")
+        if self.quality is not None and not 0 <= self.quality <= form.worst:
+            raise Refused(
+                f"--quality: expected a number from 0 to {form.worst}, got {self.quality}"
+            )
+        return form
+
+    def _convert(self, source: "VideoSource", form: VideoFormat, stylizer: "Stylizer") -> int:
+        """Paint the source into the output, whole or, after Ctrl-C, as far as it came."""
+        started = time.perf_counter()
+        stopped: KeyboardInterrupt | None = None
+        frames = 0
+
+        def write(part: Path) -> None:
+            nonlocal stopped, frames
+            sink = self._open_sink(source, form, part)
+            try:
+                self._run(source, stylizer, sink)
+            except KeyboardInterrupt as stop:
+                if not sink.frames:
+                    raise
+                stopped = stop
+            frames = sink.frames
+
+        try:
+            write_whole(self.output, write)
+        except OSError as error:
+            raise Refused(f"{self.output}: cannot be written: {error.strerror}") from error
+        total = f" of {source.count}" if source.count else ""
+        if stopped is not None:
+            raise KeyboardInterrupt(f"after {frames}{total} frames, which are in {self.output}")
+        seconds = time.perf_counter() - started
+        if source.ended_early is not None:
+            complain(source.ended_early)
+        say(
+            f"{self.output}: {frames} {plural('frame', frames)}, {frames / seconds:.1f} a second  "
+            f"{seconds:.1f} s"
+        )
+        return DONE if source.ended_early is None else REFUSED
+
+    def _open_sink(self, source: "VideoSource", form: VideoFormat, part: Path) -> "VideoSink":
+        from stylekernels.media.video_sink import VideoSink
+
+        sink = VideoSink(
+            part,
+            form,
+            size=source.size,
+            rate=source.rate,
+            time_base=source.time_base,
+            colors=source.colors,
+            aspect=source.aspect,
+            quality=self.quality,
+            streams=source.copied,
+            metadata=source.metadata,
+        )
+        left_out = [*source.ignored, *sink.left_out]
+        if left_out:
+            names = ", ".join(f"{stream.type} stream {stream.index}" for stream in left_out)
+            complain(
+                f"{self.output}: left out: {names}; beside the pictures there are only the sound "
+                f"and subtitles that {self.output.suffix} can hold"
+            )
+        return sink
+
+    def _run(self, source: "VideoSource", stylizer: "Stylizer", sink: "VideoSink") -> None:
+        from stylekernels.hardware import memory_ran_out
+        from stylekernels.media.pipeline import run_pipeline
+
+        width, height = source.size
+        try:
+            with frame_progress(source.count) as bar:
+                run_pipeline(source, self._painter(stylizer), sink, painted=bar.update)
+        except (MemoryError, RuntimeError) as error:
+            if not memory_ran_out(error):
+                raise
+            raise VideoError(
+                f"{self.input}: frames of {width}x{height} pixels need more memory than there is; "
+                "scale down with --size"
+            ) from error
+
+    def _painter(self, stylizer: "Stylizer") -> "Callable[[np.ndarray], np.ndarray]":
+        """Return the function of a frame that paints it with the wanted strength."""
+        if self.strength == 1 and not self.preserve_colors:
+            return stylizer
+        from stylekernels.inference import blend
+
+        def paint(frame: "np.ndarray") -> "np.ndarray":
+            return blend(
+                frame,
+                stylizer(frame),
+                strength=self.strength,
+                preserve_colors=self.preserve_colors,
+            )
+
+        return paint
