@@ -21,7 +21,7 @@ from stylekernels.training import TrainResult
 from tests.pictures import complaints, load, written
 
 
-@pytest.mark.parametrize("verb", [[], ["demo"], ["stylize"], ["train"], ["info"]])
+@pytest.mark.parametrize("verb", [[], ["demo"], ["stylize"], ["video"], ["train"], ["info"]])
 def test_help_fits_80_columns(capsys, monkeypatch, verb):
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*verb, "--help"]) == 0

@@ -142,7 +142,9 @@ class Video:
         try:
             write_whole(self.output, write)
         except OSError as error:
-            raise Refused(f"{self.output}: cannot be written: {error.strerror}") from error
+            raise Refused(
+                f"OUTPUT: {self.output}: cannot be written: {error.strerror or error}"
+            ) from error
         total = f" of {source.count}" if source.count else ""
         if stopped is not None:
             raise KeyboardInterrupt(f"after {frames}{total} frames, which are in {self.output}")
@@ -163,6 +165,7 @@ class Video:
             form,
             size=source.size,
             rate=source.rate,
+            varies=source.varies,
             time_base=source.time_base,
             colors=source.colors,
             aspect=source.aspect,

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 # Numbers of FFmpeg: AVColorSpace, AVColorRange and swscale's flags.
 _BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
 _LIMITED, _FULL = 1, 2
-_BICUBIC, _ACCURATE, _EACH_CHROMA = 0x4, 0x40000, 0x2000 | 0x4000
+# Bicubic, rounded to nearest, chroma interpolated. Without these flags pictures become darker.
+_EXACT = 0x4 | 0x40000 | 0x2000 | 0x4000
 
 # The matrices that swscale knows, by AVColorSpace.
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
@@ -66,7 +67,7 @@ def to_rgb(frame: av.VideoFrame, colors: VideoColors, size: tuple[int, int]) -> 
         src_colorspace=_MATRICES[colors.matrix],
         src_color_range=_FULL if colors.full else _LIMITED,
         dst_color_range=_FULL,
-        interpolation=_BICUBIC,
+        interpolation=_EXACT,
     )
     return rgb.to_ndarray()
 
@@ -87,7 +88,7 @@ def from_rgb(rgb: np.ndarray, colors: VideoColors, pixels: str) -> av.VideoFrame
         dst_colorspace=_MATRICES[colors.matrix],
         src_color_range=_FULL,
         dst_color_range=_FULL if colors.full else _LIMITED,
-        interpolation=_BICUBIC | _ACCURATE | _EACH_CHROMA,
+        interpolation=_EXACT,
     )
 
 

@@ -32,6 +32,8 @@ class VideoSink:
         form: container and encoder.
         size: width and height of the frames.
         rate: frames a second, on average, for the header.
+        varies: whether the rate varies. Frames are not reordered then: readers derive the duration
+            of a file from the order in which they are stored.
         time_base: seconds of which the times of frames are multiples. Kept if the format can.
         colors: how to store the colours.
         aspect: width of a pixel, relative to its height.
@@ -54,6 +56,7 @@ class VideoSink:
         *,
         size: tuple[int, int],
         rate: Fraction,
+        varies: bool,
         time_base: Fraction,
         colors: VideoColors,
         aspect: Fraction = Fraction(1),
@@ -71,7 +74,8 @@ class VideoSink:
         self._last: int | None = None
         options = dict(form.container_options)
         if form.name in ("mp4", "mov"):
-            options["video_track_timescale"] = str(self._time_base.denominator)
+            for name in ("video_track_timescale", "movie_timescale"):
+                options[name] = str(self._time_base.denominator)
         with _writing():
             self._container = av.open(
                 f"file:{os.fspath(path)}", "w", format=form.name, container_options=options
@@ -82,6 +86,8 @@ class VideoSink:
             )
             self._stream = self._container.add_stream(form.encoder, rate=rate)
             self._set_up(form, size, aspect, quality)
+            if varies and form.name != "gif":
+                self._stream.codec_context.max_b_frames = 0
             self.left_out = [stream for stream in streams if not _holds(form.name, stream)]
             self._copies = {
                 stream.index: _added(self._container, stream)

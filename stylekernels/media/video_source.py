@@ -41,6 +41,7 @@ class VideoSource:
     Attributes:
         size: width and height of the frames.
         rate: frames yielded a second; an average if it varies.
+        varies: whether the file says that the rate varies.
         time_base: seconds of which all times of frames are multiples, unless ``start`` is given.
         colors: how the file stores colours.
         aspect: width of a pixel, relative to its height.
@@ -79,9 +80,10 @@ class VideoSource:
             rate = _fraction(self._stream.average_rate) or _fraction(self._stream.guessed_rate)
             self._rate = rate or _USUAL_RATE
             self.rate = self._rate / every
+            self.varies = self._rate != _fraction(self._stream.base_rate)
             self.time_base = _fraction(self._stream.time_base)
             self._whole = Fraction(self._container.duration or 0, _MICROSECONDS)
-            self._cut(Fraction(start), None if duration is None else Fraction(duration))
+            self._cut(_seconds(start), None if duration is None else _seconds(duration))
             self._items = self._read(size)
             self._peeked = self._read_first_frame(start)
         except BaseException:
@@ -222,7 +224,7 @@ class VideoSource:
                 if self._end is not None and time >= self._end:
                     ended.add(index)
                 elif self._begin is None or time >= self._begin:
-                    yield self._shifted(packet)
+                    yield self._fitted(packet, time)
             if lasting <= ended:
                 return
 
@@ -271,10 +273,18 @@ class VideoSource:
         self._last_time = time
         return time, duration
 
-    def _shifted(self, packet: av.Packet) -> av.Packet:
-        """Move the times of a packet, so that they begin at 0."""
+    def _fitted(self, packet: av.Packet, time: Fraction) -> av.Packet:
+        """Shift the times of a packet to begin at 0, and end it with the video.
+
+        The last packet of sound lasts longer than the video if an edit list of the file, or
+        ``duration``, ends within it.
+        """
+        unit = _fraction(packet.time_base)
+        end = self._zero + self._whole if self._end is None else self._end
+        if packet.duration and time < end < time + packet.duration * unit:
+            packet.duration = math.ceil((end - time) / unit)
         if self._shift:
-            ticks = round(self._shift / _fraction(packet.time_base))
+            ticks = round(self._shift / unit)
             packet.dts -= ticks
             if packet.pts is not None:
                 packet.pts -= ticks
@@ -345,6 +355,11 @@ def _scaled_size(width: int, height: int, size: int | None) -> tuple[int, int]:
         return width, height
     factor = Fraction(size, max(width, height))
     return max(2, 2 * round(width * factor / 2)), max(2, 2 * round(height * factor / 2))
+
+
+def _seconds(number: float) -> Fraction:
+    """Return a time as it was written in decimal digits, to the microsecond."""
+    return Fraction(number).limit_denominator(_MICROSECONDS)
 
 
 def _fraction(value: Any) -> Fraction:
