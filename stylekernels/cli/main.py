@@ -6,6 +6,7 @@ was refused (one line on stderr says what), 130 interrupted by Ctrl-C, SIGTERM o
 reader of the output has gone.
 """
 
+import contextlib
 import errno
 import functools
 import operator
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import tyro
 
@@ -148,12 +149,28 @@ def parse(argv: Sequence[str]) -> Any:
         Annotated[verb, tyro.conf.subcommand(name, description=text)]
         for name, (verb, text) in verbs.items()
     ]
-    return tyro.cli(
-        functools.reduce(operator.or_, subcommands),
-        prog="stylekernels",
-        description="Fused kernels for neural style networks: paint photos, train new styles.\n"
-        "`stylekernels --version` prints the version.\n"
-        "`--debug` after a verb shows the traceback of an error of the program's own.",
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    # tyro names all verbs in one line of the usage, longer than a terminal is wide.
+    usage = "{" + ",".join(verbs) + "}"
+    with contextlib.redirect_stdout(_Replacing(sys.stdout, usage, "VERB ...")):
+        return tyro.cli(
+            functools.reduce(operator.or_, subcommands),
+            prog="stylekernels",
+            description="Fused kernels for neural style networks: paint photos, train new styles.\n"
+            "`stylekernels --version` prints the version.\n"
+            "`--debug` after a verb shows the traceback of an error of the program's own.",
+            args=argv,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+
+
+class _Replacing:
+    """A stream that replaces one text by another, and else is the given stream."""
+
+    def __init__(self, stream: TextIO, old: str, new: str) -> None:
+        self._stream, self._old, self._new = stream, old, new
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text.replace(self._old, self._new))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
