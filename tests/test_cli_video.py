@@ -89,6 +89,18 @@ def test_what_is_left_out_is_one_line(clip, style, capsys):
 
 
 @pytest.mark.usefixtures("quick")
+def test_odd_sizes_say_what_players_may_lack(folder, style, capsys):
+    make_clip("odd.webm", size=(35, 27), codec="libvpx-vp9")
+    assert main(["video", "odd.webm", "out.mp4", "-s", style]) == 0
+    assert complaints(capsys) == [
+        "out.mp4: 35x27 pixels are stored as 4:4:4, which not all players know; with --size sides "
+        "become even"
+    ]
+    assert main(["video", "odd.webm", "out.webm", "-s", style]) == 0
+    assert complaints(capsys) == []
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_truncated_video(clip, style, capsys):
     path = make_clip(Path("long.mkv"), frames=pictures((64, 48), 50), options={"g": "10"})
     data = path.read_bytes()

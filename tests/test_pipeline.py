@@ -1,5 +1,6 @@
 """The pipeline: order, overlap, bounded queues, and its end after errors and Ctrl-C."""
 
+import signal
 import threading
 import time
 from fractions import Fraction
@@ -103,6 +104,9 @@ def test_an_endless_source_waits_for_the_painter():
     assert most <= 3 + 2  # one is being painted, one waits to be put
     assert sink.values == [*range(30)]
     assert sink.finished == 1
+    for _ in range(100):  # a thread needs a moment to end after its last line
+        if threading.active_count() > before:
+            time.sleep(0.01)
     assert threading.active_count() == before
 
 
@@ -163,6 +167,23 @@ def test_an_error_of_the_sink_is_not_hidden_by_ctrl_c():
 
     with pytest.raises(OSError, match="disk full"):
         run_pipeline(frames(3), paint, Broken())
+
+
+def test_a_second_ctrl_c_waits_until_the_sink_is_finished():
+    sink = List()
+    main = threading.main_thread().ident
+
+    def finish():
+        for _ in range(2):
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(0.02)
+        List.finish(sink)
+
+    sink.finish = finish
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(frames(3), invert, sink)
+    assert len(sink.items) == 3
+    assert sink.finished == 1
 
 
 def test_a_closed_channel_gives_what_it_holds_and_takes_no_more():

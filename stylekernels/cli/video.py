@@ -180,6 +180,12 @@ class Video:
                 f"{self.output}: left out: {names}; beside the pictures there are only the sound "
                 f"and subtitles that {self.output.suffix} can hold"
             )
+        width, height = source.size
+        if form.even and (width % 2 or height % 2):
+            complain(
+                f"{self.output}: {width}x{height} pixels are stored as 4:4:4, which not all "
+                "players know; with --size sides become even"
+            )
         return sink
 
     def _run(self, source: "VideoSource", stylizer: "Stylizer", sink: "VideoSink") -> None:

@@ -4,6 +4,7 @@ The source and the sink run in a thread each. The painter runs in the thread tha
 its arithmetic has one pool of threads, and Ctrl-C reaches it.
 """
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -66,6 +67,8 @@ class _Stage(threading.Thread):
     def __init__(self, work: Callable[[], None], channel: Channel) -> None:
         super().__init__(daemon=True)
         self.error: BaseException | None = None
+        # Not join(), after which Python up to 3.12 takes a thread for ended if Ctrl-C interrupts it.
+        self.ended = threading.Event()
         self._work, self._channel = work, channel
 
     def run(self) -> None:
@@ -75,6 +78,13 @@ class _Stage(threading.Thread):
             self.error = error
         finally:
             self._channel.close()
+            self.ended.set()
+
+    def wait(self) -> None:
+        """Wait for the end, even if Ctrl-C is pressed: the caller will close the files then."""
+        while not self.ended.is_set():
+            with contextlib.suppress(KeyboardInterrupt):
+                self.ended.wait()
 
 
 def run_pipeline(
@@ -128,13 +138,13 @@ def run_pipeline(
             if is_frame:
                 painted()
         finished.close()
-        writer.join()
+        writer.ended.wait()
     finally:
         # Again, because Ctrl-C may have interrupted the wait for the sink.
         unpainted.close()
         finished.close()
-        reader.join()
-        writer.join()
+        reader.wait()
+        writer.wait()
         if writer.error is not None:
             raise writer.error
     if reader.error is not None:

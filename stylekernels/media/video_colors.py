@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 # Numbers of FFmpeg: AVColorSpace, AVColorRange and swscale's flags.
 _BT709, _UNSPECIFIED, _SMPTE170M = 1, 2, 6
 _LIMITED, _FULL = 1, 2
-# Bicubic, rounded to nearest, chroma interpolated. Without these flags pictures become darker.
-_EXACT = 0x4 | 0x40000 | 0x2000 | 0x4000
+# Bilinear, rounded to nearest, chroma interpolated. Without the flags pictures become darker.
+_EXACT = 0x2 | 0x40000 | 0x2000 | 0x4000
 
 # The matrices that swscale knows, by AVColorSpace.
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}
@@ -82,7 +82,7 @@ def from_rgb(rgb: np.ndarray, colors: VideoColors, pixels: str) -> av.VideoFrame
     """
     import av
 
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+    frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), "rgb24")
     return frame.reformat(
         format=pixels,
         dst_colorspace=_MATRICES[colors.matrix],
