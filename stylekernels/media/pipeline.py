@@ -67,7 +67,7 @@ class _Stage(threading.Thread):
     def __init__(self, work: Callable[[], None], channel: Channel) -> None:
         super().__init__(daemon=True)
         self.error: BaseException | None = None
-        # Not join(), after which Python up to 3.12 takes a thread for ended if Ctrl-C interrupts it.
+        # Not join(): up to Python 3.12 a thread whose join Ctrl-C interrupts is taken for ended.
         self.ended = threading.Event()
         self._work, self._channel = work, channel
 
