@@ -1,6 +1,8 @@
 """The command line's verb for videos."""
 
+import io
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -86,6 +88,18 @@ def test_what_is_left_out_is_one_line(clip, style, capsys):
         "out.gif: left out: audio stream 1, audio stream 2; beside the pictures there are only the "
         "sound and subtitles that .gif can hold"
     ]
+
+
+@pytest.mark.usefixtures("quick", "clip")
+def test_a_terminal_shows_frames_a_second_and_the_time_left(style, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["video", "in.mp4", "out.mp4", "-s", style]) == 0
+    assert re.search(r"0%\|.*\| 0/12, \? frames/s \[00:00<\?\]", terminal.getvalue())
 
 
 @pytest.mark.usefixtures("quick")

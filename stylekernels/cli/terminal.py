@@ -37,10 +37,10 @@ def frame_progress(count: int | None) -> "tqdm":
     """Return a progress bar over frames of a video, of an unknown number if ``count`` is None."""
     from tqdm import tqdm
 
-    form = "{n}/{total} frames, {rate_noinv_fmt} a second [{elapsed}<{remaining}]"
+    form = "{n}/{total}, {rate_noinv_fmt} [{elapsed}<{remaining}]"
     if count is not None:
         form = "{percentage:3.0f}%|{bar}| " + form
-    return tqdm(total=count, bar_format=form, unit="", disable=None, leave=False)
+    return tqdm(total=count, bar_format=form, unit=" frames", disable=None, leave=False)
 
 
 def advance(bar: "tqdm", index: int, done: int = 1, total: int = 1) -> None:
