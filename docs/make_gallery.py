@@ -2,7 +2,7 @@
 
     python docs/make_gallery.py DATA
 
-``DATA`` has the paintings in ``styles/`` and the photos in ``photos/eval/``.
+``DATA`` has the paintings in ``styles/`` and ``artworks/``, and the photos in ``photos/eval/``.
 """
 
 import sys
@@ -28,11 +28,14 @@ def main(data: Path) -> None:
     ]
     _OUTPUT.mkdir(exist_ok=True)
     _write("photos", [(name, _square(photo)) for name, photo in photos])
+    paintings = []
     for style in bundled_styles():
+        files = [*data.glob(f"styles/{style}.jpg"), *sorted(data.glob(f"artworks/{style}/*"))]
+        painting = np.asarray(resized(read_image(files[0]), _SIDE))
+        paintings.append((style.replace("_", " "), _square(painting)))
         paint = Stylizer(StyleGenerator.from_pretrained(style))
-        painting = np.asarray(resized(read_image(data / f"styles/{style}.jpg"), _SIDE))
-        pictures = [(style.replace("_", " "), _square(painting))]
-        _write(style, pictures + [(name, _square(paint(photo))) for name, photo in photos])
+        _write(style, [(name, _square(paint(photo))) for name, photo in photos])
+    _write("paintings", paintings)
 
 
 def _square(picture: np.ndarray) -> np.ndarray:
