@@ -13,9 +13,9 @@ from stylekernels.cli.main import main
 from stylekernels.inference import Stylizer
 from stylekernels.media import PhotoError, read_photo
 from stylekernels.media.paths import find_photos_below
-from stylekernels.training import style as style_training
-from stylekernels.training import train
+from stylekernels.training import objective, train
 from stylekernels.training.data import RandomCrops, read_image, readable, resized, to_tensor
+from stylekernels.training.style import StyleTask
 from tests.test_deep_pictures import grey_tiff
 
 HEIGHT, WIDTH = 18, 32
@@ -274,17 +274,17 @@ def test_every_verb_reads_alike(training_config, style, tmp_path, monkeypatch, n
         write(tmp_path / "album" / f"{i}{name}", content)
     seen = {}
 
-    class Loss(style_training.PerceptualLoss):
+    class Loss(objective.PerceptualLoss):
         def __init__(self, features, paintings, **weights):
             (seen["painting"],) = paintings
             super().__init__(features, paintings, **weights)
 
-    def stylized(task, photo):
+    def stylized(task, photo, style):
         seen["preview"] = photo
         return photo
 
-    monkeypatch.setattr(style_training, "PerceptualLoss", Loss)
-    monkeypatch.setattr(style_training.StyleTask, "stylize", stylized)
+    monkeypatch.setattr(objective, "PerceptualLoss", Loss)
+    monkeypatch.setattr(StyleTask, "stylize", stylized)
     train(
         dataclasses.replace(
             training_config,
