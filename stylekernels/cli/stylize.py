@@ -39,9 +39,9 @@ class Stylize:
     """Files, folders (the photos in them) and patterns such as 'trip/**/*.jpg'."""
 
     style: Annotated[str, option("STYLE", "-s", hint="(required)")]
-    """A bundled style (`stylekernels info` lists them), a mixture of bundled ones such as
-    wave:0.3,starry_night:0.7, or a file of weights. FILE:NAME and FILE:NAME:0.3,OTHER:0.7 are
-    styles of a file that `stylekernels train --multi-style` made."""
+    """A bundled style (`stylekernels info` lists them), a file of weights, or a mixture of styles
+    of the bundled base, such as wave:0.3,starry_night:0.7. FILE:NAME and FILE:NAME:0.3,OTHER:0.7
+    are styles of a file that `stylekernels train --multi-style` made."""
 
     output: Annotated[str, option("PATH", "-o")] = "stylized"
     """A file for one photo, in the format of its extension; a folder for many, under their names.

@@ -81,9 +81,12 @@ class MultiStyleGenerator(nn.Module):
         shares = dict.fromkeys(self.styles, 1.0) if shares is None else shares
         for name, share in shares.items():
             if name not in self.styles:
-                raise ValueError(f"style: expected among {', '.join(self.styles)}, got {name!r}")
+                raise ValueError(
+                    f"expected styles among {', '.join(self.styles)}, which can be mixed, got "
+                    f"{name!r}"
+                )
             if not 0 < share < float("inf"):
-                raise ValueError(f"style: expected a positive share of {name}, got {share}")
+                raise ValueError(f"expected a positive share of {name}, got {share}")
         total = sum(shares.values())
         mixture = torch.tensor([shares.get(name, 0.0) / total for name in self.styles])
         rows = {name: mixture.to(table) @ table for name, table in self.offsets.items()}
