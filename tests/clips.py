@@ -93,7 +93,7 @@ def make_clip(
 
 @dataclass
 class Contents:
-    """What is in a video file.
+    """Contents of a video file.
 
     Attributes:
         frames: decoded frames of the first stream of pictures.

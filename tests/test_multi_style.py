@@ -90,6 +90,8 @@ def test_each_style_has_gradients_of_its_own(several, photo):
         ("{file}", "holds the styles ink, oil, chalk; name one after a colon, {file}:ink"),
         ("{file}:pen", "expected styles among ink, oil, chalk, which can be mixed, got 'pen'"),
         ("{file}:ink:much", "expected a number as the share of 'ink', got 'much'"),
+        ("{file}:ink:1,ink:2", "name_or_path: expected each style once, got 'ink' twice"),
+        ("none.safetensors:ink", "got 'ink'; there is no file 'none.safetensors' either"),
         ("{file}:ink:0", "expected a positive share of ink, got 0.0"),
         ("{file}:ink:-1,oil:2", "expected a positive share of ink, got -1.0"),
         ("{file}:ink:nan", "expected a positive share of ink, got nan"),

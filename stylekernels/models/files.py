@@ -85,10 +85,10 @@ class StyleGenerator(Generator):
         Args, Returns, Raises: as :meth:`from_pretrained`.
         """
         source = find_style(path)
-        network = None if source.shares else open_network(source.path)
-        if isinstance(network, MultiStyleGenerator):
-            return _mixture(network, None)
-        return cls.from_pretrained(path) if network is None else network
+        if source.shares:
+            return cls.from_pretrained(path)
+        network = open_network(source.path)
+        return _mixture(network, None) if isinstance(network, MultiStyleGenerator) else network
 
     def save_pretrained(
         self, path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32

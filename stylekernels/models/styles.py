@@ -96,11 +96,15 @@ def _mixture(text: str) -> StyleSource:
             break
     shares = {}
     for part in rest.split(","):
-        name, _, share = part.strip().partition(":")
+        name, _, share = (word.strip() for word in part.partition(":"))
         try:
-            shares[name.strip()] = float(share or 1)
+            share = float(share or 1)
         except ValueError as error:
             raise ValueError(
-                f"name_or_path: expected a number as the share of {name!r}, got {share!r}"
+                f"name_or_path: expected a number as the share of {name!r}, got {share!r}; "
+                f"there is no file {name!r} either"
             ) from error
+        if name in shares:
+            raise ValueError(f"name_or_path: expected each style once, got {name!r} twice")
+        shares[name] = share
     return StyleSource(path, shares)

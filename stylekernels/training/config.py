@@ -118,7 +118,7 @@ class RunConfig:
 
     @property
     def weights(self) -> str:
-        """What other verbs call the trained weights."""
+        """Name of the trained weights for other verbs."""
         return str(self.output)
 
     @property
@@ -297,7 +297,8 @@ class TrainConfig(RunConfig):
 
     @property
     def start(self) -> str:
-        """What ``init`` is: ``bilinear``, a style's name, that of a bundled base, or a path."""
+        """The start that ``init`` stands for: ``bilinear``, the name of a style or of a bundled
+        base, or a path."""
         base = LITE_BASE if self.lite else BASE
         if self.init == BASE:
             return base

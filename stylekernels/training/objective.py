@@ -1,4 +1,4 @@
-"""What a style is trained for: the losses of a picture, given the photo and the paintings."""
+"""The objective of a style: losses of a picture, given the photo and the paintings."""
 
 from torch import Tensor
 
