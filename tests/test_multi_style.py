@@ -18,6 +18,7 @@ from stylekernels.models import (
     bundled_styles,
     styles,
 )
+from stylekernels.models.files import open_multi_style
 from stylekernels.models.styles import StyleSource, find_style
 from stylekernels.models.tensor_files import read_safetensors
 from stylekernels.training import SettingError, train
@@ -197,7 +198,6 @@ def test_several_styles_are_learnt_together(training_config, paintings, tmp_path
     ("changes", "message"),
     [
         ({}, "art: expected a folder, for multi_style"),
-        ({"art": "paintings", "init": "wave"}, "init: expected auto or bilinear, for multi_style"),
         ({"art": "none"}, "art: expected paintings in"),
         ({"art": "twice"}, "art: expected different names of styles, got 'ink' twice"),
     ],
@@ -227,7 +227,7 @@ def test_training_starts_from_the_base_that_has_the_wanted_shape(
     config = dataclasses.replace(training_config, init="auto", learning_rate=1e-12, steps=1, ema=0)
     assert config.start == "base"
     assert dataclasses.replace(config, upsample="transpose").start == "bilinear"
-    assert dataclasses.replace(config, multi_style=True).start == "bilinear"
+    assert dataclasses.replace(config, multi_style=True).start == "base"
     assert dataclasses.replace(config, lite=True).start == "bilinear"
     with pytest.raises(SettingError, match="init: expected a bundled style"):
         train(dataclasses.replace(config, lite=True, init="base"))
@@ -235,3 +235,28 @@ def test_training_starts_from_the_base_that_has_the_wanted_shape(
     trained = StyleGenerator.from_pretrained(config.output).state_dict()
     for name, tensor in several.mixed().items():
         torch.testing.assert_close(trained[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_several_styles_start_from_those_of_the_same_name(
+    training_config, several, file, paintings
+):
+    config = dataclasses.replace(
+        training_config, art=paintings, multi_style=True, init=str(file), learning_rate=1e-12,
+        steps=1, ema=0,
+    )  # fmt: skip
+    train(config)
+    trained = MultiStyleGenerator.from_pretrained(config.output)
+    assert trained.styles == ("artist", "ink", "oil_late")
+    for name in trained.styles:
+        known = name in several.styles
+        expected = several.mixed({name: 1.0} if known else None)
+        for key, tensor in trained.mixed({name: 1.0}).items():
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-4, atol=1e-6)
+
+
+def test_several_styles_start_from_one_style_of_a_file(several, file):
+    started = open_multi_style(f"{file}:{several.styles[1]}", ["x", "y"])
+    expected = several.mixed({several.styles[1]: 1.0})
+    for shares in ({"x": 1.0}, {"y": 1.0}, None):
+        for key, tensor in started.mixed(shares).items():
+            torch.testing.assert_close(tensor, expected[key])

@@ -6,7 +6,7 @@ No code in a file ever runs: PyTorch files are opened with ``weights_only=True``
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -117,6 +117,27 @@ def open_network(path: Path) -> "StyleGenerator | MultiStyleGenerator":
     if looks_like_safetensors(start):
         return _open_safetensors(path)
     return _from_fast_neural_style(_open_torch(path), path)
+
+
+def open_multi_style(path: str | os.PathLike[str], styles: Sequence[str]) -> MultiStyleGenerator:
+    """Open what a network of several styles starts from.
+
+    Args:
+        path: as for :meth:`StyleGenerator.from_pretrained`. Of a file of several styles, those
+            among ``styles`` are kept, and new ones begin with the mean; with a file of one style,
+            all begin with that.
+        styles: names.
+
+    Raises: as :meth:`StyleGenerator.from_pretrained`.
+    """
+    source = find_style(path)
+    network = open_network(source.path)
+    if isinstance(network, MultiStyleGenerator) and not source.shares:
+        return network.with_styles(styles)
+    one = StyleGenerator.from_pretrained(path)
+    network = MultiStyleGenerator(one.config, styles)
+    network.shared.load_state_dict(one.state_dict())
+    return network
 
 
 def _mixture(network: MultiStyleGenerator, shares: Mapping[str, float] | None) -> StyleGenerator:

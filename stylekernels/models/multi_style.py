@@ -65,6 +65,22 @@ class MultiStyleGenerator(nn.Module):
         return functional_call(self.shared, self._vectors(rows), (x,))
 
     @torch.no_grad()
+    def with_styles(self, styles: Sequence[str]) -> "MultiStyleGenerator":
+        """Return a network of other styles: those that this one has keep their rows, new ones
+        begin with the mean of the rows.
+
+        Args:
+            styles: their names, at least one, all different.
+        """
+        network = MultiStyleGenerator(self.config, styles)
+        network.shared.load_state_dict(self.shared.state_dict())
+        for name, table in self.offsets.items():
+            rows = dict(zip(self.styles, table, strict=True))
+            mean = table.mean(0)
+            network.offsets[name].copy_(torch.stack([rows.get(style, mean) for style in styles]))
+        return network
+
+    @torch.no_grad()
     def mixed(self, shares: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """Return the weights of a generator of one style.
 

@@ -175,7 +175,8 @@ class TrainConfig(RunConfig):
     init: str = "auto"
     """The start of training: ``base``, the mean of the bundled styles; a bundled style's name; a
     path; or ``bilinear`` for new weights whose upsampling interpolates. ``auto`` is ``base`` if
-    that has the shape that is wanted, else ``bilinear``."""
+    that has the shape that is wanted, else ``bilinear``. With ``multi_style``, styles of a file of
+    several keep what they are, and others begin with the mean."""
 
     lite: bool = False
     """Train the half-width generator (a quarter of the work); with ``init=base`` or
@@ -281,8 +282,6 @@ class TrainConfig(RunConfig):
         require(self.art.exists(), "art", "an image file or a folder that exists", self.art)
         if self.multi_style:
             require(self.art.is_dir(), "art", "a folder, for multi_style", self.art)
-            new = self.start == "bilinear"
-            require(new, "init", "auto or bilinear, for multi_style", self.init)
         kind = self.art.is_file() or self.art.is_dir()
         require(kind, "art", "an image file or a folder", "a device or a pipe")
         preview = self.preview
@@ -304,7 +303,7 @@ class TrainConfig(RunConfig):
             return base
         if self.init != "auto":
             return self.init
-        fits = bundled_file(base).is_file() and self.upsample == "nearest" and not self.multi_style
+        fits = bundled_file(base).is_file() and self.upsample == "nearest"
         return base if fits else "bilinear"
 
     def inputs(self) -> list[Path]:

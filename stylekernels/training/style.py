@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from stylekernels.hardware import fast_dtype, find_device
 from stylekernels.media.outputs import check_inputs_are_kept
 from stylekernels.media.sheet import make_sheet
-from stylekernels.models.files import StyleGenerator
+from stylekernels.models.files import StyleGenerator, open_multi_style
 from stylekernels.models.generator import Generator, GeneratorConfig
 from stylekernels.models.multi_style import MultiStyleGenerator
 from stylekernels.training.adversary import Adversary
@@ -343,6 +343,8 @@ class StyleTask:
 def _start(config: TrainConfig, styles: Sequence[str]) -> StyleGenerator | MultiStyleGenerator:
     """The network that training begins with."""
     if config.start != "bilinear":
+        if config.multi_style:
+            return open_multi_style(config.start, styles)
         return StyleGenerator.from_base(config.start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
