@@ -24,6 +24,7 @@ from stylekernels.cli.demo import Demo
 from stylekernels.cli.evaluate import Evaluate
 from stylekernels.cli.generate import Generate
 from stylekernels.cli.info import Info
+from stylekernels.cli.options import described
 from stylekernels.cli.stylize import Stylize
 from stylekernels.cli.terminal import (
     DONE,
@@ -106,8 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Any) -> int:
     """Run a parsed verb and return the exit code."""
-    if type(command) in _TRAINING:
-        return training.run(command, _TRAINING[type(command)])
+    for config, verb in _TRAINING.items():
+        if isinstance(command, config):
+            return training.run(command, verb)
     return command.run()
 
 
@@ -146,7 +148,7 @@ def parse(argv: Sequence[str]) -> Any:
         "info": (Info, "Show versions, hardware, bundled styles, and which kernels run and why."),
     }
     subcommands = [
-        Annotated[verb, tyro.conf.subcommand(name, description=text)]
+        Annotated[described(verb), tyro.conf.subcommand(name, description=text)]
         for name, (verb, text) in verbs.items()
     ]
     # tyro names all verbs in one line of the usage, longer than a terminal is wide.

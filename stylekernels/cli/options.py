@@ -3,8 +3,10 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
 
 if TYPE_CHECKING:
@@ -16,6 +18,38 @@ def option(metavar: str | None = None, alias: str | None = None, hint: str | Non
     return tyro.conf.arg(
         metavar=metavar, aliases=(alias,) if alias else None, help_behavior_hint=hint
     )
+
+
+def described(verb: type) -> type:
+    """Return a subclass of a verb's dataclass with help texts for a terminal.
+
+    Lines of a docstring are joined, literals lose one of their two quotes, and settings are named
+    as options. An option that has no value by default needs no note on that.
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(verb.__mro__[:-1]):
+        for entry in docstring_parser.parse_from_object(base).params:
+            texts[entry.arg_name] = entry.description or ""
+    hints = get_type_hints(verb, include_extras=True)
+    fields = dataclasses.fields(verb)
+    names = "|".join(field.name for field in fields)
+    described = []
+    for field in fields:
+        text = " ".join(texts[field.name].split())
+        text = re.sub(rf"``({names})=(\w+)``", lambda m: f"`{_flag(m[1])} {m[2]}`", text)
+        text = re.sub(rf"``({names})``", lambda m: f"`{_flag(m[1])}`", text)
+        notes = [tyro.conf.arg(help=text.replace("``", "`"))]
+        hint = hints[field.name]
+        plain = get_origin(hint) is not Annotated
+        if plain and field.default is None:
+            (kind,) = {*get_args(hint)} - {NoneType}
+            notes.append(option(kind.__name__.upper(), hint=""))
+        described.append((field.name, Annotated[hint, *notes], field))
+    return dataclasses.make_dataclass(verb.__name__, described, bases=(verb,), kw_only=True)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def with_options(
@@ -30,7 +64,7 @@ def with_options(
     """
     first, colon, rest = message.partition(": ")
     for name in (field.name for field in dataclasses.fields(config)):
-        option = (positional or {}).get(name, "--" + name.replace("_", "-"))
+        option = (positional or {}).get(name, _flag(name))
         first = option if first == name else first
         if "_" in name:  # others are words of the language too
             rest = re.sub(rf"\b{name}\b", option, rest)
