@@ -14,6 +14,7 @@ av = pytest.importorskip("av")
 
 from stylekernels.cli.main import main  # noqa: E402
 from stylekernels.inference import Stylizer, blend  # noqa: E402
+from stylekernels.media.smoothing import Smoother  # noqa: E402
 from stylekernels.media.video_sink import VideoSink  # noqa: E402
 from stylekernels.signals import ENDING  # noqa: E402
 from tests.clips import assert_near, make_clip, pictures, read_clip  # noqa: E402
@@ -78,6 +79,25 @@ def test_parts_sizes_and_every_nth_frame(clip, style, quick, capsys):
     assert [float(time) for time in seconds] == [0, 0.08, 0.16, 0.24]
     for now, then in zip(after.rgb, before.rgb[2:10:2], strict=True):
         assert_near(now[4:20, 4:28], 255 - then[9:40:2, 9:56:2], 12)
+
+
+@pytest.mark.parametrize("smooth", ["still", "motion"])
+def test_smoothing_comes_before_strength_and_colors(clip, style, generator, smooth):
+    pytest.importorskip("cv2")
+    options = ["--quality", "1", "--smooth", smooth, "--strength", "0.6"]
+    assert main(["video", "in.mp4", "out.mp4", "-s", style, *options]) == 0
+    paint = Smoother(Stylizer(generator), smooth)
+    for now, then in zip(read_clip("out.mp4").rgb, read_clip(clip).rgb, strict=True):
+        assert_near(now, blend(then, paint(then), strength=0.6), 6)
+
+
+def test_smoothing_without_opencv_says_what_to_install(clip, style, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert main(["video", "in.mp4", "out.mp4", "-s", style, "--smooth", "still"]) == 2
+    assert complaints(capsys) == [
+        "video: needs OpenCV, which is not installed; pip install stylekernels[video]"
+    ]
+    assert written(clip.parent.absolute()) == {"in.mp4"}
 
 
 @pytest.mark.usefixtures("quick")

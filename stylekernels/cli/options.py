@@ -38,13 +38,12 @@ def described(verb: type) -> type:
         text = " ".join(texts[field.name].split())
         text = re.sub(rf"``({names})=(\w+)``", lambda m: f"`{_flag(m[1])} {m[2]}`", text)
         text = re.sub(rf"``({names})``", lambda m: f"`{_flag(m[1])}`", text)
-        notes = [tyro.conf.arg(help=text.replace("``", "`"))]
         hint = hints[field.name]
-        plain = get_origin(hint) is not Annotated
-        if plain and field.default is None:
+        if get_origin(hint) is not Annotated and field.default is None:
             (kind,) = {*get_args(hint)} - {NoneType}
-            notes.append(option(kind.__name__.upper(), hint=""))
-        described.append((field.name, Annotated[hint, *notes], field))
+            hint = Annotated[hint, option(kind.__name__.upper(), hint="")]
+        shown = Annotated[hint, tyro.conf.arg(help=text.replace("``", "`"))]
+        described.append((field.name, shown, field))
     return dataclasses.make_dataclass(verb.__name__, described, bases=(verb,), kw_only=True)
 
 
