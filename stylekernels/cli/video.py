@@ -1,6 +1,8 @@
 """``stylekernels video``: paint a video in a style."""
 
+import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stylekernels.inference import Stylizer
+    from stylekernels.media.video_journal import Journal
     from stylekernels.media.video_sink import VideoSink
     from stylekernels.media.video_source import VideoSource
 
@@ -75,6 +78,10 @@ class Video:
     """The encoder's constant rate factor: smaller is better and larger, from 0 to 51 in H.264 and
     to 63 in VP9. GIF has none."""
 
+    resume: Annotated[bool, option(hint="")] = False
+    """Go on after a crash or Ctrl-C, with the same options. While a video is painted, its pictures
+    are kept in OUTPUT.resume too."""
+
     device: Annotated[str | None, option("DEVICE", hint="(default: cuda if there is a GPU)")] = None
     """The device that the network runs on, `cpu` or `cuda`."""
 
@@ -95,7 +102,9 @@ class Video:
                 every=self.every,
             ) as source:
                 stylizer = open_style(self.style, self.device)
-                return self._convert(source, form, stylizer)
+                journal = self._open_journal(form)
+                with contextlib.closing(journal) if journal else contextlib.nullcontext():
+                    return self._convert(source, form, stylizer, journal)
         except VideoError as error:
             raise Refused(f"INPUT: {error}") from error
         except ModuleNotFoundError as error:
@@ -120,6 +129,8 @@ class Video:
             raise Refused(f"--every: expected at least 1, got {self.every}")
         with refusing("OUTPUT: "):
             form = video_format(self.output)
+        if self.resume and form.name == "gif":
+            raise Refused("--resume: expected a video, got .gif, which is always painted anew")
         if self.quality is not None and form.quality is None:
             raise Refused(f"--quality: expected none for {self.output.suffix}, got {self.quality}")
         if self.quality is not None and not 0 <= self.quality <= form.worst:
@@ -128,7 +139,49 @@ class Video:
             )
         return form
 
-    def _convert(self, source: "VideoSource", form: VideoFormat, stylizer: "Stylizer") -> int:
+    def _open_journal(self, form: VideoFormat) -> "Journal | None":
+        """Open the journal of this command's earlier run, or begin one."""
+        if form.name == "gif":
+            return None
+        from stylekernels.media.video_journal import Journal
+
+        path = self.output.with_name(self.output.name + ".resume")
+        stat = self.input.stat()
+        settings = {"input": [str(self.input.resolve()), stat.st_size, stat.st_mtime]}
+        for name in ("style", "size", "strength", "preserve_colors", "smooth", "start"):
+            settings[name] = getattr(self, name)
+        for name in ("duration", "every", "quality"):
+            settings[name] = getattr(self, name)
+        try:
+            found = Journal(path) if path.is_file() or self.resume else None
+        except OSError as error:
+            if self.resume:
+                raise Refused(f"--resume: {error}; leave --resume out to paint anew") from error
+            found = None
+        if found is not None and found.settings == settings:
+            if self.resume:
+                return found
+            if found.count:
+                raise Refused(
+                    f"OUTPUT: {path} has {found.count} frames that this command painted before; "
+                    "add --resume to go on, or remove that file to paint anew"
+                )
+        if self.resume:
+            changed = [name for name in settings if found.settings.get(name) != settings[name]]
+            raise Refused(
+                f"--resume: {path} was begun with another {changed[0]}: "
+                f"{found.settings.get(changed[0])}; use that, or leave --resume out to paint anew"
+            )
+        with refusing("OUTPUT: "):
+            return Journal(path, settings)
+
+    def _convert(
+        self,
+        source: "VideoSource",
+        form: VideoFormat,
+        stylizer: "Stylizer",
+        journal: "Journal | None",
+    ) -> int:
         """Paint the source into the output, whole or, after Ctrl-C, as far as it came."""
         started = time.perf_counter()
         stopped: KeyboardInterrupt | None = None
@@ -136,9 +189,10 @@ class Video:
 
         def write(part: Path) -> None:
             nonlocal stopped, frames
-            sink = self._open_sink(source, form, part)
+            sink = self._open_sink(source, form, part, journal)
+            painted = 0 if journal is None else journal.count
             try:
-                self._run(source, stylizer, sink)
+                self._run(source, self._painter(stylizer, painted), sink)
             except KeyboardInterrupt as stop:
                 if not sink.frames:
                     raise
@@ -153,7 +207,12 @@ class Video:
             ) from error
         total = f" of {source.count}" if source.count else ""
         if stopped is not None:
-            raise KeyboardInterrupt(f"after {frames}{total} frames, which are in {self.output}")
+            again = "" if journal is None else "; the same command with --resume goes on"
+            raise KeyboardInterrupt(
+                f"after {frames}{total} frames, which are in {self.output}{again}"
+            )
+        if journal is not None:
+            journal.finish()
         seconds = time.perf_counter() - started
         if source.ended_early is not None:
             complain(source.ended_early)
@@ -163,7 +222,13 @@ class Video:
         )
         return DONE if source.ended_early is None else REFUSED
 
-    def _open_sink(self, source: "VideoSource", form: VideoFormat, part: Path) -> "VideoSink":
+    def _open_sink(
+        self,
+        source: "VideoSource",
+        form: VideoFormat,
+        part: Path,
+        journal: "Journal | None",
+    ) -> "VideoSink":
         from stylekernels.media.video_sink import VideoSink
 
         sink = VideoSink(
@@ -178,6 +243,7 @@ class Video:
             quality=self.quality,
             streams=source.copied,
             metadata=source.metadata,
+            journal=journal,
         )
         left_out = [*source.ignored, *sink.left_out]
         if left_out:
@@ -194,14 +260,19 @@ class Video:
             )
         return sink
 
-    def _run(self, source: "VideoSource", stylizer: "Stylizer", sink: "VideoSink") -> None:
+    def _run(
+        self,
+        source: "VideoSource",
+        paint: "Callable[[np.ndarray], np.ndarray]",
+        sink: "VideoSink",
+    ) -> None:
         from stylekernels.hardware import memory_ran_out
         from stylekernels.media.pipeline import run_pipeline
 
         width, height = source.size
         try:
             with frame_progress(source.count) as bar:
-                run_pipeline(source, self._painter(stylizer), sink, painted=bar.update)
+                run_pipeline(source, paint, sink, painted=bar.update)
         except (MemoryError, RuntimeError) as error:
             if not memory_ran_out(error):
                 raise
@@ -210,21 +281,24 @@ class Video:
                 "scale down with --size"
             ) from error
 
-    def _painter(self, stylizer: "Stylizer") -> "Callable[[np.ndarray], np.ndarray]":
-        """Return the function of a frame that paints it with the wanted strength."""
+    def _painter(self, stylizer: "Stylizer", painted: int) -> "Callable[[np.ndarray], np.ndarray]":
+        """Return the function that paints one frame after the other with the wanted strength, but
+        for the first ones, which an earlier run has painted."""
+        from stylekernels.inference import blend
+
         stylize: Callable[[np.ndarray], np.ndarray] = stylizer
         if self.smooth != "none":
             stylize = Smoother(stylizer, self.smooth)
-        if self.strength == 1 and not self.preserve_colors:
-            return stylize
-        from stylekernels.inference import blend
+        numbers = itertools.count()
 
         def paint(frame: "np.ndarray") -> "np.ndarray":
+            if next(numbers) < painted:
+                return frame
+            picture = stylize(frame)
+            if self.strength == 1 and not self.preserve_colors:
+                return picture
             return blend(
-                frame,
-                stylize(frame),
-                strength=self.strength,
-                preserve_colors=self.preserve_colors,
+                frame, picture, strength=self.strength, preserve_colors=self.preserve_colors
             )
 
         return paint

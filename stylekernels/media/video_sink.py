@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from stylekernels.media.frames import Frame
 from stylekernels.media.video_colors import VideoColors, from_rgb, tag
 from stylekernels.media.video_formats import VideoFormat
+from stylekernels.media.video_journal import Journal
 
 if TYPE_CHECKING:
     import av
@@ -40,6 +41,8 @@ class VideoSink:
         quality: CRF of the encoder, larger is worse; None: the default of the format.
         streams: streams of an open source whose packets will be written too.
         metadata: title, date and other texts about the file.
+        journal: gets the encoded pictures too. Those that it has already take the place of as many
+            frames, whose pixels are ignored. Not for GIF.
 
     Attributes:
         frames: number of frames written.
@@ -63,15 +66,18 @@ class VideoSink:
         quality: int | None = None,
         streams: Sequence[av.stream.Stream] = (),
         metadata: dict[str, str] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         import av
 
         self.frames = 0
+        self._journal = journal
         self._colors = colors
         self._is_gif = form.name == "gif"
         self._time_base = _HUNDREDTHS if self._is_gif else time_base
         self._durations: dict[int, int] = {}
         self._last: int | None = None
+        self._encoded = iter(()) if journal is None else journal.packets(self._time_base)
         options = dict(form.container_options)
         if form.name in ("mp4", "mov"):
             for name in ("video_track_timescale", "movie_timescale"):
@@ -129,8 +135,14 @@ class VideoSink:
                     item.stream = copy
                     self._container.mux(item)
                 return
-            for frame in self._frames_of(item):
-                self._encode(frame)
+            pts = self._next_pts(item)
+            if self._journal is not None and self.frames < self._journal.count:
+                packet = next(self._encoded)
+                packet.stream = self._stream
+                self._container.mux(packet)
+            else:
+                for frame in self._frames_of(item, pts):
+                    self._encode(frame)
             self.frames += 1
 
     def finish(self) -> None:
@@ -145,18 +157,24 @@ class VideoSink:
                     for frame in self._palettes.rest() if self._is_gif else ():
                         self._encode(frame)
                     self._encode(None)
+                    if self._journal is not None:
+                        self._journal.end()
             finally:
                 self._container.close()
 
-    def _frames_of(self, item: Frame) -> Iterator[av.VideoFrame]:
-        """Yield the frames that the encoder takes: one, which for GIF may be an earlier one."""
-        import av
-
+    def _next_pts(self, item: Frame) -> int:
+        """Return the time of a frame in units of the time base."""
         # Times must increase: those of some files do not, and GIF's hundredths are coarse.
         pts = round(item.time / self._time_base)
         if self._last is not None:
             pts = max(pts, self._last + 1)
         self._last = pts
+        return pts
+
+    def _frames_of(self, item: Frame, pts: int) -> Iterator[av.VideoFrame]:
+        """Yield the frames that the encoder takes: one, which for GIF may be an earlier one."""
+        import av
+
         self._durations[pts] = round((item.time + item.duration) / self._time_base) - pts
         if self._is_gif:
             frame = av.VideoFrame.from_ndarray(item.rgb, "rgb24")
@@ -173,6 +191,8 @@ class VideoSink:
         for packet in self._stream.encode(frame):
             if packet.pts in self._durations:
                 packet.duration = max(1, self._durations.pop(packet.pts))
+            if self._journal is not None:
+                self._journal.add(packet)
             self._container.mux(packet)
 
 

@@ -1,0 +1,193 @@
+"""Going on with a video after a crash."""
+
+import os
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+av = pytest.importorskip("av")
+
+from stylekernels.cli.main import main  # noqa: E402
+from stylekernels.inference import Stylizer  # noqa: E402
+from stylekernels.media.video_journal import Journal  # noqa: E402
+from tests.clips import assert_near, make_clip, pictures, read_clip  # noqa: E402
+from tests.pictures import complaints, written  # noqa: E402
+
+COUNT = 300  # the encoder begins a group of pictures after 250 frames
+# Paints negatives, and ends the process as `kill -9` does before frame 280.
+KILLED = """
+import os, signal, sys
+from stylekernels.cli.main import main
+from stylekernels.inference import Stylizer
+
+count = 0
+def paint(self, frame):
+    global count
+    count += 1
+    if count == 280:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 255 - frame
+
+Stylizer.__call__ = paint
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def clip(folder):
+    """in.mp4 in the working folder, with sound."""
+    return make_clip(
+        folder / "in.mp4", frames=pictures((64, 48), COUNT), tracks=1, rate=Fraction(30000, 1001)
+    )
+
+
+@pytest.fixture
+def painted(monkeypatch):
+    """A list that gets a frame for each call of the Stylizer, which inverts colours."""
+    seen = []
+
+    def paint(self, frame):
+        seen.append(frame)
+        return 255 - frame
+
+    monkeypatch.setattr(Stylizer, "__call__", paint)
+    return seen
+
+
+def command(style, output, *options):
+    return ["video", "in.mp4", output, "-s", style, *options]
+
+
+def interrupt(monkeypatch, style, output, after=20):
+    """Run the verb, and press Ctrl-C after some frames."""
+    count = 0
+
+    def paint(self, frame):
+        nonlocal count
+        count += 1
+        if count == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 255 - frame
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stylizer, "__call__", paint)
+        assert main(command(style, output)) == 130
+
+
+@pytest.mark.parametrize("output", ["out.mp4", "out.mkv", "out.ts", "out.webm"])
+def test_a_killed_run_goes_on(clip, style, painted, output):
+    assert main(command(style, "whole" + output)) == 0
+    expected = read_clip("whole" + output)
+    argv = [sys.executable, "-c", KILLED, *command(style, output)]
+    killed = subprocess.run(argv, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert killed.returncode == -signal.SIGKILL
+    assert not Path(output).exists()
+    del painted[:]
+    assert main(command(style, output, "--resume")) == 0
+    assert 0 < len(painted) <= COUNT - 128  # VP9 begins a group after 128 frames
+    after = read_clip(output)
+    assert after.times == expected.times
+    assert (after.time_base, after.duration) == (expected.time_base, expected.duration)
+    assert after.packets == expected.packets
+    for now, then in zip(after.rgb, expected.rgb, strict=True):
+        assert_near(now, then, 4)
+    assert not Path(output + ".resume").exists()
+
+
+def test_an_interrupted_run_goes_on_twice(clip, style, painted, monkeypatch, capsys):
+    assert main(command(style, "whole.mp4")) == 0
+    expected = read_clip("whole.mp4")
+    interrupt(monkeypatch, style, "out.mp4")
+    assert complaints(capsys)[-1].endswith("; the same command with --resume goes on")
+    done = len(read_clip("out.mp4").frames)
+    count = len(painted)
+
+    def paint(self, frame):
+        painted.append(frame)
+        if len(painted) == count + 100:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 255 - frame
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stylizer, "__call__", paint)
+        assert main(command(style, "out.mp4", "--resume")) == 130
+    more = len(read_clip("out.mp4").frames)
+    assert done < 30 < done + 90 < more
+    del painted[:]
+    assert main(command(style, "out.mp4", "--resume")) == 0
+    assert len(painted) == COUNT - more
+    after = read_clip("out.mp4")
+    assert after.times == expected.times
+    assert after.packets == expected.packets
+    for now, then in zip(after.rgb, expected.rgb, strict=True):
+        assert_near(now, then, 4)
+    assert written(clip.parent.absolute()) == {"in.mp4", "out.mp4", "whole.mp4"}
+
+
+@pytest.mark.usefixtures("clip", "painted")
+def test_what_does_not_fit_is_refused(style, monkeypatch, capsys):
+    def complaint(*argv):
+        assert main(list(argv)) == 2
+        return complaints(capsys)[-1]
+
+    assert complaint(*command(style, "out.mp4", "--resume")) == (
+        "--resume: out.mp4.resume: no such file; leave --resume out to paint anew"
+    )
+    assert complaint(*command(style, "out.gif", "--resume")) == (
+        "--resume: expected a video, got .gif, which is always painted anew"
+    )
+    Path("out.mp4.resume").write_text("no database, but long enough to be looked at" * 99)
+    assert complaint(*command(style, "out.mp4", "--resume")).startswith("--resume: out.mp4.resume:")
+    interrupt(monkeypatch, style, "out.mp4")  # replaces it
+    capsys.readouterr()
+    assert complaint(*command(style, "out.mp4", "--resume", "--strength", "0.5")) == (
+        "--resume: out.mp4.resume was begun with another strength: 1.0; use that, or leave "
+        "--resume out to paint anew"
+    )
+    assert complaint(*command(style, "out.mp4")).endswith(
+        "frames that this command painted before; add --resume to go on, or remove that file to "
+        "paint anew"
+    )
+    assert main(command(style, "out.mp4", "--strength", "0.5")) == 0
+    assert not Path("out.mp4.resume").exists()
+
+
+def packet(number, is_keyframe=False):
+    made = av.Packet(bytes([number]) * 9)
+    made.time_base, made.pts, made.dts = Fraction(1, 25), number, number - 2
+    made.duration, made.is_keyframe = 1, is_keyframe
+    return made
+
+
+def test_groups_are_kept_whole(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path, {"style": "ink"})
+    for number in range(7):
+        journal.add(packet(number, number % 3 == 0))
+    journal.close()
+    again = Journal(path)
+    assert (again.settings, again.count) == ({"style": "ink"}, 6)
+    found = list(again.packets(Fraction(1, 25)))
+    assert [(p.pts, p.dts, p.duration, bytes(p)) for p in found] == [
+        (n, n - 2, 1, bytes([n]) * 9) for n in range(6)
+    ]
+    assert [p.is_keyframe for p in found] == [True, False, False] * 2
+    again.add(packet(6, True))
+    again.end()
+    again.close()
+    assert Journal(path).count == 7
+    again = Journal(path)
+    again.finish()
+    again.close()
+    assert not path.exists()
+
+
+def test_a_journal_of_nothing_is_deleted(tmp_path):
+    journal = Journal(tmp_path / "journal", {})
+    journal.add(packet(0, True))
+    journal.close()
+    assert not journal.path.exists()
