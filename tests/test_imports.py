@@ -96,6 +96,7 @@ ORDER = (
     "media",
     "training",
     "inference",
+    "export",
     "evaluation",
     "cli",
     "__main__",

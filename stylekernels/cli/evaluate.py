@@ -84,7 +84,7 @@ class Evaluate:
         if self.json is not None:
             with refusing("--json: "):
                 check_file(self.json)
-        weights = find_style(self.style)
+        weights = find_style(self.style, "STYLE")
         try:
             require(self.art.exists(), "art", "an image file or a folder that exists", self.art)
             require(self.photos.is_dir(), "photos", "a folder that exists", self.photos)

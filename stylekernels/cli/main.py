@@ -22,6 +22,7 @@ import stylekernels
 from stylekernels.cli import training
 from stylekernels.cli.demo import Demo
 from stylekernels.cli.evaluate import Evaluate
+from stylekernels.cli.export import Export
 from stylekernels.cli.generate import Generate
 from stylekernels.cli.info import Info
 from stylekernels.cli.options import described
@@ -141,6 +142,7 @@ def parse(argv: Sequence[str]) -> Any:
         "demo": (Demo, "Paint a well-known photo in the bundled styles, on one sheet."),
         "stylize": (Stylize, "Paint photos in a style."),
         "video": (Video, "Paint a video in a style, with its sound."),
+        "export": (Export, "Write a style for other programs: ONNX, or a package for C++."),
         "train": (TrainConfig, "Train a new style from a painting and a folder of photos."),
         "evaluate": (Evaluate, "Measure a style: losses, likeness to the photo, stability."),
         "train-dcgan": (DcganConfig, "Train a network that makes pictures like those of a folder."),

@@ -9,14 +9,33 @@ from stylekernels.models.styles import style_file
 
 if TYPE_CHECKING:
     from stylekernels.inference import Stylizer
+    from stylekernels.models import StyleGenerator
 
 
-def find_style(style: str) -> Path:
-    """Return the file of a style or of a mixture, or refuse what does not exist."""
+def find_style(style: str, argument: str = "--style") -> Path:
+    """Return the file of a style or of a mixture, or refuse what does not exist, by the name of the
+    argument."""
     try:
         return style_file(style)
     except ValueError as error:
-        raise Refused("--style: " + str(error).removeprefix("name_or_path: ")) from error
+        raise Refused(f"{argument}: " + str(error).removeprefix("name_or_path: ")) from error
+
+
+def open_generator(style: str, argument: str = "--style") -> "StyleGenerator":
+    """Open a style on the CPU, or refuse the file.
+
+    Args:
+        style: as for ``StyleGenerator.from_pretrained``.
+        argument: that names it in the command.
+    """
+    from stylekernels.models import StyleGenerator
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns about files that are refused anyway
+            return StyleGenerator.from_pretrained(style)
+    except (ValueError, OSError) as error:
+        raise Refused(f"{argument}: {error}") from error
 
 
 def open_style(style: str, device: str | None, **options: Any) -> "Stylizer":
@@ -31,18 +50,12 @@ def open_style(style: str, device: str | None, **options: Any) -> "Stylizer":
 
     from stylekernels.hardware import find_device
     from stylekernels.inference import Stylizer
-    from stylekernels.models import StyleGenerator
 
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with refusing("--"):
         check_kernels(find_device(device).type)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns about files that are refused anyway
-            generator = StyleGenerator.from_pretrained(style)
-    except (ValueError, OSError) as error:
-        raise Refused(f"--style: {error}") from error
+    generator = open_generator(style)
     try:
         return Stylizer(generator, device=device, **options)
     except ValueError as error:

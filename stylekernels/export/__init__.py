@@ -1,0 +1,1 @@
+"""Styles for programs without PyTorch, for browsers, and for C++."""
