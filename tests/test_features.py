@@ -5,14 +5,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from stylekernels import use_impl
 from stylekernels.models import load_features
 from stylekernels.models.features import VGG, MixedVGG19, ReflectVGG19, SqueezeNet
+from tests.conftest import assert_accurate
 
 # torchvision's configuration of the two networks: output channels, M for pooling.
 VGG_LAYOUTS = {
     "vgg16": "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M",
     "vgg19": "64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512 M",
 }
+# As in tests/convolutions.py: Winograd's method in float32.
+WINOGRAD = 5e-6
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
 
 
@@ -30,6 +34,10 @@ def vgg_weights(name):
         weights[f"features.{index}.bias"] = torch.randn(width) * 0.1
         channels, index = width, index + 2
     return weights
+
+
+def in_float64(weights):
+    return {name: tensor.double() for name, tensor in weights.items()}
 
 
 def vgg_activations(name, weights, x):
@@ -56,9 +64,13 @@ def test_vgg(tmp_path, name):
     x = torch.rand(1, 3, 32, 48)
     expected = vgg_activations(name, weights, x)
     assert set(features.layers) == set(expected)
+    with use_impl("reference"):
+        plain = features(x, features.layers)
     got = features(x, features.layers)
+    exact = vgg_activations(name, in_float64(weights), x.double())
     for layer, value in expected.items():
-        torch.testing.assert_close(got[layer], value, msg=lambda m, layer=layer: f"{layer}: {m}")
+        torch.testing.assert_close(plain[layer], value, msg=lambda m, layer=layer: f"{layer}: {m}")
+        assert_accurate(got[layer], value, exact[layer], layer, at_least=WINOGRAD)
     assert set(features(x)) == {"relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"}
     assert set(features(x, ["relu2_2"])) == {"relu2_2"}
 
@@ -108,17 +120,22 @@ def test_mixed_and_slim_networks(data_dir):
     shallow = load_file(folder / "vgg19_to_relu3_1.safetensors")
     deep = load_file(folder / "vgg19_slim_to_relu5_1.safetensors")
     x = torch.rand(2, 3, 37, 50)  # odd: the pooling rounds up
-    low, high = reflect_vgg(shallow, x, SHALLOW), reflect_vgg(deep, x, DEEP)
-    expected = {
-        **{name: low[name] for name in ("relu1_1", "relu2_1", "relu3_1")},
-        **{name: high[name] for name in ("relu4_1", "relu5_1")},
-    }
-    got = load_features("mixed", folder)(x)
-    slim = load_features("slim", folder)(x)
-    assert set(got) == set(slim) == set(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value)
-        torch.testing.assert_close(slim[name], high[name])
+
+    def expected(shallow, deep, x):
+        low, high = reflect_vgg(shallow, x, SHALLOW), reflect_vgg(deep, x, DEEP)
+        return {**high, **{name: low[name] for name in ("relu1_1", "relu2_1", "relu3_1")}}, high
+
+    mixed, slim = load_features("mixed", folder), load_features("slim", folder)
+    with use_impl("reference"):
+        plain = mixed(x), slim(x)
+    got = mixed(x)
+    assert set(got) == set(slim(x)) == set(mixed.layers)
+    torchs = expected(shallow, deep, x)
+    exact = expected(in_float64(shallow), in_float64(deep), x.double())
+    for name in got:
+        for network in (0, 1):
+            torch.testing.assert_close(plain[network][name], torchs[network][name])
+        assert_accurate(got[name], torchs[0][name], exact[0][name], name, at_least=WINOGRAD)
         assert got[name].shape[1] == min(64 * 2 ** (int(name[4]) - 1), 512)
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylekernels.nn.frozen_conv2d import FrozenConv2d
 from stylekernels.tensors import without_autocast
 
 _TORCHVISION = "https://download.pytorch.org/models/"
@@ -176,7 +177,13 @@ class ReflectVGG19(FeatureNetwork):
                 name = f"{block}_{i}"
                 if name != "1_1" and f"conv{name}.weight" not in weights:
                     break
-                self.convolutions[name] = _conv2d(weights, f"conv{name}", (None, channels, 3, 3))
+                self.convolutions[name] = _conv2d(
+                    weights,
+                    f"conv{name}",
+                    (None, channels, 3, 3),
+                    padding=1,
+                    padding_mode="reflect",
+                )
                 channels = self.convolutions[name].out_channels
                 if f"conv{name}_wide.weight" in weights:
                     shape = (None, channels, 1, 1)
@@ -193,7 +200,7 @@ class ReflectVGG19(FeatureNetwork):
                 return
             if name.endswith("_1") and name != "1_1":
                 x = F.max_pool2d(x, 2, ceil_mode=True)
-            x = F.relu(convolution(F.pad(x, (1, 1, 1, 1), mode="reflect")))
+            x = F.relu(convolution(x))
             if f"relu{name}" in wanted:
                 found[f"relu{name}"] = F.relu(self.wide[name](x)) if name in self.wide else x
 
@@ -295,7 +302,8 @@ def _conv2d(
     *,
     stride: int = 1,
     padding: int = 0,
-) -> nn.Conv2d:
+    padding_mode: str = "zeros",
+) -> FrozenConv2d:
     """A convolution that holds the weights stored under ``prefix``; None fits any width."""
     for name in (f"{prefix}.weight", f"{prefix}.bias"):
         if name not in weights:
@@ -308,7 +316,9 @@ def _conv2d(
             f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
     out_channels, in_channels, kernel_size, _ = expected
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+    convolution = FrozenConv2d(
+        in_channels, out_channels, kernel_size, stride, padding, padding_mode=padding_mode
+    )
     convolution.weight.data, convolution.bias.data = weight, bias
     return convolution
 
