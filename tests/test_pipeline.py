@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from stylekernels.media.frames import Frame
-from stylekernels.media.pipeline import Channel, run_pipeline
+from stylekernels.media.pipeline import run_pipeline
+from stylekernels.media.stages import Channel
 
 
 def frames(count, start=0):

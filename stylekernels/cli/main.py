@@ -38,6 +38,7 @@ from stylekernels.cli.terminal import (
     say,
 )
 from stylekernels.cli.video import Video
+from stylekernels.cli.webcam import Webcam
 from stylekernels.signals import handled
 from stylekernels.training.config import TrainConfig
 from stylekernels.training.dcgan_config import DcganConfig
@@ -142,6 +143,7 @@ def parse(argv: Sequence[str]) -> Any:
         "demo": (Demo, "Paint a well-known photo in the bundled styles, on one sheet."),
         "stylize": (Stylize, "Paint photos in a style."),
         "video": (Video, "Paint a video in a style, with its sound."),
+        "webcam": (Webcam, "Paint a camera live, in a window or as a virtual camera."),
         "export": (Export, "Write a style for other programs: ONNX, or a package for C++."),
         "train": (TrainConfig, "Train a new style from a painting and a folder of photos."),
         "evaluate": (Evaluate, "Measure a style: losses, likeness to the photo, stability."),

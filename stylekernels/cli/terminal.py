@@ -43,6 +43,14 @@ def frame_progress(count: int | None) -> "tqdm":
     return tqdm(total=count, bar_format=form, unit=" frames", disable=None, leave=False)
 
 
+def status_line() -> "tqdm":
+    """Return a line below all others, with a text that `set_description_str` replaces. There is
+    none if stderr is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(bar_format="{desc}", disable=None, leave=False)
+
+
 def advance(bar: "tqdm", index: int, done: int = 1, total: int = 1) -> None:
     """Move the bar: ``done`` of ``total`` parts of the photo with this index are done."""
     bar.update(index + done / total - bar.n)

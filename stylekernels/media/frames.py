@@ -32,6 +32,19 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Frame | Any]: ...
 
 
+class LiveSource(Source, Protocol):
+    """A source that yields each frame when it happens. Times are those of its own clock.
+
+    Attributes:
+        problem: why there are no frames at the moment, as one line; None if there are.
+    """
+
+    problem: str | None
+
+    def close(self) -> None:
+        """End the iteration soon, also while it waits; called from any thread."""
+
+
 class Sink(Protocol):
     """Takes frames, and whatever else the source yields, in the source's order."""
 

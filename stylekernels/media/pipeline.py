@@ -4,87 +4,13 @@ The source and the sink run in a thread each. The painter runs in the thread tha
 its arithmetic has one pool of threads, and Ctrl-C reaches it.
 """
 
-import contextlib
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from stylekernels.media.frames import Frame, Sink, Source
-
-
-class Channel:
-    """A queue between two threads that holds a few items, and that both ends can close.
-
-    Args:
-        size: number of items at which `put` begins to wait.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._items: deque[Any] = deque()
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def put(self, item: Any) -> bool:
-        """Add an item, as soon as there is room. Return False, without adding it, if closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
-            if not self._closed:
-                self._items.append(item)
-                self._changed.notify_all()
-            return not self._closed
-
-    def close(self) -> None:
-        """Accept no more items. Those inside can still be taken."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield items, and wait for more, until the channel is closed and empty."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._items)
-                if not self._items:
-                    return
-                item = self._items.popleft()
-                self._changed.notify_all()
-            yield item
-
-
-class _Stage(threading.Thread):
-    """A thread that keeps the error which ended it.
-
-    Args:
-        work: what it does.
-        channel: the channel that it fills or empties, closed at the end of the work.
-    """
-
-    def __init__(self, work: Callable[[], None], channel: Channel) -> None:
-        super().__init__(daemon=True)
-        self.error: BaseException | None = None
-        # Not join(): up to Python 3.12 a thread whose join Ctrl-C interrupts is taken for ended.
-        self.ended = threading.Event()
-        self._work, self._channel = work, channel
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._channel.close()
-            self.ended.set()
-
-    def wait(self) -> None:
-        """Wait for the end, even if Ctrl-C is pressed: the caller will close the files then."""
-        while not self.ended.is_set():
-            with contextlib.suppress(KeyboardInterrupt):
-                self.ended.wait()
+from stylekernels.media.stages import Channel, Stage
 
 
 def run_pipeline(
@@ -125,7 +51,7 @@ def run_pipeline(
         finally:
             sink.finish()
 
-    reader, writer = _Stage(read, unpainted), _Stage(write, finished)
+    reader, writer = Stage(read, unpainted), Stage(write, finished)
     reader.start()
     writer.start()
     try:
