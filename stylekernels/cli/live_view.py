@@ -58,7 +58,6 @@ class LiveView:
         window: shows the pictures; None: a status line in the terminal tells of them.
         sinks: get every picture too.
         mirror: whether left and right are exchanged in the window.
-        size: width and height of the window's picture before there is one.
     """
 
     def __init__(
@@ -70,12 +69,11 @@ class LiveView:
         *,
         sinks: Sequence[LiveSink] = (),
         mirror: bool = True,
-        size: tuple[int, int] = (640, 480),
     ) -> None:
         self.meter = Meter()
         self._live, self._source, self._painter = live, source, painter
         self._window, self._sinks, self._mirror = window, sinks, mirror
-        self._picture = np.full((*size[::-1], 3), 24, np.uint8)
+        self._picture = np.full((480, 640, 3), 24, np.uint8)
         self._frame: Frame | None = None
         self._numbers, self._numbers_from = "", 0.0
         self._notice, self._notice_until = "h shows the keys", time.monotonic() + _NOTICE
@@ -206,7 +204,7 @@ class LiveView:
         now = time.monotonic()
         if now - self._numbers_from > _NUMBERS:
             self._numbers_from = now
-            self._numbers = f"{self.meter.fps:.1f} fps   {1000 * self.meter.latency:.0f} ms"
+            self._numbers = f"{self.meter.fps:.1f} fps, latency {1000 * self.meter.latency:.0f} ms"
         return self._numbers
 
     def _tell(self, notice: str) -> None:

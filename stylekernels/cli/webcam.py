@@ -15,10 +15,13 @@ from stylekernels.cli.terminal import DONE, Refused, complain, say
 from stylekernels.models.styles import bundled_styles
 
 if TYPE_CHECKING:
+    from stylekernels.inference.live_painter import LivePainter
     from stylekernels.media.frames import LiveSource
-    from stylekernels.media.live import LiveSink
+    from stylekernels.media.live import LivePipeline, LiveSink
+    from stylekernels.media.window import Window
 
 _VGA = (640, 480)
+_DEVICE = re.compile(r"(?:/dev/video)?(\d+)")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -103,20 +106,23 @@ class Webcam:
         return DONE
 
     def _show(self) -> int:
+        from stylekernels.media.live import LivePipeline, Pace
+
         self._check()
         size = None if self.size is None else _size("--size", self.size)
         virtual_size = _size("--virtual-size", self.virtual_size)
         find_style(self.style)
-        source, index = self._open_source(size)
-        if self.window:
-            from stylekernels.media.opencv import check_windows
-
-            check_windows()
         with contextlib.ExitStack() as stack:
+            window = stack.enter_context(self._open_window(size or _VGA)) if self.window else None
+            source, index = self._open_source(size)
             sinks = []
             if self.virtual_camera:
                 sinks.append(stack.enter_context(self._virtual_camera(virtual_size, index)))
-            self._paint(source, size or _VGA, sinks, stack)
+            painter = self._open_painter()
+            stack.callback(painter.close)
+            pace = Pace(self.fps, self.max_cpu)
+            live = stack.enter_context(LivePipeline(source, painter, pace=pace))
+            self._view(live, source, painter, window, sinks)
         return DONE
 
     def _check(self) -> None:
@@ -128,8 +134,33 @@ class Webcam:
         for name, fps in (("--fps", self.fps), ("--virtual-fps", self.virtual_fps)):
             if fps is not None and not 0 < fps < float("inf"):
                 raise Refused(f"{name}: expected more than 0 pictures a second, got {fps}")
+        known = self.camera in (None, "pattern") or _DEVICE.fullmatch(self.camera)
+        if not known and not Path(self.camera).exists():
+            raise Refused(
+                "--camera: expected a number from `stylekernels webcam --list`, /dev/videoN, a "
+                f"video file or `pattern`, got {self.camera!r}"
+            )
         if not self.window and not self.virtual_camera:
             raise Refused("--no-window: expected --virtual-camera with it; nothing shows pictures")
+
+    @contextlib.contextmanager
+    def _open_window(self, size: tuple[int, int]) -> Iterator["Window"]:
+        """Open the window, before PyAV is imported: the libraries for X11 in its wheels would keep
+        Qt in those of OpenCV from ever opening one."""
+        import numpy as np
+
+        from stylekernels.media.overlay import Overlay, draw_overlay
+        from stylekernels.media.window import Window
+
+        window = Window("stylekernels")
+        try:
+            dark = np.full((*size[::-1], 3), 24, np.uint8)
+            draw_overlay(dark, Overlay(notice=f"opening {self.style}"))
+            window.show(dark)
+            window.key()
+            yield window
+        finally:
+            window.close()
 
     def _open_source(self, size: tuple[int, int] | None) -> tuple["LiveSource", int | None]:
         """Return the source of pictures, and the index of the camera if it was named."""
@@ -137,7 +168,7 @@ class Webcam:
             from stylekernels.media.pattern import PatternSource
 
             return PatternSource(size or _VGA), None
-        device = re.fullmatch(r"(?:/dev/video)?(\d+)", self.camera or "")
+        device = _DEVICE.fullmatch(self.camera or "")
         if self.camera is None or device:
             from stylekernels.media.camera import CameraSource
             from stylekernels.media.opencv import opencv
@@ -145,11 +176,6 @@ class Webcam:
             opencv()
             index = int(device[1]) if device else None
             return CameraSource(index, size or _VGA), index
-        if not Path(self.camera).exists():
-            raise Refused(
-                "--camera: expected a number from `stylekernels webcam --list`, /dev/videoN, a "
-                f"video file or `pattern`, got {self.camera!r}"
-            )
         from stylekernels.media.looped_video import LoopedVideo
 
         return LoopedVideo(self.camera, size), None
@@ -167,35 +193,30 @@ class Webcam:
         finally:
             sink.finish()
 
-    def _paint(
-        self,
-        source: "LiveSource",
-        size: tuple[int, int],
-        sinks: list["LiveSink"],
-        stack: contextlib.ExitStack,
-    ) -> None:
-        """Paint and show pictures until the end."""
-        from stylekernels.cli.live_view import LiveView
-        from stylekernels.hardware import memory_ran_out
+    def _open_painter(self) -> "LivePainter":
         from stylekernels.inference.live_painter import LivePainter, Look
-        from stylekernels.media.live import LivePipeline, Pace
 
-        painter = LivePainter(
+        return LivePainter(
             self.style,
             bundled_styles(),
             lambda style: open_style(style, self.device),
             Look(self.strength, self.preserve_colors),
         )
-        stack.callback(painter.close)
-        window = None
-        if self.window:
-            from stylekernels.media.window import Window
 
-            window = stack.enter_context(contextlib.closing(Window("stylekernels", size)))
-        live = stack.enter_context(LivePipeline(source, painter, pace=Pace(self.fps, self.max_cpu)))
-        view = LiveView(live, source, painter, window, sinks=sinks, mirror=self.mirror, size=size)
+    def _view(
+        self,
+        live: "LivePipeline",
+        source: "LiveSource",
+        painter: "LivePainter",
+        window: "Window | None",
+        sinks: "list[LiveSink]",
+    ) -> None:
+        """Show pictures until the end."""
+        from stylekernels.cli.live_view import LiveView
+        from stylekernels.hardware import memory_ran_out
+
         try:
-            view.run()
+            LiveView(live, source, painter, window, sinks=sinks, mirror=self.mirror).run()
         except (MemoryError, RuntimeError) as error:
             if not memory_ran_out(error):
                 raise
