@@ -180,7 +180,7 @@ class LiveView:
         now = time.monotonic()
         notice = self._notice if now < self._notice_until else ""
         if self._source.problem:
-            notice = f"{self._source.problem}  Trying again."
+            notice = f"{self._source.problem}; trying again"
         recording = ""
         if self._recording is not None:
             minutes, seconds = divmod(int(now - self._recording[2]), 60)
