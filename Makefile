@@ -1,10 +1,11 @@
-# `make demo` and `make test` work on a fresh machine: they make their own environment in .venv.
+# `make demo`, `make webcam` and `make test` work on a fresh machine: they make their own environment in .venv.
 # PYTHON=python3.12 chooses another Python, TESTS=tests/test_gram_matrix.py fewer tests.
 
 PYTHON ?= python3
 TESTS ?= tests
 OUT ?= output/gpu-check
 WORKERS ?= 2
+ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
@@ -12,10 +13,11 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .NOTPARALLEL:
-.PHONY: help demo test build gpu-check lint format clean
+.PHONY: help demo webcam test build gpu-check lint format clean
 
 help:
 	@echo "make demo    install into .venv, then paint a photo in the bundled styles"
+	@echo "make webcam  install into .venv, then paint the camera live; ARGS='--camera pattern' for options"
 	@echo "make test    install into .venv, then run the tests"
 	@echo "make build   install into .venv: again after a change under csrc/"
 	@echo "make gpu-check OUT=folder  what only a GPU can check, with PYTHON's own PyTorch; no .venv"
@@ -26,6 +28,15 @@ demo: .venv/built
 	@mkdir -p output
 	@$(BIN)/stylekernels demo --output output/demo.png
 	@echo "The picture is $(CURDIR)/output/demo.png"
+
+# Every time it looks whether OpenCV has windows: that of the tools has none, and may come later.
+webcam: .venv/built
+	@$(BIN)/python -c 'import av, pyvirtualcam; import cv2; exit(not cv2.currentUIFramework())' \
+	    2>/dev/null || { echo "Installing OpenCV with windows into .venv" && \
+	    $(BIN)/python -m pip uninstall --quiet --yes opencv-python-headless && \
+	    $(PIP) --requirement requirements-webcam.txt --force-reinstall --no-deps && \
+	    $(PIP) --constraint requirements-dev.txt av; }
+	@$(BIN)/stylekernels webcam $(ARGS)
 
 test: .venv/tools .venv/built
 	$(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark $(TESTS)

@@ -1,5 +1,5 @@
-"""Benchmarks of the ops, the model and training, against rivals and the limits of the machine.
+"""Benchmarks of the ops, the model, training and live pictures, against rivals and the machine.
 
-``python -m benchmarks ops``, ``model`` and ``train``. Each verb has a folder here; shared files are
-beside this one.
+``python -m benchmarks ops``, ``model``, ``train`` and ``live``. Each verb has a folder here; shared
+files are beside this one.
 """

@@ -1,11 +1,10 @@
 """``stylekernels demo``: a before-and-after sheet of a well-known photo."""
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from stylekernels.cli.options import option
-from stylekernels.cli.styles import find_style, open_style
+from stylekernels.cli.styles import find_style, open_style, style_title
 from stylekernels.cli.terminal import DONE, Refused, plural, refusing, say
 from stylekernels.models.styles import bundled_styles
 
@@ -47,7 +46,7 @@ class Demo:
         pictures = [("photo", photo)]
         for style in styles:
             stylizer = open_style(style, self.device)
-            pictures.append((Path(style).stem.replace("_", " "), stylizer(photo)))
+            pictures.append((style_title(style), stylizer(photo)))
         with refusing():
             write_photo(output, Photo(make_sheet(pictures)))
         say(f"{output}: the photo and {len(styles)} {plural('style', len(styles))}")

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from stylekernels.cli.styles import style_title
 from stylekernels.cli.terminal import complain, say, status_line
 from stylekernels.inference.live_painter import LivePainter
 from stylekernels.media import Photo, PhotoError, write_photo
@@ -190,13 +191,13 @@ class LiveView:
 
     def _style(self) -> str:
         """Return the style and what differs from the usual look, as a text."""
-        painter, parts = self._painter, [_name(self._painter.style)]
+        painter, parts = self._painter, [style_title(self._painter.style)]
         if painter.look.strength != 1:
             parts.append(f"{painter.look.strength:.0%}")
         if painter.look.preserve_colors:
             parts.append("camera's colours")
         if painter.wanted != painter.style:
-            parts.append(f"opening {_name(painter.wanted)}")
+            parts.append(f"opening {style_title(painter.wanted)}")
         return ", ".join(parts)
 
     def _measured(self) -> str:
@@ -266,10 +267,6 @@ class LiveView:
         else:
             self._tell(f"saved {path}")
             say(str(path))
-
-
-def _name(style: str) -> str:
-    return Path(style).stem.replace("_", " ")
 
 
 def _new_file(suffix: str) -> Path:

@@ -38,6 +38,11 @@ def open_generator(style: str, argument: str = "--style") -> "StyleGenerator":
         raise Refused(f"{argument}: {error}") from error
 
 
+def style_title(style: str) -> str:
+    """Return the name of a style as people write it, of a file its name."""
+    return Path(style).stem.replace("_", " ")
+
+
 def open_style(style: str, device: str | None, **options: Any) -> "Stylizer":
     """Open a style on a device, or refuse the device or the file.
 

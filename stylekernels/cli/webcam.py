@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from stylekernels.cli.options import option
-from stylekernels.cli.styles import find_style, open_style
+from stylekernels.cli.styles import find_style, open_style, style_title
 from stylekernels.cli.terminal import DONE, Refused, complain, say
 from stylekernels.models.styles import bundled_styles
 
@@ -155,7 +155,7 @@ class Webcam:
         window = Window("stylekernels")
         try:
             dark = np.full((*size[::-1], 3), 24, np.uint8)
-            draw_overlay(dark, Overlay(notice=f"opening {self.style}"))
+            draw_overlay(dark, Overlay(notice=f"opening {style_title(self.style)}"))
             window.show(dark)
             window.key()
             yield window

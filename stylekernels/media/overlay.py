@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_INK, _SOFT, _RED = (255, 255, 255, 255), (205, 210, 220, 255), (255, 77, 77, 255)
-_PAPER = (12, 14, 20, 165)
+_INK, _SOFT, _RED = (255, 255, 255, 255), (225, 229, 236, 255), (255, 77, 77, 255)
+_PAPER = (12, 14, 20, 195)
 _LEAST, _PER_HEIGHT = 14, 27  # pixels of the font: the least, and pictures' height over it
 
 

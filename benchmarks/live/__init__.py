@@ -1,0 +1,1 @@
+"""``python -m benchmarks live``: the live pipeline of `stylekernels webcam` against its painter."""

@@ -1,0 +1,114 @@
+"""A run of ``stylekernels webcam`` on a moving pattern, with a window that no one sees."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stylekernels.cli.live_view import LiveView
+from stylekernels.inference import Stylizer
+from stylekernels.inference.live_painter import LivePainter
+from stylekernels.media.live import LivePipeline
+from stylekernels.media.pattern import PatternSource
+
+_STATM = Path("/proc/self/statm")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run.
+
+    Attributes:
+        fps: pictures shown a second.
+        latency: seconds from capture to display, the median.
+        memory: bytes of resident memory at its end; None where the system does not tell.
+    """
+
+    fps: float
+    latency: float
+    memory: int | None
+
+
+class Unseen:
+    """A window without a screen, that closes after a number of pictures."""
+
+    def __init__(self, pictures: int) -> None:
+        self._left = pictures
+
+    def show(self, rgb: np.ndarray) -> None:
+        rgb[..., ::-1].copy()  # a screen's order of colours
+
+    def key(self) -> str:
+        return ""
+
+    @property
+    def is_open(self) -> bool:
+        return self._left > 0
+
+    def toggle_full_screen(self) -> None:
+        pass
+
+    def count(self) -> None:
+        self._left -= 1
+
+
+class _Notes:
+    """Takes the place of the view's meter: keeps when each picture was shown, and its latency."""
+
+    fps = latency = 0.0
+
+    def __init__(self, window: Unseen) -> None:
+        self.times: list[float] = []
+        self.late: list[float] = []
+        self.memory: list[int | None] = []
+        self._window = window
+
+    def shown(self, captured: float, now: float) -> None:
+        self.times.append(now)
+        self.late.append(now - captured)
+        self.memory.append(_resident())
+        self._window.count()
+
+
+def run(stylizer: Stylizer, size: tuple[int, int], rate: float, pictures: int) -> list[Part]:
+    """Show pictures, and return what was measured in each tenth of the run.
+
+    Args:
+        stylizer: the painter.
+        size: width and height.
+        rate: frames a second of the source.
+        pictures: number of pictures, at least 20.
+    """
+    source = PatternSource(size, rate)
+    painter = LivePainter("benchmark", [], lambda style: stylizer)
+    window = Unseen(pictures)
+    with LivePipeline(source, painter) as live:
+        view = LiveView(live, source, painter, window)
+        notes = view.meter = _Notes(window)
+        view.run()
+    painter.close()
+    tenth = pictures // 10
+    return [_part(notes, first, first + tenth) for first in range(0, 10 * tenth, tenth)]
+
+
+def bare_seconds(stylizer: Stylizer, frame: np.ndarray, pictures: int) -> float:
+    """Return the seconds a frame that the Stylizer alone takes, for a number of frames."""
+    began = time.perf_counter()
+    for _ in range(pictures):
+        stylizer(frame)
+    return (time.perf_counter() - began) / pictures
+
+
+def _part(notes: _Notes, first: int, end: int) -> Part:
+    last = end - 1
+    fps = (last - first) / (notes.times[last] - notes.times[first])
+    return Part(fps, float(np.median(notes.late[first:end])), notes.memory[last])
+
+
+def _resident() -> int | None:
+    """Return the bytes of resident memory of this process."""
+    if not _STATM.exists():
+        return None
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
