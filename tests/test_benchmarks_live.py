@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -26,9 +27,9 @@ def test_a_run_measures_the_pictures_shown():
         assert part.memory is None or part.memory > 50 << 20
 
 
-def row(share=0.95, fps=(20, 20), latency=(0.06, 0.06), memory=(100, 101)):
+def row(share=0.95, size=(640, 480), fps=(20, 20), latency=(0.06, 0.06), memory=(100, 101)):
     parts = [Part(*values) for values in zip(fps, latency, memory, strict=True)]
-    return Row(CASE, Summary(share, share, share, 5), 20.0, parts)
+    return Row(replace(CASE, size=size), Summary(share, share, share, 5), 20.0, parts)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def row(share=0.95, fps=(20, 20), latency=(0.06, 0.06), memory=(100, 101)):
     [
         (row(), []),
         (row(share=0.85), ["85% of the Stylizer's frames a second"]),
+        (row(share=0.25, size=(64, 64)), []),
         (row(latency=(0.06, 0.2)), ["latency grew to 4.0 frames"]),
         (row(latency=(0.06, 0.2), fps=(20, 5)), []),  # the machine was slower
         (row(memory=(100, 120)), ["memory grew 1.20 times"]),
@@ -53,7 +55,7 @@ def test_cases_and_table(capsys):
     assert not suite.complete
     line = suite.line(row())
     assert line.split() == [
-        *("lite", "64x64", "f32", "100", "19.0", "20.0", "95%", "60.0", "60.0"),
+        *("lite", "640x480", "f32", "100", "19.0", "20.0", "95%", "60.0", "60.0"),
         *("0.00", "0.00", "win"),
     ]
     assert LiveSuite.of(cli.parse(["live"])).complete
