@@ -247,7 +247,9 @@ def test_a_camera_that_fails_and_comes_back(screen, overlays, style, monkeypatch
     assert tries == [5, 5, 5]
     problem = "camera 5: there is no /dev/video5"
     assert complaints(capsys) == [f"{problem}; trying again", "the camera is back"]
-    assert any(overlay.notice == f"{problem}; trying again" for overlay in overlays)
+    failing = [o for o in overlays if o.notice == f"{problem}; trying again"]
+    assert failing
+    assert {overlay.right for overlay in failing} == {""}
     assert overlays[-1].notice != f"{problem}; trying again"
 
 

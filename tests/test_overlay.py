@@ -178,6 +178,6 @@ def test_an_opencv_without_windows_is_refused(cv2):
 def test_without_a_display_there_is_no_window(cv2, monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("DISPLAY")
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(OpenCvError, match="there is no display for a window; --no-window"):
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    with pytest.raises(OpenCvError, match="there is no display for a window"):
         Window("title")

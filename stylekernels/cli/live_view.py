@@ -201,7 +201,10 @@ class LiveView:
         return ", ".join(parts)
 
     def _measured(self) -> str:
-        """Return frames a second and latency, as a text that changes twice a second."""
+        """Return frames a second and latency, as a text that changes twice a second; '' if there
+        are no pictures."""
+        if self._source.problem or not self.meter.count:
+            return ""
         now = time.monotonic()
         if now - self._numbers_from > _NUMBERS:
             self._numbers_from = now

@@ -107,7 +107,7 @@ def first_camera() -> int:
         return 0
     found = [camera.index for camera in list_cameras() if not camera.virtual]
     if not found:
-        raise CameraError("no camera was found; plug one in, or see --camera pattern")
+        raise CameraError("no camera was found; plug one in (--camera pattern needs none)")
     return found[0]
 
 
@@ -155,7 +155,9 @@ def _check_device(camera: int) -> None:
         return
     path = Path(f"/dev/video{camera}")
     if not path.exists():
-        raise CameraError(f"camera {camera}: there is no {path}; stylekernels webcam --list")
+        raise CameraError(
+            f"camera {camera}: there is no {path} (stylekernels webcam --list shows the cameras)"
+        )
     if not os.access(path, os.R_OK | os.W_OK):
         raise CameraError(
             f"camera {camera}: no permission to open {path}; add yourself to the group video and "

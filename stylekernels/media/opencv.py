@@ -47,8 +47,9 @@ def check_windows() -> None:
             "module as opencv-python; pip uninstall -y opencv-python-headless and then pip install "
             "--force-reinstall --no-deps opencv-python, which does all that the other does"
         )
-    # Without a display Qt ends the process.
-    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+    # Qt in OpenCV speaks X11 only, also on Wayland. Without it, it ends the process.
+    if sys.platform == "linux" and "DISPLAY" not in os.environ:
         raise OpenCvError(
-            "there is no display for a window; --no-window --virtual-camera needs none"
+            "there is no display for a window (DISPLAY is not set); --no-window --virtual-camera "
+            "needs none"
         )
