@@ -10,7 +10,7 @@ import numpy as np
 from stylekernels.cli.live_view import LiveView
 from stylekernels.inference import Stylizer
 from stylekernels.inference.live_painter import LivePainter
-from stylekernels.media.live import LivePipeline
+from stylekernels.media.live import LivePipeline, Meter
 from stylekernels.media.pattern import PatternSource
 
 _STATM = Path("/proc/self/statm")
@@ -54,18 +54,18 @@ class Unseen:
         self._left -= 1
 
 
-class _Notes:
-    """Takes the place of the view's meter: keeps when each picture was shown, and its latency."""
-
-    fps = latency = 0.0
+class _Notes(Meter):
+    """A meter that keeps when each picture was shown, its latency, and the memory then."""
 
     def __init__(self, window: Unseen) -> None:
+        super().__init__()
         self.times: list[float] = []
         self.late: list[float] = []
         self.memory: list[int | None] = []
         self._window = window
 
     def shown(self, captured: float, now: float) -> None:
+        super().shown(captured, now)
         self.times.append(now)
         self.late.append(now - captured)
         self.memory.append(_resident())
