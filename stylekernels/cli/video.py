@@ -294,11 +294,11 @@ class Video:
         def paint(frame: "np.ndarray") -> "np.ndarray":
             if next(numbers) < painted:
                 return frame
-            picture = stylize(frame)
-            if self.strength == 1 and not self.preserve_colors:
-                return picture
             return blend(
-                frame, picture, strength=self.strength, preserve_colors=self.preserve_colors
+                frame,
+                stylize(frame),
+                strength=self.strength,
+                preserve_colors=self.preserve_colors,
             )
 
         return paint

@@ -45,6 +45,8 @@ def blend(
         )
     if not 0 <= strength <= 1:
         raise ValueError(f"strength: expected a number from 0 to 1, got {strength}")
+    if strength == 1 and not preserve_colors:
+        return stylized.copy() if isinstance(stylized, np.ndarray) else stylized.clone()
     mixed = torch.empty(after.shape, dtype=torch.uint8, device=after.device)
     rows = max(1, _STRIP * after.shape[-3] * 3 // max(1, after.numel()))
     strips = (image.split(rows, dim=-3) for image in (before, after, mixed))
