@@ -13,11 +13,12 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .NOTPARALLEL:
-.PHONY: help demo webcam test build gpu-check lint format clean
+.PHONY: help demo webcam serve test build gpu-check lint format clean
 
 help:
 	@echo "make demo    install into .venv, then paint a photo in the bundled styles"
 	@echo "make webcam  install into .venv, then paint the camera live; ARGS='--camera pattern' for options"
+	@echo "make serve   install into .venv, then open a page that paints the camera, photos and videos"
 	@echo "make test    install into .venv, then run the tests"
 	@echo "make build   install into .venv: again after a change under csrc/"
 	@echo "make gpu-check OUT=folder  what only a GPU can check, with PYTHON's own PyTorch; no .venv"
@@ -37,6 +38,9 @@ webcam: .venv/built
 	    $(PIP) --requirement requirements-webcam.txt --force-reinstall --no-deps && \
 	    $(PIP) --constraint requirements-dev.txt av; }
 	@$(BIN)/stylekernels webcam $(ARGS)
+
+serve: .venv/built
+	@$(BIN)/stylekernels serve --open
 
 test: .venv/tools .venv/built
 	$(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark $(TESTS)
@@ -67,7 +71,7 @@ format: .venv/tools
 
 .venv/built: .venv/installed $(NATIVE)
 	@echo "Building stylekernels: a minute or two, and again only when csrc/ changes"
-	@$(PIP) --constraint requirements-dev.txt --no-build-isolation --editable ".[demo]"
+	@$(PIP) --constraint requirements-dev.txt --no-build-isolation --editable ".[demo,serve]"
 	@touch $@
 
 .venv/tools: .venv/installed

@@ -21,7 +21,9 @@ from stylekernels.training import TrainResult
 from tests.pictures import complaints, load, written
 
 
-@pytest.mark.parametrize("verb", [[], ["demo"], ["stylize"], ["video"], ["train"], ["info"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["demo"], ["stylize"], ["video"], ["serve"], ["train"], ["info"]]
+)
 def test_help_fits_80_columns(capsys, monkeypatch, verb):
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*verb, "--help"]) == 0

@@ -96,6 +96,7 @@ ORDER = (
     "media",
     "training",
     "inference",
+    "serve",
     "export",
     "evaluation",
     "cli",

@@ -26,6 +26,7 @@ from stylekernels.cli.export import Export
 from stylekernels.cli.generate import Generate
 from stylekernels.cli.info import Info
 from stylekernels.cli.options import described
+from stylekernels.cli.serve import Serve
 from stylekernels.cli.stylize import Stylize
 from stylekernels.cli.terminal import (
     DONE,
@@ -144,6 +145,7 @@ def parse(argv: Sequence[str]) -> Any:
         "stylize": (Stylize, "Paint photos in a style."),
         "video": (Video, "Paint a video in a style, with its sound."),
         "webcam": (Webcam, "Paint a camera live, in a window or as a virtual camera."),
+        "serve": (Serve, "Paint the camera, photos and videos in a page of the browser."),
         "export": (Export, "Write a style for other programs: ONNX, or a package for C++."),
         "train": (TrainConfig, "Train a new style from a painting and a folder of photos."),
         "evaluate": (Evaluate, "Measure a style: losses, likeness to the photo, stability."),

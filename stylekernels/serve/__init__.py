@@ -1,0 +1,1 @@
+"""Painting in the browser: one process with a page, a WebSocket for frames, and one painter."""

@@ -1,0 +1,251 @@
+// The page: its settings, its sources, and the loop that paints frames with an engine.
+
+import { ConnectionLost, openEngine } from './engine.js';
+import { Meter } from './meter.js';
+import { CameraSource, PhotoSource, VideoSource, hasSeveralCameras } from './sources.js';
+import { Stage } from './stage.js';
+
+const RETRY_MS = 2000;
+const element = (id) => document.getElementById(id);
+
+const stage = new Stage(element('picture'));
+const meter = new Meter(element('meter'), element('timings'));
+const frame = document.createElement('canvas');
+let engine;
+let source;
+
+// ---- what is said ------------------------------------------------------------------------------
+
+function say(text, { problem = false } = {}) {
+  const status = element('status');
+  if (status.textContent !== text) status.textContent = text;
+  status.classList.toggle('problem', problem);
+}
+
+// ---- the loop ----------------------------------------------------------------------------------
+
+// The number of the newest frame or setting. Live frames in between are never painted.
+let newest = 0;
+let wake = () => {};
+
+function changed() {
+  newest += 1;
+  wake();
+}
+
+async function paintForever() {
+  let painted = 0;
+  for (;;) {
+    while (painted === newest || document.hidden) {
+      await new Promise((resolve) => { wake = resolve; });
+    }
+    painted = newest;
+    try {
+      await paintNewest();
+    } catch (error) {
+      say(error.message, { problem: true });
+      if (error instanceof ConnectionLost) {
+        meter.lost();
+        await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });
+        changed();
+      }
+    }
+  }
+}
+
+async function paintNewest() {
+  const from = source;
+  const size = frameSize(from);
+  if (!size) return;
+  [frame.width, frame.height] = size;
+  from.draw(frame.getContext('2d', { alpha: false }), ...size);
+  const { picture, timings } = await engine.paint(frame);
+  stage.show(frame, picture);
+  picture.close();
+  if (from !== source) return;
+  meter.add(timings, from.moving);
+  if (element('status').classList.contains('problem')) say(from.caption);
+}
+
+/** Width and height of frames: of the wanted length, never enlarged, within the engine's limit. */
+function frameSize({ width, height }) {
+  if (!width || !height) return null;
+  const factor = Math.min(
+    1,
+    Number(element('resolution').value) / Math.max(width, height),
+    Math.sqrt(engine.mostPixels / (width * height)),
+  );
+  return [width, height].map((side) => Math.max(16, Math.floor(side * factor)));
+}
+
+// ---- sources -----------------------------------------------------------------------------------
+
+/** Take what `open` returns as the source, or say why that is not possible. */
+async function use(kind, caption, open) {
+  let next;
+  try {
+    next = await open();
+  } catch (error) {
+    say(error.message, { problem: true });
+    return;
+  }
+  source?.stop();
+  source = next;
+  source.caption = caption;
+  for (const name of ['camera', 'photo', 'video']) {
+    element(name).setAttribute('aria-pressed', String(name === kind));
+  }
+  element('transport').hidden = kind !== 'video';
+  element('turn').hidden = kind !== 'camera' || !(await hasSeveralCameras());
+  meter.reset();
+  say(caption);
+  changed();
+}
+
+const openPhoto = (file) => use('photo', file.name, async () => {
+  try {
+    return await PhotoSource.open(file);
+  } catch {
+    throw new Error('This browser cannot show this picture.');
+  }
+});
+
+const openVideo = (file) => use('video', file.name, async () => {
+  const video = await VideoSource.open(file, changed);
+  followVideo(video.element);
+  return video;
+});
+
+const openCamera = (facing) => use(
+  'camera', 'Camera: pictures go to the server that you opened, and nowhere else.',
+  () => CameraSource.open(changed, facing),
+);
+
+function openFile(file) {
+  if (file?.type.startsWith('video/')) openVideo(file);
+  else if (file) openPhoto(file);
+}
+
+element('camera').addEventListener('click', () => openCamera());
+element('turn').addEventListener('click', () => {
+  const facing = source.facing === 'user' ? 'environment' : 'user';
+  source.stop();
+  openCamera(facing);
+});
+for (const kind of ['photo', 'video']) {
+  const input = element(`${kind}-file`);
+  element(kind).addEventListener('click', () => input.click());
+  input.addEventListener('change', () => {
+    openFile(input.files[0]);
+    input.value = '';
+  });
+}
+
+addEventListener('dragover', (event) => {
+  event.preventDefault();
+  document.body.classList.add('dropping');
+});
+addEventListener('dragleave', () => document.body.classList.remove('dropping'));
+addEventListener('drop', (event) => {
+  event.preventDefault();
+  document.body.classList.remove('dropping');
+  openFile(event.dataTransfer.files[0]);
+});
+
+// ---- the controls of a video -------------------------------------------------------------------
+
+function followVideo(video) {
+  const [play, seek, clock] = ['play', 'seek', 'clock'].map(element);
+  const show = () => {
+    play.classList.toggle('paused', video.paused);
+    play.setAttribute('aria-label', video.paused ? 'Play' : 'Pause');
+    seek.max = video.duration;
+    seek.value = video.currentTime;
+    seek.setAttribute('aria-valuetext', minutes(video.currentTime));
+    clock.textContent = `${minutes(video.currentTime)} / ${minutes(video.duration)}`;
+  };
+  for (const name of ['play', 'pause', 'timeupdate']) video.addEventListener(name, show);
+  play.onclick = () => (video.paused ? video.play() : video.pause());
+  seek.oninput = () => { video.currentTime = Number(seek.value); };
+  show();
+}
+
+function minutes(seconds) {
+  const whole = Math.floor(seconds || 0);
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, '0')}`;
+}
+
+// ---- settings ----------------------------------------------------------------------------------
+
+const chosenStyle = () => element('panel').elements.style.value;
+
+function applySettings() {
+  const strength = Number(element('strength').value);
+  element('strength-value').textContent = `${strength} %`;
+  engine.setStyle(chosenStyle(), {
+    strength: strength / 100,
+    preserveColors: element('colors').checked,
+  });
+  const { title } = engine.styles.find(({ name }) => name === chosenStyle());
+  stage.painted.setAttribute('aria-label', `Picture painted in the style ${title}`);
+  changed();
+}
+
+function offerStyles() {
+  element('styles').replaceChildren(...engine.styles.map(({ name, title, preview }) => {
+    const label = document.createElement('label');
+    const input = Object.assign(document.createElement('input'), {
+      type: 'radio', name: 'style', value: name, checked: name === engine.first,
+    });
+    const image = Object.assign(document.createElement('img'), { src: preview, alt: '' });
+    const text = document.createElement('span');
+    text.textContent = title;
+    label.append(input, image, text);
+    return label;
+  }));
+}
+
+// ---- saving ------------------------------------------------------------------------------------
+
+element('save').addEventListener('click', async () => {
+  const button = element('save');
+  const label = button.querySelector('span');
+  button.disabled = true;
+  label.textContent = 'Painting…';
+  try {
+    const file = source.file && engine.paintPhoto ? await engine.paintPhoto(source.file)
+      : await new Promise((resolve) => { stage.painted.toBlob(resolve, 'image/jpeg', 0.95); });
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(file);
+    link.download = `${chosenStyle()}.jpg`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+    say(`Saved as ${link.download}`);
+  } catch (error) {
+    say(error.message, { problem: true });
+  }
+  label.textContent = 'Save picture';
+  button.disabled = false;
+});
+
+// ---- beginning ---------------------------------------------------------------------------------
+
+async function begin() {
+  try {
+    engine = await openEngine();
+  } catch (error) {
+    meter.lost();
+    say(error.message, { problem: true });
+    return;
+  }
+  offerStyles();
+  applySettings();
+  element('panel').addEventListener('input', applySettings);
+  element('panel').addEventListener('submit', (event) => event.preventDefault());
+  document.addEventListener('visibilitychange', changed);
+  const sample = await (await fetch('photo.jpg')).blob();
+  await use(null, 'A sample. Choose your camera, a photo or a video.', () => PhotoSource.open(sample));
+  paintForever();
+}
+
+begin();
