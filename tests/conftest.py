@@ -102,7 +102,7 @@ TRITON = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of photos, clips, styles and backbones."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"

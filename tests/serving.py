@@ -30,9 +30,9 @@ def make_styles(folder, count):
         torch.manual_seed(seed)
         config = GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5)
         generator = StyleGenerator(config).eval()
-        with torch.no_grad():  # most values inside [0, 1]
+        with torch.no_grad():  # a tint of its own, and most values inside [0, 1]
             generator.to_rgb.weight.mul_(0.2)
-            generator.to_rgb.bias.fill_(0.5 * config.value_range)
+            generator.to_rgb.bias.copy_((0.2 + 0.6 * torch.rand(3)) * config.value_range)
         path = folder / f"style_{seed}.safetensors"
         generator.save_pretrained(path)
         styles[path.stem] = (generator, str(path))
@@ -81,4 +81,4 @@ async def error_of(socket):
 def assert_painted(picture, expected):
     """Compare a picture that was compressed with what was painted."""
     assert picture.shape == expected.shape
-    assert np.abs(picture.astype(int) - expected).mean() < 3
+    assert np.abs(picture.astype(int) - expected).mean() < 2

@@ -10,7 +10,8 @@ const element = (id) => document.getElementById(id);
 
 const stage = new Stage(element('picture'));
 const meter = new Meter(element('meter'), element('timings'));
-const frame = document.createElement('canvas');
+// Two, because a frame is captured while the one before is painted.
+const frames = [0, 1].map(() => document.createElement('canvas'));
 let engine;
 let source;
 
@@ -35,36 +36,40 @@ function changed() {
 
 async function paintForever() {
   let painted = 0;
-  for (;;) {
+  let last = null;
+  for (let turn = 0; ; turn = 1 - turn) {
     while (painted === newest || document.hidden) {
       await new Promise((resolve) => { wake = resolve; });
     }
     painted = newest;
-    try {
-      await paintNewest();
-    } catch (error) {
-      say(error.message, { problem: true });
-      if (error instanceof ConnectionLost) {
-        meter.lost();
-        await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });
-        changed();
-      }
-    }
+    const showing = paintNewest(frames[turn]);
+    await last; // its canvas is the next one's
+    await engine.soon();
+    last = showing;
   }
 }
 
-async function paintNewest() {
+async function paintNewest(frame) {
   const from = source;
   const size = frameSize(from);
   if (!size) return;
   [frame.width, frame.height] = size;
   from.draw(frame.getContext('2d', { alpha: false }), ...size);
-  const { picture, timings } = await engine.paint(frame);
-  stage.show(frame, picture);
-  picture.close();
-  if (from !== source) return;
-  meter.add(timings, from.moving);
-  if (element('status').classList.contains('problem')) say(from.caption);
+  try {
+    const { picture, timings } = await engine.paint(frame);
+    stage.show(frame, picture);
+    picture.close();
+    if (from !== source) return;
+    meter.add(timings, from.moving);
+    if (element('status').classList.contains('problem')) say(from.caption);
+  } catch (error) {
+    say(error.message, { problem: true });
+    if (error instanceof ConnectionLost) {
+      meter.lost();
+      await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });
+      changed();
+    }
+  }
 }
 
 /** Width and height of frames: of the wanted length, never enlarged, within the engine's limit. */

@@ -6,12 +6,15 @@
 //   mostPixels    of a frame
 //   setStyle(name, {strength, preserveColors})
 //   paint(canvas) returns {picture, timings}: an ImageBitmap, and durations in ms by their names
+//   soon()        resolves when the next frame should be captured, a little before this one is back
 //   paintPhoto(file), where a photo can be painted in a better quality than a frame: a Blob
-// A page without a server brings another engine.js. One call of paint is at work at a time.
+// A page without a server brings another engine.js. At most two calls of paint overlap: one frame is
+// with the server, and the next one is encoded, so that it is sent when the picture is back.
 
 const HEADER_BYTES = 32;
 const MAGIC = [...'SKF1'].map((letter) => letter.charCodeAt(0));
 const PATIENCE_MS = 40_000;
+const MARGIN_MS = 2;
 const FRAME_QUALITY = 0.88;
 
 /** The connection ended or could not be made; it can be tried again. */
@@ -28,6 +31,9 @@ class SocketEngine {
   #socket = null;
   #number = 0;
   #waiting = null;
+  #answered = Promise.resolve();
+  #soon = Promise.resolve();
+  #roundTrip = 0;
   #look = '';
   #lookSent = '';
 
@@ -44,9 +50,24 @@ class SocketEngine {
   }
 
   async paint(canvas) {
+    let ready;
+    this.#soon = new Promise((resolve) => { ready = resolve; });
+    try {
+      return await this.#paint(canvas, ready);
+    } finally {
+      ready();
+    }
+  }
+
+  soon() {
+    return this.#soon;
+  }
+
+  async #paint(canvas, ready) {
     const begun = performance.now();
     const jpeg = await toJpeg(canvas);
     const encoded = performance.now();
+    await this.#answered; // the credit
     const socket = await this.#connected();
     if (this.#lookSent !== this.#look) {
       socket.send(this.#look);
@@ -54,25 +75,30 @@ class SocketEngine {
     }
     this.#number += 1;
     const answer = this.#answer(this.#number);
+    this.#answered = answer.then(() => {}, () => {});
+    const sent = performance.now();
     socket.send(new Blob([header(this.#number, begun), jpeg]));
+    setTimeout(ready, this.#roundTrip - 1.5 * (encoded - begun) - MARGIN_MS);
     const message = await answer;
     const received = performance.now();
+    this.#roundTrip = received - sent;
     const picture = await createImageBitmap(
       new Blob([new Uint8Array(message, HEADER_BYTES)], { type: 'image/jpeg' }),
     );
     const { time, waited, decoded, painted, encoded: packed } = read(message);
-    const server = waited + decoded + painted + packed;
+    const shown = performance.now();
     return {
       picture,
       timings: {
         'Capture': encoded - begun,
-        'Network': received - encoded - server,
+        'Wait for the last picture': sent - encoded,
+        'Network': received - sent - waited - decoded - painted - packed,
         'Queue': waited,
         'Decode': decoded,
         'Paint': painted,
         'Encode': packed,
-        'Show': performance.now() - received,
-        total: performance.now() - time,
+        'Show': shown - received,
+        total: shown - time,
       },
     };
   }
