@@ -122,7 +122,7 @@ const openVideo = (file) => use('video', file.name, async () => {
 });
 
 const openCamera = (facing) => use(
-  'camera', 'Camera: pictures go to the server that you opened, and nowhere else.',
+  'camera', 'Camera: pictures go only to the server that you opened.',
   () => CameraSource.open(changed, facing),
 );
 
@@ -224,7 +224,7 @@ element('save').addEventListener('click', async () => {
     link.href = URL.createObjectURL(file);
     link.download = `${chosenStyle()}.jpg`;
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
     say(`Saved as ${link.download}`);
   } catch (error) {
     say(error.message, { problem: true });

@@ -64,6 +64,7 @@ class ElementSource {
   stop() {
     this.#stopped = true;
     this.element.pause();
+    this.element.remove();
   }
 }
 
@@ -77,6 +78,7 @@ export class VideoSource extends ElementSource {
       await element.play();
     } catch {
       URL.revokeObjectURL(element.src);
+      element.remove();
       throw new Error('This browser cannot play this video.');
     }
     return new VideoSource(element, changed);
@@ -134,5 +136,8 @@ function silentVideo() {
   const element = document.createElement('video');
   element.muted = true;
   element.playsInline = true;
+  element.className = 'played';
+  element.ariaHidden = 'true';
+  document.body.append(element);
   return element;
 }
