@@ -52,7 +52,7 @@ async def works(client):
 
 async def no_clients(client):
     """Wait until no client has a place."""
-    for _ in range(600):
+    for _ in range(400):
         if not len(client.clients):
             return
         await asyncio.sleep(0.05)
@@ -220,7 +220,7 @@ def test_more_clients_than_places_are_told_so(styles):
                 async with client.ws_connect("/live") as third:
                     message = await third.receive(timeout=30)
                     assert message.data == WSCloseCode.TRY_AGAIN_LATER
-                    assert message.extra == "all 2 places are taken; try again later"
+                    assert message.extra == "no place is free, 2 at most; try again later"
                 await paint(first)
                 await paint(second)
             await no_clients(client)
@@ -279,7 +279,7 @@ def test_a_client_that_reads_no_picture_loses_its_place(styles, monkeypatch):
             await reader.readuntil(b"\r\n\r\n")
             assert len(client.clients) == 1
             head = b"\x82\xff" + struct.pack(">Q", len(message)) + bytes(4)  # masked with zeros
-            for _ in range(400):
+            for _ in range(100):
                 if not len(client.clients):
                     break
                 writer.write(head + message)
@@ -289,8 +289,8 @@ def test_a_client_that_reads_no_picture_loses_its_place(styles, monkeypatch):
                     pass
                 except ConnectionError:
                     break
+            await no_clients(client)  # though this one has not left
             writer.transport.abort()
-            await no_clients(client)
             await works(client)
 
     asyncio.run(check())
@@ -311,6 +311,24 @@ def test_a_frame_that_waits_too_long_is_refused(styles, monkeypatch):
             await paint(socket)
 
     monkeypatch.setattr(Painter, "paint", wait)
+    asyncio.run(check())
+
+
+def test_too_little_memory_is_an_error_of_that_frame(styles, monkeypatch):
+    def fail(self, rgb, look):
+        raise MemoryError
+
+    async def check():
+        async with serving(styles) as client, client.ws_connect("/live") as socket:
+            with monkeypatch.context() as patch:
+                patch.setattr(Painter, "paint", fail)
+                await socket.send_bytes(GOOD)
+                text = "resolution: needs more memory than there is; lower the resolution"
+                assert await error_of(socket) == text
+                answer = await upload(client, png(picture()))
+                assert (answer.status, await answer.text()) == (400, f"photo: {text}")
+            await paint(socket)
+
     asyncio.run(check())
 
 

@@ -44,7 +44,7 @@ class LiveClients:
         )
         await socket.prepare(request)
         if len(self) >= self._limits.clients:
-            reason = f"all {self._limits.clients} places are taken; try again later"
+            reason = f"no place is free, {self._limits.clients} at most; try again later"
             await socket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=reason.encode())
             return socket
         self._sockets.add(socket)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from stylekernels.hardware import memory_ran_out
 from stylekernels.inference import Stylizer, blend
 from stylekernels.models import StyleGenerator
 from stylekernels.serve.messages import Look
@@ -39,6 +40,7 @@ class Painter:
 
         Raises:
             TimeoutError: if it is not done in time. It does not begin then, unless it has begun.
+            ValueError: if there is too little memory for it.
         """
         future = asyncio.get_running_loop().run_in_executor(self._thread, work)
         try:
@@ -47,6 +49,12 @@ class Painter:
             raise TimeoutError(
                 f"no picture within {seconds:g} s: the painter has too much to do"
             ) from None
+        except (MemoryError, RuntimeError) as error:
+            if not memory_ran_out(error):
+                raise
+            raise ValueError(
+                "resolution: needs more memory than there is; lower the resolution"
+            ) from error
 
     def paint(self, rgb: np.ndarray, look: Look) -> np.ndarray:
         """Paint a frame, (H, W, 3) uint8. Call it only in the painter's thread."""

@@ -86,7 +86,7 @@ class Photos:
                         lambda: self._paint_photo(photo, look), self._limits.seconds
                     )
                     await asyncio.to_thread(write_photo, picture, painted)
-                except PhotoError as error:
+                except ValueError as error:  # PhotoError is one
                     reason = str(error).removeprefix(f"{upload}: ").removeprefix(f"{picture}: ")
                     raise web.HTTPBadRequest(text=f"photo: {reason}") from error
                 return web.Response(body=picture.read_bytes(), content_type="image/jpeg")
