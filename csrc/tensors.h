@@ -115,6 +115,14 @@ inline Tensor workspace(int64_t doubles, const Tensor& like) {
 
 // -- names -----------------------------------------------------------------------------------
 
+// A string argument of an op. The conversion to std::string of torch up to 2.13, at least, leaks a
+// string per call (docs/pytorch-faults.md).
+struct Name {
+  std::string text;
+
+  operator const std::string&() const { return text; }
+};
+
 inline Activation activation_of(const std::string& name) {
   if (name == "relu") return Activation::relu;
   if (name == "leaky_relu") return Activation::leaky_relu;
@@ -192,3 +200,18 @@ inline const void* data(const std::optional<Tensor>& x) {
 }
 
 }  // namespace stylekernels
+
+// Takes the string that the dispatcher passes, and deletes it.
+template <>
+struct torch::stable::detail::ToImpl<stylekernels::Name> {
+  static stylekernels::Name call(StableIValue value, uint64_t, bool) {
+    const auto handle = to<StringHandle>(value);
+    size_t length;
+    const char* data;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    stylekernels::Name name{std::string(data, length)};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return name;
+  }
+};

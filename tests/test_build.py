@@ -3,6 +3,7 @@
 Most tests run in new processes, because the decisions are made at import.
 """
 
+import ctypes
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import stylekernels
 
@@ -176,3 +178,26 @@ def test_without_the_library_it_warns_once_and_works(tmp_path):
 
     for quiet in (("-c", "import stylekernels"), ("-m", "stylekernels", "stylize", "--help")):
         assert run(*quiet, cwd=tmp_path, PYTHONPATH=str(tmp_path)).stderr == ""
+
+
+@compiled
+def test_calls_leak_no_memory():
+    """PyTorch's own conversion of string arguments does: docs/pytorch-faults.md."""
+    ops, x, weight = torch.ops.stylekernels, torch.rand(1, 4, 4, 4), torch.rand(4, 4, 3, 3)
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        pytest.skip("no mallinfo2 in this C library")
+    mallinfo.restype = type(
+        "Mallinfo", (ctypes.Structure,), {"_fields_": [("numbers", ctypes.c_size_t * 10)]}
+    )
+    calls = (
+        lambda: ops.norm_conv2d_workspace(weight, 1, 4, 4, 1, 1, "zeros", "none"),
+        lambda: ops.norm_conv2d_pack(weight, 1, 1, "zeros", "none"),
+        lambda: stylekernels.instance_norm(x, activation="relu"),
+    )
+    for call in calls:
+        for count in (100, 3000):  # first the memory that is allocated once
+            before = mallinfo().numbers[7]  # bytes in use
+            for _ in range(count):
+                call()
+        assert (mallinfo().numbers[7] - before) / count < 16

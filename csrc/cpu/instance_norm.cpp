@@ -142,13 +142,10 @@ Tensor rounded_with_error(const Tensor& mean) {
   return rounded;
 }
 
-std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor> weight,
-                                                 std::optional<Tensor> bias,
-                                                 std::optional<Tensor> residual,
-                                                 std::optional<Tensor> mean,
-                                                 std::optional<Tensor> var, std::string activation,
-                                                 double negative_slope, bool residual_first,
-                                                 double eps, bool own_stats) {
+std::tuple<Tensor, Tensor, Tensor> instance_norm(
+    Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
+    std::optional<Tensor> residual, std::optional<Tensor> mean, std::optional<Tensor> var,
+    Name activation, double negative_slope, bool residual_first, double eps, bool own_stats) {
   check_rank(x, "x", 4, 4);
   check_per_channel(weight, "weight", x.size(0), x.size(1));
   check_per_channel(bias, "bias", x.size(0), x.size(1));
@@ -203,7 +200,7 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
     Tensor grad, Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
-    std::optional<Tensor> residual, Tensor mean, Tensor rstd, std::string activation,
+    std::optional<Tensor> residual, Tensor mean, Tensor rstd, Name activation,
     double negative_slope, bool own_stats, bool want_residual) {
   check_rank(x, "x", 4, 4);
   check_like(grad, "grad", x);

@@ -161,8 +161,8 @@ void run(NormConv2d& args) {
   kernels().run(args);
 }
 
-Tensor norm_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, std::string padding_mode,
-                        std::string upsample) {
+Tensor norm_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, Name padding_mode,
+                        Name upsample) {
   NormConv2d args = weights_of(weight, mode_of(stride, padding, padding_mode, upsample));
   Tensor packed = empty({kernels().packed_elements(args)}, weight, wide_dtype(weight));
   args.packed = packed.mutable_data_ptr();
@@ -171,7 +171,7 @@ Tensor norm_conv2d_pack(Tensor weight, int64_t stride, int64_t padding, std::str
 }
 
 int64_t norm_conv2d_workspace(Tensor weight, int64_t n, int64_t h, int64_t w, int64_t stride,
-                              int64_t padding, std::string padding_mode, std::string upsample) {
+                              int64_t padding, Name padding_mode, Name upsample) {
   const ConvMode mode = mode_of(stride, padding, padding_mode, upsample);
   NormConv2d args = weights_of(weight, mode);
   set_image(args, n, h, w, mode);
@@ -213,9 +213,8 @@ struct Inputs {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
     Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> scale_shift,
-    std::string activation, double negative_slope, std::optional<Tensor> residual,
-    bool return_input, int64_t stride, int64_t padding, std::string padding_mode,
-    std::string upsample, bool return_stats) {
+    Name activation, double negative_slope, std::optional<Tensor> residual, bool return_input,
+    int64_t stride, int64_t padding, Name padding_mode, Name upsample, bool return_stats) {
   check_rank(x, "x", 4, 4);
   check_dtype(weight, "weight", x.scalar_type());
   check_like(residual, "residual", x);
@@ -250,11 +249,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_conv2d(
 }
 
 void norm_conv2d_out(Tensor x, Tensor weight, Tensor packed, std::optional<Tensor> bias,
-                     std::optional<Tensor> scale_shift, std::string activation,
-                     double negative_slope, std::optional<Tensor> residual, int64_t stride,
-                     int64_t padding, std::string padding_mode, std::string upsample,
-                     std::optional<Tensor> norm_weight, std::optional<Tensor> norm_bias, double eps,
-                     Tensor y, std::optional<Tensor> input, std::optional<Tensor> next_scale_shift,
+                     std::optional<Tensor> scale_shift, Name activation, double negative_slope,
+                     std::optional<Tensor> residual, int64_t stride, int64_t padding,
+                     Name padding_mode, Name upsample, std::optional<Tensor> norm_weight,
+                     std::optional<Tensor> norm_bias, double eps, Tensor y,
+                     std::optional<Tensor> input, std::optional<Tensor> next_scale_shift,
                      Tensor memory) {
   check_rank(x, "x", 4, 4);
   check_rank(y, "y", 4, 4);
