@@ -216,10 +216,10 @@ class TrainConfig(RunConfig):
     """Weight of the colour loss: squared errors of the mean colours of 16 pixel cells, relative to
     the painting's variance. It keeps light light and dark dark, and leaves the strokes free."""
 
-    style_weight: float = 5.0
+    style_weight: float = 2.5
     """Weight of the style loss, a mean over layers of relative Gram errors."""
 
-    tv_weight: float = 5.0
+    tv_weight: float = 1.0
     """Weight of the total variation."""
 
     noise_weight: float = 1.0
