@@ -47,6 +47,24 @@ def test_a_batch_is_its_frames_one_by_one(generator):
         assert np.abs(stylizer(one).astype(int) - of_batch).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frame_of_one_colour_becomes_one_of_one_colour(dtype):
+    """Rounding that depends on the place must not be divided by the square root of eps."""
+    generator = StyleGenerator.from_pretrained("wave")
+    stylizer, tiled = (Stylizer(generator, dtype, tile=tile) for tile in (None, 64))
+    for color in ((0, 0, 0), (255, 255, 255), (200, 30, 90)):
+        frame = np.full((71, 130, 3), color, np.uint8)
+        exact = expected(generator, frame[:64, :64])[32, 32].round()
+        for paint in (stylizer, tiled):
+            assert np.abs(paint(frame) - exact).max() <= (1 if dtype == torch.float32 else 4)
+    batch = np.stack([frame, frames(*frame.shape[:2]), frame // 2])
+    out = stylizer(batch)
+    for one, of_batch in zip(batch, out, strict=True):
+        assert np.abs(stylizer(one).astype(int) - of_batch).max() <= 1
+    frame[70, 129, 2] += 1  # one colour but for one pixel
+    assert np.ptp(stylizer(frame)) > 20
+
+
 def test_tensors_come_back_as_tensors_and_arrays_as_arrays(generator):
     stylizer = Stylizer(generator, dtype=torch.float32)
     frame = frames(32, 40)
