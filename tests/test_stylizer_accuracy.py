@@ -48,3 +48,16 @@ def test_bundled_styles_on_photos(style, photo) -> None:
     half = network((x / 255).bfloat16().contiguous(memory_format=torch.channels_last))
     in_torch = np.rint(255 * half[0].permute(1, 2, 0).double().numpy())
     assert ours >= max(40, psnr(in_torch, exact, 255))
+
+
+@pytest.mark.parametrize("brightness", [40, 128, 250])
+def test_little_contrast_does_not_drown_in_rounding(brightness) -> None:
+    """Fog, or a dark room: noise of two levels, in whatever brightness."""
+    noise = np.random.default_rng(0).normal(brightness, 2, (96, 128, 3))
+    frame = noise.round().clip(0, 255).astype(np.uint8)
+    generator = StyleGenerator.from_pretrained("wave")
+    exact = Stylizer(generator, torch.float32)(frame).astype(float)
+    assert np.ptp(exact) > 100
+    assert psnr(Stylizer(generator, torch.bfloat16)(frame).astype(float), exact, 255) >= 50
+    tiled = Stylizer(generator, torch.bfloat16, tile=64)(frame)
+    assert psnr(tiled.astype(float), exact, 255) >= 50

@@ -1,6 +1,7 @@
 """The Stylizer, which turns frames into stylised frames."""
 
 import copy
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from stylekernels.ops.forcing import use_impl
 from stylekernels.tensors import DTYPES
 
 _FLAT_SIDE = 32  # pixels of a frame of one colour that are painted
+_SAMPLES = 48  # pixels of the longer side from which a mean colour is estimated
 
 Frames = TypeVar("Frames", np.ndarray, Tensor)
 
@@ -80,6 +82,7 @@ class Stylizer:
         # The device with its index, since the GPU that "cuda" names may change.
         self.device = next(network.parameters(), torch.empty(0, device=self.device)).device
         self._layers = layers_of(network, self.dtype) if can_plan(network) else None
+        self._centering = self._center_by_bias()
         self._generator = network.to(self.dtype, memory_format=torch.channels_last)
         self._packed: list[Tensor] = []
         self._packed_for: str | None = None
@@ -107,13 +110,14 @@ class Stylizer:
         batch = (given if given.dim() == 4 else given[None]).contiguous()
         used = self._implementation()
         kernels = used != "reference" and self.device.type == "cpu"
-        if kernels and (flat := is_flat(batch)).any():
-            y = torch.empty_like(batch)
+        if kernels and (one_color := is_flat(batch.numpy(force=True))).any():
+            flat, y = torch.from_numpy(one_color), torch.empty_like(batch)
             y[flat] = torch.cat([self._flat_picture(frame[None]) for frame in batch[flat]])
             if not flat.all():
                 y[~flat] = self(batch[~flat])
             y = y.view(given.shape).to(given.device)
             return y.numpy() if isinstance(frames, np.ndarray) else y
+        self._center(batch)
         # NHWC bytes permuted are channels_last already: no copy.
         if self._tile is not None and max(batch.shape[1:3]) > self._tile:
             check_size("frames", *batch.shape[1:3])
@@ -170,6 +174,36 @@ class Stylizer:
                 picture = picture.view(shape)
                 yield picture.numpy() if arrays.popleft() else picture
 
+    @torch.inference_mode(False)  # the bias may be written outside of inference mode
+    def _center_by_bias(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Give the first layer a bias, which :meth:`_center` sets, if that changes no picture.
+
+        Returns:
+            Minus the sums of the kernels, (Cout, 3) float64, and memory for a colour and a bias;
+            None if there is no such bias.
+        """
+        if self._layers is None or self.device.type != "cpu":
+            return None
+        first = self._layers[0]
+        if first.norm is None or first.bias is not None or first.padding_mode == "zeros":
+            return None
+        bias = torch.zeros(first.out_channels, dtype=first.norm[0].dtype)
+        self._layers[0] = dataclasses.replace(first, bias=bias)
+        sums = -first.weight.double().sum((2, 3))
+        return sums, sums.new_empty(3), sums.new_empty(len(sums))
+
+    def _center(self, batch: Tensor) -> None:
+        """Subtract the mean colour of frames, (N, H, W, 3), from what the first layer convolves.
+
+        The instance norm cancels it again. Without it the output has a mean that grows with the
+        brightness, and is rounded relative to that: frames of little contrast drown in rounding.
+        """
+        if self._centering is not None:
+            sums, mean, bias = self._centering
+            step = max(1, max(batch.shape[1:3]) // _SAMPLES)
+            mean.numpy()[:] = batch[:, ::step, ::step].numpy(force=True).mean((0, 1, 2))
+            self._layers[0].bias.copy_(torch.mv(sums, mean, out=bias))
+
     def _run_network(self, batch: Tensor) -> Tensor:
         """Stylise frames (N, H, W, 3) by the network itself."""
         x = batch.to(self.device).permute(0, 3, 1, 2)
@@ -214,12 +248,12 @@ class Stylizer:
         return self._packed
 
 
-def is_flat(frames: Tensor) -> Tensor:
+def is_flat(frames: np.ndarray) -> np.ndarray:
     """Return for each of several frames, (N, H, W, 3), whether it has one colour; (N,) bool."""
     first = frames[:, :1, :1]
     # Few frames need a look at all of their pixels.
-    found = (frames[:, ::31, ::29] == first).flatten(1).all(1)
-    return (frames == first).flatten(1).all(1) if found.any() else found
+    found = (frames[:, ::31, ::29] == first).all((1, 2, 3))
+    return (frames == first).all((1, 2, 3)) if found.any() else found
 
 
 def as_frames(name: str, frames: np.ndarray | Tensor) -> Tensor:
