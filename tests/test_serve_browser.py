@@ -1,55 +1,32 @@
 """The page in a real browser, Chromium without a window, with a camera that plays a file."""
 
-import base64
 import os
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("aiohttp")
-av = pytest.importorskip("av")
+pytest.importorskip("av")
 playwright = pytest.importorskip("playwright.sync_api")
 
 from stylekernels.inference import Stylizer  # noqa: E402
+from tests.browsing import (  # noqa: E402
+    NEEDS_CHROMIUM,
+    SIZE,
+    open_browser,
+    painted_by,
+    shows,
+    wait_for,
+    watched_page,
+)
 from tests.clips import make_clip, pictures  # noqa: E402
 from tests.pictures import picture, save  # noqa: E402
 from tests.serving import make_styles, pixels  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-    pytest.mark.slow,
-]
-PATIENCE_MS = 90_000
-SIZE = 320, 240
-
-
-def camera_frames(request):
-    """Return frames of a real clip if there is one, else blotches that move."""
-    try:
-        folder = request.getfixturevalue("data_dir")
-    except pytest.skip.Exception:
-        return pictures(SIZE, 30)
-    with av.open(str(folder / "clips" / "one-by-one-person-detection.mp4")) as clip:
-        clip.seek(20_000_000)
-        frames = (frame for frame, _ in zip(clip.decode(video=0), range(60), strict=False))
-        return [frame.to_ndarray(format="rgb24", width=320, height=240) for frame in frames]
-
-
-def write_y4m(path, frames):
-    """Write frames as the uncompressed file that Chromium's camera plays, again and again."""
-    height, width = frames[0].shape[:2]
-    with path.open("wb") as file:
-        file.write(f"YUV4MPEG2 W{width} H{height} F15:1 Ip A1:1 C420jpeg\n".encode())
-        for rgb in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
-            file.write(b"FRAME\n" + frame.to_ndarray(format="yuv420p").tobytes())
-    return path
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -79,68 +56,16 @@ def server(styles):
 
 @pytest.fixture(scope="module")
 def browser(request, tmp_path_factory):
-    camera = write_y4m(tmp_path_factory.mktemp("camera") / "camera.y4m", camera_frames(request))
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",  # which root has not
-                "--use-fake-ui-for-media-stream",
-                "--use-fake-device-for-media-stream",
-                f"--use-file-for-fake-video-capture={camera}",
-            ],
-        )
+    with open_browser(request, tmp_path_factory.mktemp("camera")) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser, server):
-    """The page, on which no script has failed at the end."""
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.set_default_timeout(PATIENCE_MS)
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-    page.goto(server[0])
-    shows(page, "#speed", "painted in")
-    yield page
-    page.close()
-    assert not problems
-
-
-def shows(page, selector, text):
-    playwright.expect(page.locator(selector)).to_contain_text(text, timeout=PATIENCE_MS)
-
-
-def shown(page):
-    """Return the frame and the painting that the page shows."""
-    urls = page.evaluate(
-        "['original', 'painted'].map((id) => document.getElementById(id).toDataURL())"
-    )
-    return [pixels(base64.b64decode(url.partition(",")[2]))[..., :3].copy() for url in urls]
-
-
-def wait_for(page, condition):
-    """Wait until a function of the shown frame and painting is true; return these."""
-    deadline = time.monotonic() + PATIENCE_MS / 1000
-    while time.monotonic() < deadline:
-        frame, painted = shown(page)
-        if condition(frame, painted):
-            return frame, painted
-        page.wait_for_timeout(50)
-    raise AssertionError("the page never showed it")
-
-
-def painted_by(generator):
-    """Return whether a painting is that of a generator; JPEG lies between, twice."""
-    paint = Stylizer(generator)
-
-    def check(frame, painted):
-        expected = paint(frame).astype(int)
-        return np.abs(painted - expected).mean() < 6 < np.abs(painted - frame.astype(int)).mean()
-
-    return check
+    with watched_page(browser) as page:
+        page.goto(server[0])
+        shows(page, "#speed", "painted in")
+        yield page
 
 
 def test_the_camera_is_painted_live_and_a_style_switch_changes_it(page, styles):

@@ -1,16 +1,14 @@
 """The web application: its addresses, and what stands behind them."""
 
-from pathlib import Path
-
 from aiohttp import web
 
 from stylekernels.serve.access import Access, add_headers
 from stylekernels.serve.limits import Limits
 from stylekernels.serve.live import LiveClients
+from stylekernels.serve.offer import PAGE, offer
 from stylekernels.serve.painter import Painter
 from stylekernels.serve.photos import Photos
 
-PAGE = Path(__file__).resolve().parent / "page"
 CLIENTS = web.AppKey("clients", LiveClients)
 
 
@@ -27,18 +25,14 @@ def make_app(
     """
     limits = limits or Limits()
     clients = LiveClients(painter, limits, first)
-    photos = Photos(painter, limits, PAGE / "photo.jpg")
-    offer = {
-        "first": first,
-        "most_pixels": limits.frame_pixels,
-        "styles": [{"name": name, "title": _title(name)} for name in painter.styles],
-    }
+    photos = Photos(painter, limits)
+    offered = offer(first, painter.styles, limits.frame_pixels)
 
     async def index(request: web.Request) -> web.FileResponse:
         return web.FileResponse(PAGE / "index.html")
 
     async def styles(request: web.Request) -> web.Response:
-        return web.json_response(offer)
+        return web.json_response(offered)
 
     async def end_connections(app: web.Application) -> None:
         await clients.close()
@@ -58,8 +52,3 @@ def make_app(
     app.router.add_post("/paint", photos.paint)
     app.router.add_static("/", PAGE)
     return app
-
-
-def _title(name: str) -> str:
-    """Return a style's name for people: ``the_scream`` is The scream."""
-    return name[:1].upper() + name[1:].replace("_", " ")

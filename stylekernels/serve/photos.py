@@ -5,7 +5,6 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from aiohttp import web
 from PIL import Image
 
@@ -13,10 +12,8 @@ from stylekernels.media.images import Photo, PhotoError, read_photo, write_photo
 from stylekernels.serve.jpeg import encode_jpeg
 from stylekernels.serve.limits import Limits
 from stylekernels.serve.messages import Look
+from stylekernels.serve.offer import preview_photo
 from stylekernels.serve.painter import Painter
-
-#: The part of the sample photo that previews show: left, top, right, bottom, in pixels.
-_PREVIEW = 112, 0, 336, 224
 
 
 class Photos:
@@ -25,11 +22,10 @@ class Photos:
     Args:
         painter: paints them.
         limits: on files, pictures and times.
-        sample: file of the photo that previews show.
     """
 
-    def __init__(self, painter: Painter, limits: Limits, sample: Path) -> None:
-        self._painter, self._limits, self._sample = painter, limits, sample
+    def __init__(self, painter: Painter, limits: Limits) -> None:
+        self._painter, self._limits = painter, limits
         self._one_upload = asyncio.Semaphore(1)
         self._previews: dict[str, asyncio.Task[bytes]] = {}
 
@@ -53,9 +49,7 @@ class Photos:
         )
 
     def _paint_preview(self, style: str) -> bytes:
-        with Image.open(self._sample) as photo:
-            part = np.array(photo.convert("RGB").crop(_PREVIEW))
-        return encode_jpeg(self._painter.paint(part, Look(style)))
+        return encode_jpeg(self._painter.paint(preview_photo(), Look(style)))
 
     async def paint(self, request: web.Request) -> web.Response:
         """Answer an uploaded photo with its painting, a JPEG file."""

@@ -1,6 +1,6 @@
 // The page: its settings, its sources, and the loop that paints frames with an engine.
 
-import { ConnectionLost, openEngine } from './engine.js';
+import { openEngine } from './engine.js';
 import { Meter } from './meter.js';
 import { CameraSource, PhotoSource, VideoSource, hasSeveralCameras } from './sources.js';
 import { Stage } from './stage.js';
@@ -64,8 +64,8 @@ async function paintNewest(frame) {
     if (element('status').classList.contains('problem')) say(from.caption);
   } catch (error) {
     say(error.message, { problem: true });
-    if (error instanceof ConnectionLost) {
-      meter.lost();
+    if (error.canBeRepeated) {
+      meter.lost('Not connected');
       await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });
       changed();
     }
@@ -122,8 +122,12 @@ const openVideo = (file) => use('video', file.name, async () => {
 });
 
 const openCamera = (facing) => use(
-  'camera', 'Camera: pictures go only to the server that you opened.',
-  () => CameraSource.open(changed, facing),
+  'camera', engine.cameraNote, async () => {
+    if (!navigator.mediaDevices) {
+      throw new Error(`Browsers give a camera to secure pages only: ${engine.cameraNeeds}.`);
+    }
+    return CameraSource.open(changed, facing);
+  },
 );
 
 function openFile(file) {
@@ -154,7 +158,7 @@ addEventListener('dragleave', () => document.body.classList.remove('dropping'));
 addEventListener('drop', (event) => {
   event.preventDefault();
   document.body.classList.remove('dropping');
-  openFile(event.dataTransfer.files[0]);
+  if (engine) openFile(event.dataTransfer.files[0]);
 });
 
 // ---- the controls of a video -------------------------------------------------------------------
@@ -210,6 +214,12 @@ function offerStyles() {
   }));
 }
 
+function offerResolutions() {
+  element('resolution').replaceChildren(...engine.resolutions.map((length) => (
+    new Option(`${length} px`, length, false, length === engine.resolution)
+  )));
+}
+
 // ---- saving ------------------------------------------------------------------------------------
 
 element('save').addEventListener('click', async () => {
@@ -218,7 +228,7 @@ element('save').addEventListener('click', async () => {
   button.disabled = true;
   label.textContent = 'Painting…';
   try {
-    const file = source.file && engine.paintPhoto ? await engine.paintPhoto(source.file)
+    const file = source.file ? await engine.paintPhoto(source.file)
       : await new Promise((resolve) => { stage.painted.toBlob(resolve, 'image/jpeg', 0.95); });
     const link = document.createElement('a');
     link.href = URL.createObjectURL(file);
@@ -237,14 +247,17 @@ element('save').addEventListener('click', async () => {
 
 async function begin() {
   try {
-    engine = await openEngine();
+    engine = await openEngine(say);
   } catch (error) {
-    meter.lost();
+    meter.lost('Not started');
     say(error.message, { problem: true });
     return;
   }
+  element('where').textContent = engine.where;
   offerStyles();
+  offerResolutions();
   applySettings();
+  element('panel').inert = false;
   element('panel').addEventListener('input', applySettings);
   element('panel').addEventListener('submit', (event) => event.preventDefault());
   document.addEventListener('visibilitychange', changed);

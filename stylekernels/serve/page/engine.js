@@ -1,15 +1,22 @@
 // The engine that paints: here the server's, over a WebSocket.
 //
-// The page knows an engine by `openEngine()`, which returns an object with
+// The page knows an engine by `openEngine(say)`, which may say what it is waiting for, and returns an
+// object with
 //   styles        [{name, title, preview}]: preview is the address of a picture
 //   first         name of the style to begin with
 //   mostPixels    of a frame
+//   resolutions   lengths of a frame's longer side that can be chosen, in pixels
+//   resolution    the one to begin with
+//   where         where it paints, for people; empty if there is nothing to say
+//   cameraNote    what becomes of the camera's pictures
+//   cameraNeeds   what to do where the browser gives no camera
 //   setStyle(name, {strength, preserveColors})
-//   paint(canvas) returns {picture, timings}: an ImageBitmap, and durations in ms by their names
+//   paint(canvas) returns {picture, timings}: an ImageBitmap, and durations in ms by their names; an
+//                 Error with `canBeRepeated` says that there is no connection at the moment
 //   soon()        resolves when the next frame should be captured, a little before this one is back
-//   paintPhoto(file), where a photo can be painted in a better quality than a frame: a Blob
-// A page without a server brings another engine.js. At most two calls of paint overlap: one frame is
-// with the server, and the next one is encoded, so that it is sent when the picture is back.
+//   paintPhoto(file) returns a Blob: a photo in a better quality than a frame
+// `stylekernels export --format web` brings another engine.js. At most two calls of paint overlap: one
+// frame is with the server, and the next one is encoded, so that it is sent when the picture is back.
 
 const HEADER_BYTES = 32;
 const MAGIC = [...'SKF1'].map((letter) => letter.charCodeAt(0));
@@ -17,8 +24,10 @@ const PATIENCE_MS = 40_000;
 const MARGIN_MS = 2;
 const FRAME_QUALITY = 0.88;
 
-/** The connection ended or could not be made; it can be tried again. */
-export class ConnectionLost extends Error {}
+/** The connection ended or could not be made. */
+class ConnectionLost extends Error {
+  canBeRepeated = true;
+}
 
 /** Opens the engine. */
 export async function openEngine() {
@@ -28,6 +37,11 @@ export async function openEngine() {
 }
 
 class SocketEngine {
+  resolutions = [320, 480, 640, 960, 1280];
+  resolution = 640;
+  where = '';
+  cameraNote = 'Camera: pictures go only to the server that you opened.';
+  cameraNeeds = 'start the server with --tls';
   #socket = null;
   #number = 0;
   #waiting = null;

@@ -40,9 +40,9 @@ export class Meter {
     ));
   }
 
-  /** Say that there is no connection. */
-  lost() {
-    this.text.textContent = 'Not connected';
+  /** Say that nothing is painted. */
+  lost(text) {
+    this.text.textContent = text;
     this.element.className = 'meter lost';
   }
 }

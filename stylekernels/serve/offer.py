@@ -1,0 +1,39 @@
+"""What the page offers: its files, styles by name and title, and the photo of their previews."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PAGE = Path(__file__).resolve().parent / "page"
+
+#: The part of the sample photo that previews show: left, top, right, bottom, in pixels.
+_PREVIEW = 112, 0, 336, 224
+
+
+def offer(first: str, styles: Iterable[str], most_pixels: int) -> dict[str, Any]:
+    """Return the content of ``styles.json``.
+
+    Args:
+        first: name of the style that the page begins with.
+        styles: names of all styles.
+        most_pixels: of a frame.
+    """
+    return {
+        "first": first,
+        "most_pixels": most_pixels,
+        "styles": [{"name": name, "title": _title(name)} for name in styles],
+    }
+
+
+def preview_photo() -> np.ndarray:
+    """Return the photo that previews show, (H, W, 3) uint8, RGB."""
+    with Image.open(PAGE / "photo.jpg") as photo:
+        return np.array(photo.convert("RGB").crop(_PREVIEW))
+
+
+def _title(name: str) -> str:
+    """Return a style's name for people: ``the_scream`` is The scream."""
+    return name[:1].upper() + name[1:].replace("_", " ")
