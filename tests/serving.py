@@ -23,12 +23,12 @@ LOOPBACK = Access(LOOPBACK_NAMES)
 HEADER = struct.Struct("<4sIdffff")
 
 
-def make_styles(folder, count):
+def make_styles(folder, count, channels=(4, 6, 8)):
     """Write tiny styles whose pictures differ much; return their generators by name and path."""
     styles = {}
     for seed in range(count):
         torch.manual_seed(seed)
-        config = GeneratorConfig(channels=(4, 6, 8), residual_blocks=1, kernel_size=5)
+        config = GeneratorConfig(channels=channels, residual_blocks=1, kernel_size=5)
         generator = StyleGenerator(config).eval()
         with torch.no_grad():  # a tint of its own, and most values inside [0, 1]
             generator.to_rgb.weight.mul_(0.2)
