@@ -1,6 +1,7 @@
 """The exported page in a real browser: it paints by itself, with nothing but the folder."""
 
 import functools
+import json
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -46,6 +47,21 @@ PAINT_BY = """async (way) => {
   context.drawImage(result.picture, 0, 0);
   return Array.from(context.getImageData(0, 0, 64, 48).data);
 }"""
+
+
+# A worker that is told how fast each way is, and what goes wrong in it.
+WORKER = """
+const { msPerPixel, picture, problem } = WAYS[self.name];
+onmessage = ({ data: { number, action, values } }) => {
+  const paint = { picture: values?.frame, timings: {} };
+  const result = { open: null, time: { msPerPixel, picture }, keep: null, paint }[action];
+  postMessage(action === problem ? { number, error: 'no' } : { number, result });
+};
+"""
+GPU = """Object.defineProperty(navigator, 'gpu', {
+  value: { requestAdapter: async () => ({ info: { isFallbackAdapter: IS_IMITATED } }) },
+});"""
+FAST, SLOW = 1e-4, 1e-2  # ms a pixel
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -178,15 +194,16 @@ def test_it_says_where_it_paints_and_knows_no_server(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-def test_it_needs_its_host_only_once(page, host, styles):
-    page.wait_for_function(
-        "performance.now() > 0 && !document.getElementById('panel').inert"
-        " && document.images.length === 3"
-    )
-    page.wait_for_timeout(1000)  # style_1 is fetched while nobody waits for it
-    host.stop()
-    page.get_by_role("radio", name="Style 1").check()
-    wait_for(page, is_by(styles["style_1"]))
+def test_it_needs_its_host_only_once(browser, host, styles):
+    with watched_page(browser) as page:
+        with page.expect_event(
+            "requestfinished", lambda request: request.url.endswith("models/style_1.onnx")
+        ):
+            page.goto(host.address)
+        shows(page, "#speed", "painted in")
+        host.stop()
+        page.get_by_role("radio", name="Style 1").check()
+        wait_for(page, is_by(styles["style_1"]))
 
 
 def test_the_mixing_is_that_of_blend(page):
@@ -218,6 +235,36 @@ def test_settings_change_the_picture(page, styles):
         return np.abs(painted - expected.astype(int)).max() <= 2
 
     wait_for(page, is_mixed)
+
+
+@pytest.mark.parametrize(
+    ("webgpu", "imitated", "chosen", "resolution"),
+    [
+        ({"msPerPixel": FAST}, False, "WebGPU", "640"),
+        ({"msPerPixel": FAST}, True, "WebAssembly", "256"),
+        ({"msPerPixel": 2 * SLOW}, False, "WebAssembly", "256"),
+        ({"msPerPixel": FAST, "picture": [7, 9]}, False, "WebAssembly", "256"),
+        ({"msPerPixel": FAST, "problem": "open"}, False, "WebAssembly", "256"),
+        ({"msPerPixel": FAST, "problem": "time"}, False, "WebAssembly", "256"),
+    ],
+)
+def test_the_fastest_way_that_works_is_chosen(browser, host, webgpu, imitated, chosen, resolution):
+    ways = {
+        "wasm": {"msPerPixel": SLOW, "picture": [7, 8]},
+        "webgpu": {"picture": [7, 8], **webgpu},
+    }
+    with watched_page(browser) as page:
+        page.route(
+            "**/worker.js",
+            lambda route: route.fulfill(
+                body=WORKER.replace("WAYS", json.dumps(ways)), content_type="text/javascript"
+            ),
+        )
+        page.add_init_script(GPU.replace("IS_IMITATED", json.dumps(imitated)))
+        page.goto(host.address)
+        shows(page, "#speed", "painted in")
+        shows(page, "#where", f"in your browser, {chosen}")
+        assert page.get_by_role("combobox", name="Resolution").input_value() == resolution
 
 
 def test_webgpu_paints_the_same(page):
