@@ -146,7 +146,7 @@ def parse(argv: Sequence[str]) -> Any:
         "video": (Video, "Paint a video in a style, with its sound."),
         "webcam": (Webcam, "Paint a camera live, in a window or as a virtual camera."),
         "serve": (Serve, "Paint the camera, photos and videos in a page of the browser."),
-        "export": (Export, "Write a style for other programs: ONNX, or a package for C++."),
+        "export": (Export, "Write a style for other programs, or as a web page."),
         "train": (TrainConfig, "Train a new style from a painting and a folder of photos."),
         "evaluate": (Evaluate, "Measure a style: losses, likeness to the photo, stability."),
         "train-dcgan": (DcganConfig, "Train a network that makes pictures like those of a folder."),

@@ -5,8 +5,8 @@ const LUMA = [0.299, 0.587, 0.114];
 /**
  * Returns the mixture as RGBA, rounded to nearest.
  *
- * photo is RGBA, stylized RGB, a byte each. A strength of 0 gives the photo, 1 the stylised picture.
- * With preserveColors only its brightness is taken, and the photo's colours stay.
+ * photo is RGBA, stylized RGB, a byte each. A strength of 0 gives the photo, 1 the stylised
+ * picture. With preserveColors only its brightness is taken, and the photo's colours stay.
  */
 export function blend(photo, stylized, strength, preserveColors) {
   const mixed = new Uint8ClampedArray(photo.length); // rounds what is written to it

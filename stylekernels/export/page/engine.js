@@ -56,15 +56,20 @@ class BrowserEngine {
   }
 
   async paintPhoto(file) {
-    const { width, height } = await createImageBitmap(file);
+    const whole = await createImageBitmap(file);
+    const { width, height } = whole;
     const factor = Math.min(1, this.#photoSide / Math.max(width, height));
     const [resizeWidth, resizeHeight] = [width, height].map((side) => (
       Math.max(16, Math.round(side * factor))
     ));
-    const photo = await createImageBitmap(file, { resizeWidth, resizeHeight, resizeQuality: 'high' });
+    const photo = await createImageBitmap(whole, {
+      resizeWidth, resizeHeight, resizeQuality: 'high',
+    });
+    whole.close();
     const { picture } = await this.#send(photo);
     const canvas = new OffscreenCanvas(resizeWidth, resizeHeight);
     canvas.getContext('2d').drawImage(picture, 0, 0);
+    picture.close();
     return canvas.convertToBlob({ type: 'image/jpeg', quality: 0.95 });
   }
 
@@ -157,7 +162,7 @@ async function findFastest(style, say) {
 async function hasGpu() {
   try {
     const adapter = await navigator.gpu?.requestAdapter();
-    return Boolean(adapter) && !adapter.info.isFallbackAdapter;
+    return Boolean(adapter) && !adapter.info?.isFallbackAdapter;
   } catch {
     return false;
   }

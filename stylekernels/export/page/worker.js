@@ -71,9 +71,9 @@ const actions = {
     };
   },
 
-  /** Loads all styles, so that they can be chosen without a network later. */
-  async keep({ styles }) {
-    for (const style of styles) load(style).catch(() => {}); // tried again when it is chosen
+  /** Begins to load all styles, so that they can be chosen without a network later. */
+  keep({ styles }) {
+    loadAll(styles);
   },
 };
 
@@ -98,6 +98,12 @@ function load(style) {
     models.set(style, model);
   }
   return models.get(style);
+}
+
+async function loadAll(styles) {
+  for (const style of styles) {
+    await load(style).catch(() => {}); // tried again when it is chosen
+  }
 }
 
 async function download(style) {

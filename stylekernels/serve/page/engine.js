@@ -1,7 +1,7 @@
 // The engine that paints: here the server's, over a WebSocket.
 //
-// The page knows an engine by `openEngine(say)`, which may say what it is waiting for, and returns an
-// object with
+// The page knows an engine by `openEngine(say)`, which may say what it is waiting for, and returns
+// an object with
 //   styles        [{name, title, preview}]: preview is the address of a picture
 //   first         name of the style to begin with
 //   mostPixels    of a frame
@@ -11,12 +11,13 @@
 //   cameraNote    what becomes of the camera's pictures
 //   cameraNeeds   what to do where the browser gives no camera
 //   setStyle(name, {strength, preserveColors})
-//   paint(canvas) returns {picture, timings}: an ImageBitmap, and durations in ms by their names; an
-//                 Error with `canBeRepeated` says that there is no connection at the moment
+//   paint(canvas) returns {picture, timings}: an ImageBitmap, and durations in ms by their names;
+//                 an Error with `canBeRepeated` says that there is no connection at the moment
 //   soon()        resolves when the next frame should be captured, a little before this one is back
 //   paintPhoto(file) returns a Blob: a photo in a better quality than a frame
-// `stylekernels export --format web` brings another engine.js. At most two calls of paint overlap: one
-// frame is with the server, and the next one is encoded, so that it is sent when the picture is back.
+// `stylekernels export --format web` brings another engine.js. At most two calls of paint overlap:
+// one frame is with the server, and the next one is encoded, so that it is sent when the picture is
+// back.
 
 const HEADER_BYTES = 32;
 const MAGIC = [...'SKF1'].map((letter) => letter.charCodeAt(0));
