@@ -17,10 +17,8 @@ from stylekernels.models.styles import WEIGHTS, bundled_file, find_style
 from stylekernels.training import TrainConfig
 from stylekernels.training.data import read_image, resized, to_tensor
 
-# Styles with a painting among the test data. They learnt from all of it, at a longer side of 512
-# pixels, if no part of it and width is named here.
+# Styles with a painting among the test data.
 PAINTED = sorted({*bundled_styles()} - {"van_gogh"})
-LEARNT_FROM = {"wave": ((0, 44, 560, 508), 896)}
 # A style of the base, or one with a file of its own, has a card of the file's name.
 CARDS = sorted({find_style(name).path.stem for name in bundled_styles()})
 
@@ -32,11 +30,7 @@ def test_bundled_style_paints_a_photo_it_never_saw(name, data_dir):
     generator = StyleGenerator.from_pretrained(name)
     photos = sorted((data_dir / "photos" / "eval").glob("*.png"))[2::10]
     photos = [to_tensor(resized(read_image(p), 256))[None, :, :160, :160] for p in photos]
-    part, size = LEARNT_FROM.get(name, (None, 512))
-    painting = read_image(data_dir / "styles" / f"{name}.jpg").crop(part)
-    scale = size / max(painting.size)
-    painting = painting.resize([round(scale * side) for side in painting.size])
-    painting = to_tensor(painting)[None]
+    painting = to_tensor(resized(read_image(data_dir / "styles" / f"{name}.jpg"), 512))[None]
     features = load_features("mixed", data_dir / "backbones")
     config = TrainConfig(art=data_dir, photos=data_dir)
     loss = PerceptualLoss(features, [painting], **config.loss_weights())
@@ -70,16 +64,14 @@ def test_card_of_the_base_names_its_styles():
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_commands_in_a_card_are_those_of_today_or_say_whose(name):
+def test_commands_in_a_card_are_those_of_today(name):
     card = (WEIGHTS / f"{name}.md").read_text().replace("\\\n", " ")
-    if "These are the commands of an earlier version" in card:
-        return
-    (line,) = (
-        line.split(maxsplit=1)[1] for line in card.splitlines() if "stylekernels train" in line
-    )
-    config = parse(shlex.split(line))
+    commands = [line.strip() for line in card.splitlines() if "stylekernels train" in line]
+    configs = [parse(shlex.split(command)[1:]) for command in commands]
+    assert configs
+    assert configs[-1].output.stem == name
     if name == "base":
-        assert config.multi_style
-        return
-    assert config.art.stem == name
-    assert config.start in ("base", f"base:{name}")
+        assert all(config.multi_style for config in configs)
+    else:
+        assert configs[-1].art.stem == name
+        assert configs[-1].start in ("base", f"base:{name}")
