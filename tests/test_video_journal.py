@@ -7,12 +7,14 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 av = pytest.importorskip("av")
 
 from stylekernels.cli.main import main  # noqa: E402
 from stylekernels.inference import Stylizer  # noqa: E402
+from stylekernels.media.smoothing import SETTLED  # noqa: E402
 from stylekernels.media.video_journal import Journal  # noqa: E402
 from tests.clips import assert_near, make_clip, pictures, read_clip  # noqa: E402
 from tests.pictures import complaints, written  # noqa: E402
@@ -62,7 +64,7 @@ def command(style, output, *options):
     return ["video", "in.mp4", output, "-s", style, *options]
 
 
-def interrupt(monkeypatch, style, output, after=20):
+def interrupt(monkeypatch, style, output, *options, after=20):
     """Run the verb, and press Ctrl-C after some frames."""
     count = 0
 
@@ -75,7 +77,7 @@ def interrupt(monkeypatch, style, output, after=20):
 
     with monkeypatch.context() as patch:
         patch.setattr(Stylizer, "__call__", paint)
-        assert main(command(style, output)) == 130
+        assert main(command(style, output, *options)) == 130
 
 
 @pytest.mark.parametrize("output", ["out.mp4", "out.mkv", "out.ts", "out.webm"])
@@ -140,20 +142,99 @@ def test_what_does_not_fit_is_refused(style, monkeypatch, capsys):
     assert complaint(*command(style, "out.gif", "--resume")) == (
         "--resume: expected a video, got .gif, which is always painted anew"
     )
-    Path("out.mp4.resume").write_text("no database, but long enough to be looked at" * 99)
-    assert complaint(*command(style, "out.mp4", "--resume")).startswith("--resume: out.mp4.resume:")
-    interrupt(monkeypatch, style, "out.mp4")  # replaces it
+    journal, text = Path("out.mp4.resume"), "my own notes, long enough to be looked at" * 99
+    journal.write_text(text)
+    for options in ([], ["--resume"]):
+        assert complaint(*command(style, "out.mp4", *options)).endswith(
+            "pictures of the video are kept in that file while it is painted: move it away, or "
+            "choose another OUTPUT"
+        )
+    assert journal.read_text() == text
+    journal.write_text("")  # a process that was killed as it began
+    interrupt(monkeypatch, style, "out.mp4", "--quality", "30")
     capsys.readouterr()
-    assert complaint(*command(style, "out.mp4", "--resume", "--strength", "0.5")) == (
-        "--resume: out.mp4.resume was begun with another strength: 1.0; use that, or leave "
-        "--resume out to paint anew"
+    kept = journal.read_bytes()
+
+    def both(*options):
+        """Return how the frames found differ, as said without --resume and with it."""
+        said = [
+            complaint(*command(style, "out.mp4", *options, *last)) for last in ((), ("--resume",))
+        ]
+        for line, argument in zip(said, ("OUTPUT", "--resume"), strict=True):
+            assert line.startswith(f"{argument}: out.mp4.resume has ")
+            assert "; remove that file to paint anew" in line.replace(", or", ";")
+        (how,) = {line.partition(" were painted ")[2].partition(";")[0] for line in said}
+        return how
+
+    quality = ["--quality", "30"]
+    assert both(*quality, "--strength", "0.5") == "with --strength 1.0"
+    assert both(*quality, "--size", "32") == "without --size"
+    assert both(*quality, "--preserve-colors") == "without --preserve-colors"
+    assert both() == "with --quality 30"
+    assert complaint(*command(style, "out.mp4", *quality)).endswith(
+        "frames that were painted by this command before; add --resume to go on, or remove that "
+        "file to paint anew"
     )
-    assert complaint(*command(style, "out.mp4")).endswith(
-        "frames that this command painted before; add --resume to go on, or remove that file to "
-        "paint anew"
-    )
+    os.utime(style, (1, 1))
+    assert both(*quality) == "before the style's file changed"
+    os.utime("in.mp4", (1, 1))
+    assert both(*quality) == "before INPUT changed"
+    Path("in.mp4").rename("film.mp4")
+    Path("in.mp4").symlink_to("film.mp4")
+    assert both(*quality) == f"from {Path('in.mp4').absolute()}, another file than INPUT"
+    assert journal.read_bytes() == kept
+    journal.unlink()
     assert main(command(style, "out.mp4", "--strength", "0.5")) == 0
-    assert not Path("out.mp4.resume").exists()
+    assert not journal.exists()
+
+
+def test_the_input_is_not_taken_for_a_journal(clip, style, capsys):
+    film = clip.rename("film.mp4.resume").read_bytes()
+    assert main(["video", "film.mp4.resume", "film.mp4", "-s", style]) == 2
+    assert complaints(capsys)[-1] == (
+        "OUTPUT: film.mp4.resume: the result would replace this file, which is one of the inputs; "
+        "choose another path"
+    )
+    assert Path("film.mp4.resume").read_bytes() == film
+
+
+def test_another_style_under_the_same_name_is_noticed(clip, style, painted, monkeypatch, capsys):
+    interrupt(monkeypatch, style, "out.mp4")
+    before = Path(style).stat()
+    Path(style).write_bytes(Path(style).read_bytes())  # as long, and with the same contents
+    os.utime(style, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000_000))
+    del painted[:]
+    assert main(command(style, "out.mp4", "--resume")) == 2
+    assert "before the style's file changed" in complaints(capsys)[-1]
+    assert not painted
+
+
+def test_smoothing_goes_on_without_a_jump(folder, style, monkeypatch):
+    """The style paints frames darker or lighter at random; the video itself hardly changes."""
+    pytest.importorskip("cv2")
+    levels = np.random.default_rng(0).integers(0, 2, 80) * 6 + 100
+    make_clip(folder / "in.mp4", frames=[np.full((48, 64, 3), n, np.uint8) for n in levels])
+    calls = []
+
+    def paint(self, frame):
+        calls.append(frame)
+        if len(calls) == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        return np.full_like(frame, 180 if frame.mean() > 103 else 80)
+
+    monkeypatch.setattr(Stylizer, "__call__", paint)
+    stop = None
+    assert main(command(style, "whole.mp4", "--smooth", "still")) == 0
+    calls, stop = [], 40
+    assert main(command(style, "out.mp4", "--smooth", "still")) == 130
+    done = len(read_clip("out.mp4").frames)
+    calls, stop = [], None
+    assert main(command(style, "out.mp4", "--smooth", "still", "--resume")) == 0
+    whole, after = (read_clip(name).rgb for name in ("whole.mp4", "out.mp4"))
+    assert done > 30
+    for now, then in zip(after, whole, strict=True):
+        assert_near(now, then, 5)
+    assert len(calls) == 80 - done + SETTLED
 
 
 def packet(number, is_keyframe=False):
@@ -169,6 +250,8 @@ def test_groups_are_kept_whole(tmp_path):
     for number in range(7):
         journal.add(packet(number, number % 3 == 0))
     journal.close()
+    with pytest.raises(FileExistsError):
+        Journal(path, {"style": "udnie"})
     again = Journal(path)
     assert (again.settings, again.count) == ({"style": "ink"}, 6)
     found = list(again.packets(Fraction(1, 25)))

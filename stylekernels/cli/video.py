@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -24,7 +24,7 @@ from stylekernels.cli.terminal import (
 )
 from stylekernels.files import write_whole
 from stylekernels.media.outputs import check_file, check_inputs_are_kept
-from stylekernels.media.smoothing import Smooth, Smoother
+from stylekernels.media.smoothing import SETTLED, Smooth, Smoother
 from stylekernels.media.video_formats import VideoError, VideoFormat, video_format
 
 if TYPE_CHECKING:
@@ -34,6 +34,19 @@ if TYPE_CHECKING:
     from stylekernels.media.video_journal import Journal
     from stylekernels.media.video_sink import VideoSink
     from stylekernels.media.video_source import VideoSource
+
+# Options on which the encoded pictures depend.
+_SETTINGS = (
+    "style",
+    "size",
+    "strength",
+    "preserve_colors",
+    "smooth",
+    "start",
+    "duration",
+    "every",
+    "quality",
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -89,8 +102,10 @@ class Video:
         form = self._check()
         weights = find_style(self.style)
         with refusing("OUTPUT: "):
-            check_file(self.output)
-            check_inputs_are_kept([self.output], [self.input, weights])
+            outputs = [self.output] if form.name == "gif" else [self.output, self._journal_path]
+            for path in outputs:
+                check_file(path)
+            check_inputs_are_kept(outputs, [self.input, weights])
         try:
             from stylekernels.media.video_source import VideoSource
 
@@ -102,7 +117,7 @@ class Video:
                 every=self.every,
             ) as source:
                 stylizer = open_style(self.style, self.device)
-                journal = self._open_journal(form)
+                journal = self._open_journal(form, weights)
                 with contextlib.closing(journal) if journal else contextlib.nullcontext():
                     return self._convert(source, form, stylizer, journal)
         except VideoError as error:
@@ -139,41 +154,59 @@ class Video:
             )
         return form
 
-    def _open_journal(self, form: VideoFormat) -> "Journal | None":
+    @property
+    def _journal_path(self) -> Path:
+        return self.output.with_name(self.output.name + ".resume")
+
+    def _open_journal(self, form: VideoFormat, weights: Path) -> "Journal | None":
         """Open the journal of this command's earlier run, or begin one."""
         if form.name == "gif":
             return None
         from stylekernels.media.video_journal import Journal
 
-        path = self.output.with_name(self.output.name + ".resume")
-        stat = self.input.stat()
-        settings = {"input": [str(self.input.resolve()), stat.st_size, stat.st_mtime]}
-        for name in ("style", "size", "strength", "preserve_colors", "smooth", "start"):
-            settings[name] = getattr(self, name)
-        for name in ("duration", "every", "quality"):
-            settings[name] = getattr(self, name)
+        path = self._journal_path
+        settings = {"input": _identity(self.input), "weights": _identity(weights)}
+        settings |= {name: getattr(self, name) for name in _SETTINGS}
         try:
-            found = Journal(path) if path.is_file() or self.resume else None
+            begun = path.exists() and path.stat().st_size > 0
+            found = Journal(path) if begun or self.resume else None
+        except FileNotFoundError as error:
+            raise Refused(f"--resume: {error}; leave --resume out to paint anew") from error
         except OSError as error:
-            if self.resume:
-                raise Refused(f"--resume: {error}; leave --resume out to paint anew") from error
-            found = None
-        if found is not None and found.settings == settings:
-            if self.resume:
-                return found
-            if found.count:
-                raise Refused(
-                    f"OUTPUT: {path} has {found.count} frames that this command painted before; "
-                    "add --resume to go on, or remove that file to paint anew"
-                )
-        if self.resume:
-            changed = [name for name in settings if found.settings.get(name) != settings[name]]
             raise Refused(
-                f"--resume: {path} was begun with another {changed[0]}: "
-                f"{found.settings.get(changed[0])}; use that, or leave --resume out to paint anew"
-            )
+                f"OUTPUT: {error}; pictures of the video are kept in that file while it is "
+                "painted: move it away, or choose another OUTPUT"
+            ) from error
+        if found is not None:
+            if self.resume and found.settings == settings:
+                return found
+            found.close()  # without frames this deletes it
+            if found.count:
+                raise Refused(self._why_it_stays(found, settings))
+            if self.resume:
+                raise Refused(f"--resume: {path} has no frames yet; leave --resume out")
         with refusing("OUTPUT: "):
             return Journal(path, settings)
+
+    def _why_it_stays(self, found: "Journal", settings: dict[str, Any]) -> str:
+        """Say why the frames of a journal are neither used nor replaced, and both ways out."""
+        argument = "--resume" if self.resume else "OUTPUT"
+        there = f"{argument}: {found.path} has {found.count} frames that were painted"
+        anew = "remove that file to paint anew" + (", without --resume" if self.resume else "")
+        if found.settings == settings:
+            return f"{there} by this command before; add --resume to go on, or {anew}"
+        name = next(name for name in settings if found.settings.get(name) != settings[name])
+        value = found.settings.get(name)
+        if name in ("input", "weights"):
+            file = "INPUT" if name == "input" else "the style's file"
+            if value and value[0] != settings[name][0]:
+                return f"{there} from {value[0]}, another file than {file}; {anew}"
+            return f"{there} before {file} changed; {anew}"
+        option = "--" + name.replace("_", "-")
+        how = f"with {option} {value}"
+        if value is None or isinstance(value, bool):
+            how = f"with {option}" if value else f"without {option}"
+        return f"{there} {how}; go on like that, with --resume, or {anew}"
 
     def _convert(
         self,
@@ -287,12 +320,15 @@ class Video:
         from stylekernels.inference import blend
 
         stylize: Callable[[np.ndarray], np.ndarray] = stylizer
+        first = painted
         if self.smooth != "none":
             stylize = Smoother(stylizer, self.smooth)
+            # The last of the painted frames only settle the Smoother: the sink has them already.
+            first = painted - SETTLED
         numbers = itertools.count()
 
         def paint(frame: "np.ndarray") -> "np.ndarray":
-            if next(numbers) < painted:
+            if next(numbers) < first:
                 return frame
             return blend(
                 frame,
@@ -302,3 +338,9 @@ class Video:
             )
 
         return paint
+
+
+def _identity(path: Path) -> list[str | float]:
+    """Return values that change with a file: path, size and time of its last change."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime]

@@ -10,6 +10,8 @@ Smooth = Literal["none", "still", "motion"]
 # The most that is kept of the picture before. A change of a frame shows after one frame by a
 # fifth, after ten by nine tenths.
 _KEPT = 0.8
+#: Frames after which pictures hardly depend on where a Smoother began: less than 2 %.
+SETTLED = 18
 # Differences of two frames in levels of 255: up to the first, noise and compression; from the
 # second on, another thing. Flow brings together what is the same, not quite exactly.
 _SAME, _OTHER = {"still": 8, "motion": 12}, {"still": 24, "motion": 36}

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import av
 
-_TABLES = """
-CREATE TABLE settings (text TEXT);
-CREATE TABLE packets (pts INTEGER, dts INTEGER, duration INTEGER, is_keyframe INTEGER, data BLOB);
-"""
+_SETTINGS = "CREATE TABLE settings (text TEXT)"
+_PACKETS = (
+    "CREATE TABLE packets"
+    " (pts INTEGER, dts INTEGER, duration INTEGER, is_keyframe INTEGER, data BLOB)"
+)
 
 
 class Journal:
@@ -26,9 +27,8 @@ class Journal:
     be decoded without those before. If the process is killed, the journal has all complete groups.
 
     Args:
-        path: the database. Without ``settings`` it must exist.
-        settings: what the pictures depend on, plain values, of a journal to be begun; one that
-            exists is replaced.
+        path: the database. Without ``settings`` it must exist, with them it must be new or empty.
+        settings: what the pictures depend on, plain values, of a journal to be begun.
 
     Attributes:
         path: as given.
@@ -37,25 +37,32 @@ class Journal:
 
     Raises:
         OSError: if the file cannot be read or written, or is no journal.
+        FileExistsError: if a journal is to be begun where there is another file.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, object] | None = None) -> None:
         self.path, self._finished = path, False
         if settings is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
+            if path.exists() and path.stat().st_size:
+                raise FileExistsError(f"{path}: expected no file here, found one")
         elif not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         with self._failing():
             # The sink writes in a thread of its own.
             self._database = sqlite3.connect(path, check_same_thread=False)
+        with contextlib.ExitStack() as undo, self._failing():
+            undo.callback(self._database.close)
             if settings is not None:
-                self._database.executescript(_TABLES)
+                self._database.execute("BEGIN")  # a process that is killed here leaves no half
+                self._database.execute(_SETTINGS)
+                self._database.execute(_PACKETS)
                 self._database.execute("INSERT INTO settings VALUES (?)", [json.dumps(settings)])
                 self._database.commit()
             (text,) = self._database.execute("SELECT text FROM settings").fetchone()
             self.settings: dict[str, object] = json.loads(text)
             (self.count,) = self._database.execute("SELECT count(*) FROM packets").fetchone()
+            undo.pop_all()
 
     def packets(self, time_base: Fraction) -> Iterator[av.Packet]:
         """Yield the packets with which it was opened, in the encoder's order.
