@@ -1,5 +1,6 @@
 """The command line's verb for the page in the browser."""
 
+import ipaddress
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ pytest.importorskip("aiohttp")
 
 from stylekernels.cli.main import main
 from stylekernels.cli.serve import Serve
+from stylekernels.cli.styles import style_title
 from stylekernels.models import bundled_styles
 from stylekernels.serve import addresses
 from tests.pictures import complaints
@@ -82,6 +84,21 @@ def test_own_styles_come_first(folder, style):
     assert set(bundled_styles()) < set(styles)
 
 
+def test_names_of_files_and_of_mixtures(folder, style):
+    file = Path("my,own.pt/two.parts.safetensors")
+    file.parent.mkdir()
+    file.write_bytes(Path(style).read_bytes())
+    for source, name in {
+        f"{file}": "two.parts",
+        f"{file}:wave": "two.parts:wave",
+        f"{file}:wave:0.3,a/b:0.7": "two.parts:wave:0.3,a/b:0.7",
+        "udnie": "udnie",
+        "wave:0.3,udnie:0.7": "wave:0.3,udnie:0.7",
+    }.items():
+        assert next(iter(Serve(style=(source,))._styles())) == name
+    assert style_title("wave:0.3,starry_night:0.7") == "wave:0.3,starry night:0.7"
+
+
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [
@@ -104,6 +121,9 @@ def test_addresses_of_the_page():
     assert addresses.url("https", "10.0.0.2", 1, "secret-1") == "https://10.0.0.2:1/?token=secret-1"
     assert addresses.shown_host("10.0.0.2") == "10.0.0.2"
     assert addresses.shown_host("0.0.0.0") != "0.0.0.0"
+    for host, version in (("0.0.0.0", 4), ("::", 6), ("0::0", 6)):
+        shown = ipaddress.ip_address(addresses.shown_host(host))
+        assert (shown.version, shown.is_unspecified) == (version, False)
 
 
 # ---- as a process ------------------------------------------------------------------------------

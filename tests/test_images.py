@@ -275,6 +275,32 @@ def test_what_is_no_picture_is_refused(tmp_path):
             read_photo(tmp_path / name)
 
 
+def test_no_interpreter_runs_a_picture(tmp_path, monkeypatch):
+    """Pillow would have Ghostscript run an EPS file, whatever its extension."""
+
+    def run(*arguments, **options):
+        raise AssertionError("Ghostscript was called")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", run)
+    for name in ("drawing.eps", "photo.jpg"):
+        Image.fromarray(ramp()).save(tmp_path / name, "EPS")
+    with pytest.raises(
+        PhotoError, match=r"photo\.jpg: not a picture in a format that can be read$"
+    ):
+        read_photo(tmp_path / "photo.jpg")
+    with pytest.raises(PhotoError, match=r"EPS is not supported, export the picture as PNG$"):
+        read_photo(tmp_path / "drawing.eps")
+
+
+def test_only_the_formats_asked_for_are_read(tmp_path):
+    for form in ("PPM", "PNG"):
+        Image.fromarray(ramp()).save(tmp_path / form, form)
+    read_photo(tmp_path / "PPM")
+    read_photo(tmp_path / "PNG", formats=("PNG",))
+    with pytest.raises(PhotoError, match=r"not a picture in a format that can be read$"):
+        read_photo(tmp_path / "PPM", formats=("PNG",))
+
+
 def test_animations_are_refused(tmp_path):
     frames = [Image.fromarray(ramp() // n) for n in (1, 2, 3)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])

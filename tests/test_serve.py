@@ -134,10 +134,14 @@ def test_sizes_beyond_the_memory_for_prepared_ones_are_painted_too(styles, monke
 # ---- frames and looks that are refused ---------------------------------------------------------
 
 
-def png(rgb):
+def encoded(rgb, form):
     file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "PNG")
+    Image.fromarray(rgb).save(file, form)
     return file.getvalue()
+
+
+def png(rgb):
+    return encoded(rgb, "PNG")
 
 
 GOOD = frame_message(picture(48, 64))[0]
@@ -259,6 +263,25 @@ def test_a_client_that_is_silent_loses_its_place(styles):
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("kind", ["ping", "look"])
+def test_a_client_without_frames_loses_its_place_whatever_else_it_sends(styles, kind):
+    async def check():
+        served = serving(styles, idle_seconds=1)
+        async with served as client, client.ws_connect("/live", autoclose=False) as socket:
+            await paint(socket)
+            for _ in range(200):
+                if not len(client.clients):
+                    break
+                await (socket.ping() if kind == "ping" else send_look(socket, "style_1"))
+                await asyncio.sleep(0.1)
+            assert not len(client.clients)
+            message = await socket.receive(timeout=30)
+            assert (message.type, message.data) == (WSMsgType.CLOSE, WSCloseCode.OK)
+            assert message.extra == "no frame for a while"
+
+    asyncio.run(check())
+
+
 def test_a_client_that_reads_no_picture_loses_its_place(styles, monkeypatch):
     """It sends frames and never reads: the server waits for a while, and holds one picture."""
     monkeypatch.setattr(Painter, "paint", lambda self, rgb, look: rgb)
@@ -351,6 +374,42 @@ def test_an_uploaded_photo_is_painted_in_its_own_size(styles):
     asyncio.run(check())
 
 
+@pytest.mark.parametrize("form", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_photos_of_browsers_and_phones_are_painted(styles, form):
+    async def check():
+        async with serving(styles) as client:
+            answer = await upload(client, encoded(picture(40, 60), form))
+            assert pixels(await answer.read()).shape == (40, 60, 3)
+
+    asyncio.run(check())
+
+
+def test_a_photo_that_stalls_keeps_no_other_waiting(styles):
+    async def check():
+        async with serving(styles, seconds=20, uploads=2) as client:
+            released = asyncio.Event()
+
+            async def stalled():
+                data = png(picture())
+                yield data[:100]
+                await released.wait()
+                yield data[100:]
+
+            tasks = [asyncio.create_task(upload(client, stalled()))]
+            await asyncio.sleep(0.2)
+            assert (await upload(client, png(picture()))).status == 200
+            tasks.append(asyncio.create_task(upload(client, stalled())))
+            await asyncio.sleep(0.2)
+            answer = await upload(client, png(picture()))
+            text = "photo: 2 others are on their way; try again later"
+            assert (answer.status, await answer.text()) == (503, text)
+            released.set()
+            assert [(await task).status for task in tasks] == [200, 200]
+            assert (await upload(client, png(picture()))).status == 200
+
+    asyncio.run(check())
+
+
 def test_a_large_photo_is_scaled_down(styles):
     async def check():
         async with serving(styles, upload_side=64) as client:
@@ -373,6 +432,8 @@ async def in_parts(data):
         ("parts", None, 413, "photo: expected a file of at most 2 MiB, got more"),
         (b"", None, 400, "photo: not a picture"),
         (b"hello", None, 400, "photo: not a picture"),
+        (encoded(picture(), "EPS"), None, 400, "photo: not a picture in a format that can be read"),
+        (encoded(picture(), "PPM"), None, 400, "photo: not a picture in a format that can be read"),
         (png(picture())[:500], None, 400, "photo: cut short"),
         (png(picture(101, 100)), None, 400, "photo: expected at most 0.01 megapixels, got 100x101"),
         (png(picture(8, 8)), None, 400, "photo: expected at least 16 pixels on each side"),
@@ -439,6 +500,28 @@ def test_each_style_has_a_preview_painted_once(styles, monkeypatch):
                 404,
                 "style: expected a style on offer, got 'other'",
             )
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("weights: damaged"), 503), (MemoryError(), 503), (KeyError("x"), 500)],
+)
+def test_a_preview_that_failed_is_painted_when_it_is_wanted_again(
+    styles, monkeypatch, error, status
+):
+    def fail(self, rgb, look):
+        raise error
+
+    async def check():
+        async with serving(styles) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(Painter, "paint", fail)
+                calls = (client.get("/previews/style_0.jpg") for _ in range(2))
+                answers = await asyncio.gather(*calls)
+                assert [answer.status for answer in answers] == [status, status]
+            assert (await client.get("/previews/style_0.jpg")).status == 200
 
     asyncio.run(check())
 

@@ -13,7 +13,7 @@ from stylekernels.serve.app import make_app  # noqa: E402
 from stylekernels.serve.certificate import own_certificate, self_signed  # noqa: E402
 from stylekernels.serve.painter import Painter  # noqa: E402
 from tests.pictures import picture  # noqa: E402
-from tests.serving import frame_message, make_styles, serving  # noqa: E402
+from tests.serving import LOOPBACK, frame_message, make_styles, serving  # noqa: E402
 
 TOKEN = "correct-horse"
 LOCKED = Access(token=TOKEN)
@@ -106,8 +106,52 @@ def test_the_right_token_becomes_a_cookie(styles):
             assert (answer.status, answer.headers["Location"]) == (302, "/")
             (cookie,) = answer.cookies.values()
             assert (cookie.value, cookie["httponly"], cookie["samesite"]) == (TOKEN, True, "Lax")
+            assert cookie.key == f"stylekernels-token-{client.port}"
             assert (await client.get("/")).status == 200  # with the cookie
             await paints(client)
+
+    asyncio.run(check())
+
+
+def test_two_servers_of_a_host_keep_their_own_tokens(styles):
+    """A browser sends the cookies of both to either."""
+
+    async def check():
+        other = Access(token="other-token")
+        async with serving(styles, LOCKED) as first, serving(styles, other) as second:
+            cookies = {}
+            for client, token in ((first, TOKEN), (second, "other-token")):
+                answer = await client.get("/", params={"token": token}, allow_redirects=False)
+                cookies |= {name: cookie.value for name, cookie in answer.cookies.items()}
+            sent = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
+            for client in (first, second):
+                client.session.cookie_jar.clear()
+                assert (await client.get("/", headers=sent)).status == 200
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: stylekernels-token=\xff\xfe",
+        b"GET /?token=%FF%FE HTTP/1.1\r\nHost: localhost",
+        b"GET /?token=%ED%A0%80 HTTP/1.1\r\nHost: localhost",
+        b"GET / HTTP/1.1\r\nHost: \xff\xfe@localhost",
+        b"POST /paint HTTP/1.1\r\nHost: localhost\r\nOrigin: http://\xff\xfe",
+        b"POST /paint HTTP/1.1\r\nHost: \xff\xfe@localhost\r\nOrigin: http://other",
+    ],
+)
+@pytest.mark.parametrize("access", [LOCKED, LOOPBACK], ids=["token", "loopback"])
+def test_bytes_that_are_no_text_are_refused(styles, access, line):
+    async def check():
+        async with serving(styles, access) as client:
+            reader, writer = await asyncio.open_connection(client.host, client.port)
+            writer.write(line + b"\r\nConnection: close\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), 30)
+            writer.close()
+            allowed = access is LOOPBACK and line.startswith(b"GET") and b"@" not in line
+            assert int(answer.split()[1]) in ((200,) if allowed else (400, 403)), answer[:500]
 
     asyncio.run(check())
 

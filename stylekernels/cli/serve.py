@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Annotated
 
 from stylekernels.cli.options import option
-from stylekernels.cli.styles import find_style, open_style
+from stylekernels.cli.styles import find_style, open_style, style_name
 from stylekernels.cli.terminal import DONE, Refused, complain, refusing, say
 from stylekernels.models.styles import bundled_styles
 from stylekernels.serve.addresses import LOOPBACK_NAMES, is_loopback, shown_host, url
 
 _TOKEN = re.compile(r"[A-Za-z0-9._-]{8,}")  # stays as it is in an address and in a cookie
-_SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -131,9 +130,7 @@ class Serve:
         styles: dict[str, str] = {}
         for source in self.style:
             find_style(source)
-            name = Path(source).name
-            for suffix in _SUFFIXES:
-                name = name.replace(suffix, "")
+            name = style_name(source)
             if name in styles:
                 raise Refused(f"--style: expected different names, got {name} twice")
             styles[name] = source

@@ -1,11 +1,13 @@
 """Styles of the command line: finding them, and opening them on a device."""
 
+import functools
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stylekernels.cli.terminal import Refused, refusing
-from stylekernels.models.styles import style_file
+from stylekernels.models.styles import WEIGHTS, style_file
+from stylekernels.models.styles import find_style as find_source
 
 if TYPE_CHECKING:
     from stylekernels.inference import Stylizer
@@ -38,9 +40,20 @@ def open_generator(style: str, argument: str = "--style") -> "StyleGenerator":
         raise Refused(f"{argument}: {error}") from error
 
 
+@functools.cache
+def style_name(style: str) -> str:
+    """Return the name of a style that exists: of a file its own, without folder and extension, with
+    the styles that are mixed from it."""
+    found = find_source(style)
+    if found.path.parent == WEIGHTS:
+        return style
+    shares = [name if share == 1 else f"{name}:{share:g}" for name, share in found.shares.items()]
+    return ":".join([found.path.stem, *([",".join(shares)] if shares else [])])
+
+
 def style_title(style: str) -> str:
-    """Return the name of a style as people write it, of a file its name."""
-    return Path(style).stem.replace("_", " ")
+    """Return the name of a style that exists as people write it."""
+    return style_name(style).replace("_", " ")
 
 
 def open_style(style: str, device: str | None, **options: Any) -> "Stylizer":

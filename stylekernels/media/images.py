@@ -1,7 +1,8 @@
 """Reading and writing of photo files: pixels for a network, and the metadata of the file.
 
-Everything that Pillow can read becomes 8-bit RGB, upright: 16-bit, grey, palette, 1-bit and CMYK
-pictures are converted. Alpha, the ICC profile and EXIF are kept beside the pixels and written back.
+Everything that Pillow can read but EPS becomes 8-bit RGB, upright: 16-bit, grey, palette, 1-bit and
+CMYK pictures are converted. Alpha, the ICC profile and EXIF are kept beside the pixels and written
+back.
 Pixels stay in the photo's own colour space; ``to_srgb`` and ``from_srgb`` convert them for a
 network, which works in sRGB.
 """
@@ -10,7 +11,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,17 +91,38 @@ class Photo:
         return rgb if self.profile is None else colors.from_srgb(rgb, self.profile)
 
 
+def open_image(path: Path, formats: Collection[str] | None = None) -> Image.Image:
+    """Open a picture file with Pillow, which decodes it later.
+
+    Args:
+        formats: Pillow's names of those that may be read; by default all but EPS, which is a
+            program: Pillow has Ghostscript run it.
+
+    Raises:
+        UnidentifiedImageError: for other formats.
+    """
+    Image.init()
+    names = [name for name in Image.OPEN if name != "EPS" and (formats is None or name in formats)]
+    return Image.open(path, formats=names)
+
+
 def read_photo(
-    path: str | os.PathLike, size: int | None = None, *, any_size: bool = False
+    path: str | os.PathLike,
+    size: int | None = None,
+    *,
+    any_size: bool = False,
+    formats: Collection[str] | None = None,
 ) -> Photo:
     """Read a picture file.
 
     Args:
-        path: a still picture that Pillow can read. Its content decides, not its extension.
+        path: a still picture that Pillow can read, but no EPS. Its content decides, not its
+            extension.
         size: scale the picture down to this length of the longer side, in pixels (Lanczos). A
             smaller picture keeps its size.
         any_size: also read pictures larger than Pillow's limit against decompression bombs, small
             files that unpack to pictures larger than memory.
+        formats: as for `open_image`.
 
     Raises:
         TooManyPixels: if the picture is larger than that limit.
@@ -113,7 +135,7 @@ def read_photo(
     if path.exists() and not path.is_file():  # reading a pipe could block forever
         raise PhotoError(f"{path}: expected a picture, got a device or a pipe")
     limit = _PIXEL_LIMIT.lifted if any_size else contextlib.nullcontext()
-    with limit, _decoding(path), Image.open(path) as image:
+    with limit, _decoding(path), open_image(path, formats) as image:
         # Pillow does not check while another thread has lifted the limit.
         if not any_size and image.width * image.height > _PIXEL_LIMIT.most():
             raise Image.DecompressionBombError
@@ -264,6 +286,8 @@ def _decoding(path: Path) -> Iterator[None]:
         hint = ""
         if path.suffix.lower() in (".heic", ".heif"):
             hint = "; HEIC is not supported, export the photo as JPEG"
+        if path.suffix.lower() in (".eps", ".ps"):
+            hint = "; EPS is not supported, export the picture as PNG"
         raise PhotoError(f"{path}: not a picture in a format that can be read{hint}") from error
     except Image.DecompressionBombError as error:
         limit = f"{_PIXEL_LIMIT.most() // 1_000_000:.0f} megapixels"

@@ -1,13 +1,13 @@
 """Who may use the server: names of the host, the token, and origins of pages."""
 
 import hmac
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-_COOKIE = "stylekernels-token"
 #: The page loads nothing from elsewhere, and no other page may show it inside of itself.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; media-src 'self' blob:; "
@@ -52,16 +52,23 @@ class Access:
             # The cookie takes the token's place, so that it does not stay in the address.
             answer = web.HTTPFound("/")
             answer.set_cookie(
-                _COOKIE, self.token, httponly=True, secure=request.secure, samesite="Lax", path="/"
+                _cookie(request),
+                self.token,
+                httponly=True,
+                secure=request.secure,
+                samesite="Lax",
+                path="/",
             )
             raise answer
-        if not self._is_token(request.cookies.get(_COOKIE)):
+        if not self._is_token(request.cookies.get(_cookie(request))):
             raise web.HTTPForbidden(
                 text="token: expected the server's own; open the address that it printed"
             )
         return await handler(request)
 
     def _check_host(self, request: web.Request) -> None:
+        if not request.host.isascii():
+            raise web.HTTPForbidden(text=f"Host: expected ASCII, got {request.host[:80]!r}")
         try:
             name = urlsplit(f"//{request.host}").hostname
         except ValueError:  # such as an unclosed bracket
@@ -81,7 +88,17 @@ class Access:
             )
 
     def _is_token(self, text: str | None) -> bool:
-        return text is not None and hmac.compare_digest(text.encode(), self.token.encode())
+        # Bytes of a header that are not UTF-8 have become surrogates.
+        return text is not None and hmac.compare_digest(
+            text.encode(errors="surrogatepass"), self.token.encode()
+        )
+
+
+def _cookie(request: web.Request) -> str:
+    """Return the cookie's name. It has the port, because browsers send a cookie to all servers of a
+    host, on whichever port."""
+    port = re.search(r":(\d+)$", request.host)
+    return "stylekernels-token" + (f"-{port[1]}" if port else "")
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:

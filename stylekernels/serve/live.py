@@ -69,9 +69,13 @@ class LiveClients:
 
     async def _converse(self, socket: web.WebSocketResponse) -> None:
         look = Look(self._first)
+        frame_until = time.monotonic() + self._limits.idle_seconds
         while True:
             try:
-                message = await socket.receive(timeout=self._limits.idle_seconds)
+                # Not receive(timeout=...), which begins anew with each ping.
+                message = await asyncio.wait_for(
+                    socket.receive(), max(0, frame_until - time.monotonic())
+                )
             except asyncio.TimeoutError:
                 await socket.close(message=b"no frame for a while")
                 return
@@ -82,6 +86,7 @@ class LiveClients:
                     await self._send(socket, json.dumps({"error": str(error)}))
             elif message.type == WSMsgType.BINARY:
                 await self._send(socket, await self._answer(message, look))
+                frame_until = time.monotonic() + self._limits.idle_seconds
             else:
                 return
 
