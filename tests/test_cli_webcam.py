@@ -23,11 +23,12 @@ PATTERN = ["webcam", "--camera", "pattern", "--size", "640x480"]
 
 
 class FakeWindow:
-    """A window whose user presses keys, a number of pictures after one another, and then closes it.
-    It keeps what it showed."""
+    """A window whose user presses keys, a number of pictures after one another, and then closes it,
+    at once or 200 pictures later. It keeps what it showed."""
 
     keys: tuple[str, ...] = ()
     pictures = 3
+    closes_at_once = True
 
     def __init__(self, title):
         FakeWindow.last = self
@@ -48,6 +49,8 @@ class FakeWindow:
 
     @property
     def is_open(self):
+        if not self.closes_at_once and len(self.shown) < 200:
+            return True
         return bool(self.pressed) or self._waiting > 0
 
     def toggle_full_screen(self):
@@ -105,10 +108,15 @@ def test_a_mirror_of_the_camera_until_q(screen, overlays, still, style, monkeypa
     assert overlays[-1].notice == "h shows the keys"
 
 
-@pytest.mark.parametrize("key", ["\x1b", "Q", "close"])
-def test_other_ways_to_quit(screen, overlays, still, style, monkeypatch, key):
-    """The window is closed after the last key, here one that does nothing."""
-    assert len(press(screen, monkeypatch, "x" if key == "close" else key, style=style).shown) < 50
+@pytest.mark.parametrize("key", ["\x1b", "q", "Q"])
+def test_keys_that_quit(screen, overlays, still, style, monkeypatch, key):
+    monkeypatch.setattr(screen, "closes_at_once", False)
+    assert len(press(screen, monkeypatch, key, style=style).shown) < 100
+
+
+def test_closing_the_window_quits(screen, overlays, still, style, monkeypatch):
+    """The last key does nothing."""
+    assert len(press(screen, monkeypatch, "x", style=style).shown) < 100
 
 
 @pytest.mark.parametrize(
@@ -192,6 +200,30 @@ def test_a_screenshot_and_a_recording(screen, overlays, still, style, monkeypatc
     assert any(overlay.notice == f"saved {screenshots[0]}" for overlay in overlays)
 
 
+def test_a_recording_without_pictures_is_not_said_to_be_saved(
+    screen, overlays, style, monkeypatch, capsys, folder
+):
+    pytest.importorskip("av")
+
+    def nothing(self):
+        self._closed.wait()
+        yield from ()
+
+    monkeypatch.setattr(PatternSource, "__iter__", nothing)
+    press(screen, monkeypatch, "r", "r", "x", "r", "q", style=style)
+    assert "no recording: no picture came" in {overlay.notice for overlay in overlays}
+    assert capsys.readouterr().out == ""
+    assert not [*folder.glob("*.mp4")]
+
+
+def test_two_recordings_of_a_second_are_two_files(folder):
+    first = live_view._new_file(".mp4")
+    names = {first}
+    for _ in range(9):
+        names.add(live_view._new_file(".mp4", names))
+    assert len(names) == 10
+
+
 def test_a_recording_keeps_the_times_of_its_pictures(tmp_path):
     pytest.importorskip("av")
     from fractions import Fraction
@@ -214,7 +246,7 @@ def test_what_cannot_be_written_is_said_in_the_window(
     screen, overlays, still, style, monkeypatch, folder
 ):
     (folder / "file").touch()
-    monkeypatch.setattr(live_view, "_new_file", lambda suffix: folder / "file" / f"a{suffix}")
+    monkeypatch.setattr(live_view, "_new_file", lambda suffix, *_: folder / "file" / f"a{suffix}")
     press(screen, monkeypatch, "s", "r", "x", "x", "q", style=style)
     notices = {overlay.notice for overlay in overlays}
     assert any(notice.startswith("no screenshot: ") for notice in notices)

@@ -52,12 +52,17 @@ def level(painter):
     return int(painter(PHOTO)[0, 0, 0])
 
 
-def paint_until(painter, condition, seconds=20.0):
+def until(condition, seconds=20.0, work=lambda: None):
+    """Wait for something that another thread does."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
-        painter(PHOTO)
+        work()
         time.sleep(0.002)
+
+
+def paint_until(painter, condition):
+    until(condition, work=lambda: painter(PHOTO))
 
 
 def test_the_old_style_paints_while_the_next_is_opened(opener):
@@ -96,13 +101,27 @@ def test_a_style_that_cannot_be_opened_is_said(opener):
     opener.go.set()
     painter = LivePainter("mine", ["a", "broken"], opener)
     painter.choose(-1)
-    assert painter.wanted == "broken"
     paint_until(painter, lambda: painter.problem is not None)
     assert painter.problem == "broken: damaged"
-    assert level(painter) == 5
+    paint_until(painter, lambda: painter.wanted == "mine")  # not for ever the one that is broken
+    assert (painter.style, level(painter)) == ("mine", 5)
     painter.choose(-1)
     paint_until(painter, lambda: painter.style == "a")
     assert painter.problem is None
+    painter.close()
+
+
+def test_a_style_that_waits_for_its_first_picture_stays_wanted_after_a_broken_one(opener):
+    opener.go.set()
+    painter = LivePainter("a", ["a", "b", "broken"], opener)
+    painter.choose(1)
+    until(lambda: opener.opened == ["a", "b"])
+    painter.choose(1)
+    until(lambda: painter.problem is not None)
+    paint_until(painter, lambda: painter.style == "b")
+    until(lambda: painter.wanted == "b")
+    painter.choose(1)  # the list goes on after the broken one
+    paint_until(painter, lambda: (painter.style, painter.wanted) == ("a", "a"))
     painter.close()
 
 

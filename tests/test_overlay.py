@@ -110,7 +110,7 @@ class FakeCv2:
     def imshow(self, title, bgr):
         self.shown.append(bgr)
 
-    def waitKey(self, milliseconds):
+    def waitKeyEx(self, milliseconds):
         return self.keys.pop(0) if self.keys else -1
 
     def setWindowProperty(self, title, name, value):
@@ -160,6 +160,13 @@ def test_keys_and_ends_of_a_window(cv2):
     assert shown.is_open
     cv2.gone = True
     assert not shown.is_open
+
+
+def test_arrows_are_no_letters(cv2):
+    """The last bytes of an arrow are a letter, of up R and of right S, or NUL on Windows."""
+    shown = Window("title")
+    cv2.keys = [0xFF52, 0xFF53, 0x100000 | 0xFF52, 0xF700, 0x260000, 0xE9]
+    assert [shown.key() for _ in range(6)] == [""] * 6
 
 
 def test_full_screen_and_back(cv2):

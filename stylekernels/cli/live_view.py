@@ -1,7 +1,7 @@
 """What the user of a live picture sees and presses: a window with its keys, or a status line."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -124,12 +124,12 @@ class LiveView:
             if painted is not None or time.monotonic() - drawn > _REDRAWN:
                 window.show(self._drawn())
                 drawn = time.monotonic()
-            key = window.key()
+            key = window.key().lower()
             if painted is not None:
                 self.meter.shown(painted.captured, time.monotonic())
             if key in ("q", _ESCAPE) or not window.is_open:
                 return
-            self._actions.get(key.lower(), lambda: None)()
+            self._actions.get(key, lambda: None)()
 
     def _run_in_terminal(self) -> None:
         with status_line() as line:
@@ -243,7 +243,7 @@ class LiveView:
         if self._recording is not None:
             self._stop_recording()
             return
-        path = _new_file(".mp4")
+        path = _new_file(".mp4", {path for path, _ in self._ending})
         encoder = LiveSink(lambda frames: record(frames, path))
         self._recording = path, encoder, time.monotonic()
         if self._frame is not None:
@@ -268,15 +268,19 @@ class LiveView:
         except OSError as error:
             self._tell(f"no recording: {path}: {error.strerror or error}")
         else:
+            if not path.exists():
+                self._tell("no recording: no picture came")
+                return
             self._tell(f"saved {path}")
             say(str(path))
 
 
-def _new_file(suffix: str) -> Path:
-    """Return the name of a file in the working folder that does not exist: the time."""
+def _new_file(suffix: str, taken: Collection[Path] = ()) -> Path:
+    """Return the name of a file in the working folder that does not exist: the time. Names in
+    ``taken`` belong to files that are still being written."""
     stem = time.strftime("stylekernels-%Y%m%d-%H%M%S")
     path, number = Path(stem + suffix), 1
-    while path.exists():
+    while path.exists() or path in taken:
         number += 1
         path = Path(f"{stem}-{number}{suffix}")
     return path

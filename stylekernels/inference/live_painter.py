@@ -33,7 +33,8 @@ class LivePainter:
     Attributes:
         look: strength and colours; replace it at any time.
         style: the style of the pictures.
-        wanted: the style that was chosen last. It differs from ``style`` while it is opened.
+        wanted: the style that was chosen last, if it can be opened. It differs from ``style`` while
+            it is opened.
         problem: why the style that was chosen last could not be opened; None if it could.
 
     Raises:
@@ -51,6 +52,8 @@ class LivePainter:
         self.style = self.wanted = style
         self.problem: str | None = None
         self._styles = list(styles) if style in styles else [style, *styles]
+        self._place = self._styles.index(style)
+        self._wishing = threading.Lock()
         self._open = open_style
         self._stylizer = open_style(style)
         self._shape: tuple[int, ...] | None = None
@@ -72,22 +75,29 @@ class LivePainter:
         return blend(rgb, picture, strength=look.strength, preserve_colors=look.preserve_colors)
 
     def choose(self, step: int) -> None:
-        """Choose the style that is ``step`` places further in the list."""
-        place = self._styles.index(self.wanted) + step
-        self.wanted = self._styles[place % len(self._styles)]
-        self.problem = None
-        self._wishes.put(self.wanted)
+        """Choose the style that is ``step`` places further in the list than the last choice, even
+        if that could not be opened."""
+        with self._wishing:
+            self._place = (self._place + step) % len(self._styles)
+            self.wanted = self._styles[self._place]
+            self.problem = None
+            self._wishes.put(self.wanted)
 
     def close(self) -> None:
         """Open no more styles."""
         self._wishes.close()
 
     def _open_wishes(self) -> None:
+        opened = self.style  # last: the next picture is painted in it
         for style in self._wishes:
             try:
                 stylizer = self._open(style)
                 if self._shape is not None:
                     stylizer(np.zeros(self._shape, np.uint8))
                 self._opened.put((style, stylizer))
+                opened = style
             except Exception as error:  # whatever it is, painting goes on in the style before
-                self.problem = str(error)
+                with self._wishing:
+                    self.problem = str(error)
+                    if self.wanted == style:
+                        self.wanted = opened

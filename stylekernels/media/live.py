@@ -22,6 +22,7 @@ from stylekernels.media.stages import Latest, Stage
 
 _PATIENCE = 2.0  # seconds to wait for a source that does not end, such as a driver that hangs
 _MICROSECONDS = 1_000_000
+_FIRST_DURATION = 1 / 30  # seconds; of the first picture it is not known yet
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Painted:
     """A painted picture.
 
     Attributes:
-        frame: its pixels; its time counts from the first picture.
+        frame: its pixels; its time counts from the first picture, and its duration is the time
+            since the picture before.
         captured: when the source yielded it, on the clock of ``time.monotonic``.
     """
 
@@ -122,15 +124,15 @@ class LivePipeline:
                 return
 
     def _paint_newest(self) -> None:
-        first: float | None = None
-        before = 0.0
+        first = before = None
         for rgb, captured in self._captured:
             if self._stopping.is_set():
                 return
             began = time.monotonic()
             picture = self._paint(rgb)
             busy = time.monotonic() - began
-            first = captured if first is None else first
+            if first is None:
+                first, before = captured, captured - _FIRST_DURATION
             frame = Frame(picture, _seconds(captured - first), _seconds(captured - before))
             before = captured
             self._painted.put(Painted(frame, captured))

@@ -46,9 +46,12 @@ class Window:
         return self._cv2.copyMakeBorder(rgb, y, y, x, x, self._cv2.BORDER_CONSTANT)
 
     def key(self) -> str:
-        """Let the window work for a moment, and return the key that was pressed, or ''."""
-        code = self._cv2.waitKey(1)
-        return chr(code & 0xFF) if code >= 0 else ""
+        """Let the window work for a moment, and return the character that was typed, or ''."""
+        # Bits above the lowest 16 are modifiers such as Num Lock in GTK, and arrows on Windows.
+        # Arrows of other systems are codes above ASCII.
+        code = self._cv2.waitKeyEx(1)
+        key = code & 0xFFFF
+        return chr(key) if code >= 0 and 0 < key < 0x80 else ""
 
     @property
     def is_open(self) -> bool:
