@@ -9,18 +9,31 @@
 
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <stdexcept>
+#include <string>
 
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/torch.h>
 
 namespace {
 
+// Skips comments in the header of a PPM.
+std::istream& over_comments(std::istream& file) {
+  while ((file >> std::ws).peek() == '#') {
+    file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return file;
+}
+
 torch::Tensor read_ppm(const char* path) {
   std::ifstream file(path, std::ios::binary);
   std::string kind;
   int64_t width = 0, height = 0, largest = 0;
-  file >> kind >> width >> height >> largest;
+  file >> kind;
+  over_comments(file) >> width;
+  over_comments(file) >> height;
+  over_comments(file) >> largest;
   if (kind != "P6" || largest != 255) throw std::runtime_error("expected a PPM of 8-bit RGB");
   file.get();  // the line feed before the pixels
   auto photo = torch::empty({1, height, width, 3}, torch::kUInt8);
@@ -33,6 +46,8 @@ void write_ppm(const char* path, const torch::Tensor& picture) {
   std::ofstream file(path, std::ios::binary);
   file << "P6\n" << picture.size(2) << ' ' << picture.size(1) << "\n255\n";
   file.write(reinterpret_cast<const char*>(picture.data_ptr<uint8_t>()), picture.numel());
+  file.close();
+  if (!file) throw std::runtime_error(std::string("cannot write ") + path);
 }
 
 }  // namespace

@@ -115,6 +115,25 @@ def test_without_onnx_it_says_what_to_install(folder, style, capsys, monkeypatch
     assert written(folder) == set()
 
 
+def test_without_a_compiler_or_the_kernels_there_is_no_package(folder, style, capsys, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(native, "cpu_missing", None)
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert main(["export", style, "--format", "torch"]) == 2
+    assert complaints(capsys) == [
+        "--format torch: needs a C++ compiler, and no-such-compiler does not run; install one, or "
+        "set the environment variable CXX to the name of another"
+    ]
+    monkeypatch.setattr(native, "cpu_missing", "not built; reinstall stylekernels")
+    assert main(["export", style, "--format", "torch"]) == 2
+    assert complaints(capsys) == [
+        "--format torch: needs this library's kernels for the CPU, which are not built; reinstall "
+        "stylekernels"
+    ]
+    assert written(folder) == set()
+
+
 @pytest.mark.parametrize("upsample", ["nearest", "transpose"])
 def test_the_exported_chain_makes_the_same_picture(upsample):
     generator = network(upsample)
@@ -137,11 +156,16 @@ def test_a_program_in_cpp(folder, generator):
     subprocess.run(build, check=True)
     library = Path(native.__file__).parent / "libstylekernels_cpu.so"
     photo = frames(50, 71)
-    Image.fromarray(photo).save("photo.ppm")
+    header = b"P6 # made by hand\n71 50\n# levels:\n255\n"
+    Path("photo.ppm").write_bytes(header + photo.tobytes())
     run = ["./stylize", "style.pt2", str(library), "photo.ppm", "picture.ppm"]
     subprocess.run(run, check=True)
     expected = Stylizer(generator, torch.float32)(photo[:48, :68])
     assert levels_apart(Image.open("picture.ppm"), expected) <= 1
-    failed = subprocess.run([*run[:3], "none.ppm", "x.ppm"], capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert failed.stderr == "stylize: expected a PPM of 8-bit RGB\n"
+    for files, line in (
+        (("none.ppm", "x.ppm"), "expected a PPM of 8-bit RGB"),
+        (("photo.ppm", "none/x.ppm"), "cannot write none/x.ppm"),
+        (("photo.ppm", "/dev/full"), "cannot write /dev/full"),
+    ):
+        failed = subprocess.run([*run[:3], *files], capture_output=True, text=True)
+        assert (failed.returncode, failed.stderr) == (1, f"stylize: {line}\n")

@@ -1,12 +1,14 @@
 """Convolutions with frozen weights, and the gradient of their input."""
 
 import copy
+import io
 
 import pytest
 import torch
 from torch import nn
 
 from stylekernels import native, use_impl
+from stylekernels.nn import frozen_conv2d
 from stylekernels.nn.frozen_conv2d import FrozenConv2d
 from tests.conftest import assert_accurate
 
@@ -109,7 +111,7 @@ def test_others_run_as_pytorch(options, dtype, shape):
 
 
 @compiled
-def test_transforms_compilers_autocast_and_the_reference_use_pytorchs():
+def test_transforms_compilers_autocast_and_the_reference_use_pytorchs(monkeypatch):
     module = frozen()
     x = image((1, 32, 8, 8), torch.float32).requires_grad_()
     expected = as_torch(module, torch.float32)(x)
@@ -118,6 +120,11 @@ def test_transforms_compilers_autocast_and_the_reference_use_pytorchs():
         assert not ran_ours(module(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert module(x).dtype == torch.bfloat16
+
+    def run(*arguments):
+        raise AssertionError("our kernels were called")
+
+    monkeypatch.setattr(frozen_conv2d, "_run", run)
     for call in (
         torch.func.vmap(module),
         torch.compile(module, backend="eager", fullgraph=True),
@@ -129,6 +136,47 @@ def test_transforms_compilers_autocast_and_the_reference_use_pytorchs():
     _, tangent = torch.func.jvp(module, (x,), (torch.ones_like(x),))
     plain = as_torch(module, torch.float32)
     torch.testing.assert_close(tangent, torch.func.jvp(plain, (x,), (torch.ones_like(x),))[1])
+
+
+@compiled
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_inference_mode(mode):
+    with torch.inference_mode():
+        made_inside = frozen(padding_mode=mode)
+    module, x = frozen(padding_mode=mode), image((1, 32, 8, 8), torch.float32)
+    expected = as_torch(module, torch.float32)(x)
+    torch.testing.assert_close(made_inside(x), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(made_inside(x), expected)
+        torch.testing.assert_close(module(x), expected)  # packs the weights
+    gradients = []
+    for each in (module, as_torch(module, torch.float32)):
+        y = each(x.requires_grad_())
+        gradients += torch.autograd.grad(y.pow(2).sum(), x)
+    torch.testing.assert_close(*gradients)
+
+
+@compiled
+def test_files_and_copies_have_no_packed_weights():
+    module, x = frozen(), image((1, 32, 8, 8), torch.float32)
+    expected, sizes = module(x), []
+    for each in (module, as_torch(module, torch.float32)):
+        file = io.BytesIO()
+        torch.save(each, file)
+        sizes.append(file.tell())
+    assert sizes[0] < 1.1 * sizes[1]
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded(x), expected)
+    assert ran_ours(loaded(x.requires_grad_()))
+
+
+@compiled
+def test_the_output_is_channels_last():
+    y = frozen()(torch.randn(1, 32, 8, 8))
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @compiled

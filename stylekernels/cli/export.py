@@ -131,8 +131,10 @@ class Export:
 
     def _writer(self, generator: "StyleGenerator") -> "Callable[[Path], None]":
         if self.format == "torch":
-            from stylekernels.export.torch_package import write_package
+            from stylekernels.export.torch_package import check_tools, write_package
 
+            with refusing("--format torch: "):
+                check_tools()
             return lambda path: write_package(path, generator)
         import torch
 

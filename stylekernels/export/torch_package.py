@@ -1,4 +1,4 @@
-"""A style generator as a compiled package for C++ programs and for Python without this library."""
+"""A style generator as a compiled package for C++ programs."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stylekernels import native
 from stylekernels.files import write_whole
 from stylekernels.inference.layers import can_plan, layers_of
 from stylekernels.models.files import StyleGenerator
@@ -71,6 +72,25 @@ class FusedGenerator(nn.Module):
         return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def check_tools() -> None:
+    """Refuse a machine on which no package can be compiled.
+
+    Raises:
+        OSError: if this library's ops for the CPU are missing, or a C++ compiler.
+    """
+    from torch._inductor import config, cpp_builder, exc
+
+    if native.cpu_missing is not None:
+        raise OSError(f"needs this library's kernels for the CPU, which are {native.cpu_missing}")
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise OSError(
+            f"needs a C++ compiler, and {config.cpp.cxx[-1]} does not run; install one, or set the "
+            "environment variable CXX to the name of another"
+        ) from error
+
+
 def write_package(
     path: str | os.PathLike[str], generator: StyleGenerator, dtype: torch.dtype = torch.float32
 ) -> None:
@@ -86,8 +106,9 @@ def write_package(
 
     Raises:
         TypeError: for another network.
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written, or as `check_tools`.
     """
+    check_tools()
     height, width = (4 * torch.export.Dim(name, min=4, max=_LARGEST // 4) for name in ("h", "w"))
     example = torch.zeros(1, 64, 96, 3, dtype=torch.uint8)
     with torch.no_grad():
