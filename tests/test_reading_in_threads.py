@@ -23,11 +23,11 @@ def held(tmp_path, monkeypatch):
     go_on = {name: threading.Event() for name in opened}
     pillows = Image.open
 
-    def held_open(path):
+    def held_open(path, **options):
         if path.name in opened:
             opened[path.name].set()
             assert go_on[path.name].wait(10)
-        return pillows(path)
+        return pillows(path, **options)
 
     for name in opened:
         save(tmp_path / name, 64)

@@ -42,9 +42,12 @@ def open_generator(style: str, argument: str = "--style") -> "StyleGenerator":
 
 @functools.cache
 def style_name(style: str) -> str:
-    """Return the name of a style that exists: of a file its own, without folder and extension, with
-    the styles that are mixed from it."""
-    found = find_source(style)
+    """Return the name of a style: of a file its own, without folder and extension, with the styles
+    that are mixed from it. What is no style, or none any more, is returned as it is."""
+    try:
+        found = find_source(style)
+    except ValueError:
+        return style
     if found.path.parent == WEIGHTS:
         return style
     shares = [name if share == 1 else f"{name}:{share:g}" for name, share in found.shares.items()]
@@ -52,7 +55,7 @@ def style_name(style: str) -> str:
 
 
 def style_title(style: str) -> str:
-    """Return the name of a style that exists as people write it."""
+    """Return the name of a style as people write it."""
     return style_name(style).replace("_", " ")
 
 
