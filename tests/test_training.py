@@ -53,7 +53,7 @@ def test_training_lowers_the_loss_it_reports(config):
         contents = [losses[f"content/relu{i}_1"] for i in (2, 3, 4)]
         assert losses["style"] == pytest.approx(np.mean(styles))
         assert losses["content"] == pytest.approx(np.mean(contents))
-        total = losses["content"] + 5 * losses["style"] + losses["tv"]
+        total = losses["content"] + config.style_weight * losses["style"] + losses["tv"]
         assert losses["color"] > 0  # measured, though it has no weight
         assert losses["total"] == pytest.approx(total)
 
@@ -72,7 +72,8 @@ def test_losses_aim_at_the_photo_in_the_colors_of_the_painting(config):
     long = dataclasses.replace(config, steps=60, learning_rate=5e-3, **transferred)
     result = train(long)
     for losses in (result.losses, result.held_out):
-        total = losses["content"] + 5 * losses["style"] + losses["tv"] + 2 * losses["color"]
+        style = config.style_weight * losses["style"]
+        total = losses["content"] + style + losses["tv"] + 2 * losses["color"]
         assert losses["total"] == pytest.approx(total)
     assert result.held_out["color"] < 0.7 * before["color"]
     # Sixty steps from other roundings end at other colours: a large weight stands out from that.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import race
 from benchmarks.cpu import Cpu
@@ -26,6 +26,8 @@ from benchmarks.train.our_step import OurStep
 from benchmarks.train.plain_loss import PlainLoss
 from benchmarks.train.plain_step import PlainStep, autocast
 from stylekernels.losses import PerceptualLoss
+from stylekernels.models.features import FeatureNetwork
+from stylekernels.nn.frozen_conv2d import FrozenConv2d
 
 RIVALS = ("eager", "eager-nhwc", "compile")
 
@@ -58,11 +60,20 @@ def plain_step(
     device = problem.photo.device
     network = plain_copy(problem.generator).to(device, memory_format=memory_format)
     network.train().requires_grad_(True)
-    features = copy.deepcopy(problem.features).to(memory_format=memory_format).in_precision(dtype)
+    features = _plain_features(problem).to(memory_format=memory_format).in_precision(dtype)
     with autocast(device, dtype):
         loss = PlainLoss(features, problem.painting, **CONFIG.loss_weights())
     step = PlainStep(wrap(network), wrap(loss), dtype, capturable=device.type == "cuda")
     return step, _bind(step, problem.photo.contiguous(memory_format=memory_format))
+
+
+def _plain_features(problem: Problem) -> FeatureNetwork:
+    """Return a copy of the loss network whose convolutions are PyTorch's."""
+    features = copy.deepcopy(problem.features)
+    for module in features.modules():
+        if isinstance(module, FrozenConv2d):
+            module.__class__ = nn.Conv2d
+    return features
 
 
 def _our_step(problem: Problem) -> tuple[OurStep, Step]:
