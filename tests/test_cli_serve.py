@@ -20,6 +20,7 @@ from stylekernels.cli.serve import Serve
 from stylekernels.cli.styles import style_title
 from stylekernels.models import bundled_styles
 from stylekernels.serve import addresses
+from stylekernels.serve.offer import offer
 from tests.pictures import complaints
 
 
@@ -68,6 +69,12 @@ def test_a_missing_package_is_named(style, capsys, monkeypatch, name):
     assert complaints(capsys) == [
         f"serve: needs {name}, which is not installed; pip install stylekernels[serve]"
     ]
+
+
+def test_titles_of_styles():
+    names = ["the_scream", "base_lite:starry_night", "base_lite-wave", "base_lite"]
+    titles = [style["title"] for style in offer("wave", names, 1)["styles"]]
+    assert titles == ["The scream", "Starry night, lite", "Wave, lite", "Base lite"]
 
 
 def test_styles_on_offer():

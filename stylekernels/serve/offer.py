@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stylekernels.models.styles import LITE_BASE
+
 PAGE = Path(__file__).resolve().parent / "page"
 
 #: The part of the sample photo that previews show: left, top, right, bottom, in pixels.
@@ -35,5 +37,9 @@ def preview_photo() -> np.ndarray:
 
 
 def _title(name: str) -> str:
-    """Return a style's name for people: ``the_scream`` is The scream."""
-    return name[:1].upper() + name[1:].replace("_", " ")
+    """Return a style's name for people: ``the_scream`` is The scream, ``base_lite:wave`` Wave,
+    lite. In names of files the colon is a hyphen."""
+    base, lite = LITE_BASE, ""
+    if name.startswith((f"{base}:", f"{base}-")):
+        name, lite = name[len(base) + 1 :], ", lite"
+    return name[:1].upper() + name[1:].replace("_", " ") + lite
