@@ -36,23 +36,19 @@ def test_bundled_style_paints_a_photo_it_never_saw(style, data_dir):
     features = load_features("mixed", data_dir / "backbones")
     config = TrainConfig(art=data_dir, photos=data_dir)
     loss = PerceptualLoss(features, [painting], **config.loss_weights())
+    # The lite styles are weaker, and have bounds of their own.
+    most, of_layer = (0.7, 0.95) if style.startswith(LITE_BASE) else (0.55, 0.8)
     with torch.no_grad():
         pictures = [generator(photo) for photo in photos]
-        as_is = [loss(photo, photo) for photo in photos]
-        painted = [loss(*pair) for pair in zip(photos, pictures, strict=True)]
-        swapped = [loss(photo, pictures[i - 1]) for i, photo in enumerate(photos)]
-
-    def mean_share(term):
-        """Mean over the photos of what the picture has of the photo's loss."""
-        pairs = zip(painted, as_is, strict=True)
-        return sum((after[term] / before[term]).item() for after, before in pairs) / len(photos)
-
-    assert mean_share("style") < (0.65 if style.startswith(LITE_BASE) else 0.55)
-    for layer in features.style_layers:
-        # The deepest layer has 10 x 10 places of these photos, too few for a close match.
-        assert mean_share(f"style/{layer}") < (0.95 if layer == "relu5_1" else 0.8), layer
-    for after, other in zip(painted, swapped, strict=True):
-        assert after["content/relu4_1"] < 0.9 * other["content/relu4_1"]
+        for i, photo in enumerate(photos):
+            as_is, painted = loss(photo, photo), loss(photo, pictures[i])
+            assert painted["style"] < most * as_is["style"]
+            for layer in features.style_layers:
+                # The deepest layer has 10 x 10 places of these photos, too few for a close match.
+                share = 0.95 if layer == "relu5_1" else of_layer
+                assert painted[f"style/{layer}"] < share * as_is[f"style/{layer}"], layer
+            other = loss(photo, pictures[i - 1])
+            assert painted["content/relu4_1"] < 0.9 * other["content/relu4_1"]
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -1,4 +1,4 @@
-"""What the user of a live picture sees and presses: a window with its keys, or a status line."""
+"""Views of a live picture: a window with keys, or a status line in the terminal."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -40,7 +40,7 @@ _LEAST_HEIGHT = 480  # pixels; smaller pictures are enlarged, so that text fits
 
 
 class AnyWindow(Protocol):
-    """What a view needs of a window; `stylekernels.media.window.Window` is one."""
+    """Interface of a window that a view draws to; `stylekernels.media.window.Window` has it."""
 
     is_open: bool
 

@@ -96,7 +96,7 @@ class LivePipeline:
 
     @property
     def ended(self) -> bool:
-        """Whether the source has ended and its last picture was taken."""
+        """Return True after the source has ended and its last picture was taken."""
         return self._painter.ended.is_set() and self._painted.empty
 
     def take(self, timeout: float) -> Painted | None:
@@ -158,7 +158,7 @@ class LiveSink:
 
     @property
     def ended(self) -> bool:
-        """Whether the work has ended, after `close` or by an error; `finish` raises it."""
+        """Return True after the end, by `close` or by an error, which `finish` raises."""
         return self._stage.ended.is_set()
 
     def write(self, frame: Frame) -> None:

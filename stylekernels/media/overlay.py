@@ -14,7 +14,7 @@ _LEAST, _PER_HEIGHT = 14, 27  # pixels of the font: the least, and pictures' hei
 
 @dataclass(frozen=True)
 class Overlay:
-    """What to write over a picture.
+    """Text to write over a picture.
 
     Attributes:
         left: a line in the upper left corner.

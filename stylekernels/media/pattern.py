@@ -12,7 +12,8 @@ from stylekernels.media.frames import Frame
 
 _CYCLE = 10  # seconds until the picture repeats
 _SKY, _HORIZON = np.array([70, 120, 200]), np.array([250, 205, 150])
-# Of each range of hills: its level and how far it swings, in heights, its waves, its colour.
+# One row per range of hills: mean height and amplitude as shares of the picture's height, number
+# of waves, colour.
 _HILLS = (
     (0.62, 0.10, 2, (104, 128, 150)),
     (0.74, 0.09, 3, (70, 110, 90)),

@@ -101,7 +101,7 @@ class Latest:
 
 
 class Closable(Protocol):
-    """What a stage fills or empties."""
+    """A queue that a stage fills or empties."""
 
     def close(self) -> None: ...
 

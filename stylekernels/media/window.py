@@ -55,7 +55,7 @@ class Window:
 
     @property
     def is_open(self) -> bool:
-        """Whether the user has not closed it."""
+        """Return True until the user closes the window."""
         try:
             return self._cv2.getWindowProperty(self._title, self._cv2.WND_PROP_VISIBLE) >= 1
         except self._cv2.error:  # Qt ends with its last window
