@@ -1,5 +1,6 @@
 """A server for tests, and clients that talk to it as the page does."""
 
+import asyncio
 import contextlib
 import io
 import json
@@ -18,6 +19,7 @@ from stylekernels.serve.app import CLIENTS, make_app
 from stylekernels.serve.jpeg import encode_jpeg
 from stylekernels.serve.limits import Limits
 from stylekernels.serve.painter import Painter
+from tests.pictures import picture
 
 LOOPBACK = Access(LOOPBACK_NAMES)
 HEADER = struct.Struct("<4sIdffff")
@@ -82,3 +84,41 @@ def assert_painted(picture, expected):
     """Compare a picture that was compressed with what was painted."""
     assert picture.shape == expected.shape
     assert np.abs(picture.astype(int) - expected).mean() < 2
+
+
+async def paint(socket, number=1):
+    """Have a frame painted; return its pixels and the picture's."""
+    message, frame = frame_message(picture(48, 64, seed=number), number)
+    await socket.send_bytes(message)
+    answer = await socket.receive(timeout=30)
+    assert answer.type == WSMsgType.BINARY, answer
+    return frame, open_picture(answer.data)[1]
+
+
+async def works(client):
+    """Check that a new client gets a picture."""
+    async with client.ws_connect("/live") as socket:
+        await paint(socket)
+
+
+async def no_clients(client):
+    """Wait until no client has a place."""
+    for _ in range(400):
+        if not len(client.clients):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{len(client.clients)} places are taken")
+
+
+def encoded(rgb, form):
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, form)
+    return file.getvalue()
+
+
+def png(rgb):
+    return encoded(rgb, "PNG")
+
+
+def upload(client, data, look='{"style": "style_2"}', **options):
+    return client.post("/paint", params={"look": look}, data=data, **options)
