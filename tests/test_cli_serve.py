@@ -59,7 +59,7 @@ def test_a_port_that_is_taken_is_refused(style, capsys):
     assert line.startswith(f"--host 127.0.0.1 --port {port}: cannot listen there: ")
 
 
-@pytest.mark.parametrize("name", ["aiohttp", "cryptography"])
+@pytest.mark.parametrize("name", ["aiohttp", "simplejpeg", "cryptography"])
 def test_a_missing_package_is_named(style, capsys, monkeypatch, name):
     for module in [*sys.modules]:
         if module.startswith("stylekernels.serve.") or module.partition(".")[0] == name:

@@ -1,1 +1,1 @@
-"""``python -m benchmarks live``: the live pipeline of `stylekernels webcam` against its painter."""
+"""``python -m benchmarks live``: webcam, video and serve against the painter alone."""

@@ -1,34 +1,13 @@
 """A run of ``stylekernels webcam`` on a moving pattern, with a window that no one sees."""
 
-import os
-import time
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
+from benchmarks.live.part import Part, parts_of, resident
 from stylekernels.cli.live_view import LiveView
 from stylekernels.inference import Stylizer
 from stylekernels.inference.live_painter import LivePainter
 from stylekernels.media.live import LivePipeline, Meter
 from stylekernels.media.pattern import PatternSource
-
-_STATM = Path("/proc/self/statm")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a run.
-
-    Attributes:
-        fps: pictures shown a second.
-        latency: seconds from capture to display, the median.
-        memory: bytes of resident memory at its end; None where the system does not tell.
-    """
-
-    fps: float
-    latency: float
-    memory: int | None
 
 
 class Unseen:
@@ -68,7 +47,7 @@ class _Notes(Meter):
         super().shown(captured, now)
         self.times.append(now)
         self.late.append(now - captured)
-        self.memory.append(_resident())
+        self.memory.append(resident())
         self._window.count()
 
 
@@ -89,26 +68,4 @@ def run(stylizer: Stylizer, size: tuple[int, int], rate: float, pictures: int) -
         notes = view.meter = _Notes(window)
         view.run()
     painter.close()
-    tenth = pictures // 10
-    return [_part(notes, first, first + tenth) for first in range(0, 10 * tenth, tenth)]
-
-
-def bare_seconds(stylizer: Stylizer, frame: np.ndarray, pictures: int) -> float:
-    """Return the seconds a frame that the Stylizer alone takes, for a number of frames."""
-    began = time.perf_counter()
-    for _ in range(pictures):
-        stylizer(frame)
-    return (time.perf_counter() - began) / pictures
-
-
-def _part(notes: _Notes, first: int, end: int) -> Part:
-    last = end - 1
-    fps = (last - first) / (notes.times[last] - notes.times[first])
-    return Part(fps, float(np.median(notes.late[first:end])), notes.memory[last])
-
-
-def _resident() -> int | None:
-    """Return the bytes of resident memory of this process."""
-    if not _STATM.exists():
-        return None
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return parts_of(notes.times, notes.late, notes.memory)

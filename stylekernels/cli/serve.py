@@ -68,7 +68,7 @@ class Serve:
             from stylekernels.serve.painter import Painter
             from stylekernels.serve.running import run_until_signal
         except ModuleNotFoundError as error:
-            if error.name not in ("aiohttp", "cryptography"):
+            if error.name not in ("aiohttp", "simplejpeg", "cryptography"):
                 raise
             raise Refused(
                 f"serve: needs {error.name}, which is not installed; "

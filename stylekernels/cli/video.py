@@ -87,7 +87,7 @@ class Video:
     """Paint only every Nth frame, and show it until the next painted one. The video lasts as long
     as before, with an Nth of its frames, like an animation drawn "on twos" for 2."""
 
-    quality: Annotated[int | None, option("CRF", hint="(default: 20 in H.264, 31 in VP9)")] = None
+    quality: Annotated[int | None, option("CRF", hint="(default: 21 in H.264, 31 in VP9)")] = None
     """The encoder's constant rate factor: smaller is better and larger, from 0 to 51 in H.264 and
     to 63 in VP9. GIF has none."""
 

@@ -1,14 +1,17 @@
 """The page of ``stylekernels serve`` as a folder for any host of files: browsers paint."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from stylekernels.export.onnx_model import to_onnx
 from stylekernels.files import write_whole
 from stylekernels.inference import Stylizer
 from stylekernels.models.files import StyleGenerator
-from stylekernels.serve.jpeg import encode_jpeg
 from stylekernels.serve.offer import PAGE, offer, preview_photo
 
 #: Has the engine, a file of the page that replaces the server's, and what only that engine needs.
@@ -51,7 +54,7 @@ def write_page(
     files = {f"runtime/{name}": data for name, data in runtime.items()}
     for name, generator in styles.items():
         files[f"models/{name}.onnx"] = to_onnx(generator).SerializeToString()
-        files[f"previews/{name}.jpg"] = encode_jpeg(Stylizer(generator)(photo))
+        files[f"previews/{name}.jpg"] = _jpeg(Stylizer(generator)(photo))
     page = {path.name: path for source in (PAGE, _ENGINE) for path in source.iterdir()}
     files |= {name: path.read_bytes() for name, path in page.items()}
     files[_STYLES] = json.dumps(offer(next(iter(styles)), styles, _MOST_PIXELS)).encode()
@@ -61,3 +64,9 @@ def write_page(
         if path.stem not in styles:
             path.unlink()  # of an earlier page
     return sum(map(len, files.values()))
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", quality=90)
+    return file.getvalue()

@@ -32,9 +32,10 @@ class VideoFormat:
 
 
 def _h264(name: str, **container_options: str) -> VideoFormat:
-    # Slower presets write files a little smaller, but the processor is needed for painting.
-    options = {"preset": "superfast"}
-    return VideoFormat(name, "libx264", options, container_options, quality=20, worst=51, even=True)
+    # The processor is needed for painting. `superfast` with CRF 20 takes twice as long, 1 to 3 ms
+    # more for 640 x 480 pixels. Its PSNR is 0.7 dB lower, and its files are 0 to 33 % smaller.
+    options = {"preset": "ultrafast", "deblock": "0:0"}
+    return VideoFormat(name, "libx264", options, container_options, quality=21, worst=51, even=True)
 
 
 # The index before the pictures, so that players on the web begin at once.

@@ -1,26 +1,33 @@
-"""Live frames over a WebSocket: one frame in, one picture out, and only then the next one."""
+"""Live frames over a WebSocket: while one is painted, the next is decoded and the last encoded."""
 
 import asyncio
 import itertools
 import json
 import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any, TypeVar
 
-from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from stylekernels.serve.jpeg import decode_jpeg, encode_jpeg
 from stylekernels.serve.limits import Limits
 from stylekernels.serve.messages import HEADER_BYTES, Header, Look
 from stylekernels.serve.painter import Painter
 
+Result = TypeVar("Result")
+
+_MOST_AT_WORK = 2  # frames of a client: one is painted, another one decoded or encoded
 _CLOSING_S = 1.0  # for the other side to confirm that the connection ends
 
 
 class LiveClients:
     """The clients that send live frames.
 
-    A client has one frame at work, whatever it sends: the next message is read when the picture
-    of the last one was taken. TCP makes a faster client wait.
+    A client has at most two frames at work, whatever it sends: its next message is read when the
+    picture of the first one was taken. TCP makes a faster client wait.
 
     Args:
         painter: paints the frames.
@@ -31,6 +38,7 @@ class LiveClients:
     def __init__(self, painter: Painter, limits: Limits, first: str) -> None:
         self._painter, self._limits, self._first = painter, limits, first
         self._sockets: set[web.WebSocketResponse] = set()
+        self._codec = ThreadPoolExecutor(1, "codec")
 
     def __len__(self) -> int:
         return len(self._sockets)
@@ -49,7 +57,8 @@ class LiveClients:
             return socket
         self._sockets.add(socket)
         try:
-            await self._converse(socket)
+            frames = _Frames(socket, self._painter, self._codec, self._limits)
+            await frames.answer_all(Look(self._first))
         except asyncio.TimeoutError:  # the client takes no picture
             if request.transport is not None:
                 request.transport.abort()
@@ -66,58 +75,117 @@ class LiveClients:
             for socket in [*self._sockets]
         )
         await asyncio.gather(*closing, return_exceptions=True)
+        self._codec.shutdown(cancel_futures=True)
 
-    async def _converse(self, socket: web.WebSocketResponse) -> None:
-        look = Look(self._first)
-        frame_until = time.monotonic() + self._limits.idle_seconds
+
+class _Frames:
+    """The frames of one client, answered in their order."""
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        painter: Painter,
+        codec: ThreadPoolExecutor,
+        limits: Limits,
+    ) -> None:
+        self._socket, self._painter, self._codec, self._limits = socket, painter, codec, limits
+        self._answers: deque[asyncio.Task[bytes | str]] = deque()
+        self._changed = asyncio.Event()  # set when there is an answer more or less
+        self._heard_at = time.monotonic()
+
+    async def answer_all(self, look: Look) -> None:
+        """Answer frames until the client leaves, or sends none for a while.
+
+        Args:
+            look: of the frames before the client sends a look.
+
+        Raises:
+            asyncio.TimeoutError: if the client takes no picture.
+            ConnectionError: if the client has left while a picture was sent.
+        """
+        tasks = [asyncio.create_task(self._receive(look)), asyncio.create_task(self._send_all())]
+        try:
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            tasks += self._answers
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self, look: Look) -> None:
+        """Receive looks and frames."""
         while True:
+            left = self._heard_at + self._limits.idle_seconds - time.monotonic()
             try:
                 # Not receive(timeout=...), which begins anew with each ping.
-                message = await asyncio.wait_for(
-                    socket.receive(), max(0, frame_until - time.monotonic())
-                )
+                message = await asyncio.wait_for(self._socket.receive(), max(0, left))
             except asyncio.TimeoutError:
-                await socket.close(message=b"no frame for a while")
+                if self._answers:
+                    self._heard_at = time.monotonic()
+                    continue
+                await self._socket.close(message=b"no frame for a while")
                 return
             if message.type == WSMsgType.TEXT:
                 try:
                     look = Look.of(message.data, self._painter.styles)
                 except ValueError as error:
-                    await self._send(socket, json.dumps({"error": str(error)}))
+                    await self._send(json.dumps({"error": str(error)}))
             elif message.type == WSMsgType.BINARY:
-                await self._send(socket, await self._answer(message, look))
-                frame_until = time.monotonic() + self._limits.idle_seconds
+                self._answers.append(asyncio.create_task(self._answer(message.data, look)))
+                self._changed.set()
+                await self._until(lambda: len(self._answers) < _MOST_AT_WORK)
             else:
                 return
 
-    async def _answer(self, message: WSMessage, look: Look) -> bytes | str:
+    async def _send_all(self) -> None:
+        """Send answers."""
+        while True:
+            await self._until(lambda: len(self._answers) > 0)
+            await self._send(await self._answers[0])
+            self._heard_at = time.monotonic()
+            self._answers.popleft()
+            self._changed.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _answer(self, message: bytes, look: Look) -> bytes | str:
         """Return the picture of a frame, or the text of an error."""
         number = None
+        received = time.perf_counter()
         try:
-            header = Header.of(message.data)
+            header = Header.of(message)
             number = header.number
-            asked = time.perf_counter()
-            return await self._painter.run(
-                lambda: self._picture(header, message.data, look, asked), self._limits.seconds
+            jpeg = memoryview(message)[HEADER_BYTES:]
+            frame = await self._in_codec(decode_jpeg, jpeg, self._limits.frame_pixels)
+            decoded = time.perf_counter()
+            began, picture, ended = await self._painter.run(
+                lambda: (
+                    time.perf_counter(),
+                    self._painter.paint(frame, look),
+                    time.perf_counter(),
+                ),
+                self._limits.seconds,
             )
         except (ValueError, TimeoutError) as error:
             return json.dumps({"error": str(error), "number": number})
-
-    def _picture(self, header: Header, message: bytes, look: Look, asked: float) -> bytes:
-        """Paint a frame, in the painter's thread."""
-        times = [asked, time.perf_counter()]
-        frame = decode_jpeg(memoryview(message)[HEADER_BYTES:], self._limits.frame_pixels)
-        times.append(time.perf_counter())
-        picture = self._painter.paint(frame, look)
-        times.append(time.perf_counter())
-        jpeg = encode_jpeg(picture)
-        times.append(time.perf_counter())
-        waited, decoded, painted, encoded = (
+        jpeg = await self._in_codec(encode_jpeg, picture)
+        times = received, decoded, began, ended, time.perf_counter()
+        decoding, waiting, painting, encoding = (
             1000 * (after - before) for before, after in itertools.pairwise(times)
         )
-        header = replace(header, waited=waited, decoded=decoded, painted=painted, encoded=encoded)
+        header = replace(
+            header, waited=waiting, decoded=decoding, painted=painting, encoded=encoding
+        )
         return bytes(header) + jpeg
 
-    async def _send(self, socket: web.WebSocketResponse, answer: bytes | str) -> None:
-        send = socket.send_bytes if isinstance(answer, bytes) else socket.send_str
+    async def _in_codec(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._codec, work, *arguments)
+
+    async def _send(self, answer: bytes | str) -> None:
+        send = self._socket.send_bytes if isinstance(answer, bytes) else self._socket.send_str
         await asyncio.wait_for(send(answer), self._limits.seconds)

@@ -27,6 +27,7 @@ function say(text, { problem = false } = {}) {
 
 // The number of the newest frame or setting. Live frames in between are never painted.
 let newest = 0;
+let failure; // of the last frame that was not painted
 let wake = () => {};
 
 function changed() {
@@ -61,9 +62,10 @@ async function paintNewest(frame) {
     picture.close();
     if (from !== source) return;
     meter.add(timings, from.moving);
-    if (element('status').classList.contains('problem')) say(from.caption);
+    if (element('status').textContent === failure) say(from.caption);
   } catch (error) {
-    say(error.message, { problem: true });
+    failure = error.message;
+    say(failure, { problem: true });
     if (error.canBeRepeated) {
       meter.lost('Not connected');
       await new Promise((resolve) => { setTimeout(resolve, RETRY_MS); });

@@ -13,16 +13,19 @@
 //   setStyle(name, {strength, preserveColors})
 //   paint(canvas) returns {picture, timings}: an ImageBitmap, and durations in ms by their names;
 //                 an Error with `canBeRepeated` says that there is no connection at the moment
-//   soon()        resolves when the next frame should be captured, a little before this one is back
+//   soon()        resolves when the next frame should be captured, before this one is back
 //   paintPhoto(file) returns a Blob: a photo in a better quality than a frame
-// `stylekernels export --format web` brings another engine.js. At most two calls of paint overlap:
-// one frame is with the server, and the next one is encoded, so that it is sent when the picture is
-// back.
+// `stylekernels export --format web` brings another engine.js. At most two calls of paint overlap.
+//
+// A frame is sent so that it arrives a little before the server has painted the one before it. The
+// server then decodes it, and encodes and sends the last picture, without its painter waiting. No
+// more than two frames are with the server.
 
 const HEADER_BYTES = 32;
 const MAGIC = [...'SKF1'].map((letter) => letter.charCodeAt(0));
 const PATIENCE_MS = 40_000;
-const MARGIN_MS = 2;
+const MARGIN_MS = 3; // for which half of the frames should wait at the server: times vary
+const STEP_MS = 0.5; // by which frames are sent earlier, or later, if the last one did not
 const FRAME_QUALITY = 0.88;
 
 /** The connection ended or could not be made. */
@@ -45,10 +48,12 @@ class SocketEngine {
   cameraNeeds = 'start the server with --tls';
   #socket = null;
   #number = 0;
-  #waiting = null;
+  #waiting = new Map();
   #answered = Promise.resolve();
+  #credit = Promise.resolve();
   #soon = Promise.resolve();
-  #roundTrip = 0;
+  #lead = 0;
+  #pause = PATIENCE_MS;
   #look = '';
   #lookSent = '';
 
@@ -82,7 +87,7 @@ class SocketEngine {
     const begun = performance.now();
     const jpeg = await toJpeg(canvas);
     const encoded = performance.now();
-    await this.#answered; // the credit
+    await this.#credit;
     const socket = await this.#connected();
     if (this.#lookSent !== this.#look) {
       socket.send(this.#look);
@@ -90,23 +95,30 @@ class SocketEngine {
     }
     this.#number += 1;
     const answer = this.#answer(this.#number);
-    this.#answered = answer.then(() => {}, () => {});
+    const answered = answer.then(() => {}, () => {});
+    // The picture before this one comes when the server begins with this one.
+    const before = this.#answered;
+    const early = (ms) => Promise.race([answered, before.then(() => after(this.#pause - ms))]);
+    this.#credit = early(0);
+    early(1.5 * (encoded - begun) + MARGIN_MS).then(ready);
+    this.#answered = answered;
     const sent = performance.now();
     socket.send(new Blob([header(this.#number, begun), jpeg]));
-    setTimeout(ready, this.#roundTrip - 1.5 * (encoded - begun) - MARGIN_MS);
     const message = await answer;
     const received = performance.now();
-    this.#roundTrip = received - sent;
     const picture = await createImageBitmap(
       new Blob([new Uint8Array(message, HEADER_BYTES)], { type: 'image/jpeg' }),
     );
     const { time, waited, decoded, painted, encoded: packed } = read(message);
+    this.#lead += waited < MARGIN_MS ? STEP_MS : -STEP_MS;
+    this.#lead = Math.min(Math.max(this.#lead, 0), painted);
+    this.#pause = painted - this.#lead;
     const shown = performance.now();
     return {
       picture,
       timings: {
         'Capture': encoded - begun,
-        'Wait for the last picture': sent - encoded,
+        'Wait for its turn': sent - encoded,
         'Network': received - sent - waited - decoded - painted - packed,
         'Queue': waited,
         'Decode': decoded,
@@ -143,7 +155,7 @@ class SocketEngine {
       socket.onclose = ({ code, reason }) => {
         const lost = new ConnectionLost(explain(code, reason));
         reject(lost);
-        this.#settle('reject', lost);
+        this.#lose(lost);
       };
     });
   }
@@ -152,23 +164,34 @@ class SocketEngine {
   #answer(number) {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => this.#socket.close(), PATIENCE_MS);
-      this.#waiting = { number, resolve, reject, timer };
+      this.#waiting.set(number, { resolve, reject, timer });
     });
   }
 
   #take(data) {
     if (typeof data !== 'string') {
-      if (read(data).number === this.#waiting?.number) this.#settle('resolve', data);
+      this.#settle(read(data).number, 'resolve', data);
       return;
     }
-    this.#settle('reject', new Error(JSON.parse(data).error));
+    const { error, number } = JSON.parse(data);
+    this.#settle(number ?? this.#number, 'reject', new Error(error)); // one of a look has no number
   }
 
-  #settle(how, value) {
-    clearTimeout(this.#waiting?.timer);
-    this.#waiting?.[how](value);
-    this.#waiting = null;
+  #settle(number, how, value) {
+    const waiting = this.#waiting.get(number);
+    if (!waiting) return;
+    this.#waiting.delete(number);
+    clearTimeout(waiting.timer);
+    waiting[how](value);
   }
+
+  #lose(error) {
+    for (const number of [...this.#waiting.keys()]) this.#settle(number, 'reject', error);
+  }
+}
+
+function after(ms) {
+  return new Promise((resolve) => { setTimeout(resolve, ms); });
 }
 
 function toJpeg(canvas) {
