@@ -131,6 +131,19 @@ def test_an_interrupted_run_goes_on_twice(clip, style, painted, monkeypatch, cap
 
 
 @pytest.mark.usefixtures("clip", "painted")
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_two_commands_do_not_write_one_video(style, capsys, options):
+    other = Journal(Path("out.mp4.resume"), {"of": "another command"})
+    assert main(command(style, "out.mp4", *options)) == 2
+    assert complaints(capsys) == [
+        "OUTPUT: out.mp4 is being painted by another command; wait for its end, or choose another "
+        "OUTPUT"
+    ]
+    other.close()
+    assert main(command(style, "out.mp4")) == 0
+
+
+@pytest.mark.usefixtures("clip", "painted")
 def test_what_does_not_fit_is_refused(style, monkeypatch, capsys):
     def complaint(*argv):
         assert main(list(argv)) == 2
@@ -262,8 +275,8 @@ def test_groups_are_kept_whole(tmp_path):
     again.add(packet(6, True))
     again.end()
     again.close()
-    assert Journal(path).count == 7
     again = Journal(path)
+    assert again.count == 7
     again.finish()
     again.close()
     assert not path.exists()

@@ -162,7 +162,7 @@ class Video:
         """Open the journal of this command's earlier run, or begin one."""
         if form.name == "gif":
             return None
-        from stylekernels.media.video_journal import Journal
+        from stylekernels.media.video_journal import Journal, JournalInUse
 
         path = self._journal_path
         settings = {"input": _identity(self.input), "weights": _identity(weights)}
@@ -172,6 +172,11 @@ class Video:
             found = Journal(path) if begun or self.resume else None
         except FileNotFoundError as error:
             raise Refused(f"--resume: {error}; leave --resume out to paint anew") from error
+        except JournalInUse as error:
+            raise Refused(
+                f"OUTPUT: {self.output} is being painted by another command; wait for its end, or "
+                "choose another OUTPUT"
+            ) from error
         except OSError as error:
             raise Refused(
                 f"OUTPUT: {error}; pictures of the video are kept in that file while it is "

@@ -20,6 +20,10 @@ _PACKETS = (
 )
 
 
+class JournalInUse(OSError):
+    """Another process has the journal open."""
+
+
 class Journal:
     """Packets of an encoder, in an SQLite database.
 
@@ -37,6 +41,7 @@ class Journal:
 
     Raises:
         OSError: if the file cannot be read or written, or is no journal.
+        JournalInUse: if another process has it open.
         FileExistsError: if a journal is to be begun where there is another file.
     """
 
@@ -50,9 +55,10 @@ class Journal:
             raise FileNotFoundError(f"{path}: no such file")
         with self._failing():
             # The sink writes in a thread of its own.
-            self._database = sqlite3.connect(path, check_same_thread=False)
+            self._database = sqlite3.connect(path, timeout=0, check_same_thread=False)
         with contextlib.ExitStack() as undo, self._failing():
             undo.callback(self._database.close)
+            self._lock()
             if settings is not None:
                 self._database.execute("BEGIN")  # a process that is killed here leaves no half
                 self._database.execute(_SETTINGS)
@@ -107,6 +113,17 @@ class Journal:
         self._database.close()
         if empty or self._finished:
             self.path.unlink(missing_ok=True)
+
+    def _lock(self) -> None:
+        """Keep other processes out, until this one closes the file or ends."""
+        self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        try:
+            self._database.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            raise JournalInUse(f"{self.path}: in use by another process") from error
+        self._database.commit()
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
