@@ -9,11 +9,25 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from stylekernels.nn import InstanceNorm2d
+from stylekernels.nn import (
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
 from stylekernels.nn.sequential import fusing, runs_in_order, why_apart
 
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_LAZY = (nn.LazyInstanceNorm1d, nn.LazyInstanceNorm2d, nn.LazyInstanceNorm3d)
+#: What becomes of each class.
+_OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.InstanceNorm1d: InstanceNorm1d,
+    nn.InstanceNorm2d: InstanceNorm2d,
+    nn.InstanceNorm3d: InstanceNorm3d,
+    nn.LazyInstanceNorm1d: LazyInstanceNorm1d,
+    nn.LazyInstanceNorm2d: LazyInstanceNorm2d,
+    nn.LazyInstanceNorm3d: LazyInstanceNorm3d,
+}
 _OTHER_NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -57,22 +71,19 @@ def _why_left(module: nn.Module) -> str | None:
     """Return why this module is left; None if it is replaced, or if no reader would expect it."""
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
-        scripted = getattr(module, "original_name", "") in ("InstanceNorm2d", "LazyInstanceNorm2d")
+        scripted = getattr(module, "original_name", "") in {name.__name__ for name in _OURS}
         return "compiled by torch.jit; convert the model it was made from" if scripted else None
-    if isinstance(module, InstanceNorm2d):
+    if isinstance(module, tuple(_OURS.values())):
         return "a stylekernels module already"
-    if isinstance(module, _LAZY):
-        return "its number of channels is not known yet; run the model once, then convert"
-    if isinstance(module, nn.InstanceNorm2d):
+    if isinstance(module, tuple(_OURS)):
         if parametrize.is_parametrized(module):
             return "its parameters are parametrized; remove the parametrizations, then convert"
-        if kind is not nn.InstanceNorm2d:
-            return "a subclass of InstanceNorm2d, which may compute something else"
+        if kind not in _OURS:
+            base = next(base.__name__ for base in kind.__mro__ if base in _OURS)
+            return f"a subclass of {base}, which may compute something else"
         if "forward" in vars(module):
             return "its forward was replaced on the instance"
         return None
-    if isinstance(module, _INSTANCE_NORMS):
-        return "the ops are for images, (N, C, H, W)"
     if isinstance(module, _OTHER_NORMS):
         return "not an instance norm"
     if isinstance(module, _UPSAMPLING):
@@ -102,7 +113,7 @@ def _positions(model: nn.Module) -> dict[nn.Module, list[_Position]]:
 def _become_ours(norm: nn.Module) -> None:
     # The object stays and gets another class: hooks, optimizers and other attributes that refer to
     # the module remain valid.
-    norm.__class__ = InstanceNorm2d
+    norm.__class__ = _OURS[type(norm)]
     norm.activation, norm.negative_slope, norm.residual_first = "none", 0.01, False
 
 
@@ -110,9 +121,10 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
     """Replace torch's instance norms in a model by the fused ops, and report what was done.
 
     Changes the model itself; pass ``copy.deepcopy(model)`` to keep the original. Every
-    `torch.nn.InstanceNorm2d` becomes a `stylekernels.nn.InstanceNorm2d`, with the same Parameter
-    objects (an optimizer keeps working), buffers, hooks and training mode; the state_dict has the
-    same keys and the outputs are the same up to rounding. A `torch.nn.Sequential` in which a ReLU,
+    `torch.nn.InstanceNorm1d`, ``2d`` and ``3d``, also lazy ones, becomes the class of that name in
+    `stylekernels.nn`, with the same Parameter objects (an optimizer keeps working), buffers, hooks
+    and training mode; the state_dict has the same keys and the outputs are the same up to rounding.
+    A `torch.nn.Sequential` in which a ReLU,
     LeakyReLU, Tanh or Sigmoid follows such a norm becomes a subclass of its class that runs the two
     as one op. The modules in it do not change: code that calls them by index, from a list or in a
     slice gets the results of the unfused modules. Calls in a ``forward``, such as
@@ -147,7 +159,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
         if why_left is not None:
             what = getattr(module, "original_name", kind.__name__)  # torch.jit's name of the class
             report.left.append(Entry(name, what, why_left))
-        if why_left is not None or kind is not nn.InstanceNorm2d:
+        if why_left is not None or kind not in _OURS:
             continue
         _become_ours(module)
         apart = {found: why_apart(module, found.successor) for found in positions[module]}

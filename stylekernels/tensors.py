@@ -60,6 +60,15 @@ def laid_out_like(y: Tensor, x: Tensor) -> Tensor:
     return to_channels_last(y) if channels_last(x) and not channels_last(y) else y
 
 
+def as_images(x: Tensor) -> Tensor:
+    """Return (N, C, L) as (N, C, 1, L), (N, C, D, H, W) as (N, C, D H, W), and (N, C, H, W) as it
+    is. To an op that sees planes, the order of their pixels is all the same. Contiguous and
+    channels_last tensors become views of that layout; a tensor that has no such view is copied."""
+    if x.dim() == 3:
+        return x.unsqueeze(2)
+    return x if x.dim() == 4 else x.flatten(2, -2)
+
+
 def new_like(y: Tensor, x: Tensor) -> Tensor:
     """Return a dense copy of ``y`` in the layout of ``x``. Under transforms of torch.func, which
     have no layouts, the layout is unspecified."""

@@ -150,8 +150,8 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     size = torch.Size(shape).numel()
     buffer = torch.full((size + 2 * 64,), torch.nan, dtype=x.dtype, device=x.device)
     order = list(range(x.dim()))
-    if base == "channels_last" and x.dim() == 4:
-        order = [0, 2, 3, 1]
+    if base == "channels_last" and x.dim() > 2:
+        order = [0, *order[2:], 1]
     dense = buffer[before : before + size].view([shape[axis] for axis in order])
     view = dense.permute([order.index(axis) for axis in range(x.dim())])
     if crop:
@@ -251,12 +251,9 @@ def assert_accurate(
 def assert_layout_of(result: Tensor, x: Tensor) -> None:
     """``result`` must have the layout of ``x``, unless ``x`` is empty or has gaps."""
     if x.numel() == 0 or x.is_contiguous():
-        layout = torch.contiguous_format
-    elif x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        layout = torch.channels_last
-    else:
-        return
-    assert result.is_contiguous(memory_format=layout), f"{result.stride()} for x of {x.stride()}"
+        assert result.is_contiguous(), f"{result.stride()} for contiguous x"
+    elif x.dim() > 2 and x.movedim(1, -1).is_contiguous():
+        assert result.movedim(1, -1).is_contiguous(), f"{result.stride()} for x of {x.stride()}"
 
 
 Tensors = dict[str, Tensor | None]

@@ -17,14 +17,15 @@ ACTIVATIONS = {
 
 
 def planes(parameter: Tensor, x: Tensor) -> Tensor:
-    return parameter.expand(x.shape[:2])[..., None, None]
+    return parameter.expand(x.shape[:2]).reshape(*x.shape[:2], *[1] * (x.dim() - 2))
 
 
 def before_activation(
     x, weight=None, bias=None, residual=None, mean=None, var=None, *, residual_first=False
 ) -> Tensor:
     if mean is None:
-        mean, var = x.mean((2, 3)), x.var((2, 3), correction=0)
+        spatial = tuple(range(2, x.dim()))
+        mean, var = x.mean(spatial), x.var(spatial, correction=0)
     z = (x - planes(mean, x)) / (planes(var, x) + 1e-5).sqrt()
     z = z if weight is None else z * planes(weight, x)
     z = z if bias is None else z + planes(bias, x)

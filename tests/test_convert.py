@@ -208,6 +208,38 @@ def test_every_activation_is_taken_over(activation):
     torch.testing.assert_close(model[1](model[0](x)), expected)
 
 
+@pytest.mark.parametrize("rank", [3, 5])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_norms_of_every_rank(rank, lazy):
+    """A block of a network for signals or volumes, as in nnU-Net: convolution, norm, leaky ReLU."""
+    dims = rank - 2
+    conv = getattr(nn, f"Conv{dims}d")
+    kind = getattr(nn, f"{'Lazy' if lazy else ''}InstanceNorm{dims}d")
+
+    def block() -> nn.Module:
+        torch.manual_seed(0)
+        norms = [kind(affine=True) if lazy else kind(4, affine=True) for _ in range(2)]
+        return nn.Sequential(
+            conv(3, 4, 3), norms[0], nn.LeakyReLU(0.2, inplace=True), conv(4, 4, 1), norms[1]
+        )
+
+    theirs = block()
+    x = random(2, 3, *(7, 6, 9)[:dims], layout="channels_last")
+    ours, report = convert(block())
+    assert not report.left
+    whys = [entry.why for entry in report.replaced]
+    assert whys[:2] == ["one op with the LeakyReLU after it", "one op with 1 before it"]
+    assert whys[2].startswith("alone")
+    for _ in range(2):
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    assert type(ours[1]) is getattr(stylekernels.nn, f"InstanceNorm{dims}d")
+    with Recorder() as recorder:
+        ours(x)
+    assert recorder.ops.count("instance_norm") == 2
+    assert "leaky_relu_" not in recorder.ops
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
 def test_one_activation_object_in_two_places_and_elsewhere():
     class Model(nn.Module):
         def __init__(self):
@@ -240,9 +272,6 @@ class TestWhatStaysAndWhy:
     @pytest.mark.parametrize(
         ("model", "why"),
         [
-            (nn.InstanceNorm1d(3), "the ops are for images, (N, C, H, W)"),
-            (nn.InstanceNorm3d(3), "the ops are for images, (N, C, H, W)"),
-            (nn.LazyInstanceNorm2d(), "its number of channels is not known yet; run the model"),
             (nn.BatchNorm2d(3), "not an instance norm"),
             (nn.GroupNorm(1, 3), "not an instance norm"),
             (nn.ConvTranspose2d(3, 3, 4), "convolutions and resampling stay PyTorch's"),
@@ -259,13 +288,25 @@ class TestWhatStaysAndWhy:
         assert entry.why.startswith(why)
         assert (type(model[0]), type(model[1])) == (kind, nn.ReLU)
 
-    def test_a_lazy_norm_that_has_run(self):
-        model = nn.Sequential(nn.LazyInstanceNorm2d(), nn.ReLU())
-        model(self.x)
-        model.eval()
-        expected = model(self.x)
+    @pytest.mark.parametrize("has_run", [False, True])
+    def test_a_lazy_norm(self, has_run):
+        theirs, model = (nn.Sequential(nn.LazyInstanceNorm2d(), nn.ReLU()) for _ in range(2))
+        if has_run:
+            theirs(self.x), model(self.x)
         assert left_or_alone(model)["0"] == "one op with the ReLU after it"
-        torch.testing.assert_close(model(self.x), expected)
+        for _ in range(2):  # the first call makes parameters
+            torch.testing.assert_close(model(self.x), theirs(self.x))
+        assert type(model[0]) is stylekernels.nn.InstanceNorm2d
+        torch.testing.assert_close(model[0].state_dict(), theirs[0].state_dict())
+        with Recorder() as recorder:
+            model.eval()(self.x)
+        assert recorder.ops == ["instance_norm"]
+
+    @pytest.mark.parametrize("rank", [3, 5])
+    def test_a_subclass_of_another_rank(self, rank):
+        base = {3: nn.InstanceNorm1d, 5: nn.InstanceNorm3d}[rank]
+        model = nn.Sequential(type("Own", (base,), {})(3), nn.ReLU())
+        assert left_or_alone(model)["0"].startswith(f"a subclass of {base.__name__}, which may")
 
     def test_subclasses(self):
         class Doubled(nn.InstanceNorm2d):

@@ -172,10 +172,11 @@ def test_expanded_input_and_gradient(layout, device) -> None:
 
 def check_stats(x: Tensor, which: int) -> None:
     """The mean (0) or the variance (1), and its gradient."""
+    spatial = tuple(range(2, x.dim()))
 
     def in_torch(x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
-        return wide.mean((2, 3)) if which == 0 else wide.var((2, 3), correction=0)
+        return wide.mean(spatial) if which == 0 else wide.var(spatial, correction=0)
 
     assert_op_accurate(
         lambda x: instance_norm_stats(x)[which], in_torch, in_torch, {"x": x}, image_result=False
@@ -329,9 +330,9 @@ X = random(2, 3, 4, 5)
         ({"x": 3}, TypeError, "x: expected a torch.Tensor, got int"),
         ({"x": X.long()}, TypeError, "x: expected dtype float32, bfloat16, .*got torch.int64"),
         (
-            {"x": X[0]},
+            {"x": X[0, 0]},
             ValueError,
-            r"x: expected .*N, C, H, W\), got \(3, 4, 5\); .*x\[None\]",
+            r"x: expected .*N, C, L\) or .* or \(N, C, D, H, W\), got \(4, 5\); .*x\[None\]",
         ),
         ({"x": X[..., :1, :1]}, ValueError, r"x: expected more than one pixel .*\(2, 3, 1, 1\)"),
         ({"weight": X[0, 0, 0]}, ValueError, r"weight: .* = \(3,\) or \(N, C\) .*got \(5,\)"),
@@ -354,8 +355,8 @@ def test_errors(arguments, error, message) -> None:
 
 
 def test_errors_of_stats() -> None:
-    with pytest.raises(ValueError, match=r"x: expected shape \(N, C, H, W\), got \(3, 4, 5\)"):
-        instance_norm_stats(X[0])
+    with pytest.raises(ValueError, match=r"x: expected shape \(N, C, L\) or .*, got \(4, 5\)"):
+        instance_norm_stats(X[0, 0])
     with pytest.raises(TypeError, match=r"x: expected dtype float32, .*got torch.int32"):
         instance_norm_stats(X.int())
 

@@ -132,6 +132,16 @@ def test_chunks_of_several_tiles(shape, layout, dtype, shift, device) -> None:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 5, 37), (2, 17, 3, 5, 7), (1, 3, 4, 31, 33)])
+def test_signals_and_volumes(shape, layout, device) -> None:
+    x = random(*shape, layout=layout, device=device, shift=10.0)
+    weight = random(shape[1], device=device, seed=1)
+    residual = random(*shape, layout=layout, device=device, seed=2)
+    tensors = {"x": x, "weight": weight, "residual": residual}
+    check(tensors, activation="leaky_relu", residual_first=True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("scale", "shift"), [(1, 1000), (1e-3, 0), (1e4, 0), (30, -1000)])
 def test_magnitudes(scale, shift, dtype, layout, device) -> None:

@@ -4,13 +4,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from benchmarks.dtypes import DTYPES
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 NORM_SHAPES: tuple[Shape, ...] = ((1, 32, 512, 512), (1, 128, 128, 128))
+#: Volumes: layers of a network for medical images, from its first to its deepest.
+NORM_3D_SHAPES: tuple[Shape, ...] = (
+    (1, 32, 64, 128, 128),
+    (2, 32, 128, 128, 128),
+    (2, 320, 8, 8, 8),
+)
 #: The first layer of a style loss, of one photo, as in training.
 STYLE_SHAPES: tuple[Shape, ...] = ((1, 64, 256, 256),)
 GRAM_SHAPES: tuple[Shape, ...] = (
@@ -28,6 +35,12 @@ UPSAMPLE_VARIANTS = {
     "k3": ("transpose", 3, "zeros"),
     "nearest-k3": ("nearest", 3, "reflect"),
 }
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """Return ``x`` in a layout of `LAYOUTS`; volumes have a channels_last of their own."""
+    volume = x.dim() == 5 and layout == "channels_last"
+    return x.contiguous(memory_format=torch.channels_last_3d if volume else LAYOUTS[layout])
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,14 @@ def _no_aim(dtype: str) -> Target:
     return Target()
 
 
+def chosen(listed: tuple[Shape, ...], quick: bool, shape: Shape | None) -> tuple[Shape, ...]:
+    """Return the shapes to measure: those listed, with ``quick`` the first; or ``shape`` instead,
+    if it has as many dimensions."""
+    if shape is not None:
+        return (shape,) if len(shape) == len(listed[0]) else ()
+    return listed[:1] if quick else listed
+
+
 def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
     """Yield all cases for a CPU, op by op.
 
@@ -131,8 +152,7 @@ def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
     def rows(
         op: str, variant: str, shapes: tuple[Shape, ...], backward: bool, aim: Aim = _no_aim
     ) -> Iterator[Case]:
-        shapes = (shape,) if shape else shapes
-        for sizes in shapes[:1] if quick else shapes:
+        for sizes in chosen(shapes, quick, shape):
             for dtype in DTYPES:
                 for layout in LAYOUTS:
                     target = aim(dtype)
@@ -142,6 +162,11 @@ def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
     yield from rows("instance_norm", "relu", NORM_SHAPES, True, lambda _: Target(max_copies=5.0))
     for backward in (False, True):
         yield from rows("instance_norm", "residual", NORM_SHAPES, backward)
+    for backward, copies in ((False, 2.2), (True, 5.5)):
+        target = Target(max_copies=copies)
+        yield from rows(
+            "instance_norm", "leaky_relu", NORM_3D_SHAPES, backward, lambda _, target=target: target
+        )
     yield from rows("instance_norm_stats", "", NORM_SHAPES, False)
     gram_speedup = {"float32": 1.5, "bfloat16": 2.0}
     yield from rows(

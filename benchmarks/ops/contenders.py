@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks import race
 from benchmarks.cpu import Cpu
 from benchmarks.device import Device
-from benchmarks.ops.cases import LAYOUTS
+from benchmarks.ops.cases import laid_out
 from benchmarks.ops.peers import Expression
 from benchmarks.ops.problems import Problem
 from benchmarks.race import Entry
@@ -107,8 +107,8 @@ def _copy(tensor: Tensor | None, layout: str | None, again: bool) -> Tensor | No
     """Return the tensor in a layout; with ``again`` always a copy."""
     if tensor is None:
         return None
-    if layout is not None and tensor.dim() == 4:
-        tensor = tensor.contiguous(memory_format=LAYOUTS[layout])
+    if layout is not None and tensor.dim() >= 4:
+        tensor = laid_out(tensor, layout)
     return tensor.clone() if again else tensor
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from benchmarks.ops.cases import LAYOUTS, Case, Shape, Target
+from benchmarks.ops.cases import LAYOUTS, Case, Shape, Target, chosen
 
 _BOTH = tuple(LAYOUTS)
 _FIRST, _LAST = ("contiguous",), ("channels_last",)
@@ -85,8 +85,7 @@ def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
 
     def rows() -> Iterator[Case]:
         for group in GROUPS:
-            shapes = (shape,) if shape else group.shapes
-            for sizes in shapes[:1] if quick else shapes:
+            for sizes in chosen(group.shapes, quick, shape):
                 for layout in group.layouts[:1] if quick else group.layouts:
                     yield Case(
                         group.op,

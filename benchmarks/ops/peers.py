@@ -10,6 +10,7 @@ Activations and additions are in place if autograd allows it, since style networ
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,9 +34,10 @@ def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Instance norm written out, which a compiler can schedule freely."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    var, mean = torch.var_mean(x.to(wide), (2, 3), correction=0, keepdim=True)
-    scale = torch.rsqrt(var + EPS) * weight[:, None, None]
-    return ((x - mean) * scale + bias[:, None, None]).to(x.dtype)
+    spatial = tuple(range(2, x.dim()))
+    var, mean = torch.var_mean(x.to(wide), spatial, correction=0, keepdim=True)
+    weight, bias = (parameter.view(-1, *(1 for _ in spatial)) for parameter in (weight, bias))
+    return ((x - mean) * (torch.rsqrt(var + EPS) * weight) + bias).to(x.dtype)
 
 
 NORMS: dict[str, Normalize] = {
@@ -45,13 +47,19 @@ NORMS: dict[str, Normalize] = {
 }
 
 
-def instance_norm_relu() -> dict[str, Expression]:
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "leaky_relu": partial(F.leaky_relu, inplace=True),
+}
+
+
+def instance_norm(activation: str) -> dict[str, Expression]:
     """Expressions of (x, weight, bias)."""
 
-    def with_relu(norm: Normalize) -> Expression:
-        return lambda x, weight, bias: norm(x, weight, bias).relu_()
+    def activated(norm: Normalize) -> Expression:
+        return lambda x, weight, bias: ACTIVATIONS[activation](norm(x, weight, bias))
 
-    return {name: with_relu(norm) for name, norm in NORMS.items()}
+    return {name: activated(norm) for name, norm in NORMS.items()}
 
 
 def instance_norm_residual() -> dict[str, Expression]:

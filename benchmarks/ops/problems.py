@@ -17,12 +17,12 @@ from benchmarks.dtypes import DTYPES
 from benchmarks.ops import peers
 from benchmarks.ops.cases import (
     CONV_VARIANTS,
-    LAYOUTS,
     UPSAMPLE_VARIANTS,
     Case,
     ConvVariant,
     Shape,
     half,
+    laid_out,
 )
 
 #: Shared memory of a cluster of eight multiprocessors of a Hopper GPU. Planes that fit are read
@@ -64,13 +64,13 @@ class Problem:
 def prepare(case: Case, torch_device: str = "cpu") -> Problem:
     """Make the tensors of a case on a torch device, the same ones in every call."""
     generator = torch.Generator(torch_device).manual_seed(0)
-    dtype, memory_format = DTYPES[case.dtype], LAYOUTS[case.layout]
+    dtype = DTYPES[case.dtype]
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=torch_device)
 
     def image(*shape: int) -> Tensor:
-        return normal(*shape).to(dtype).contiguous(memory_format=memory_format)
+        return laid_out(normal(*shape).to(dtype), case.layout)
 
     return _PROBLEMS[case.op](case, normal, image)
 
@@ -92,23 +92,24 @@ def _avoid_kink(
 
 
 def _instance_norm(case: Case, normal: Maker, image: Maker) -> Problem:
-    _, c, h, w = case.shape
+    _, c, *spatial = case.shape
     dtype = DTYPES[case.dtype]
-    x = image(*case.shape) + normal(c, 1, 1).to(dtype)  # channels have different means
+    means = normal(c, *(1 for _ in spatial)).to(dtype)  # channels have different ones
+    x = image(*case.shape) + means
     weight, bias = (normal(c) + 1).to(dtype), normal(c).to(dtype)
     ours: peers.Expression
     grad = _grad(case, image, case.shape)
-    if case.variant == "relu":
-        inputs, expressions = (x, weight, bias), peers.instance_norm_relu()
+    if case.variant in peers.ACTIVATIONS:
+        inputs, expressions = (x, weight, bias), peers.instance_norm(case.variant)
         if grad is not None:
             _avoid_kink(grad, next(iter(peers.NORMS.values())), inputs, case.dtype)
-        ours = partial(stylekernels.instance_norm, activation="relu")
+        ours = partial(stylekernels.instance_norm, activation=case.variant)
         images = 5 if case.backward else 2  # x, y; x, grad, grad_x
     else:
         inputs, expressions = (x, weight, bias, image(*case.shape)), peers.instance_norm_residual()
         ours = _norm_residual
         images = 6 if case.backward else 3
-    again = _read_again(case, h * w * x.element_size())
+    again = _read_again(case, math.prod(spatial) * x.element_size())
     return Problem(
         inputs,
         tuple(range(len(inputs))),

@@ -149,10 +149,10 @@ def _words(shape_width: int) -> tuple[tuple[str, int, Cell], ...]:
     layouts = {"contiguous": "NCHW", "channels_last": "NHWC"}
     return (
         ("op", 27, lambda row: f"{row.case.op} {row.case.variant}".strip()),
-        ("pass", 4, lambda row: "f+b" if row.case.backward else "fwd"),
+        ("dir", 3, lambda row: "f+b" if row.case.backward else "fwd"),
         ("shape", shape_width, lambda row: "x".join(map(str, row.case.shape))),
         ("type", 4, lambda row: SHORT[row.case.dtype]),
-        ("layout", 6, lambda row: layouts[row.case.layout]),
+        ("mem.", 4, lambda row: layouts[row.case.layout]),
     )
 
 
@@ -173,7 +173,7 @@ loss: more than 5 % slower; alone: no rival ran; wrong: refused."""
 VIEWS = {
     "cpu": View(
         (
-            *_words(13),
+            *_words(16),
             ("ours", 5, time_cell("ours")),
             ("±", 4, spread_cell),
             ("eager", 5, time_cell("eager")),
@@ -191,7 +191,8 @@ ours, eager, comp. (torch.compile), copy: median milliseconds; ±: inter-quartil
 rate: ours in GB/s, for products in GFLOP/s. /copy: our time over the copy's; /eager, /comp: our
 speed over theirs, above 1 we are faster; medians of the ratios of each round. For products, copy
 is the floor: the useful multiplications (one triangle of a Gram matrix) at the measured peak, or
-the bytes at the speed of a copy. f+b: forward and backward. NCHW: contiguous; NHWC: channels_last.
+the bytes at the speed of a copy. dir: forward, or forward and backward (f+b). mem., the layout in
+memory: NCHW, contiguous; NHWC, channels_last.
 {_VERDICTS}""",
     ),
     "cuda": View(
@@ -215,7 +216,7 @@ microseconds; ±: inter-quartile range of ours. floor: the bytes at the speed of
 planes don't fit on the chip count twice where they are read twice) or the useful multiplications
 (one triangle of a Gram matrix) at the rate of a matrix product, whichever takes longer; share: the
 floor over our time. /comp, /best: our speed over theirs and over the fastest rival's, above 1 we
-are faster; medians of the ratios of each round. f+b: forward and backward. NCHW: contiguous; NHWC:
-channels_last. {_VERDICTS}""",
+are faster; medians of the ratios of each round. dir: forward, or forward and backward (f+b). mem.,
+the layout in memory: NCHW, contiguous; NHWC, channels_last. {_VERDICTS}""",
     ),
 }

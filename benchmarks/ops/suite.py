@@ -18,10 +18,12 @@ from benchmarks.timing import measure
 
 def _shape(text: str) -> Shape:
     try:
-        n, c, h, w = (int(part) for part in text.split("x"))
+        shape = tuple(int(part) for part in text.split("x"))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected NxCxHxW, got {text!r}") from None
-    return n, c, h, w
+        shape = ()
+    if len(shape) not in (4, 5):
+        raise argparse.ArgumentTypeError(f"expected NxCxHxW or NxCxDxHxW, got {text!r}")
+    return shape
 
 
 class OpsSuite(suite.Suite[Case, report.Row]):
@@ -38,7 +40,7 @@ class OpsSuite(suite.Suite[Case, report.Row]):
             "--shape",
             type=_shape,
             metavar="NxCxHxW",
-            help="a shape to measure instead of the listed ones",
+            help="a shape to measure instead of the listed ones, or NxCxDxHxW",
         )
 
     @classmethod

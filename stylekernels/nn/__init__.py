@@ -4,7 +4,12 @@ from stylekernels.nn.gram_matrix import GramMatrix, StyleLoss
 from stylekernels.nn.instance_norm import (
     AdaptiveInstanceNorm2d,
     ConditionalInstanceNorm2d,
+    InstanceNorm1d,
     InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
 )
 from stylekernels.nn.upsample_block import UpsampleBlock
 
@@ -12,7 +17,12 @@ __all__ = [
     "AdaptiveInstanceNorm2d",
     "ConditionalInstanceNorm2d",
     "GramMatrix",
+    "InstanceNorm1d",
     "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
     "StyleLoss",
     "UpsampleBlock",
 ]

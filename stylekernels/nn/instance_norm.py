@@ -1,5 +1,6 @@
 """Instance norm modules: a faster drop-in for torch's, and conditional and adaptive ones."""
 
+import math
 import warnings
 
 import torch
@@ -16,6 +17,15 @@ from stylekernels.ops.arguments import (
 from stylekernels.tensors import ACTIVATIONS
 
 
+def _set_options(
+    module: nn.Module, activation: str, negative_slope: float, residual_first: bool
+) -> None:
+    check_choice(activation, "activation", ACTIVATIONS)
+    module.activation = activation
+    module.negative_slope = negative_slope
+    module.residual_first = residual_first
+
+
 def _activation_repr(module: nn.Module) -> str:
     text = "" if module.activation == "none" else f", activation={module.activation}"
     if module.activation == "leaky_relu":
@@ -25,7 +35,123 @@ def _activation_repr(module: nn.Module) -> str:
     return text
 
 
-class InstanceNorm2d(nn.InstanceNorm2d):
+class _InstanceNorm:
+    """What the modules for 1, 2 and 3 spatial dimensions add to torch's."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device=None,
+        dtype=None,
+        *,
+        activation: str = "none",
+        negative_slope: float = 0.01,
+        residual_first: bool = False,
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs
+        )
+        _set_options(self, activation, negative_slope, residual_first)
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        then: tuple[str, float] | None = None,
+    ) -> Tensor:
+        """Normalise images.
+
+        Args:
+            input: see the class.
+            residual: as input, or None.
+            then: activation and negative slope for this call, instead of the module's own.
+        """
+        activation = then or (self.activation, self.negative_slope)
+        self._check_input_dim(input)
+        unbatched = input.dim() == self._get_no_batch_dim()
+        dim = 0 if unbatched else 1
+        channels = input.shape[dim]
+        if channels != self.num_features:
+            if self.affine:
+                raise ValueError(
+                    f"expected input's size at dim={dim} to match num_features "
+                    f"({self.num_features}), but got: {channels}."
+                )
+            warnings.warn(
+                f"input's size at dim={dim} does not match num_features. "
+                "You can silence this warning by not passing in num_features, "
+                "which is not used because affine=False",
+                stacklevel=2,
+            )
+            if self.running_mean is not None:
+                raise RuntimeError(
+                    f"running_mean should contain {channels} elements not {self.num_features}"
+                )
+        if unbatched:
+            residual = None if residual is None else residual.unsqueeze(0)
+            return self._normalize(input.unsqueeze(0), residual, *activation).squeeze(0)
+        return self._normalize(input, residual, *activation)
+
+    def _normalize(
+        self, x: Tensor, residual: Tensor | None, activation: str, negative_slope: float
+    ) -> Tensor:
+        stats = None
+        if self.training or not self.track_running_stats:
+            if math.prod(x.shape[2:]) == 1:
+                raise ValueError(
+                    f"Expected more than 1 spatial element when training, got input size {x.shape}"
+                )
+            if self.running_mean is not None and self.momentum:
+                self._update_running_stats(x, self.momentum)
+        else:
+            stats = (self.running_mean, self.running_var)
+        return instance_norm(
+            x,
+            self.weight,
+            self.bias,
+            residual=residual,
+            activation=activation,
+            negative_slope=negative_slope,
+            residual_first=self.residual_first,
+            eps=self.eps,
+            stats=stats,
+        )
+
+    @torch.no_grad()
+    def _update_running_stats(self, x: Tensor, momentum: float) -> None:
+        # This takes another pass over x. Passing these statistics to instance_norm would save it,
+        # but cost three in the backward pass, which has a fused op only for own statistics.
+        mean, var = instance_norm_stats(x)
+        pixels = math.prod(x.shape[2:])
+        for running, new in (
+            (self.running_mean, mean.mean(0)),
+            (self.running_var, var.mean(0) * (pixels / (pixels - 1))),
+        ):
+            # An alias, as in torch's own class: a function that torch.func differentiates cannot
+            # write to a tensor from outside, but can write to an alias of it.
+            update = torch.lerp(running.to(new.dtype), new, momentum)
+            torch.ops.aten.alias(running).copy_(update)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _activation_repr(self)
+
+
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    """`torch.nn.InstanceNorm1d` with an activation and a residual in the same op: `InstanceNorm2d`
+    for signals.
+
+    Shape:
+        x (N, C, L) or (C, L), residual the same or None; to x's shape, dtype and layout.
+    """
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     """`torch.nn.InstanceNorm2d` with an activation and a residual in the same op.
 
     Arguments, state_dict, unbatched input and running statistics are those of torch's class.
@@ -51,13 +177,26 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016.
     """
 
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """`torch.nn.InstanceNorm3d` with an activation and a residual in the same op: `InstanceNorm2d`
+    for volumes.
+
+    Shape:
+        x (N, C, D, H, W) or (C, D, H, W), residual the same or None; to x's shape, dtype and
+        layout, contiguous or channels_last_3d.
+    """
+
+
+class _LazyInstanceNorm(_InstanceNorm):
+    """What the lazy modules add to torch's."""
+
     def __init__(
         self,
-        num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        affine: bool = False,
-        track_running_stats: bool = False,
+        affine: bool = True,
+        track_running_stats: bool = True,
         device=None,
         dtype=None,
         *,
@@ -66,93 +205,32 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         residual_first: bool = False,
         **kwargs,
     ) -> None:
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs
+        super(_InstanceNorm, self).__init__(
+            eps, momentum, affine, track_running_stats, device, dtype, **kwargs
         )
-        check_choice(activation, "activation", ACTIVATIONS)
-        self.activation = activation
-        self.negative_slope = negative_slope
-        self.residual_first = residual_first
+        _set_options(self, activation, negative_slope, residual_first)
 
-    def forward(
-        self,
-        input: Tensor,
-        residual: Tensor | None = None,
-        *,
-        then: tuple[str, float] | None = None,
-    ) -> Tensor:
-        """Normalise images.
+    def initialize_parameters(self, input: Tensor, *_others, **_options) -> None:
+        """Make the parameters for the first input; the arguments are those of ``forward``."""
+        super().initialize_parameters(input)
 
-        Args:
-            input, residual: see the class.
-            then: activation and negative slope for this call, instead of the module's own.
-        """
-        activation = then or (self.activation, self.negative_slope)
-        self._check_input_dim(input)
-        channels = input.shape[-3]
-        if channels != self.num_features:
-            if self.affine:
-                raise ValueError(
-                    f"expected input's size at dim={input.dim() - 3} to match num_features "
-                    f"({self.num_features}), but got: {channels}."
-                )
-            warnings.warn(
-                f"input's size at dim={input.dim() - 3} does not match num_features. "
-                "You can silence this warning by not passing in num_features, "
-                "which is not used because affine=False",
-                stacklevel=2,
-            )
-            if self.running_mean is not None:
-                raise RuntimeError(
-                    f"running_mean should contain {channels} elements not {self.num_features}"
-                )
-        if input.dim() == 3:
-            residual = None if residual is None else residual.unsqueeze(0)
-            return self._normalize(input.unsqueeze(0), residual, *activation).squeeze(0)
-        return self._normalize(input, residual, *activation)
 
-    def _normalize(
-        self, x: Tensor, residual: Tensor | None, activation: str, negative_slope: float
-    ) -> Tensor:
-        stats = None
-        if self.training or not self.track_running_stats:
-            if x.shape[2] * x.shape[3] == 1:
-                raise ValueError(
-                    f"Expected more than 1 spatial element when training, got input size {x.shape}"
-                )
-            if self.running_mean is not None and self.momentum:
-                self._update_running_stats(x, self.momentum)
-        else:
-            stats = (self.running_mean, self.running_var)
-        return instance_norm(
-            x,
-            self.weight,
-            self.bias,
-            residual=residual,
-            activation=activation,
-            negative_slope=negative_slope,
-            residual_first=self.residual_first,
-            eps=self.eps,
-            stats=stats,
-        )
+class LazyInstanceNorm1d(_LazyInstanceNorm, nn.LazyInstanceNorm1d):
+    """`InstanceNorm1d` that learns ``num_features`` from the first input, as torch's class does."""
 
-    @torch.no_grad()
-    def _update_running_stats(self, x: Tensor, momentum: float) -> None:
-        # This takes another pass over x. Passing these statistics to instance_norm would save it,
-        # but cost three in the backward pass, which has a fused op only for own statistics.
-        mean, var = instance_norm_stats(x)
-        pixels = x.shape[2] * x.shape[3]
-        for running, new in (
-            (self.running_mean, mean.mean(0)),
-            (self.running_var, var.mean(0) * (pixels / (pixels - 1))),
-        ):
-            # An alias, as in torch's own class: a function that torch.func differentiates cannot
-            # write to a tensor from outside, but can write to an alias of it.
-            update = torch.lerp(running.to(new.dtype), new, momentum)
-            torch.ops.aten.alias(running).copy_(update)
+    cls_to_become = InstanceNorm1d
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + _activation_repr(self)
+
+class LazyInstanceNorm2d(_LazyInstanceNorm, nn.LazyInstanceNorm2d):
+    """`InstanceNorm2d` that learns ``num_features`` from the first input, as torch's class does."""
+
+    cls_to_become = InstanceNorm2d
+
+
+class LazyInstanceNorm3d(_LazyInstanceNorm, nn.LazyInstanceNorm3d):
+    """`InstanceNorm3d` that learns ``num_features`` from the first input, as torch's class does."""
+
+    cls_to_become = InstanceNorm3d
 
 
 class ConditionalInstanceNorm2d(nn.Module):
@@ -191,13 +269,10 @@ class ConditionalInstanceNorm2d(nn.Module):
         residual_first: bool = False,
     ) -> None:
         super().__init__()
-        check_choice(activation, "activation", ACTIVATIONS)
+        _set_options(self, activation, negative_slope, residual_first)
         self.num_features = num_features
         self.num_styles = num_styles
         self.eps = eps
-        self.activation = activation
-        self.negative_slope = negative_slope
-        self.residual_first = residual_first
         shape = (num_styles, num_features)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -282,11 +357,8 @@ class AdaptiveInstanceNorm2d(nn.Module):
         residual_first: bool = False,
     ) -> None:
         super().__init__()
-        check_choice(activation, "activation", ACTIVATIONS)
+        _set_options(self, activation, negative_slope, residual_first)
         self.eps = eps
-        self.activation = activation
-        self.negative_slope = negative_slope
-        self.residual_first = residual_first
 
     def _mean_and_std(self, content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         check_image_batch(style, "style")

@@ -4,8 +4,9 @@ import functools
 
 from torch import Tensor, nn
 
-from stylekernels.nn.instance_norm import InstanceNorm2d
+from stylekernels.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 
+NORMS = (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
 ACTIVATIONS = {
     nn.ReLU: "relu",
     nn.LeakyReLU: "leaky_relu",
@@ -21,9 +22,12 @@ def runs_in_order(module: nn.Module) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has hooks, besides the one that prepares a lazy module's first call
+    and goes."""
+    prepares = getattr(getattr(module, "_initialize_hook", None), "id", None)
     return bool(
         module._forward_hooks
-        or module._forward_pre_hooks
+        or module._forward_pre_hooks.keys() - {prepares}
         or module._backward_hooks
         or module._backward_pre_hooks
     )
@@ -46,7 +50,7 @@ def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
 
 
 class _Fusing(nn.Sequential):
-    """Runs each plain `InstanceNorm2d` together with the activation after it.
+    """Runs each plain norm together with the activation after it.
 
     The modules do not change: called alone, from a list, by index or in a slice, each computes what
     it computed before.
@@ -60,7 +64,7 @@ class _Fusing(nn.Sequential):
             index += 1
             successor = modules[index] if index < len(modules) else None
             if (
-                type(module) is InstanceNorm2d
+                type(module) in NORMS
                 and module.activation == "none"
                 and why_apart(module, successor) is None
             ):

@@ -15,8 +15,12 @@ CONV_KERNELS = {
 }
 
 
+_SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+
+
 def check_image_batch(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,)) -> None:
-    """``x`` must be a floating-point tensor (N, C, H, W), or (N, C, L) where rank 3 is allowed."""
+    """``x`` must be a floating-point tensor of one of these ranks: (N, C, L), (N, C, H, W) or
+    (N, C, D, H, W)."""
     check_tensor(x, name)
     if x.dtype not in DTYPES:
         raise TypeError(
@@ -24,8 +28,8 @@ def check_image_batch(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,))
             f"convert with {name}.float()"
         )
     if x.dim() not in ranks:
-        shapes = " or ".join({3: "(N, C, L)", 4: "(N, C, H, W)"}[rank] for rank in ranks)
-        remedy = f"; make it a batch of one with {name}[None]" if x.dim() == 3 else ""
+        shapes = " or ".join(_SHAPES[rank] for rank in ranks)
+        remedy = f"; make it a batch of one with {name}[None]" if x.dim() + 1 in ranks else ""
         raise ValueError(f"{name}: expected shape {shapes}, got {tuple(x.shape)}{remedy}")
 
 

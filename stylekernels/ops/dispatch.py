@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from stylekernels import native
@@ -203,8 +202,8 @@ def explain(op: str, *args: object, **kwargs: object) -> str:
     if note := _notes[op](*args, **kwargs) if op in _notes else "":
         reason += f"; {note}"
     layout = "contiguous"
-    if tensor.dim() == 4 and not tensor.is_contiguous():
-        dense = tensor.is_contiguous(memory_format=torch.channels_last)
+    if tensor.dim() > 2 and not tensor.is_contiguous():
+        dense = tensor.movedim(1, -1).is_contiguous()
         layout = "channels_last" if dense else "strided (copied to contiguous first)"
     dtype = str(tensor.dtype).removeprefix("torch.")
     return (

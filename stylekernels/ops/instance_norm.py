@@ -15,7 +15,10 @@ from stylekernels.ops.arguments import (
 from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
 from stylekernels.ops.dispatch import register, use_reference
 from stylekernels.ops.registration import define, differentiate
-from stylekernels.tensors import ACTIVATIONS, dense_like, new_like, wide_dtype
+from stylekernels.tensors import ACTIVATIONS, as_images, dense_like, new_like, wide_dtype
+
+#: Ranks of images with 1, 2 and 3 spatial dimensions. The ops take rank 4.
+RANKS = (3, 4, 5)
 
 SCHEMAS = (
     "instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)",
@@ -257,19 +260,21 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each image's channels.
 
     Args:
-        x: (N, C, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
+        x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), contiguous or channels_last; float32,
+            bfloat16, float16 or float64.
 
     Returns:
-        Mean and variance (divided by H W), (N, C) each, float32 (float64 for float64 input),
-        differentiable. They are exact even if the mean is large compared to the deviation: chunks
-        of a plane are reduced about a local shift and merged in double precision (Chan, Golub and
-        LeVeque, 1983).
+        Mean and variance (divided by the pixels of a plane), (N, C) each, float32 (float64 for
+        float64 input), differentiable. They are exact even if the mean is large compared to the
+        deviation: chunks of a plane are reduced about a local shift and merged in double precision
+        (Chan, Golub and LeVeque, 1983).
 
     Raises:
         TypeError: if x is not a floating-point tensor.
-        ValueError: if x is not 4-dimensional.
+        ValueError: if x has another number of dimensions.
     """
-    check_image_batch(x)
+    check_image_batch(x, ranks=RANKS)
+    x = as_images(x)
     if use_reference("instance_norm_stats", x):
         return reference.instance_norm_stats(x)
     return call(_stats_op, _record_stats, x)
@@ -293,7 +298,8 @@ def instance_norm(
     biased variance of each (image, channel), computed in float32 and rounded once.
 
     Args:
-        x: (N, C, H, W), contiguous or channels_last; float32, bfloat16, float16 or float64.
+        x: (N, C, L), (N, C, H, W) or (N, C, D, H, W), contiguous or channels_last (rank 3: a
+            transposed (N, L, C)); float32, bfloat16, float16 or float64.
         weight: scale, (C,) for affine instance norm or (N, C) for conditional and adaptive
             instance norm, in x's dtype or float32; 1 by default.
         bias: shift, as weight; 0 by default.
@@ -318,10 +324,10 @@ def instance_norm(
     Ulyanov, Vedaldi and Lempitsky, "Instance normalization", 2016; Huang and Belongie, "Arbitrary
     style transfer in real-time with adaptive instance normalization", 2017, equation 8.
     """
-    check_image_batch(x)
+    check_image_batch(x, ranks=RANKS)
     check_choice(activation, "activation", ACTIVATIONS)
     if isinstance(residual, Tensor) and residual.dtype != x.dtype and autocast_dtype(x) is not None:
-        check_image_batch(residual, "residual")
+        check_image_batch(residual, "residual", ranks=RANKS)
         wider = torch.promote_types(x.dtype, residual.dtype)  # the dtype of their sum
         x, residual = x.to(wider), residual.to(wider)
     if weight is not None:
@@ -330,6 +336,7 @@ def instance_norm(
         check_per_channel(bias, "bias", x)
     if residual is not None:
         check_like(residual, "residual", x)
+    images = as_images(x)
     mean = var = None
     if stats is not None:
         if not isinstance(stats, (tuple, list)) or len(stats) != 2:
@@ -348,18 +355,20 @@ def instance_norm(
                 "stats: expected mean and variance of one shape, got "
                 f"{tuple(mean.shape)} and {tuple(var.shape)}"
             )
-    elif x.shape[2] * x.shape[3] == 1:
+    elif images.shape[2] * images.shape[3] == 1:
         raise ValueError(
             f"x: expected more than one pixel per plane to take statistics of, got "
             f"{tuple(x.shape)}; pass stats to normalise by given ones"
         )
-    inputs = (x, weight, bias, residual, mean, var)
+    inputs = (images, weight, bias, None if residual is None else as_images(residual), mean, var)
     # Without an activation the order makes no difference, and the backward pass needs no residual.
     residual_first = residual_first and activation != "none"
     options = (activation, negative_slope, residual_first, eps)
     if use_reference("instance_norm", x):
-        return reference.instance_norm(*inputs, *options)
-    return normalize(inputs, options)
+        y = reference.instance_norm(*inputs, *options)
+    else:
+        y = normalize(inputs, options)
+    return y if x.dim() == 4 else y.view(x.shape)
 
 
 def normalize(

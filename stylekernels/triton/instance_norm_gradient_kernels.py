@@ -122,7 +122,7 @@ def norm_gradient_kernel(
     """
     n, chunk, channels = assigned(C, chunks, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
-    first = chunk * chunk_pixels
+    first = chunk.to(INDEX) * chunk_pixels
     last = tl.minimum(first + chunk_pixels, P)
     in_channels = (channels < C)[None, :]
     plane = n * C + channels

@@ -79,7 +79,7 @@ def normalize_kernel(
     """
     n, chunk, channels = assigned(C, chunks, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
-    first = chunk * chunk_pixels
+    first = chunk.to(INDEX) * chunk_pixels
     last = tl.minimum(first + chunk_pixels, P)
     in_channels = (channels < C)[None, :]
     from_x = x + n * x_stride_n + (channels.to(INDEX) * x_stride_c)[None, :]

@@ -94,7 +94,7 @@ def moments_kernel(
     """
     n, chunk, channels = assigned(C, chunks, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
-    first = chunk * chunk_pixels
+    first = chunk.to(INDEX) * chunk_pixels
     last = tl.minimum(first + chunk_pixels, P)
     whole = first + (last - first) // BLOCK_P * BLOCK_P
     in_channels = (channels < C)[None, :]
