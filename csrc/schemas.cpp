@@ -9,11 +9,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
   m.def(
       "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
       "Tensor? var, str activation, float negative_slope, bool residual_first, float eps, "
-      "bool own_stats) -> (Tensor y, Tensor mean, Tensor rstd)");
+      "bool own_stats, int group) -> (Tensor y, Tensor mean, Tensor rstd)");
   m.def(
       "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor mean, Tensor rstd, str activation, float negative_slope, "
-      "bool own_stats, bool want_residual) "
+      "bool own_stats, bool want_residual, int group) "
       "-> (Tensor grad_x, Tensor grad_residual, Tensor sum_grad, Tensor sum_grad_normalized)");
 
   // gram_matrix

@@ -128,8 +128,13 @@ inline Activation activation_of(const std::string& name) {
   if (name == "leaky_relu") return Activation::leaky_relu;
   if (name == "tanh") return Activation::tanh;
   if (name == "sigmoid") return Activation::sigmoid;
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
   STD_TORCH_CHECK(name == "none",
-                  "activation: expected none, relu, leaky_relu, tanh or sigmoid, got ", name);
+                  "activation: expected none, relu, leaky_relu, tanh, sigmoid, silu, gelu or "
+                  "gelu_tanh, got ",
+                  name);
   return Activation::none;
 }
 

@@ -22,7 +22,8 @@ enum class DType { float32, bfloat16, float16, float64 };
 // Memory order: contiguous is (N, C, H, W), channels_last is (N, H, W, C).
 enum class Layout { contiguous, channels_last };
 
-enum class Activation { none, relu, leaky_relu, tanh, sigmoid };
+// gelu_tanh is the approximation of gelu by a tanh.
+enum class Activation { none, relu, leaky_relu, tanh, sigmoid, silu, gelu, gelu_tanh };
 
 enum class PaddingMode { zeros, reflect, replicate };
 

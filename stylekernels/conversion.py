@@ -1,4 +1,4 @@
-"""`convert`: replace the instance norms of a model written with torch.nn by the fused ops."""
+"""`convert`: replace the instance and group norms of a model in torch.nn by the fused ops."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from stylekernels.nn import (
+    GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
@@ -21,6 +22,7 @@ from stylekernels.nn.sequential import fusing, runs_in_order, why_apart
 
 #: What becomes of each class.
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.GroupNorm: GroupNorm,
     nn.InstanceNorm1d: InstanceNorm1d,
     nn.InstanceNorm2d: InstanceNorm2d,
     nn.InstanceNorm3d: InstanceNorm3d,
@@ -33,7 +35,6 @@ _OTHER_NORMS = (
     nn.BatchNorm2d,
     nn.BatchNorm3d,
     nn.SyncBatchNorm,
-    nn.GroupNorm,
     nn.LayerNorm,
 )
 _UPSAMPLING = (nn.ConvTranspose2d, nn.Upsample)
@@ -85,7 +86,7 @@ def _why_left(module: nn.Module) -> str | None:
             return "its forward was replaced on the instance"
         return None
     if isinstance(module, _OTHER_NORMS):
-        return "not an instance norm"
+        return "neither an instance norm nor a group norm"
     if isinstance(module, _UPSAMPLING):
         return "convolutions and resampling stay PyTorch's; UpsampleBlock is for new networks"
     return None
@@ -118,17 +119,17 @@ def _become_ours(norm: nn.Module) -> None:
 
 
 def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
-    """Replace torch's instance norms in a model by the fused ops, and report what was done.
+    """Replace torch's instance and group norms in a model by fused ops, and report what was done.
 
     Changes the model itself; pass ``copy.deepcopy(model)`` to keep the original. Every
-    `torch.nn.InstanceNorm1d`, ``2d`` and ``3d``, also lazy ones, becomes the class of that name in
-    `stylekernels.nn`, with the same Parameter objects (an optimizer keeps working), buffers, hooks
-    and training mode; the state_dict has the same keys and the outputs are the same up to rounding.
-    A `torch.nn.Sequential` in which a ReLU,
-    LeakyReLU, Tanh or Sigmoid follows such a norm becomes a subclass of its class that runs the two
-    as one op. The modules in it do not change: code that calls them by index, from a list or in a
-    slice gets the results of the unfused modules. Calls in a ``forward``, such as
-    ``F.relu(norm(x))``, are not fused: only the norm is replaced.
+    `torch.nn.GroupNorm`, `torch.nn.InstanceNorm1d`, ``2d`` and ``3d``, also lazy ones, becomes the
+    class of that name in `stylekernels.nn`, with the same Parameter objects (an optimizer keeps
+    working), buffers, hooks and training mode; the state_dict has the same keys and the outputs are
+    the same up to rounding. A `torch.nn.Sequential` in which a ReLU, LeakyReLU, Tanh, Sigmoid, SiLU
+    or GELU follows such a norm becomes a subclass of its class that runs the two as one op. The
+    modules in it do not change: code that calls them by index, from a list or in a slice gets the
+    results of the unfused modules. Calls in a ``forward``, such as ``F.relu(norm(x))``, are not
+    fused: only the norm is replaced.
 
     The result works with ``torch.compile`` and ``torch.export``. For formats without our ops, such
     as ONNX, export inside ``with stylekernels.use_impl("reference"):``, which runs plain PyTorch.

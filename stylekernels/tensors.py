@@ -8,7 +8,8 @@ from torch import Tensor
 
 #: The dtypes that every op takes.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
+#: ``gelu_tanh`` is the approximation of ``gelu`` by a tanh.
+ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh")
 PADDING_MODES = ("zeros", "reflect", "replicate")
 
 
@@ -62,10 +63,11 @@ def laid_out_like(y: Tensor, x: Tensor) -> Tensor:
 
 def as_images(x: Tensor) -> Tensor:
     """Return (N, C, L) as (N, C, 1, L), (N, C, D, H, W) as (N, C, D H, W), and (N, C, H, W) as it
-    is. To an op that sees planes, the order of their pixels is all the same. Contiguous and
-    channels_last tensors become views of that layout; a tensor that has no such view is copied."""
-    if x.dim() == 3:
-        return x.unsqueeze(2)
+    is; (N, C) has one pixel. To an op that sees planes, the order of their pixels is all the same.
+    Contiguous and channels_last tensors become views of that layout; a tensor that has no such view
+    is copied."""
+    if x.dim() < 4:
+        return x[:, :, None] if x.dim() == 3 else x[:, :, None, None]
     return x if x.dim() == 4 else x.flatten(2, -2)
 
 

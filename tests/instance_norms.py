@@ -13,6 +13,9 @@ ACTIVATIONS = {
     "leaky_relu": lambda z: F.leaky_relu(z, 0.2),
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
 }
 
 

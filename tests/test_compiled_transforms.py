@@ -95,7 +95,7 @@ DIRECT: dict[str, Function] = {
         [x, x[:, :4, ::2]], [target := TARGET.to(x.device), target[:4, :4]], [0.01, 0.02], True
     )[0],
     "instance_norm": lambda x: OPS.instance_norm(
-        x, SCALE.to(x.device), None, x.flip(2), None, None, "tanh", 0.01, True, 1e-5, False
+        x, SCALE.to(x.device), None, x.flip(2), None, None, "tanh", 0.01, True, 1e-5, False, 1
     )[0],
     "instance_norm_stats": lambda x: torch.stack(OPS.instance_norm_stats(x)),
     "upsample_block": _direct_upsample_block,

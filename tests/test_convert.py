@@ -190,6 +190,9 @@ ACTIVATIONS = {
     "leaky_relu": nn.LeakyReLU(0.3),
     "tanh": nn.Tanh(),
     "sigmoid": nn.Sigmoid(),
+    "silu": nn.SiLU(),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
 }
 
 
@@ -240,6 +243,24 @@ def test_norms_of_every_rank(rank, lazy):
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "leaky_relu"])
+@pytest.mark.parametrize("num_groups", [1, 2, 4])
+def test_group_norm_with_its_activation(num_groups, activation):
+    """A block of AnimeGANv2 (one group, leaky ReLU) or of a diffusion decoder (SiLU)."""
+    norm = nn.GroupNorm(num_groups, 4)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    theirs = nn.Sequential(norm, copy.deepcopy(ACTIVATIONS[activation]), nn.Conv2d(4, 3, 1))
+    ours, report = convert(copy.deepcopy(theirs))
+    assert [entry.name for entry in report.replaced] == ["0", "1"]
+    x = random(2, 4, 7, 5, layout="channels_last")
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    with Recorder() as recorder:
+        ours[:2](x)
+    assert recorder.ops == ["instance_norm"]
+    assert type(ours[0]) is stylekernels.nn.GroupNorm
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
 def test_one_activation_object_in_two_places_and_elsewhere():
     class Model(nn.Module):
         def __init__(self):
@@ -272,8 +293,9 @@ class TestWhatStaysAndWhy:
     @pytest.mark.parametrize(
         ("model", "why"),
         [
-            (nn.BatchNorm2d(3), "not an instance norm"),
-            (nn.GroupNorm(1, 3), "not an instance norm"),
+            (nn.BatchNorm2d(3), "neither an instance norm nor a group norm"),
+            (nn.LayerNorm(3), "neither an instance norm nor a group norm"),
+            (stylekernels.nn.GroupNorm(1, 3), "a stylekernels module already"),
             (nn.ConvTranspose2d(3, 3, 4), "convolutions and resampling stay PyTorch's"),
             (nn.Upsample(scale_factor=2), "convolutions and resampling stay PyTorch's"),
             (stylekernels.nn.InstanceNorm2d(3), "a stylekernels module already"),

@@ -20,7 +20,7 @@ X = random(N, C, H, W)
 ONE, PLANES, GRAMS = random(1), random(N, C), random(N, C, C)
 HALF = X.bfloat16()
 NONE = (None,) * 5
-NORM = ("relu", 0.01, False, 1e-5, False)
+NORM = ("relu", 0.01, False, 1e-5, False, 1)
 MEAN = torch.stack((PLANES, PLANES))
 KERNEL = random(8, C, 3, 3, scale=0.1)
 MODE = (1, 1, "zeros", "none")
@@ -31,7 +31,7 @@ def norm(x=X, weight=None, bias=None, residual=None, mean=None, var=None):
 
 
 def norm_backward(grad=X, x=X, weight=None, bias=None, residual=None, mean=MEAN, rstd=PLANES):
-    options = ("relu", 0.01, True, residual is not None)
+    options = ("relu", 0.01, True, residual is not None, 1)
     return OPS.instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, *options)
 
 
@@ -75,6 +75,13 @@ def with_gaps(tensor: torch.Tensor) -> torch.Tensor:
 
 
 CALLS = {
+    "group": [
+        lambda: OPS.instance_norm(X, *NONE, *NORM[:-1], 5),
+        lambda: OPS.instance_norm(X, *NONE, *NORM[:-1], 0),
+        lambda: OPS.instance_norm_backward(
+            X, X, None, None, None, MEAN, PLANES, "relu", 0.01, True, False, 128
+        ),
+    ],
     "x": [
         lambda: OPS.instance_norm_stats(X[0]),
         lambda: norm(X[0]),
@@ -151,9 +158,9 @@ CALLS = {
         lambda: convolve_directly(next_scale_shift=with_gaps(random(N, 8, 2))),
     ],
     "activation": [
-        lambda: OPS.instance_norm(X, *NONE, "gelu", *NORM[1:]),
+        lambda: OPS.instance_norm(X, *NONE, "elu", *NORM[1:]),
         lambda: OPS.norm_conv2d(
-            X, KERNEL, None, None, "gelu", 0.0, None, False, 1, 1, "zeros", "none", True
+            X, KERNEL, None, None, "elu", 0.0, None, False, 1, 1, "zeros", "none", True
         ),
     ],
     "upsample": [lambda: convolve(upsample="bilinear")],

@@ -16,6 +16,7 @@ from stylekernels import (
     gram_loss,
     gram_losses,
     gram_matrix,
+    group_norm,
     instance_norm,
     instance_norm_stats,
     native,
@@ -42,6 +43,9 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
         [target := TARGET.to(x.device), target[:4, :4]],
         scales=(0.01, 0.02),
         center=True,
+    ),
+    "group_norm": lambda x: group_norm(
+        x, 3, SCALE.to(x.device), residual=x.flip(2), activation="silu"
     ),
     "instance_norm": lambda x: instance_norm(
         x, SCALE.to(x.device), residual=x.flip(2), residual_first=True, activation="tanh"

@@ -129,7 +129,7 @@ CHANNELS = X[0, :, 0, 0]
             "scale_shift: expected torch.float64 for x of torch.float64, got torch.float32",
         ),
         ({"scale_shift": PAIRS.to("meta")}, ValueError, "scale_shift: .*device cpu, got meta"),
-        ({"activation": "gelu"}, ValueError, "activation: .*none, relu, .*sigmoid, got 'gelu'"),
+        ({"activation": "elu"}, ValueError, "activation: .*none, relu, .*gelu_tanh, got 'elu'"),
         ({"negative_slope": CHANNELS}, TypeError, "negative_slope: expected a number, got Tensor"),
         ({"residual": X[:1]}, ValueError, r"residual: .*\(2, 3, 5, 4\), got \(1, 3, 5, 4\)"),
         ({"residual": X.half()}, TypeError, "residual: .*torch.float32, got torch.float16"),

@@ -113,14 +113,16 @@ def norm_inputs(x):
     return {
         "instance_norm_stats": [(x,)],
         "instance_norm": [
-            (x, *none, "none", 0.01, False, 1e-5, False),
-            (x, channels, pairs, residual, None, None, "relu", 0.01, True, 1e-5, False),
-            (x, pairs, channels, residual, pairs, channels, "tanh", 0.01, False, 1e-3, False),
+            (x, *none, "none", 0.01, False, 1e-5, False, 1),
+            (x, channels, pairs, residual, None, None, "relu", 0.01, True, 1e-5, False, 1),
+            (x, pairs, channels, residual, pairs, channels, "tanh", 0.01, False, 1e-3, False, 1),
+            (x, channels, pairs, None, None, None, "silu", 0.01, True, 1e-5, False, x.shape[1]),
         ],
         "instance_norm_backward": [
-            (grad, x, None, None, None, mean, pairs, "none", 0.01, True, False),
-            (grad, x, channels, pairs, residual, mean, pairs, "leaky_relu", 0.1, True, True),
-            (grad, x, pairs, channels, None, mean, pairs, "sigmoid", 0.1, False, False),
+            (grad, x, None, None, None, mean, pairs, "none", 0.01, True, False, 1),
+            (grad, x, channels, pairs, residual, mean, pairs, "leaky_relu", 0.1, True, True, 1),
+            (grad, x, pairs, channels, None, mean, pairs, "sigmoid", 0.1, False, False, 1),
+            (grad, x, pairs, None, None, mean, pairs, "gelu", 0.1, True, False, x.shape[1]),
         ],
     }
 

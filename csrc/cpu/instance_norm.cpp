@@ -1,4 +1,4 @@
-// Instance norm on the CPU: from tensors to kernel arguments.
+// Instance and group norm on the CPU: from tensors to kernel arguments.
 
 #include "instance_norm.h"
 
@@ -37,16 +37,16 @@ const InstanceNormKernels& kernels() {
 // share a small image between many threads.
 constexpr int64_t kChunkElements = 32768;
 
-// From this many planes on, a plane is one chunk; one thread reads it twice, the second time from
-// its cache.
+// From this many planes on, a plane is one chunk. From this many groups on, one thread reads a
+// group of planes twice, the second time from its cache.
 constexpr int64_t kManyPlanes = 16;
 
 // Bytes from which results are written with streaming stores: they would not stay in the caches,
 // and reading a line in order to overwrite it costs half as much again.
 constexpr int64_t kStreamBytes = int64_t(12) << 20;
 
-PlaneGrid grid_of(const Tensor& x, Layout layout) {
-  PlaneGrid g{dtype_of(x), layout, x.size(0), x.size(1), x.size(2) * x.size(3), 0, 0};
+PlaneGrid grid_of(const Tensor& x, Layout layout, int64_t group) {
+  PlaneGrid g{dtype_of(x), layout, x.size(0), x.size(1), group, x.size(2) * x.size(3), 0, 0, false};
   if (layout == Layout::channels_last) {
     g.chunk_pixels = std::max<int64_t>(64, kChunkElements / std::max<int64_t>(1, g.c) / 64 * 64);
   } else {
@@ -54,7 +54,16 @@ PlaneGrid grid_of(const Tensor& x, Layout layout) {
   }
   g.chunk_pixels = std::min(g.chunk_pixels, std::max<int64_t>(1, g.pixels));
   g.chunks = std::max<int64_t>(1, (g.pixels + g.chunk_pixels - 1) / g.chunk_pixels);
+  g.whole_groups = layout == Layout::contiguous && g.chunks == 1 &&
+                   (group == 1 || g.n * g.c / group >= kManyPlanes);
   return g;
+}
+
+// Checks that groups of `group` channels divide the channels of x.
+void check_group(const Tensor& x, int64_t group) {
+  STD_TORCH_CHECK(group >= 1 && x.size(1) % group == 0,
+                  "group: expected a number that divides the channels, ", x.size(1), ", got ",
+                  group);
 }
 
 Tensor partials_for(const PlaneGrid& g, const Tensor& like) {
@@ -142,11 +151,15 @@ Tensor rounded_with_error(const Tensor& mean) {
   return rounded;
 }
 
-std::tuple<Tensor, Tensor, Tensor> instance_norm(
-    Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
-    std::optional<Tensor> residual, std::optional<Tensor> mean, std::optional<Tensor> var,
-    Name activation, double negative_slope, bool residual_first, double eps, bool own_stats) {
+std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor> weight,
+                                                 std::optional<Tensor> bias,
+                                                 std::optional<Tensor> residual,
+                                                 std::optional<Tensor> mean,
+                                                 std::optional<Tensor> var, Name activation,
+                                                 double negative_slope, bool residual_first,
+                                                 double eps, bool own_stats, int64_t group) {
   check_rank(x, "x", 4, 4);
+  check_group(x, group);
   check_per_channel(weight, "weight", x.size(0), x.size(1));
   check_per_channel(bias, "bias", x.size(0), x.size(1));
   check_per_channel(mean, "mean", x.size(0), x.size(1));
@@ -157,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
   if (residual.has_value()) residual = with_layout(*residual, layout);
-  const PlaneGrid grid = grid_of(x, layout);
+  const PlaneGrid grid = grid_of(x, layout, group);
   const Parameter weights(weight, x), biases(bias, x), means(mean, x), vars(var, x);
   Tensor y = empty_like(x, layout);
   Tensor used_mean = empty({2, grid.n, grid.c}, x, wide_dtype(x));
@@ -191,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(
   if ((own_stats || !mean.has_value()) && exceeds_float32(x, grid, rstd, overflows)) {
     const auto [wide_y, wide_mean, wide_rstd] = instance_norm(
         in_float64(x), in_float64(weight), in_float64(bias), in_float64(residual), std::nullopt,
-        std::nullopt, activation, negative_slope, residual_first, eps, true);
+        std::nullopt, activation, negative_slope, residual_first, eps, true, group);
     return {torch::stable::to(wide_y, x.scalar_type()), rounded_with_error(wide_mean),
             torch::stable::to(wide_rstd, ScalarType::Float)};
   }
@@ -201,8 +214,9 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(
 std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
     Tensor grad, Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
     std::optional<Tensor> residual, Tensor mean, Tensor rstd, Name activation,
-    double negative_slope, bool own_stats, bool want_residual) {
+    double negative_slope, bool own_stats, bool want_residual, int64_t group) {
   check_rank(x, "x", 4, 4);
+  check_group(x, group);
   check_like(grad, "grad", x);
   check_like(residual, "residual", x);
   check_per_channel(weight, "weight", x.size(0), x.size(1));
@@ -218,7 +232,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
                   [](float value) { return value < kSmallestRstd; })) {
     auto [grad_x, grad_residual, sum_grad, sum_grad_normalized] = instance_norm_backward(
         in_float64(grad), in_float64(x), in_float64(weight), in_float64(bias), in_float64(residual),
-        in_float64(mean), in_float64(rstd), activation, negative_slope, own_stats, want_residual);
+        in_float64(mean), in_float64(rstd), activation, negative_slope, own_stats, want_residual,
+        group);
     for (Tensor* image : {&grad_x, &grad_residual})
       *image = torch::stable::to(*image, x.scalar_type());
     for (Tensor* sums : {&sum_grad, &sum_grad_normalized})
@@ -229,7 +244,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   x = with_layout(x, layout);
   grad = with_layout(grad, layout);
   if (residual.has_value()) residual = with_layout(*residual, layout);
-  const PlaneGrid grid = grid_of(x, layout);
+  const PlaneGrid grid = grid_of(x, layout, group);
   const Parameter weights(weight, x), biases(bias, x);
   mean = torch::stable::contiguous(mean);
   Tensor grad_x = empty_like(x, layout);
@@ -268,7 +283,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
 void write_statistics(Tensor x, const Tensor& mean, int64_t rows, const Tensor& var) {
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
-  const PlaneGrid grid = grid_of(x, layout);
+  const PlaneGrid grid = grid_of(x, layout, 1);
   Tensor partials = partials_for(grid, x);
   char* values = static_cast<char*>(mean.mutable_data_ptr());
   kernels().stats({
@@ -291,7 +306,7 @@ std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
   const auto overflows = [](float value) {
     return !(value < kLargestDeviation * kLargestDeviation);
   };
-  if (exceeds_float32(dense, grid_of(dense, layout), var, overflows)) {
+  if (exceeds_float32(dense, grid_of(dense, layout, 1), var, overflows)) {
     const auto [wide_mean, wide_var] = instance_norm_stats(in_float64(x));
     return {torch::stable::to(wide_mean, ScalarType::Float),
             torch::stable::to(wide_var, ScalarType::Float)};

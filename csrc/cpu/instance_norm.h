@@ -1,4 +1,4 @@
-// Instance norm: arguments of the kernels, which csrc/cpu/instance_norm.cpp fills in.
+// Instance and group norm: arguments of the kernels, which csrc/cpu/instance_norm.cpp fills in.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,11 @@ struct PlaneGrid {
   DType dtype;
   Layout layout;
   int64_t n, c;
+  int64_t group;         // consecutive channels that share mean and variance: 1 in instance norm
   int64_t pixels;        // H * W
   int64_t chunk_pixels;  // pixels of one chunk of one plane (contiguous) or image (channels_last)
   int64_t chunks;        // per plane or image; one empty chunk without pixels
+  bool whole_groups;     // a task takes a group of planes: it reads them again from its cache
 };
 
 // Parameters are float, or double for float64 x. Pointers may be null where a comment says so.
@@ -47,7 +49,7 @@ struct InstanceNormForward {
   bool residual_first;
   bool stream;  // streaming stores: y is too large for the caches
   double eps;
-  void* mean;          // (2, N, C), out: the mean used, and its rounding error
+  void* mean;          // (2, N, C), out: the mean used, its group's, and its rounding error
   void* rstd;          // (N, C), out: 1 / sqrt(variance used + eps)
   double* partials;    // as in InstanceNormStats
   void* coefficients;  // 3 x coefficient_elements() scratch

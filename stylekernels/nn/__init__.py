@@ -1,6 +1,7 @@
 """Modules over the fused ops. Those with a name of torch's are drop-in replacements."""
 
 from stylekernels.nn.gram_matrix import GramMatrix, StyleLoss
+from stylekernels.nn.group_norm import GroupNorm
 from stylekernels.nn.instance_norm import (
     AdaptiveInstanceNorm2d,
     ConditionalInstanceNorm2d,
@@ -17,6 +18,7 @@ __all__ = [
     "AdaptiveInstanceNorm2d",
     "ConditionalInstanceNorm2d",
     "GramMatrix",
+    "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",

@@ -6,33 +6,14 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from stylekernels.nn.options import options_repr, set_options
 from stylekernels.ops import instance_norm, instance_norm_stats
 from stylekernels.ops.arguments import (
-    check_choice,
     check_image_batch,
     check_per_channel,
     check_tensor,
     fits,
 )
-from stylekernels.tensors import ACTIVATIONS
-
-
-def _set_options(
-    module: nn.Module, activation: str, negative_slope: float, residual_first: bool
-) -> None:
-    check_choice(activation, "activation", ACTIVATIONS)
-    module.activation = activation
-    module.negative_slope = negative_slope
-    module.residual_first = residual_first
-
-
-def _activation_repr(module: nn.Module) -> str:
-    text = "" if module.activation == "none" else f", activation={module.activation}"
-    if module.activation == "leaky_relu":
-        text += f", negative_slope={module.negative_slope}"
-    if module.residual_first:
-        text += ", residual_first=True"
-    return text
 
 
 class _InstanceNorm:
@@ -56,7 +37,7 @@ class _InstanceNorm:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs
         )
-        _set_options(self, activation, negative_slope, residual_first)
+        set_options(self, activation, negative_slope, residual_first)
 
     def forward(
         self,
@@ -139,7 +120,7 @@ class _InstanceNorm:
             torch.ops.aten.alias(running).copy_(update)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + _activation_repr(self)
+        return super().extra_repr() + options_repr(self)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
@@ -162,7 +143,7 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
         momentum: weight of a new image in the running statistics; None keeps them as they are.
         affine: learn a scale and a shift, (C,) each.
         track_running_stats: keep running statistics, and normalise by them in evaluation.
-        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        activation: as for `instance_norm`.
         negative_slope: slope of ``leaky_relu`` below zero.
         residual_first: add the residual before the activation instead of after it.
 
@@ -208,7 +189,7 @@ class _LazyInstanceNorm(_InstanceNorm):
         super(_InstanceNorm, self).__init__(
             eps, momentum, affine, track_running_stats, device, dtype, **kwargs
         )
-        _set_options(self, activation, negative_slope, residual_first)
+        set_options(self, activation, negative_slope, residual_first)
 
     def initialize_parameters(self, input: Tensor, *_others, **_options) -> None:
         """Make the parameters for the first input; the arguments are those of ``forward``."""
@@ -269,7 +250,7 @@ class ConditionalInstanceNorm2d(nn.Module):
         residual_first: bool = False,
     ) -> None:
         super().__init__()
-        _set_options(self, activation, negative_slope, residual_first)
+        set_options(self, activation, negative_slope, residual_first)
         self.num_features = num_features
         self.num_styles = num_styles
         self.eps = eps
@@ -325,7 +306,7 @@ class ConditionalInstanceNorm2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, {self.num_styles}, eps={self.eps}" + _activation_repr(self)
+        return f"{self.num_features}, {self.num_styles}, eps={self.eps}" + options_repr(self)
 
 
 class AdaptiveInstanceNorm2d(nn.Module):
@@ -357,7 +338,7 @@ class AdaptiveInstanceNorm2d(nn.Module):
         residual_first: bool = False,
     ) -> None:
         super().__init__()
-        _set_options(self, activation, negative_slope, residual_first)
+        set_options(self, activation, negative_slope, residual_first)
         self.eps = eps
 
     def _mean_and_std(self, content: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
@@ -399,4 +380,4 @@ class AdaptiveInstanceNorm2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"eps={self.eps}" + _activation_repr(self)
+        return f"eps={self.eps}" + options_repr(self)

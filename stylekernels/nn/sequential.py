@@ -1,18 +1,29 @@
-"""Sequential containers that run an instance norm and the activation after it as one op."""
+"""Sequential containers that run a norm and the activation after it as one op."""
 
 import functools
 
 from torch import Tensor, nn
 
+from stylekernels.nn.group_norm import GroupNorm
 from stylekernels.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 
-NORMS = (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
+NORMS = (GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
 ACTIVATIONS = {
     nn.ReLU: "relu",
     nn.LeakyReLU: "leaky_relu",
     nn.Tanh: "tanh",
     nn.Sigmoid: "sigmoid",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
 }
+
+
+def _options_of(activation: nn.Module) -> tuple[str, float]:
+    """Return the name and the negative slope of a module of `ACTIVATIONS`."""
+    name = ACTIVATIONS[type(activation)]
+    if name == "gelu" and activation.approximate == "tanh":
+        name = "gelu_tanh"
+    return name, getattr(activation, "negative_slope", 0.01)
 
 
 def runs_in_order(module: nn.Module) -> bool:
@@ -34,7 +45,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
-    """Return why an instance norm and the module after it cannot be one op; None if they can."""
+    """Return why a norm and the module after it cannot be one op; None if they can."""
     if successor is None:
         return "nothing follows it in a Sequential"
     kind = type(successor)
@@ -68,8 +79,7 @@ class _Fusing(nn.Sequential):
                 and module.activation == "none"
                 and why_apart(module, successor) is None
             ):
-                slope = getattr(successor, "negative_slope", 0.01)
-                input = module(input, then=(ACTIVATIONS[type(successor)], slope))
+                input = module(input, then=_options_of(successor))
                 index += 1
             else:
                 input = module(input)

@@ -28,7 +28,7 @@ class UpsampleBlock(nn.Module):
         upsample: ``transpose``, a transposed convolution of stride 2, or ``nearest``, each pixel
             repeated twice and a convolution of stride 1.
         norm: ``instance``, affine, or ``none``.
-        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        activation: as for `instance_norm`.
         padding_mode: ``zeros``, ``reflect`` or ``replicate``: the pixels around the image.
         bias: whether the convolution has a bias; by default only with ``norm="none"``, because
             instance norm cancels it.

@@ -21,16 +21,30 @@ _SHAPES = {3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 def check_image_batch(x: Tensor, name: str = "x", ranks: tuple[int, ...] = (4,)) -> None:
     """``x`` must be a floating-point tensor of one of these ranks: (N, C, L), (N, C, H, W) or
     (N, C, D, H, W)."""
+    check_floating(x, name)
+    if x.dim() not in ranks:
+        shapes = " or ".join(_SHAPES[rank] for rank in ranks)
+        remedy = f"; make it a batch of one with {name}[None]" if x.dim() + 1 in ranks else ""
+        raise ValueError(f"{name}: expected shape {shapes}, got {tuple(x.shape)}{remedy}")
+
+
+def check_channels(x: Tensor, name: str = "x", rank: int = 2) -> None:
+    """``x`` must be a floating-point tensor (N, C, ...) with at least ``rank`` dimensions."""
+    check_floating(x, name)
+    if x.dim() < rank:
+        raise ValueError(
+            f"{name}: expected shape (N, C, ...) of {rank} dimensions or more, got {tuple(x.shape)}"
+        )
+
+
+def check_floating(x: Tensor, name: str) -> None:
+    """``x`` must be a tensor of a floating-point dtype."""
     check_tensor(x, name)
     if x.dtype not in DTYPES:
         raise TypeError(
             f"{name}: expected dtype float32, bfloat16, float16 or float64, got {x.dtype}; "
             f"convert with {name}.float()"
         )
-    if x.dim() not in ranks:
-        shapes = " or ".join(_SHAPES[rank] for rank in ranks)
-        remedy = f"; make it a batch of one with {name}[None]" if x.dim() + 1 in ranks else ""
-        raise ValueError(f"{name}: expected shape {shapes}, got {tuple(x.shape)}{remedy}")
 
 
 def check_tensor(tensor: object, name: str) -> None:

@@ -72,8 +72,16 @@ def instance_norm_stats(x: Tensor) -> None:
     _images(x)
 
 
-def instance_norm(x, weight, bias, residual, mean, var, activation, *_options) -> None:
+def _group(x: Tensor, group: int) -> None:
+    if group < 1 or x.shape[1] % group != 0:
+        raise ValueError(
+            f"group: expected a number that divides the channels, {x.shape[1]}, got {group}"
+        )
+
+
+def instance_norm(x, weight, bias, residual, mean, var, activation, *options) -> None:
     _images(x)
+    _group(x, options[-1])
     check_choice(activation, "activation", ACTIVATIONS)
     n, c = x.shape[:2]
     parameters = {"weight": weight, "bias": bias, "mean": mean, "var": var}
@@ -85,9 +93,10 @@ def instance_norm(x, weight, bias, residual, mean, var, activation, *_options) -
 
 
 def instance_norm_backward(
-    grad, x, weight, bias, residual, mean, rstd, activation, *_options
+    grad, x, weight, bias, residual, mean, rstd, activation, *options
 ) -> None:
     _images(x)
+    _group(x, options[-1])
     check_choice(activation, "activation", ACTIVATIONS)
     n, c = x.shape[:2]
     _expect(grad, "grad", x, x.shape, dtype=x.dtype)

@@ -1,4 +1,7 @@
-"""Instance norm: schemas, shapes for tracing, gradients and the public functions."""
+"""Instance norm, and the op of group norm: schemas, shapes for tracing, gradients and the public
+functions."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -7,6 +10,7 @@ from stylekernels import reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_choice,
+    check_floating,
     check_image_batch,
     check_like,
     check_per_channel,
@@ -24,14 +28,15 @@ SCHEMAS = (
     "instance_norm_stats(Tensor x) -> (Tensor mean, Tensor var)",
     "instance_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mean, "
     "Tensor? var, str activation, float negative_slope, bool residual_first, float eps, "
-    "bool own_stats) -> (Tensor y, Tensor mean, Tensor rstd)",
-    # own_stats: the given mean and var are those of x. Gradients go through them to x, as they do
-    # if none are given. The returned mean is (2, N, C): its value and that value's rounding error.
+    "bool own_stats, int group) -> (Tensor y, Tensor mean, Tensor rstd)",
+    # group: consecutive channels that share mean and variance, 1 in instance norm. own_stats: the
+    # given mean and var are those of x. Gradients go through them to x, as they do if none are
+    # given. The returned mean is (2, N, C): its value and that value's rounding error.
     # sum_grad and sum_grad_normalized are (N, C): the sums over a plane of the gradient before
     # the activation, and of its product with the normalised input.
     "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
     "Tensor? residual, Tensor mean, Tensor rstd, str activation, float negative_slope, "
-    "bool own_stats, bool want_residual) "
+    "bool own_stats, bool want_residual, int group) "
     "-> (Tensor grad_x, Tensor grad_residual, Tensor sum_grad, Tensor sum_grad_normalized)",
 )
 
@@ -49,10 +54,21 @@ def _stats_fake(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _instance_norm_formula(
-    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps, own_stats
+    x,
+    weight,
+    bias,
+    residual,
+    mean,
+    var,
+    activation,
+    negative_slope,
+    residual_first,
+    eps,
+    own_stats,
+    group,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if mean is None or own_stats:
-        mean, var = reference.instance_norm_stats(x)
+        mean, var = reference.instance_norm_stats(x, group)
     y = reference.instance_norm(
         x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps
     )
@@ -62,9 +78,7 @@ def _instance_norm_formula(
     return new_like(y, x), exact, reference.inverse_deviation(var, eps)
 
 
-def _instance_norm_fake(
-    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps, own_stats
-) -> tuple[Tensor, Tensor, Tensor]:
+def _instance_norm_fake(x, *_arguments) -> tuple[Tensor, Tensor, Tensor]:
     mean = x.new_empty((2, x.shape[0], x.shape[1]), dtype=wide_dtype(x))
     return dense_like(x), mean, _per_plane_empty(x)
 
@@ -81,6 +95,7 @@ def _backward_formula(
     negative_slope,
     own_stats,
     want_residual,
+    group,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = wide_dtype(x)
     centered = x.to(wide) - mean[0, ..., None, None] - mean[1, ..., None, None]
@@ -93,29 +108,21 @@ def _backward_formula(
         z = z + residual.to(wide)
     g = reference.activation_gradient(grad.to(wide), z, activation, negative_slope)
     sum_grad, sum_grad_normalized = g.sum((2, 3)), (g * normalized).sum((2, 3))
-    projected = g
+    projected = g * gain[..., None, None]
     if own_stats:
-        count = x.shape[2] * x.shape[3]
-        projected = g - (sum_grad / count)[..., None, None]
-        projected = projected - normalized * (sum_grad_normalized / count)[..., None, None]
-    grad_x = new_like((projected * (gain * rstd)[..., None, None]).to(x.dtype), x)
+        count = group * x.shape[2] * x.shape[3]
+        level = reference.sums_of_groups(gain * sum_grad, group) / count
+        slope = reference.sums_of_groups(gain * sum_grad_normalized, group) / count
+        projected = projected - level[..., None, None] - normalized * slope[..., None, None]
+    grad_x = new_like((projected * rstd[..., None, None]).to(x.dtype), x)
     grad_residual = new_like(g.to(x.dtype), x) if want_residual else x.new_empty((0,))
     return grad_x, grad_residual, sum_grad, sum_grad_normalized
 
 
 def _backward_fake(
-    grad,
-    x,
-    weight,
-    bias,
-    residual,
-    mean,
-    rstd,
-    activation,
-    negative_slope,
-    own_stats,
-    want_residual,
+    grad, x, weight, bias, residual, mean, rstd, *options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, want_residual, _group = options
     grad_residual = dense_like(x) if want_residual else x.new_empty((0,))
     return dense_like(x), grad_residual, _per_plane_empty(x), _per_plane_empty(x)
 
@@ -155,7 +162,8 @@ class _InstanceNorm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, residual, mean, var, *ctx.options, own_stats = inputs
+        x, weight, bias, residual, mean, var, *options, own_stats, group = inputs
+        ctx.options = (*options, group)
         if own_stats:
             mean = var = None
         _y, used_mean, rstd = output
@@ -169,8 +177,8 @@ class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, _grad_mean, _grad_rstd):
         if grad is None:
-            return (None,) * 11
-        activation, negative_slope, residual_first, eps = ctx.options
+            return (None,) * 12
+        activation, negative_slope, residual_first, eps, group = ctx.options
         x, weight, bias, residual, mean, var, used_mean, rstd = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:6])
         # A residual added after the activation has the gradient of the output.
@@ -181,21 +189,27 @@ class _InstanceNorm(torch.autograd.Function):
         grads = [None] * 6
         if any(wanted):
             if torch.is_grad_enabled():  # it may be differentiated again
-                used_mean, rstd = _with_gradients(used_mean, rstd, x, mean, var, eps)
+                used_mean, rstd = _with_gradients(used_mean, rstd, x, mean, var, eps, group)
             inputs = (grad, x, weight, bias, residual, used_mean, rstd)
-            grads = _gradients(inputs, mean, var, activation, negative_slope, wanted)
+            grads = _gradients(inputs, mean, var, activation, negative_slope, wanted, group)
         if grad_residual is not None:
             grads[3] = grad_residual
-        return *grads, *[None] * 5
+        return *grads, *[None] * 6
 
 
 def _with_gradients(
-    used_mean: Tensor, rstd: Tensor, x: Tensor, mean: Tensor | None, var: Tensor | None, eps: float
+    used_mean: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    group: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean (2, N, C) and 1 / sqrt(var + eps) that were used, as differentiable functions
     of the given statistics, or of x if none were given."""
     if mean is None:
-        mean, var = reference.instance_norm_stats(x)
+        mean, var = reference.instance_norm_stats(x, group)
     mean, var = mean.to(rstd.dtype).expand(rstd.shape), var.to(rstd.dtype).expand(rstd.shape)
     return (
         with_gradient_of(used_mean, torch.stack((mean, torch.zeros_like(mean)))),
@@ -208,7 +222,7 @@ def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
     return (grad.sum(0) if like.dim() == 1 else grad).to(like.dtype)
 
 
-def _gradients(inputs, mean, var, activation, negative_slope, wanted) -> list[Tensor | None]:
+def _gradients(inputs, mean, var, activation, negative_slope, wanted, group) -> list[Tensor | None]:
     """Gradients of x, weight, bias, residual (if added before the activation), mean and var; None
     for those that are not wanted.
 
@@ -218,7 +232,7 @@ def _gradients(inputs, mean, var, activation, negative_slope, wanted) -> list[Te
     """
     _grad, _x, weight, bias, _residual, _used_mean, rstd = inputs
     grad_x, grad_residual, sum_grad, sum_grad_normalized = derivative(
-        _backward_op, *inputs, activation, negative_slope, mean is None, wanted[3]
+        _backward_op, *inputs, activation, negative_slope, mean is None, wanted[3], group
     )
     grad_weight = grad_bias = grad_mean = grad_var = None
     if wanted[1]:
@@ -305,7 +319,8 @@ def instance_norm(
         bias: shift, as weight; 0 by default.
         residual: added after the activation; x's shape and dtype. Under autocast it may have
             another dtype; the result then has the wider one, as a sum has.
-        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh``, ``sigmoid``, ``silu``, ``gelu`` or
+            its approximation ``gelu_tanh``.
         negative_slope: slope of ``leaky_relu`` below zero.
         residual_first: add the residual before the activation instead.
         eps: added to the variance. With 0, constant planes are normalised to 0.
@@ -325,18 +340,7 @@ def instance_norm(
     style transfer in real-time with adaptive instance normalization", 2017, equation 8.
     """
     check_image_batch(x, ranks=RANKS)
-    check_choice(activation, "activation", ACTIVATIONS)
-    if isinstance(residual, Tensor) and residual.dtype != x.dtype and autocast_dtype(x) is not None:
-        check_image_batch(residual, "residual", ranks=RANKS)
-        wider = torch.promote_types(x.dtype, residual.dtype)  # the dtype of their sum
-        x, residual = x.to(wider), residual.to(wider)
-    if weight is not None:
-        check_per_channel(weight, "weight", x)
-    if bias is not None:
-        check_per_channel(bias, "bias", x)
-    if residual is not None:
-        check_like(residual, "residual", x)
-    images = as_images(x)
+    x, residual = check_operands(x, weight, bias, residual, activation)
     mean = var = None
     if stats is not None:
         if not isinstance(stats, (tuple, list)) or len(stats) != 2:
@@ -355,19 +359,55 @@ def instance_norm(
                 "stats: expected mean and variance of one shape, got "
                 f"{tuple(mean.shape)} and {tuple(var.shape)}"
             )
-    elif images.shape[2] * images.shape[3] == 1:
+    elif math.prod(x.shape[2:]) == 1:
         raise ValueError(
             f"x: expected more than one pixel per plane to take statistics of, got "
             f"{tuple(x.shape)}; pass stats to normalise by given ones"
         )
-    inputs = (images, weight, bias, None if residual is None else as_images(residual), mean, var)
-    # Without an activation the order makes no difference, and the backward pass needs no residual.
-    residual_first = residual_first and activation != "none"
     options = (activation, negative_slope, residual_first, eps)
-    if use_reference("instance_norm", x):
-        y = reference.instance_norm(*inputs, *options)
+    return run("instance_norm", (x, weight, bias, residual, mean, var), options)
+
+
+def check_operands(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Check arguments that instance and group norm share. Return x and the residual, under autocast
+    in one dtype."""
+    check_choice(activation, "activation", ACTIVATIONS)
+    if isinstance(residual, Tensor) and residual.dtype != x.dtype and autocast_dtype(x) is not None:
+        check_floating(residual, "residual")
+        wider = torch.promote_types(x.dtype, residual.dtype)  # the dtype of their sum
+        x, residual = x.to(wider), residual.to(wider)
+    if weight is not None:
+        check_per_channel(weight, "weight", x)
+    if bias is not None:
+        check_per_channel(bias, "bias", x)
+    if residual is not None:
+        check_like(residual, "residual", x)
+    return x, residual
+
+
+def run(
+    op: str,
+    inputs: tuple[Tensor | None, ...],
+    options: tuple[str, float, bool, float],
+    group: int = 1,
+) -> Tensor:
+    """Normalise x of any rank, on checked arguments: those of `normalize`."""
+    x, weight, bias, residual, *stats = inputs
+    added = None if residual is None else as_images(residual)
+    inputs = (as_images(x), weight, bias, added, *stats)
+    activation, negative_slope, residual_first, eps = options
+    # Without an activation the order makes no difference, and the backward pass needs no residual.
+    options = (activation, negative_slope, residual_first and activation != "none", eps)
+    if use_reference(op, x):
+        y = reference.instance_norm(*inputs, *options, group)
     else:
-        y = normalize(inputs, options)
+        y = normalize(inputs, options, group=group)
     return y if x.dim() == 4 else y.view(x.shape)
 
 
@@ -376,13 +416,15 @@ def normalize(
     options: tuple[str, float, bool, float],
     *,
     own_stats_known: bool = False,
+    group: int = 1,
 ) -> Tensor:
-    """Run the op of `instance_norm` on checked arguments.
+    """Run the op on checked arguments.
 
     Args:
-        inputs: x, weight, bias, residual, mean, var.
+        inputs: x, (N, C, H, W); weight, bias, residual, mean, var.
         options: activation, negative_slope, residual_first, eps.
         own_stats_known: mean and var are x's own, and gradients go through them to x.
+        group: consecutive channels that share mean and variance.
     """
-    arguments = (*inputs, *options, own_stats_known)
+    arguments = (*inputs, *options, own_stats_known, group)
     return call(_instance_norm_op, _record_instance_norm, *arguments)[0]

@@ -245,7 +245,7 @@ def norm_conv2d(
         bias: (Cout,), in x's dtype or float32; added before the output is rounded.
         scale_shift: (N, Cin, 2), scale and shift of each image's channels, float32 (float64 for
             float64 ``x``), as `norm_scale_shift` makes it. None: x is not normalised.
-        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        activation: as for `instance_norm`.
         negative_slope: slope of ``leaky_relu`` below zero.
         residual: added after the activation; x's shape and dtype.
         return_input: also return the convolved input, for the next skip connection.

@@ -94,7 +94,7 @@ def upsample_block(
         upsample: ``transpose``, a transposed convolution of stride 2, or ``nearest``, each pixel
             repeated twice and a convolution of stride 1.
         norm: ``instance`` or ``none``.
-        activation: ``none``, ``relu``, ``leaky_relu``, ``tanh`` or ``sigmoid``.
+        activation: as for `instance_norm`.
         negative_slope: slope of ``leaky_relu`` below zero.
         padding_mode: ``zeros``, ``reflect`` or ``replicate``: the pixels around the image. A
             transposed convolution with ``zeros`` is torch's; it leaves a visible frame.

@@ -7,6 +7,7 @@ from stylekernels.reference.instance_norm import (
     instance_norm,
     instance_norm_stats,
     inverse_deviation,
+    sums_of_groups,
 )
 from stylekernels.reference.norm_conv2d import norm_conv2d, norm_scale_shift
 from stylekernels.reference.upsample_block import (
@@ -35,6 +36,7 @@ __all__ = [
     "norm_scale_shift",
     "pad",
     "product",
+    "sums_of_groups",
     "transposed_padding",
     "upsample_block",
     "upsample_conv2d",

@@ -1,4 +1,6 @@
-"""Instance norm with affine, activation and residual in plain PyTorch."""
+"""Instance and group norm with affine, activation and residual in plain PyTorch."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -18,6 +20,12 @@ def activate(z: Tensor, activation: str, negative_slope: float) -> Tensor:
             return torch.tanh(z)
         case "sigmoid":
             return torch.sigmoid(z)
+        case "silu":
+            return F.silu(z)
+        case "gelu":
+            return F.gelu(z)
+        case "gelu_tanh":
+            return F.gelu(z, approximate="tanh")
     return z
 
 
@@ -33,13 +41,43 @@ def activation_gradient(grad: Tensor, z: Tensor, activation: str, negative_slope
         case "sigmoid":
             y = torch.sigmoid(z)
             return grad * (y * (1 - y))
+        case "silu":
+            y = torch.sigmoid(z)
+            return grad * (y + z * (y * (1 - y)))
+        case "gelu":
+            below = torch.special.ndtr(z)
+            return grad * (below + z * (torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)))
+        case "gelu_tanh":
+            a = math.sqrt(2 / math.pi)
+            b = 0.044715 * a
+            y = torch.tanh(z * (a + b * z * z))
+            return grad * (0.5 * (1 + y) + 0.5 * z * ((1 - y * y) * (a + 3 * b * z * z)))
     return grad
 
 
-def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each (image, channel), at least in float32: (N, C) each."""
-    var, mean = torch.var_mean(x.to(wide_dtype(x)), dim=(2, 3), correction=0)
-    return mean, var
+def instance_norm_stats(x: Tensor, group: int = 1) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each (image, channel), at least in float32: (N, C) each. With
+    ``group`` they are those of as many consecutive channels together."""
+    wide = x.to(wide_dtype(x))
+    if group == 1:
+        var, mean = torch.var_mean(wide, dim=(2, 3), correction=0)
+        return mean, var
+    wide = wide.unflatten(1, (x.shape[1] // group, group))
+    var, mean = torch.var_mean(wide, dim=(2, 3, 4), correction=0)
+    return _of_channels(mean, group), _of_channels(var, group)
+
+
+def _of_channels(of_groups: Tensor, group: int) -> Tensor:
+    """Repeat values of groups (N, C / group) for their channels: (N, C)."""
+    return of_groups[..., None].expand(*of_groups.shape, group).flatten(1)
+
+
+def sums_of_groups(of_channels: Tensor, group: int) -> Tensor:
+    """Sum (N, C) over each group of consecutive channels; every channel gets its group's sum."""
+    if group == 1:
+        return of_channels
+    groups = of_channels.unflatten(1, (of_channels.shape[1] // group, group))
+    return _of_channels(groups.sum(2), group)
 
 
 def inverse_deviation(var: Tensor, eps: float) -> Tensor:
@@ -65,13 +103,14 @@ def instance_norm(
     negative_slope: float,
     residual_first: bool,
     eps: float,
+    group: int = 1,
 ) -> Tensor:
     """Compute activation((x - mean) / sqrt(var + eps) * weight + bias) + residual, at least in
-    float32, rounded once. With ``residual_first`` the residual is added before the activation.
-    """
+    float32, rounded once. With ``residual_first`` the residual is added before the activation;
+    with ``group`` as many channels share mean and variance."""
     wide = wide_dtype(x)
     if mean is None or var is None:
-        mean, var = instance_norm_stats(x)
+        mean, var = instance_norm_stats(x, group)
     rstd = inverse_deviation(var.to(wide), eps)
     z = (x.to(wide) - _per_plane(mean, wide)) * _per_plane(rstd, wide)
     if weight is not None:

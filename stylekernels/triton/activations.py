@@ -6,6 +6,10 @@ from triton.language.extra import libdevice
 
 from stylekernels.triton.launch import INTERPRETED
 
+# u = z (A + B z^2) is what GELU's approximation takes the tanh of.
+_TWICE_A = tl.constexpr(2 * 0.7978845608028654)
+_TWICE_B = tl.constexpr(2 * 0.7978845608028654 * 0.044715)
+
 
 @triton.jit
 def _tanh(z):
@@ -15,6 +19,23 @@ def _tanh(z):
         return tl.where(z < 0, -large, large).to(z.dtype)
     else:
         return libdevice.tanh(z)
+
+
+@triton.jit
+def _sigmoid(z):
+    return 1.0 / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def _normal_cdf(z):
+    """The share of a normal distribution below ``z``."""
+    return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
+
+
+@triton.jit
+def _gelu_tanh_gate(z):
+    """The factor of ``z`` in GELU's approximation: (1 + tanh(u)) / 2 = sigmoid(2 u)."""
+    return _sigmoid(z * (_TWICE_A + _TWICE_B * (z * z)))
 
 
 @triton.jit
@@ -36,7 +57,13 @@ def activate(z, negative_slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "tanh":
         z = _tanh(z)
     elif ACTIVATION == "sigmoid":
-        z = 1.0 / (1.0 + tl.exp(-z))
+        z = _sigmoid(z)
+    elif ACTIVATION == "silu":
+        z = z * _sigmoid(z)
+    elif ACTIVATION == "gelu":
+        z = z * _normal_cdf(z)
+    elif ACTIVATION == "gelu_tanh":
+        z = z * _gelu_tanh_gate(z)
     return z
 
 
@@ -51,6 +78,16 @@ def activation_gradient(grad, z, negative_slope, ACTIVATION: tl.constexpr):
         y = _tanh(z)
         grad = grad * (1.0 - y * y)
     elif ACTIVATION == "sigmoid":
-        y = 1.0 / (1.0 + tl.exp(-z))
+        y = _sigmoid(z)
         grad = grad * (y * (1.0 - y))
+    elif ACTIVATION == "silu":
+        y = _sigmoid(z)
+        grad = grad * (y + z * (y * (1.0 - y)))
+    elif ACTIVATION == "gelu":
+        density = tl.exp(-0.5 * z * z) * 0.3989422804014327  # 1 / sqrt(2 pi)
+        grad = grad * (_normal_cdf(z) + z * density)
+    elif ACTIVATION == "gelu_tanh":
+        y = _gelu_tanh_gate(z)
+        slope = _TWICE_A + 3.0 * _TWICE_B * (z * z)
+        grad = grad * (y + z * (slope * (y * (1.0 - y))))
     return grad

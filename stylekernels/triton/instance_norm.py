@@ -1,4 +1,4 @@
-"""Instance norm, forward and backward.
+"""Instance and group norm, forward and backward.
 
 Bytes: forward reads x (and the residual) and writes y. Backward reads grad and x and writes grad_x.
 One kernel moves no more than that where a plane fits into the registers of a program: statistics
@@ -34,6 +34,27 @@ def exact_mean(x: Tensor) -> Tensor:
     return mean
 
 
+def write_group_statistics(
+    moments: Tensor, group: int, mean: Tensor, rstd: Tensor, eps: float
+) -> None:
+    """Merge the moments of each group of channels as if they were chunks, and write its mean and
+    rounding error, (2, N, C), and inverse deviation, (N, C), for each of its channels."""
+    _, n, chunks, c = moments.shape
+    groups = c // group
+    moments = moments.unflatten(3, (groups, group)).movedim(4, 3).contiguous()
+    merged = moments.new_empty((3, n, groups))
+    write_statistics(
+        moments.view(4, n, chunks * group, groups),
+        mean=merged[0],
+        error=merged[1],
+        rstd=merged[2],
+        eps=eps,
+    )
+    of_channels = merged.repeat_interleave(group, 2)
+    mean.copy_(of_channels[:2])
+    rstd.copy_(of_channels[2])
+
+
 def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
     """The op of this name."""
     planes = Planes.of(x)
@@ -44,7 +65,18 @@ def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def instance_norm(
-    x, weight, bias, residual, mean, var, activation, negative_slope, residual_first, eps, own_stats
+    x,
+    weight,
+    bias,
+    residual,
+    mean,
+    var,
+    activation,
+    negative_slope,
+    residual_first,
+    eps,
+    own_stats,
+    group,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op of this name. ``own_stats`` is for the gradient."""
     planes = Planes.of(x)
@@ -56,6 +88,8 @@ def instance_norm(
         means[0], means[1] = mean, 0
         # In float64, by PyTorch: kernels compute in float32.
         rstd.copy_(reference.inverse_deviation(var.double(), eps))
+    elif group > 1:
+        write_group_statistics(moments_of(planes, tiling), group, means, rstd, eps)
     elif not tiling.one_tile:
         write_statistics(
             moments_of(planes, tiling), mean=means[0], error=means[1], rstd=rstd, eps=eps
@@ -84,7 +118,7 @@ def instance_norm(
         tiling.chunk,
         negative_slope,
         eps,
-        ONE_TILE=mean is None and tiling.one_tile,
+        ONE_TILE=mean is None and group == 1 and tiling.one_tile,
         ACTIVATION=activation,
         RESIDUAL_FIRST=residual_first,
         INDEX=planes.index_type,
@@ -108,6 +142,7 @@ def instance_norm_backward(
     negative_slope,
     own_stats,
     want_residual,
+    group,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op of this name. ``grad`` may have another layout than ``x``."""
     planes, gradient = Planes.of(x), Planes.of(grad)
@@ -116,6 +151,7 @@ def instance_norm_backward(
     grad_residual = dense_like(x) if want_residual else None
     target = Planes.of(grad_x)
     tiling = tiling_of(planes, tensors=2)
+    one_pass = tiling.one_tile and group == 1
     sums = x.new_empty((2, planes.n, tiling.chunks, planes.c), dtype=wide_dtype(x))
     weight, weight_stride = _over_images(weight)
     bias, bias_stride = _over_images(bias)
@@ -149,6 +185,7 @@ def instance_norm_backward(
             SUM=sum,
             WRITE=write,
             OWN_STATISTICS=own_stats,
+            OF_GROUPS=group > 1,
             ACTIVATION=activation,
             INDEX=planes.index_type,
             WIDE=wide_type(x),
@@ -157,10 +194,15 @@ def instance_norm_backward(
             num_warps=tiling.num_warps,
         )
 
-    launch(sums, sum=True, write=tiling.one_tile)
-    sums = sums.sum(2, dtype=torch.float64).to(sums.dtype)
-    if not tiling.one_tile:
-        launch(sums, sum=False, write=True)
+    launch(sums, sum=True, write=one_pass)
+    sums = sums.sum(2, dtype=torch.float64)
+    if not one_pass:
+        of_groups = sums
+        if group > 1:
+            gain = 1.0 if weight is None else weight.double()
+            of_groups = reference.sums_of_groups((gain * sums).flatten(0, 1), group) / group
+        launch(of_groups.to(rstd.dtype), sum=False, write=True)
+    sums = sums.to(rstd.dtype)
     # A clone, since the results of an op may not share memory.
     return (
         grad_x,

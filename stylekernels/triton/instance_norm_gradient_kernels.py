@@ -107,6 +107,7 @@ def norm_gradient_kernel(
     SUM: tl.constexpr,
     WRITE: tl.constexpr,
     OWN_STATISTICS: tl.constexpr,
+    OF_GROUPS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     INDEX: tl.constexpr,
     WIDE: tl.constexpr,
@@ -118,7 +119,8 @@ def norm_gradient_kernel(
     SUM: sums over a chunk of g, the gradient before the activation, and of g times the normalised
     input are stored to ``sums`` (2, N, chunks, C). WRITE: ``sums`` are those of planes, (2, N, C),
     and grad_x = weight * rstd * (g - sums[0] / P - normalised * sums[1] / P). Without
-    OWN_STATISTICS grad_x = weight * rstd * g.
+    OWN_STATISTICS grad_x = weight * rstd * g. OF_GROUPS: ``sums`` are multiplied by the weight, and
+    means over the planes of a group.
     """
     n, chunk, channels = assigned(C, chunks, BLOCK_C)
     rows = tl.arange(0, BLOCK_P)
@@ -183,7 +185,8 @@ def norm_gradient_kernel(
         else:
             total_g = tl.load(sums + plane[None, :], mask=in_channels, other=0.0)
             total_gz = tl.load(sums + N * C + plane[None, :], mask=in_channels, other=0.0)
-            slope, level = _slope_and_level(total_g, total_gz, center_error, inverse, scale, P)
+            factor = inverse if OF_GROUPS else scale
+            slope, level = _slope_and_level(total_g, total_gz, center_error, inverse, factor, P)
         tiles = tl.cdiv(last - first, BLOCK_P)
         for tile in range(tiles):
             # WRITE goes in reverse order: the pixels read last by SUM may still be in the cache.

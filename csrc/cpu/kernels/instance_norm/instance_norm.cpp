@@ -1,10 +1,11 @@
-// Instance norm on the CPU, forward and backward.
+// Instance and group norm on the CPU, forward and backward. A group of channels shares mean and
+// variance; in instance norm it has one channel.
 //
 // Memory traffic, in images: forward 2 reads and 1 write (the second read comes from a cache if a
 // plane fits there), backward 4 reads and 1 write. At about two operations per byte both are bound
-// by memory. contiguous: a thread owns a plane, or a chunk of one if planes are few and large.
-// channels_last: a thread owns a chunk of pixels with all their channels. The second pass goes
-// backwards through the chunks, because what was read last is still in the caches.
+// by memory. contiguous: a thread owns a group of planes, a plane, or a chunk of one if planes are
+// few and large. channels_last: a thread owns a chunk of pixels with all their channels. The second
+// pass goes backwards through the chunks, because what was read last is still in the caches.
 //
 // y = scale * (x - center) + shift: center is the mean rounded to float32, and its rounding error
 // is part of the shift. That is exact also if the mean is large against the deviation.
@@ -78,6 +79,36 @@ void merge_chunks(const PlaneGrid& g, double* partials) {
       m2[c] += other_m2[c] + delta * delta * weight;
     }
     count += added;
+  }
+}
+
+// Merges the moments of the planes of a group, whose first plane is `first`; moments_of(plane)
+// returns those of one.
+template <class F>
+Moments moments_of_group(const PlaneGrid& g, int64_t first, const F& moments_of) {
+  Moments group = moments_of(first);
+  for (int64_t plane = first + 1; plane < first + g.group; ++plane) {
+    const Moments other = moments_of(plane);
+    group.merge(other.count, other.mean, other.m2);
+  }
+  return group;
+}
+
+// Merges the moments of each group of an image, after those of its chunks were merged, and calls
+// f(plane, mean, variance) for every plane.
+template <class F>
+void for_group_statistics(const PlaneGrid& g, const double* partials, int64_t image, const F& f) {
+  const int64_t channels = channels_of_unit(g);
+  const auto moments_of = [&](int64_t plane) {
+    const int64_t unit = plane / channels, c = plane % channels;
+    const double* moments = partials + unit * g.chunks * 2 * channels + c;
+    return Moments{double(g.pixels), moments[0], moments[channels]};
+  };
+  const int64_t end = (image + 1) * g.c;
+  for (int64_t first = image * g.c; first < end; first += g.group) {
+    const Moments group = moments_of_group(g, first, moments_of);
+    for (int64_t plane = first; plane < first + g.group; ++plane)
+      f(plane, group.mean, group.m2 / group.count);
   }
 }
 
@@ -219,13 +250,16 @@ void forward_of(const InstanceNormForward& args) {
                        ahead};
   };
 
-  if (contiguous && g.chunks == 1 &&
-      args.mean_in == nullptr) {  // both passes over a plane while it is in cache
-    parallel_small_tasks(units, g.pixels, [&](int64_t plane) {
-      const int64_t first = plane * g.pixels;
-      const Moments m = moments_of_run(at<T>(args.x, first), g.pixels);
-      apply_run(apply_at(first, ahead_of(g, plane)), g.pixels,
-                plane_coefficients<W>(args, plane, m.mean, m.m2 / double(g.pixels)));
+  if (g.whole_groups && args.mean_in == nullptr) {
+    parallel_small_tasks(units / g.group, g.group * g.pixels, [&](int64_t group) {
+      const int64_t first = group * g.group, end = first + g.group;
+      const Moments m = moments_of_group(g, first, [&](int64_t plane) {
+        return moments_of_run(at<T>(args.x, plane * g.pixels), g.pixels);
+      });
+      const double var = m.m2 / double(g.group * g.pixels);
+      for (int64_t plane = first; plane < end; ++plane)
+        apply_run(apply_at(plane * g.pixels, ahead_of(g, plane)), g.pixels,
+                  plane_coefficients<W>(args, plane, m.mean, var));
       if (args.stream) finish_streaming();
     });
     return;
@@ -233,21 +267,24 @@ void forward_of(const InstanceNormForward& args) {
 
   const CoefficientTable<T> table(g, args.coefficients);
   if (args.mean_in == nullptr) partial_moments<T>(g, args.x, args.partials);
-  parallel_tasks(units, channels * g.chunks, [&](int64_t unit) {
-    double* moments = args.partials + unit * g.chunks * 2 * channels;
-    if (args.mean_in == nullptr) merge_chunks(g, moments);
-    for (int64_t i = 0; i < channels; ++i) {
-      const int64_t plane = unit * channels + i, n = plane / g.c, c = plane % g.c;
-      const bool own = args.mean_in == nullptr;
-      const double mean = own ? moments[i] : at<W>(args.mean_in, n * args.mean_stride)[c];
-      const double var = own ? moments[channels + i] / double(g.pixels)
-                             : at<W>(args.var_in, n * args.var_stride)[c];
+  parallel_tasks(g.n, g.c * g.chunks, [&](int64_t image) {
+    const auto keep = [&](int64_t plane, double mean, double var) {
+      const int64_t c = plane % g.c;
       const Coefficients<W> values = plane_coefficients<W>(args, plane, mean, var);
-      table.of_image(kCenter, n)[c] = values.center;
-      table.of_image(kScale, n)[c] = values.scale;
-      table.of_image(kShift, n)[c] = values.shift;
+      table.of_image(kCenter, image)[c] = values.center;
+      table.of_image(kScale, image)[c] = values.scale;
+      table.of_image(kShift, image)[c] = values.shift;
+    };
+    if (args.mean_in == nullptr) {
+      for (int64_t i = 0, unit = image * units_of_image(g); i < units_of_image(g); ++i, ++unit)
+        merge_chunks(g, args.partials + unit * g.chunks * 2 * channels);
+      for_group_statistics(g, args.partials, image, keep);
+    } else {
+      for (int64_t c = 0; c < g.c; ++c)
+        keep(image * g.c + c, at<W>(args.mean_in, image * args.mean_stride)[c],
+             at<W>(args.var_in, image * args.var_stride)[c]);
     }
-    table.spread(0, kRowCount, unit);
+    table.spread(0, kRowCount, image);
   });
 
   const int64_t tasks = units * g.chunks;

@@ -1,8 +1,9 @@
-// Backward pass of instance norm, see instance_norm.cpp.
+// Backward pass of instance and group norm, see instance_norm.cpp.
 //
 // With d = x - mean, z = scale * d + bias (+ residual) and g = grad * activation'(z), all
 // recomputed from x: first sum(g) and sum(g d) over every plane, then
-//   grad_x = scale * (g - sum(g) / P - d * rstd^2 * sum(g d) / P),   P pixels per plane.
+//   grad_x = scale * g - (sum(scale * g) + d * rstd^2 * sum(scale * g d)) / P,
+// with sums over the P pixels of a group, which is a plane in instance norm.
 // The pixels are compared with the rounded mean; bias, sum and offset carry its rounding error.
 
 #include "../../parallel.h"
@@ -248,24 +249,42 @@ void backward_of(const InstanceNormBackward& args) {
     rows[kScale][plane] = coefficient<W>(scale);
     rows[kBias][plane] = coefficient<W>(bias - scale * double(mean_error[plane]));
   };
-  const auto finish_plane = [&](int64_t plane, double sum_g, double sum_gd) {
-    const double share = double(rows[kScale][plane]) / double(g.pixels);
-    const double error = double(mean_error[plane]), inverse = double(rstd[plane]);
-    sum_gd -= error * sum_g;
-    const double slope = -share * inverse * inverse * sum_gd;
-    rows[kSlope][plane] = coefficient<W>(slope);
-    rows[kOffset][plane] = coefficient<W>(-share * sum_g - slope * error);
-    at<W>(args.sum_grad, plane)[0] = W(sum_g);
-    // Statistics of a plane without pixels are NaN.
-    at<W>(args.sum_grad_normalized, plane)[0] = g.pixels == 0 ? W(0) : W(sum_gd * inverse);
+  // Points to a plane's sum of g in the partials of the first chunk, `channels` before that of g d.
+  const auto sums_of = [&](int64_t plane) {
+    const int64_t unit = plane / channels;
+    return args.partials + unit * g.chunks * 2 * channels + plane % channels;
+  };
+  const auto finish_group = [&](int64_t first) {
+    double group_g = 0, group_gd = 0;
+    const double error = double(mean_error[first]), inverse = double(rstd[first]);
+    for (int64_t plane = first; plane < first + g.group; ++plane) {
+      const double* sums = sums_of(plane);
+      const double sum_g = sums[0], sum_gd = sums[channels] - error * sum_g;
+      const double scale = double(rows[kScale][plane]);
+      group_g += scale * sum_g, group_gd += scale * sum_gd;
+      at<W>(args.sum_grad, plane)[0] = W(sum_g);
+      // Statistics of a plane without pixels are NaN.
+      at<W>(args.sum_grad_normalized, plane)[0] = g.pixels == 0 ? W(0) : W(sum_gd * inverse);
+    }
+    const double count = double(g.group * g.pixels);
+    const double slope = -inverse * inverse * (group_gd / count);
+    for (int64_t plane = first; plane < first + g.group; ++plane) {
+      rows[kSlope][plane] = coefficient<W>(slope);
+      rows[kOffset][plane] = coefficient<W>(-group_g / count - slope * error);
+    }
   };
 
-  if (contiguous && g.chunks == 1) {  // both passes over a plane while it is in cache
-    parallel_small_tasks(units, g.pixels, [&](int64_t plane) {
-      start_plane(plane);
-      const Sums sums = sums_of_run(terms, plane * g.pixels, g.pixels, table, plane);
-      finish_plane(plane, sums.g, sums.gd);
-      write_run(writer, plane * g.pixels, g.pixels, table, plane);
+  if (g.whole_groups) {
+    parallel_small_tasks(units / g.group, g.group * g.pixels, [&](int64_t group) {
+      const int64_t first = group * g.group, end = first + g.group;
+      for (int64_t plane = first; plane < end; ++plane) {
+        start_plane(plane);
+        const Sums sums = sums_of_run(terms, plane * g.pixels, g.pixels, table, plane);
+        sums_of(plane)[0] = sums.g, sums_of(plane)[1] = sums.gd;
+      }
+      finish_group(first);
+      for (int64_t plane = first; plane < end; ++plane)
+        write_run(writer, plane * g.pixels, g.pixels, table, plane);
       if (args.stream) finish_streaming();
     });
     return;
@@ -287,13 +306,15 @@ void backward_of(const InstanceNormBackward& args) {
       sum_rows(terms, first, channels, chunk_count(g, chunk), table, unit, sum_g, sum_gd);
     }
   });
-  parallel_tasks(units, channels * g.chunks, [&](int64_t unit) {
-    double* sums = args.partials + unit * g.chunks * 2 * channels;
-    for (int64_t chunk = 1; chunk < g.chunks; ++chunk)
-      for (int64_t i = 0; i < 2 * channels; ++i) sums[i] += sums[chunk * 2 * channels + i];
-    for (int64_t i = 0; i < channels; ++i)
-      finish_plane(unit * channels + i, sums[i], sums[channels + i]);
-    table.spread(kSlope, kRowCount, unit);
+  parallel_tasks(g.n, g.c * g.chunks, [&](int64_t image) {
+    for (int64_t i = 0, unit = image * units_of_image(g); i < units_of_image(g); ++i, ++unit) {
+      double* sums = args.partials + unit * g.chunks * 2 * channels;
+      for (int64_t chunk = 1; chunk < g.chunks; ++chunk)
+        for (int64_t i = 0; i < 2 * channels; ++i) sums[i] += sums[chunk * 2 * channels + i];
+    }
+    for (int64_t plane = image * g.c; plane < (image + 1) * g.c; plane += g.group)
+      finish_group(plane);
+    table.spread(kSlope, kRowCount, image);
   });
   parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
     const int64_t last = tasks - 1 - task, unit = last / g.chunks, chunk = last % g.chunks;

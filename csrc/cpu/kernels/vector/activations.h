@@ -62,6 +62,48 @@ inline VecF hyperbolic_tangent(VecF z) {
   return magnitude < 0.625f ? near : signed_far;
 }
 
+// Computes e^(-z^2 / 2), 0 where that is below the smallest float.
+template <class V>
+inline V gaussian(V z) {
+  const V square = z * z * constant<V>(0.5);
+  return square > 87 ? V{} : exponential(-square);
+}
+
+constexpr double kSqrtHalf = 0.7071067811865476;
+
+inline double normal_cdf(double z) { return 0.5 * std::erfc(-z * kSqrtHalf); }
+inline VecD normal_cdf(VecD z) {
+  for (int i = 0; i < kLanes<VecD>; ++i) z[i] = normal_cdf(double(z[i]));
+  return z;
+}
+
+// Computes the share of a normal distribution below z, within 2e-7: its tail is t e^(-x^2 + p(t))
+// with x = |z| / sqrt(2) and t = 1 / (1 + x / 2) (Press et al., "Numerical recipes", erfcc).
+template <class V>
+inline V normal_cdf(V z) {
+  const V x = (z < 0 ? -z : z) * constant<V>(kSqrtHalf);
+  const V t = 1 / (1 + x * 0.5f);
+  V p = t * 0.17087277f - 0.82215223f;
+  p = p * t + 1.48851587f;
+  p = p * t - 1.13520398f;
+  p = p * t + 0.27886807f;
+  p = p * t - 0.18628806f;
+  p = p * t + 0.09678418f;
+  p = p * t + 0.37409196f;
+  p = p * t + 1.00002368f;
+  p = p * t - 1.26551223f;
+  const V tail = t * exponential(p - x * x) * 0.5f;
+  return z < 0 ? tail : 1 - tail;
+}
+
+// The tanh of GELU's approximation is 2 sigmoid(2 u) - 1 with u = z (a + b z^2).
+constexpr double kGeluA = 0.7978845608028654, kGeluB = 0.044715 * kGeluA;
+
+template <class V>
+inline V gelu_tanh_gate(V z) {
+  return sigmoid(z * (constant<V>(2 * kGeluA) + constant<V>(2 * kGeluB) * (z * z)));
+}
+
 // Computes max(z, 0); NaN stays NaN.
 template <class V>
 inline V positive_part(V z) {
@@ -80,6 +122,9 @@ inline V activate(V z, ElementOf<V> negative_slope) {
   if constexpr (A == Activation::leaky_relu) return z > 0 ? z : z * negative_slope;
   if constexpr (A == Activation::tanh) return hyperbolic_tangent(z);
   if constexpr (A == Activation::sigmoid) return sigmoid(z);
+  if constexpr (A == Activation::silu) return z * sigmoid(z);
+  if constexpr (A == Activation::gelu) return z * normal_cdf(z);
+  if constexpr (A == Activation::gelu_tanh) return z * gelu_tanh_gate(z);
   return z;
 }
 
@@ -95,6 +140,21 @@ inline V activation_gradient(V grad, V z, ElementOf<V> negative_slope) {
   if constexpr (A == Activation::sigmoid) {
     const V y = sigmoid(z);
     return grad * (y * (1 - y));
+  }
+  if constexpr (A == Activation::silu) {
+    const V y = sigmoid(z);
+    return grad * (y + z * (y * (1 - y)));
+  }
+  if constexpr (A == Activation::gelu) {
+    constexpr double kDensity = 0.3989422804014327;  // 1 / sqrt(2 pi)
+    return grad * (normal_cdf(z) + z * (gaussian(z) * constant<V>(kDensity)));
+  }
+  if constexpr (A == Activation::gelu_tanh) {
+    // Beyond 10 the slope of the gate is 0; z - z is NaN for infinite z, as PyTorch's gradient is.
+    const V c = z > 10 ? constant<V>(10) : (z < -10 ? constant<V>(-10) : z);
+    const V y = gelu_tanh_gate(c);
+    const V slope = constant<V>(2 * kGeluA) + constant<V>(6 * kGeluB) * (c * c);
+    return grad * (y + c * (slope * (y * (1 - y))) + (z - z));
   }
   return grad;
 }
@@ -118,6 +178,12 @@ inline void for_activation(Activation activation, const F& f) {
       return f(ActivationTag<Activation::tanh>{});
     case Activation::sigmoid:
       return f(ActivationTag<Activation::sigmoid>{});
+    case Activation::silu:
+      return f(ActivationTag<Activation::silu>{});
+    case Activation::gelu:
+      return f(ActivationTag<Activation::gelu>{});
+    case Activation::gelu_tanh:
+      return f(ActivationTag<Activation::gelu_tanh>{});
   }
 }
 

@@ -34,6 +34,9 @@ inline T* at(void* p, int64_t offset) {
 inline int64_t units_of(const PlaneGrid& g) {
   return g.layout == Layout::contiguous ? g.n * g.c : g.n;
 }
+inline int64_t units_of_image(const PlaneGrid& g) {
+  return g.layout == Layout::contiguous ? g.c : 1;
+}
 inline int64_t channels_of_unit(const PlaneGrid& g) {
   return g.layout == Layout::contiguous ? 1 : g.c;
 }
@@ -43,12 +46,13 @@ inline int64_t chunk_count(const PlaneGrid& g, int64_t chunk) {
   return smaller(g.chunk_pixels, g.pixels - chunk_begin(g, chunk));
 }
 
-// Returns the distance in elements from a plane to the next one, which is prefetched while this one
-// is written: its statistics need nothing but its pixels and would wait for them (a sixth of the
-// forward pass of planes of 64 KiB). 0 if both would not stay in the cache.
+// Returns the distance in elements from a plane to that of the next group, which is prefetched
+// while this one is written: its statistics need nothing but its pixels and would wait for them (a
+// sixth of the forward pass of planes of 64 KiB). 0 if both would not stay in the cache.
 inline int64_t ahead_of(const PlaneGrid& g, int64_t plane) {
   constexpr int64_t kElements = 32768;
-  return g.pixels <= kElements && plane + 1 < g.n * g.c ? g.pixels : 0;
+  const int64_t distance = g.group * g.pixels;
+  return distance <= kElements && plane + g.group < g.n * g.c ? distance : 0;
 }
 
 // Returns 1 / deviation, or 0 for a deviation of 0: a constant plane without eps is normalised to
