@@ -198,7 +198,11 @@ TARGETS = [random(3, 3), random(4, 4)]
         ({"targets": TARGETS[:1]}, ValueError, "targets: .* each of 2 layers, got 1"),
         ({"scales": (1.0,)}, ValueError, "scales: .* each of 2 layers, got 1"),
         ({"features": [X, None]}, TypeError, r"features\[1\]: expected a torch.Tensor, got None"),
-        ({"features": [X, Y[0]]}, ValueError, r"features\[1\]: .*\(N, C, L\) .*, got \(4, 6\)"),
+        (
+            {"features": [X, Y[0]]},
+            ValueError,
+            r"features\[1\]: .*\(N, C, ...\) of 3 .*, got \(4, 6\)",
+        ),
         ({"features": [X, Y[..., :0]]}, ValueError, r"features\[1\]: .* one pixel, got \(2, 4, 0"),
         (
             {"features": [X, Y.bfloat16()]},

@@ -15,6 +15,7 @@ from tests.conftest import (
     DTYPES,
     KERNEL_LAYOUTS,
     LAYOUTS,
+    Recorder,
     assert_accurate,
     assert_op_accurate,
     laid_out,
@@ -83,6 +84,26 @@ def check_gram(x: Tensor, **options) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_dtypes_layouts(shape, dtype, layout, device) -> None:
     check_gram(random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("shape", [(2, 33, 41), (2, 17, 3, 5, 7), (1, 5, 2, 3, 4, 5)])
+def test_features_of_other_ranks(shape, center, layout, device) -> None:
+    x = random(*shape, layout=layout, device=device, shift=0.5)
+    check_gram(x, center=center)
+    target = random(shape[1], shape[1], device=device, seed=1)
+    expected = F.mse_loss(gram_in_torch(x, center=center), target.expand(shape[0], -1, -1))
+    torch.testing.assert_close(gram_loss(x, target, center=center), expected)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_features_of_other_ranks_are_not_copied(layout, device) -> None:
+    for shape in ((2, 64, 40), (2, 64, 4, 5, 6)):
+        x = random(*shape, layout=layout, device=device)
+        with Recorder() as recorder:
+            gram_matrix(x)
+        assert recorder.ops == ["gram_matrix"]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "misaligned", "cropped"])
@@ -365,7 +386,7 @@ TARGET = random(3, 3)
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"x": X[0, 0]}, ValueError, r"x: .*\(N, C, L\) or \(N, C, H, W\), got \(4, 5\)"),
+        ({"x": X[0, 0]}, ValueError, r"x: .*\(N, C, ...\) of 3 .* more, got \(4, 5\)"),
         ({"x": X.bool()}, TypeError, "x: expected dtype float32, bfloat16, .*got torch.bool"),
         ({"x": [1.0]}, TypeError, "x: expected a torch.Tensor, got list"),
         ({"target": TARGET[:2]}, ValueError, r"target: .* = \(2, 3, 3\), .*got \(2, 3\)"),

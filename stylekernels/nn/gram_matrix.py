@@ -16,11 +16,11 @@ class GramMatrix(nn.Module):
         center: remove each channel's mean first, which gives the covariance (times the scale).
 
     Shape:
-        (N, C, H, W) or (N, C, L) to (N, C, C), float32 (float64 for float64 input).
+        (N, C, ...) of 3 dimensions or more to (N, C, C), float32 (float64 for float64 input).
 
     Raises:
         TypeError: if the input is not a floating-point tensor.
-        ValueError: if it has another rank, no channel or no pixel.
+        ValueError: if it has fewer dimensions, no channel or no pixel.
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     section 2.2.
@@ -52,7 +52,7 @@ class StyleLoss(nn.Module):
             centred features too.
 
     Shape:
-        (N, C, H, W) or (N, C, L) to a scalar, float32 (float64 for float64 input).
+        (N, C, ...) of 3 dimensions or more to a scalar, float32 (float64 for float64 input).
 
     Raises:
         TypeError: if target or the input is not a floating-point tensor.

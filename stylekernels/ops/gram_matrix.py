@@ -8,17 +8,17 @@ from torch import Tensor
 from stylekernels import reference
 from stylekernels.ops.arguments import (
     autocast_dtype,
+    check_channels,
     check_device,
     check_dtype,
     check_has_planes,
-    check_image_batch,
     check_tensor,
     fits,
 )
 from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
 from stylekernels.ops.dispatch import register, use_reference
 from stylekernels.ops.registration import define, differentiate
-from stylekernels.tensors import DTYPES, dense_like, new_like, wide_dtype
+from stylekernels.tensors import DTYPES, as_images, dense_like, new_like, wide_dtype
 
 # The returned mean is (2, N, C): its value, and the rounding error of that value. Without
 # ``center`` it is empty, and so is a list of means.
@@ -297,9 +297,12 @@ differentiate(_gram_losses_op, _gram_losses_formula, _record_gram_losses)
 differentiate(_gram_losses_backward_op, _gram_losses_backward_formula)
 
 
-def _check_features(x: Tensor, name: str = "x") -> None:
-    check_image_batch(x, name, ranks=(3, 4))
+def _checked_features(x: Tensor, name: str = "x") -> Tensor:
+    """Check features of any rank, and return them as (N, C, H, W): a Gram matrix sums over pixels
+    in any order."""
+    check_channels(x, name, rank=3)
     check_has_planes(x, name)
+    return as_images(x)
 
 
 def _checked_target(target: Tensor, x: Tensor, name: str = "target", of: str = "x") -> Tensor:
@@ -334,8 +337,8 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
     triangle is computed; sums are kept in float32 (float64 for float64 input).
 
     Args:
-        x: features, (N, C, H, W), contiguous or channels_last, or (N, C, L); float32, bfloat16,
-            float16 or float64.
+        x: features, (N, C, ...) of 3 dimensions or more, contiguous or channels_last; float32,
+            bfloat16, float16 or float64.
         scale: factor; ``1 / (C * H * W)`` by default.
         center: remove each channel's mean first, which gives the covariance (times the scale).
 
@@ -344,12 +347,12 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
 
     Raises:
         TypeError: if x is not a floating-point tensor.
-        ValueError: if x has another rank, no channel or no pixel.
+        ValueError: if x has fewer dimensions, no channel or no pixel.
 
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     section 2.2.
     """
-    _check_features(x)
+    x = _checked_features(x)
     if use_reference("gram_matrix", x):
         return reference.gram_matrix(x, scale, center)
     return call(_gram_matrix_op, _record_gram_matrix, x, scale, center)[0]
@@ -363,8 +366,8 @@ def gram_loss(
     The gradient is one product of x with a C x C matrix. Nothing of image size is saved besides x.
 
     Args:
-        x: features, (N, C, H, W), contiguous or channels_last, or (N, C, L); float32, bfloat16,
-            float16 or float64.
+        x: features, (N, C, ...) of 3 dimensions or more, contiguous or channels_last; float32,
+            bfloat16, float16 or float64.
         target: Gram matrices to reach, (N, C, C), or (1, C, C) or (C, C) for one target for all
             images; float32 (float64 for float64 x), any floating-point dtype under autocast. It
             may require a gradient.
@@ -381,7 +384,7 @@ def gram_loss(
     Gatys, Ecker and Bethge, "Image style transfer using convolutional neural networks", 2016,
     equations 4 to 6.
     """
-    _check_features(x)
+    x = _checked_features(x)
     target = _checked_target(target, x)
     if use_reference("gram_loss", x):
         return reference.gram_loss(x, target, scale, center)
@@ -400,9 +403,9 @@ def gram_losses(
     On a GPU all layers share the kernel launches of one: deep layers are too small to fill a GPU.
 
     Args:
-        features: for each layer (N, C, H, W), contiguous or channels_last, or (N, C, L); float32,
-            bfloat16, float16 or float64, the same for all layers. Sizes and memory layouts may
-            differ from layer to layer.
+        features: for each layer (N, C, ...) of 3 dimensions or more, contiguous or channels_last;
+            float32, bfloat16, float16 or float64, the same for all layers. Sizes and memory layouts
+            may differ from layer to layer.
         targets: Gram matrices to reach, one for each layer: (N, C, C), or (1, C, C) or (C, C) for
             one target for all images; float32 (float64 for float64 features), any floating-point
             dtype under autocast. They may require gradients.
@@ -433,8 +436,8 @@ def gram_losses(
             raise ValueError(
                 f"{name}: expected one for each of {len(features)} layers, got {len(values)}"
             )
+    features = [_checked_features(x, f"features[{i}]") for i, x in enumerate(features)]
     for i, x in enumerate(features):
-        _check_features(x, f"features[{i}]")
         check_dtype(x, f"features[{i}]", features[0], "features[0]")
         check_device(x, f"features[{i}]", features[0], "features[0]")
     targets = [
@@ -443,4 +446,4 @@ def gram_losses(
     ]
     if use_reference("gram_losses", features[0]):
         return reference.gram_losses(features, targets, scales, center)
-    return call(_gram_losses_op, _record_gram_losses, list(features), targets, scales, center)[0]
+    return call(_gram_losses_op, _record_gram_losses, features, targets, scales, center)[0]
