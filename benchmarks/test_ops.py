@@ -7,6 +7,7 @@ from benchmarks.ops.cases import Case, grid
 SHAPES = {
     "gram_matrix": (1, 128, 64, 64),
     "gram_loss": (1, 128, 64, 64),
+    "group_norm": (1, 64, 128, 128),
     "instance_norm": (1, 64, 128, 128),
     "instance_norm_stats": (1, 64, 128, 128),
     "norm_conv2d": (1, 64, 64, 64),

@@ -18,6 +18,8 @@ NORM_3D_SHAPES: tuple[Shape, ...] = (
     (2, 32, 128, 128, 128),
     (2, 320, 8, 8, 8),
 )
+#: Blocks of the decoder of a latent diffusion model, the first and the last.
+GROUP_NORM_SHAPES: tuple[Shape, ...] = ((1, 512, 64, 64), (1, 128, 512, 512))
 #: The first layer of a style loss, of one photo, as in training.
 STYLE_SHAPES: tuple[Shape, ...] = ((1, 64, 256, 256),)
 GRAM_SHAPES: tuple[Shape, ...] = (
@@ -123,7 +125,8 @@ class Case:
     @property
     def limited_by(self) -> str:
         """``"memory"`` for ops that are compared to a copy, ``"arithmetic"`` for products."""
-        return "memory" if self.op.startswith("instance_norm") else "arithmetic"
+        norm = self.op in ("group_norm", "instance_norm", "instance_norm_stats")
+        return "memory" if norm else "arithmetic"
 
 
 Aim = Callable[[str], Target]  # a function of the dtype
@@ -166,6 +169,9 @@ def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
         target = Target(max_copies=copies)
         yield from rows(
             "instance_norm", "leaky_relu", NORM_3D_SHAPES, backward, lambda _, target=target: target
+        )
+        yield from rows(
+            "group_norm", "silu", GROUP_NORM_SHAPES, backward, lambda _, target=target: target
         )
     yield from rows("instance_norm_stats", "", NORM_SHAPES, False)
     gram_speedup = {"float32": 1.5, "bfloat16": 2.0}

@@ -62,6 +62,22 @@ def instance_norm(activation: str) -> dict[str, Expression]:
     return {name: activated(norm) for name, norm in NORMS.items()}
 
 
+def group_norm_silu(groups: int) -> dict[str, Expression]:
+    """Expressions of (x, weight, bias)."""
+
+    def module(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.silu(F.group_norm(x, groups, weight, bias, EPS))
+
+    def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        grouped = x.to(wide).unflatten(1, (groups, -1))
+        var, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
+        normalized = ((grouped - mean) * torch.rsqrt(var + EPS)).flatten(1, 2)
+        return F.silu(normalized * weight[:, None, None] + bias[:, None, None]).to(x.dtype)
+
+    return {"F.group_norm": module, "var_mean": formula}
+
+
 def instance_norm_residual() -> dict[str, Expression]:
     """Expressions of (x, weight, bias, residual): the end of a residual block."""
 

@@ -137,6 +137,24 @@ def _norm_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) ->
     return stylekernels.instance_norm(x, weight, bias, residual=residual)
 
 
+def _group_norm(case: Case, normal: Maker, image: Maker) -> Problem:
+    c, dtype = case.shape[1], DTYPES[case.dtype]
+    groups = math.gcd(32, c)
+    x = image(*case.shape) + normal(c, 1, 1).to(dtype)  # channels have different means
+    images = 5 if case.backward else 2  # x, y; x, grad, grad_x
+    return Problem(
+        (x, (normal(c) + 1).to(dtype), normal(c).to(dtype)),
+        (0, 1, 2),
+        _grad(case, image, case.shape),
+        lambda x, weight, bias: stylekernels.group_norm(x, groups, weight, bias, activation="silu"),
+        peers.group_norm_silu(groups),
+        case.dtype,
+        bytes=images * x.nbytes,
+        flops=0,
+        counted=f"{images} images",
+    )
+
+
 def _instance_norm_stats(case: Case, normal: Maker, image: Maker) -> Problem:
     x = image(*case.shape)
     return Problem(
@@ -321,6 +339,7 @@ _PROBLEMS: dict[str, Callable[[Case, Maker, Maker], Problem]] = {
     "instance_norm_stats": _instance_norm_stats,
     "gram_matrix": _gram_matrix,
     "gram_loss": _gram_loss,
+    "group_norm": _group_norm,
     "norm_conv2d": _norm_conv2d,
     "upsample_block": _upsample_block,
 }
