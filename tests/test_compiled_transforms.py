@@ -83,7 +83,8 @@ def test_transform_of_the_op_itself(op, transform, device) -> None:
 def _direct_upsample_block(x: Tensor) -> Tensor:
     weight, scale = WEIGHT.to(x.device, x.dtype), SCALE[:4].to(x.device)
     y, mean, var = OPS.upsample_conv2d(x, weight, None, "transpose", "replicate", True)
-    return OPS.instance_norm(y, scale, None, None, mean, var, "tanh", 0.01, False, 1e-5, True)[0]
+    options = ("tanh", 0.01, False, 1e-5, True, 1)
+    return OPS.instance_norm(y, scale, None, None, mean, var, *options)[0]
 
 
 OPS = torch.ops.stylekernels
@@ -93,6 +94,9 @@ DIRECT: dict[str, Function] = {
     "gram_loss": lambda x: OPS.gram_loss(x, TARGET.to(x.device), None, False)[0],
     "gram_losses": lambda x: OPS.gram_losses(
         [x, x[:, :4, ::2]], [target := TARGET.to(x.device), target[:4, :4]], [0.01, 0.02], True
+    )[0],
+    "group_norm": lambda x: OPS.instance_norm(
+        x, SCALE.to(x.device), None, x.flip(2), None, None, "silu", 0.01, False, 1e-5, False, 2
     )[0],
     "instance_norm": lambda x: OPS.instance_norm(
         x, SCALE.to(x.device), None, x.flip(2), None, None, "tanh", 0.01, True, 1e-5, False, 1
@@ -124,7 +128,7 @@ def test_direct_call_with_given_statistics(device) -> None:
     def of_given(shifts: Tensor, own: bool) -> Tensor:
         mean, var = instance_norm_stats(x)
         mean, var = mean + shifts, var + shifts.square()
-        arguments = (x, None, None, None, mean, var, "tanh", 0.01, False, 1e-5, own)
+        arguments = (x, None, None, None, mean, var, "tanh", 0.01, False, 1e-5, own, 1)
         return OPS.instance_norm(*arguments)[0].square().sum()
 
     def plain(shifts: Tensor) -> Tensor:

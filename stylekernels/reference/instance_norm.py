@@ -69,14 +69,16 @@ def instance_norm_stats(x: Tensor, group: int = 1) -> tuple[Tensor, Tensor]:
 
 def _of_channels(of_groups: Tensor, group: int) -> Tensor:
     """Repeat values of groups (N, C / group) for their channels: (N, C)."""
-    return of_groups[..., None].expand(*of_groups.shape, group).flatten(1)
+    n, groups = of_groups.shape
+    return of_groups[..., None].expand(n, groups, group).reshape(n, groups * group)
 
 
 def sums_of_groups(of_channels: Tensor, group: int) -> Tensor:
     """Sum (N, C) over each group of consecutive channels; every channel gets its group's sum."""
     if group == 1:
         return of_channels
-    groups = of_channels.unflatten(1, (of_channels.shape[1] // group, group))
+    n, c = of_channels.shape
+    groups = of_channels.reshape(n, c // group, group)  # is_grads_batched has no unflatten
     return _of_channels(groups.sum(2), group)
 
 
