@@ -36,6 +36,8 @@ def make_clip(
     tracks=0,
     subtitles=None,
     metadata=None,
+    language=None,
+    chapters=(),
     turn=None,
     colors=None,
     options=None,
@@ -48,6 +50,8 @@ def make_clip(
         times: of the frames, in units of ``time_base``; one after the other by default.
         tracks: of sound, a sine of another frequency in each.
         subtitles: an open file of subtitles in English, to be copied.
+        language: of the frames.
+        chapters: titles, of a second each.
         turn: arguments of `set_display_rotation`.
         colors: attributes of the encoder's context.
     """
@@ -65,6 +69,21 @@ def make_clip(
             stream.set_display_rotation(*turn)
         sounds = [container.add_stream("aac", rate=48000, layout="mono") for _ in range(tracks)]
         container.metadata.update(metadata or {})
+        if language is not None:
+            stream.metadata["language"] = language
+        if chapters:
+            container.set_chapters(
+                [
+                    {
+                        "id": number,
+                        "start": number,
+                        "end": number + 1,
+                        "time_base": Fraction(1),
+                        "metadata": {"title": title},
+                    }
+                    for number, title in enumerate(chapters)
+                ]
+            )
         if subtitles is not None:
             copy = container.add_stream_from_template(subtitles.streams[0])
             copy.metadata["language"] = "eng"
@@ -167,6 +186,8 @@ def convert(path, output, *, quality=None, paint=lambda rgb: rgb, **options):
             quality=quality,
             streams=source.copied,
             metadata=source.metadata,
+            language=source.language,
+            chapters=source.chapters,
         )
         run_pipeline(source, paint, sink)
     return source

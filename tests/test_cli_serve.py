@@ -73,8 +73,17 @@ def test_a_missing_package_is_named(style, capsys, monkeypatch, name):
 
 def test_titles_of_styles():
     names = ["the_scream", "base_lite:starry_night", "base_lite-wave", "base_lite"]
+    names += ["composition_vii", "shipwreck_of_the_minotaur", "IMG_0042"]
     titles = [style["title"] for style in offer("wave", names, 1)["styles"]]
-    assert titles == ["The scream", "Starry night, lite", "Wave, lite", "Base lite"]
+    assert titles == [
+        "The Scream",
+        "Starry Night, lite",
+        "Wave, lite",
+        "Base Lite",
+        "Composition VII",
+        "Shipwreck of the Minotaur",
+        "IMG 0042",
+    ]
 
 
 def test_styles_on_offer():

@@ -106,8 +106,16 @@ def test_what_is_left_out_is_one_line(clip, style, capsys):
     assert main(["video", "two.mp4", "out.gif", "-s", style]) == 0
     assert complaints(capsys) == [
         "out.gif: left out: audio stream 1, audio stream 2; beside the pictures there are only the "
-        "sound and subtitles that .gif can hold"
+        "sound, subtitles and chapters that .gif can hold"
     ]
+    make_clip("three.mp4", chapters=("one", "two"))  # their titles are in a stream of data
+    assert main(["video", "three.mp4", "out.ts", "-s", style]) == 0
+    assert complaints(capsys) == [
+        "out.ts: left out: chapters; beside the pictures there are only the sound, subtitles and "
+        "chapters that .ts can hold"
+    ]
+    assert main(["video", "three.mp4", "out.mkv", "-s", style]) == 0
+    assert complaints(capsys) == []
 
 
 @pytest.mark.usefixtures("quick", "clip")

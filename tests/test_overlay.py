@@ -36,6 +36,8 @@ def test_places():
     assert top < 20
     assert left > 500
     assert right > 620
+    wide = Overlay(left="starry night", right="11.9 fps, latency 26 ms")
+    assert drawn(wide, 640, 360)[0][1] > drawn(wide)[0][1] + 15  # one below the other
     top, bottom, left, right = drawn(Overlay(recording="0:12"))[0]
     assert top > 35  # below the line above
     assert right > 620
@@ -184,7 +186,10 @@ def test_an_opencv_without_windows_is_refused(cv2):
 
 def test_without_a_display_there_is_no_window(cv2, monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
-    monkeypatch.delenv("DISPLAY")
     monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    monkeypatch.setenv("DISPLAY", "")
+    with pytest.raises(OpenCvError, match="there is no display for a window"):
+        Window("title")
+    monkeypatch.delenv("DISPLAY")
     with pytest.raises(OpenCvError, match="there is no display for a window"):
         Window("title")

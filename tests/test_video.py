@@ -195,8 +195,46 @@ def test_a_truncated_file_is_read_as_far_as_it_goes(tmp_path, suffix, options):
     assert 15 <= len(after.frames) <= 45
     for now, then in zip(after.rgb[:15], whole.rgb[:15], strict=True):
         assert_near(now, then, 5)
-    assert f"in{suffix}: cut short or damaged: ended after " in source.ended_early
-    assert " of 2.00 s" in source.ended_early
+    shown = float(after.seconds[-1]) + 0.04
+    assert source.ended_early.startswith(
+        f"{path}: cut short or damaged: ended after {shown:.2f} of 2.00 s"
+    )
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".webm"])
+def test_a_recording_that_begins_late_begins_at_zero(tmp_path, suffix):
+    path = make_clip(tmp_path / "in.ts", tracks=1, container_options={"output_ts_offset": "5000"})
+    before = read_clip(path)
+    assert before.seconds[0] > 4999
+    convert(path, tmp_path / f"out{suffix}")
+    after = read_clip(tmp_path / f"out{suffix}")
+    assert 0 <= after.seconds[0] < 2  # MPEG-TS itself begins at 1.4
+    late = [now - then for now, then in zip(after.seconds, before.seconds, strict=True)]
+    assert max(late) - min(late) <= Fraction(1, 1000)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_chapters_and_the_language_of_the_pictures_are_kept(tmp_path, suffix):
+    path = make_clip(
+        tmp_path / f"in{suffix}",
+        frames=pictures((64, 48), 50),
+        language="fra",
+        chapters=("one", "two"),
+    )
+    for options, expected in (
+        ({}, [(0, 1, "one"), (1, 2, "two")]),
+        ({"start": 0.4, "duration": 1.2}, [(0, 0.6, "one"), (0.6, 1.2, "two")]),
+        ({"start": 1.2}, [(0, 0.8, "two")]),
+    ):
+        convert(path, tmp_path / f"out{suffix}", **options)
+        with av.open(str(tmp_path / f"out{suffix}")) as container:
+            assert container.streams.video[0].metadata["language"] == "fra"
+            found = [
+                (*(float(c[n] * c["time_base"]) for n in ("start", "end")), c["metadata"]["title"])
+                for c in container.chapters()
+            ]
+        assert [title for *_, title in found] == [title for *_, title in expected]
+        assert np.allclose([f[:2] for f in found], [e[:2] for e in expected], atol=2e-3)
 
 
 def test_damage_in_the_middle_is_counted(tmp_path):
@@ -247,6 +285,13 @@ def test_what_is_no_video_is_refused(tmp_path, name):
         VideoSource(tmp_path / name)
     assert str(error.value).startswith(f"{tmp_path / name}: ")
     assert message in str(error.value)
+
+
+def test_an_address_is_no_file():
+    with pytest.raises(VideoError, match="no such file; addresses are not read: download it first"):
+        VideoSource("https://example.org/clip.mp4")
+    with pytest.raises(VideoError, match=r"no such file$"):
+        VideoSource("https.mp4")
 
 
 def test_a_beginning_after_the_end(tmp_path):

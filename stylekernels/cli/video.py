@@ -281,14 +281,19 @@ class Video:
             quality=self.quality,
             streams=source.copied,
             metadata=source.metadata,
+            language=source.language,
+            chapters=source.chapters,
             journal=journal,
         )
-        left_out = [*source.ignored, *sink.left_out]
+        left_out = [
+            f"{stream.type} stream {stream.index}" for stream in (*source.ignored, *sink.left_out)
+        ]
+        if source.chapters and not form.chapters:
+            left_out.append("chapters")
         if left_out:
-            names = ", ".join(f"{stream.type} stream {stream.index}" for stream in left_out)
             complain(
-                f"{self.output}: left out: {names}; beside the pictures there are only the sound "
-                f"and subtitles that {self.output.suffix} can hold"
+                f"{self.output}: left out: {', '.join(left_out)}; beside the pictures there are "
+                f"only the sound, subtitles and chapters that {self.output.suffix} can hold"
             )
         width, height = source.size
         if form.even and (width % 2 or height % 2):

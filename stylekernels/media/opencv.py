@@ -48,7 +48,7 @@ def check_windows() -> None:
             "--force-reinstall --no-deps opencv-python, which does all that the other does"
         )
     # Qt in OpenCV speaks X11 only, also on Wayland. Without it, it ends the process.
-    if sys.platform == "linux" and "DISPLAY" not in os.environ:
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         raise OpenCvError(
             "there is no display for a window (DISPLAY is not set); --no-window --virtual-camera "
             "needs none"

@@ -32,19 +32,27 @@ class Overlay:
 
 
 def draw_overlay(rgb: np.ndarray, overlay: Overlay) -> None:
-    """Write over pixels (H, W, 3) uint8, in place, in a size that suits their height."""
+    """Write over pixels (H, W, 3) uint8, in place, in a size that suits their height.
+
+    In a narrow picture the right line comes below the left one.
+    """
     height, width = rgb.shape[:2]
     size = max(_LEAST, height // _PER_HEIGHT)
     edge = size // 2
     inner = width - 2 * edge
+    top, taken = edge, 0
     if overlay.left:
-        _put(rgb, _line(overlay.left, size, inner), edge, edge)
+        panel = _line(overlay.left, size, inner)
+        _put(rgb, panel, edge, edge)
+        taken = panel.shape[1] + edge
     if overlay.right:
         panel = _line(overlay.right, size, inner)
-        _put(rgb, panel, width - panel.shape[1] - edge, edge)
+        if taken + panel.shape[1] > inner:
+            top += panel.shape[0] + edge
+        _put(rgb, panel, width - panel.shape[1] - edge, top)
     if overlay.recording:
         panel = _line(overlay.recording, size, inner, dot=True)
-        _put(rgb, panel, width - panel.shape[1] - edge, panel.shape[0] + 2 * edge)
+        _put(rgb, panel, width - panel.shape[1] - edge, top + panel.shape[0] + edge)
     if overlay.notice:
         panel = _line(overlay.notice, size, inner)
         _put(rgb, panel, (width - panel.shape[1]) // 2, height - panel.shape[0] - edge)

@@ -1,6 +1,6 @@
 """Containers and encoders of the videos that are written."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -20,6 +20,7 @@ class VideoFormat:
         quality: the default of CRF; None if the encoder has none.
         worst: the largest CRF.
         even: whether pixels of 4:2:0 need even sizes.
+        chapters: whether it can hold chapters.
     """
 
     name: str
@@ -29,6 +30,7 @@ class VideoFormat:
     quality: int | None = None
     worst: int = 0
     even: bool = False
+    chapters: bool = True
 
 
 def _h264(name: str, **container_options: str) -> VideoFormat:
@@ -49,9 +51,9 @@ VIDEO_FORMATS = {
     ".m4v": _h264("mp4", **_MP4),
     ".mov": _h264("mov", **_MP4),
     ".mkv": _h264("matroska"),
-    ".ts": _h264("mpegts"),
+    ".ts": replace(_h264("mpegts"), chapters=False),
     ".webm": VideoFormat("webm", "libvpx-vp9", _VP9, quality=31, worst=63),
-    ".gif": VideoFormat("gif", "gif"),
+    ".gif": VideoFormat("gif", "gif", chapters=False),
 }
 
 

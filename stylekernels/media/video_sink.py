@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stylekernels.media.frames import Frame
 from stylekernels.media.video_colors import VideoColors, from_rgb, tag
@@ -41,6 +41,8 @@ class VideoSink:
         quality: CRF of the encoder, larger is worse; None: the default of the format.
         streams: streams of an open source whose packets will be written too.
         metadata: title, date and other texts about the file.
+        language: of the frames, such as ``eng``.
+        chapters: as PyAV describes them.
         journal: gets the encoded pictures too. Those that it has already take the place of as many
             frames, whose pixels are ignored. Not for GIF.
 
@@ -66,6 +68,8 @@ class VideoSink:
         quality: int | None = None,
         streams: Sequence[av.stream.Stream] = (),
         metadata: dict[str, str] | None = None,
+        language: str | None = None,
+        chapters: Sequence[dict[str, Any]] = (),
         journal: Journal | None = None,
     ) -> None:
         import av
@@ -92,6 +96,10 @@ class VideoSink:
             )
             self._stream = self._container.add_stream(form.encoder, rate=rate)
             self._set_up(form, size, aspect, quality)
+            if language is not None:
+                self._stream.metadata["language"] = language
+            if chapters:
+                self._container.set_chapters(list(chapters))
             if varies and form.name != "gif":
                 self._stream.codec_context.max_b_frames = 0
             self.left_out = [stream for stream in streams if not _holds(form.name, stream)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 SMALLEST_SIDE = 16
 
+_CLOCK_RUNS_ON = 0x200  # FFmpeg's AVFMT_TS_DISCONT
 _MICROSECONDS = 1_000_000  # FFmpeg's unit of times of a container
 _USUAL_RATE = Fraction(25)  # for a file that names none
 
@@ -46,9 +48,11 @@ class VideoSource:
         colors: how the file stores colours.
         aspect: width of a pixel, relative to its height.
         copied: streams whose packets are yielded, of sound and subtitles.
-        ignored: the other streams.
+        ignored: the other streams, but for one of the chapters' titles.
         count: number of frames that the file promises; None if it does not say.
         metadata: title, date and other texts about the file.
+        language: of the moving pictures, such as ``eng``; None if the file does not say.
+        chapters: as PyAV describes them, those in the time that is read.
         ended_early: after reading, what is missing in a file that was cut short or is damaged,
             as a text; None if nothing is.
 
@@ -74,7 +78,6 @@ class VideoSource:
             self._stream = _moving_pictures(self._container, self.path)
             others = [s for s in self._container.streams if s.index != self._stream.index]
             self.copied = [s for s in others if s.type in ("audio", "subtitle")]
-            self.ignored = [s for s in others if s not in self.copied]
             self.metadata = dict(self._container.metadata)
             self._stream.thread_type = "AUTO"
             rate = _fraction(self._stream.average_rate) or _fraction(self._stream.guessed_rate)
@@ -84,6 +87,11 @@ class VideoSource:
             self.time_base = _fraction(self._stream.time_base)
             self._whole = Fraction(self._container.duration or 0, _MICROSECONDS)
             self._cut(_seconds(start), None if duration is None else _seconds(duration))
+            self.language = self._stream.metadata.get("language")
+            self.chapters = self._shifted_chapters()
+            # MP4 keeps the titles of chapters in a stream of data.
+            known = {"audio", "subtitle"} | ({"data"} if self.chapters else set())
+            self.ignored = [s for s in others if s.type not in known]
             self._items = self._read(size)
             self._peeked = self._read_first_frame(start)
         except BaseException:
@@ -111,7 +119,7 @@ class VideoSource:
         self._zero = Fraction(self._container.start_time or 0, _MICROSECONDS)
         self._begin = self._zero + start if start else None
         self._end = None if duration is None else self._zero + start + duration
-        self._shift = self._begin or Fraction(0)
+        self._shift = self._begin or self._offset()
         frames = self._stream.frames
         if start or duration is not None or not frames:
             rest = max(self._whole - start, Fraction(0))
@@ -119,6 +127,34 @@ class VideoSource:
         self.count = math.ceil(frames / self._every) or None
         if start:
             self._seek()
+
+    def _offset(self) -> Fraction:
+        """Return the time at which the clock of a broadcast's format begins, else 0.
+
+        Such a clock runs on for days, and a part of a recording begins anywhere. Other formats
+        begin late because they should be shown late.
+        """
+        flags = self._container.format.flags
+        if not int(flags) & _CLOCK_RUNS_ON:
+            return Fraction(0)
+        return round(self._zero / self.time_base) * self.time_base  # times stay multiples
+
+    def _shifted_chapters(self) -> list[dict[str, Any]]:
+        """Return the chapters that are in the time that is read, at their times in the result."""
+        if not hasattr(self._container, "chapters"):  # PyAV 14
+            return []
+        found = []
+        for chapter in self._container.chapters():
+            unit = _fraction(chapter["time_base"])
+            begin, end = (chapter[name] * unit for name in ("start", "end"))
+            if end <= self._shift or (self._end is not None and begin >= self._end):
+                continue
+            if self._end is not None:
+                end = min(end, self._end)
+            ticks = (round((time - self._shift) / unit) for time in (begin, end))
+            start, end = (max(0, tick) for tick in ticks)
+            found.append(chapter | {"start": start, "end": end})
+        return found
 
     def _seek(self) -> None:
         """Go to a keyframe at or before the beginning.
@@ -293,11 +329,12 @@ class VideoSource:
     def _judge_end(self) -> None:
         """Compare the end of the last packet with what the file promised."""
         read = self._reached - self._zero
+        shown = self._shift - self._zero + self._shown_until
         wanted = self._whole if self._end is None else min(self._whole, self._end - self._zero)
         # Durations in headers are rounded, and some are estimates.
         if wanted - read > max(Fraction(1, 2), 2 / self.rate, wanted / 100):
             self.ended_early = (
-                f"{self.path}: cut short or damaged: ended after {float(read):.2f} of "
+                f"{self.path}: cut short or damaged: ended after {float(shown):.2f} of "
                 f"{float(wanted):.2f} s; what could be read was painted"
             )
         elif self._damaged:
@@ -314,7 +351,10 @@ def _open(path: Path) -> av.container.InputContainer:
     if path.is_dir():
         raise VideoError(f"{path}: expected a video, got a folder")
     if not path.exists():
-        raise VideoError(f"{path}: no such file")
+        # Path makes one slash of two.
+        address = re.match(r"[a-z]+:/", str(path)) is not None
+        hint = "; addresses are not read: download it first" if address else ""
+        raise VideoError(f"{path}: no such file{hint}")
     if not path.is_file():  # reading a pipe could block forever
         raise VideoError(f"{path}: expected a video, got a device or a pipe")
     try:
@@ -350,9 +390,11 @@ def _moving_pictures(container: av.container.InputContainer, path: Path) -> av.V
 
 
 def _scaled_size(width: int, height: int, size: int | None) -> tuple[int, int]:
-    """Return width and height for a longer side of ``size``, even ones if scaled at all."""
-    if size is None or size >= max(width, height):
+    """Return width and height for a longer side of at most ``size``, even ones if it is given."""
+    if size is None:
         return width, height
+    if size >= max(width, height):
+        return width // 2 * 2, height // 2 * 2
     factor = Fraction(size, max(width, height))
     return max(2, 2 * round(width * factor / 2)), max(2, 2 * round(height * factor / 2))
 

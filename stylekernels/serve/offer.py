@@ -13,6 +13,8 @@ PAGE = Path(__file__).resolve().parent / "page"
 
 #: The part of the sample photo that previews show: left, top, right, bottom, in pixels.
 _PREVIEW = 112, 0, 336, 224
+_ROMAN = set("ivx")
+_SMALL = {"and", "at", "in", "of", "off", "on", "the"}
 
 
 def offer(first: str, styles: Iterable[str], most_pixels: int) -> dict[str, Any]:
@@ -37,9 +39,17 @@ def preview_photo() -> np.ndarray:
 
 
 def _title(name: str) -> str:
-    """Return a style's name for people: ``the_scream`` is The scream, ``base_lite:wave`` Wave,
-    lite. In names of files the colon is a hyphen."""
+    """Return a style's name for people: ``composition_vii`` is Composition VII, ``base_lite:wave``
+    Wave, lite. In names of files the colon is a hyphen."""
     base, lite = LITE_BASE, ""
     if name.startswith((f"{base}:", f"{base}-")):
         name, lite = name[len(base) + 1 :], ", lite"
-    return name[:1].upper() + name[1:].replace("_", " ") + lite
+    title = " ".join(map(_in_title, name.split("_")))
+    return title[:1].upper() + title[1:] + lite
+
+
+def _in_title(word: str) -> str:
+    """Return a word as it is written inside a title."""
+    if set(word) <= _ROMAN:
+        return word.upper()
+    return word if word in _SMALL else word[:1].upper() + word[1:]
