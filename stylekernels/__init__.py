@@ -10,7 +10,7 @@ from stylekernels.lazy import lazy
 
 if TYPE_CHECKING:
     from stylekernels import nn
-    from stylekernels.conversion import convert
+    from stylekernels.conversion import convert, revert
     from stylekernels.ops import (
         gram_loss,
         gram_losses,
@@ -39,6 +39,7 @@ __all__ = [
     "nn",
     "norm_conv2d",
     "norm_scale_shift",
+    "revert",
     "upsample_block",
     "use_impl",
 ]
@@ -58,6 +59,7 @@ if not TYPE_CHECKING:
             "nn": "nn",
             "norm_conv2d": "ops",
             "norm_scale_shift": "ops",
+            "revert": "conversion",
             "upsample_block": "ops",
             "use_impl": "ops.forcing",
         },

@@ -1,8 +1,8 @@
-"""`convert`: replace the instance and group norms of a model in torch.nn by the fused ops."""
+"""`convert`: replace the instance and group norms of a model in torch.nn by the fused ops; `revert`
+undoes it."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,15 @@ from stylekernels.nn import (
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
 )
-from stylekernels.nn.sequential import fusing, runs_in_order, why_apart
+from stylekernels.nn.sequential import (
+    ACTIVATIONS,
+    fusing,
+    is_fusing,
+    passes_on,
+    plain_kind,
+    runs_in_order,
+    why_apart,
+)
 
 #: What becomes of each class.
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -30,6 +38,7 @@ _OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LazyInstanceNorm2d: LazyInstanceNorm2d,
     nn.LazyInstanceNorm3d: LazyInstanceNorm3d,
 }
+_TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
 _OTHER_NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -38,33 +47,51 @@ _OTHER_NORMS = (
     nn.LayerNorm,
 )
 _UPSAMPLING = (nn.ConvTranspose2d, nn.Upsample)
+_ALREADY = "a stylekernels module already"
 
 
 class Entry(NamedTuple):
-    """One line of a `Report`: a module's name in the model, its class before the conversion, and
-    its replacement or the reason why it was left."""
+    """One line of a `Report`: a module's name in the model, its class before the conversion, what
+    became of it and why, and the other names that the same module has."""
 
     name: str
     what: str
     why: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        count = f" ({1 + len(self.others)} names)" if self.others else ""
+        return (self.name or "(model)") + count
 
 
 @dataclass
 class Report:
-    """The modules that `convert` replaced and left, each in the order of ``named_modules``."""
+    """What `convert` did to each norm, in the order of ``named_modules``: ``print(report)``.
 
-    replaced: list[Entry] = field(default_factory=list)
+    ``fused`` are norms that run as one op with the activation after them, ``alone`` those that were
+    replaced without one, ``left`` the modules that stay PyTorch's. ``missed`` are those of them
+    that ``strict=True`` refuses: an instance or group norm that stays PyTorch's, or stays apart
+    from an activation after it.
+    """
+
+    fused: list[Entry] = field(default_factory=list)
+    alone: list[Entry] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
+    missed: list[Entry] = field(default_factory=list)
 
     def __str__(self) -> str:
-        entries = self.replaced + self.left
-        name_width = max((len(entry.name or "(model)") for entry in entries), default=0)
-        what_width = max((len(entry.what) for entry in entries), default=0)
+        tables = {"fused": self.fused, "replaced alone": self.alone, "left": self.left}
+        everything = [entry for entries in tables.values() for entry in entries]
+        label_width = max((len(entry.label) for entry in everything), default=0)
+        what_width = max((len(entry.what) for entry in everything), default=0)
         lines = []
-        for title, entries in (("replaced", self.replaced), ("left", self.left)):
+        for title, entries in tables.items():
             lines.append(f"{title}: {len(entries) or 'nothing'}")
-            for name, what, why in entries:
-                lines.append(f"  {name or '(model)':{name_width}}  {what:{what_width}}  {why}")
+            for entry in entries:
+                lines.append(
+                    f"  {entry.label:{label_width}}  {entry.what:{what_width}}  {entry.why}"
+                )
         return "\n".join(lines)
 
 
@@ -74,8 +101,9 @@ def _why_left(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         scripted = getattr(module, "original_name", "") in {name.__name__ for name in _OURS}
         return "compiled by torch.jit; convert the model it was made from" if scripted else None
-    if isinstance(module, tuple(_OURS.values())):
-        return "a stylekernels module already"
+    if isinstance(module, tuple(_TORCHS)):
+        plain = kind in _TORCHS and module.activation == "none"
+        return None if plain else _ALREADY
     if isinstance(module, tuple(_OURS)):
         if parametrize.is_parametrized(module):
             return "its parameters are parametrized; remove the parametrizations, then convert"
@@ -93,10 +121,11 @@ def _why_left(module: nn.Module) -> str | None:
 
 
 class _Position(NamedTuple):
-    """A module's position in a Sequential: the parent, and the next module and its name, if any."""
+    """A norm's position in a Sequential: the parent, the Dropouts between it and the next module
+    that drop something in training, and that module, if any."""
 
     parent: nn.Sequential
-    key: str | None
+    dropouts: list[nn.Module]
     successor: nn.Module | None
 
 
@@ -105,9 +134,15 @@ def _positions(model: nn.Module) -> dict[nn.Module, list[_Position]]:
     positions = defaultdict(list)
     for parent in model.modules():
         if runs_in_order(parent):
-            # Not named_children, which skips a module that occurs again.
-            for (_, module), following in pairwise([*parent._modules.items(), (None, None)]):
-                positions[module].append(_Position(parent, *following))
+            # Not children, which skips a module that occurs again.
+            modules = list(parent._modules.values())
+            for index, module in enumerate(modules):
+                after = index + 1
+                while after < len(modules) and passes_on(modules[after], in_evaluation=True):
+                    after += 1
+                dropouts = [m for m in modules[index + 1 : after] if getattr(m, "p", 0)]
+                successor = modules[after] if after < len(modules) else None
+                positions[module].append(_Position(parent, dropouts, successor))
     return positions
 
 
@@ -116,20 +151,89 @@ def _become_ours(norm: nn.Module) -> None:
     # the module remain valid.
     norm.__class__ = _OURS[type(norm)]
     norm.activation, norm.negative_slope, norm.residual_first = "none", 0.01, False
+    norm.converted = True  # what revert looks for
 
 
-def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
+def _become_torchs(norm: nn.Module) -> None:
+    norm.__class__ = _TORCHS[type(norm)]
+    del norm.activation, norm.negative_slope, norm.residual_first, norm.converted
+
+
+def _how_fused(together: list[_Position]) -> str:
+    """Return the text of a report about a norm that is one op with its successors."""
+    names = dict.fromkeys(type(found.successor).__name__ for found in together)
+    text = f"one op with the {' or '.join(names)} after it"
+    dropouts = [dropout for found in together for dropout in found.dropouts]
+    if dropouts:
+        kinds = dict.fromkeys(f"{type(m).__name__}(p={m.p})" for m in dropouts)
+        text += f"; in training {' or '.join(kinds)} is between"
+    return text
+
+
+def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[nn.Sequential]]:
+    """Return the report of a conversion, and the norms and the Sequentials to change for it."""
+    names = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module].append(name)
+    positions = _positions(model)
+    report, norms, parents = Report(), [], []
+    for module, (name, *others) in names.items():
+        kind = type(module)
+        what = getattr(module, "original_name", kind.__name__)  # torch.jit's name of the class
+
+        def entry(why: str) -> Entry:
+            return Entry(name, what, why, tuple(others))  # noqa: B023
+
+        why_left = _why_left(module)
+        if why_left is not None:
+            report.left.append(entry(why_left))
+            if not isinstance(module, (*_OTHER_NORMS, *_UPSAMPLING, *_TORCHS)):
+                report.missed.append(entry(why_left))
+            continue
+        if kind not in _OURS and kind not in _TORCHS:
+            continue
+        already = kind in _TORCHS
+        found = [p for p in positions[module] if not (already and is_fusing(type(p.parent)))]
+        apart = [why_apart(module, position.successor) for position in found]
+        together = [p for p, why in zip(found, apart, strict=True) if fuse and why is None]
+        parents += [position.parent for position in together]
+        if not already:
+            norms.append(module)
+        if together:
+            report.fused.append(entry(_how_fused(together)))
+        elif already:
+            report.left.append(entry(_ALREADY))
+        else:
+            reasons = dict.fromkeys(apart) or [why_apart(module, None)]
+            report.alone.append(entry("; ".join(reasons) if fuse else "fuse=False"))
+        if fuse:
+            for position, why in zip(found, apart, strict=True):
+                if why is not None and type(position.successor) in ACTIVATIONS:
+                    report.missed.append(entry(why))
+    return report, norms, parents
+
+
+def _check_eager(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model: expected an eager torch.nn.Module, got {type(model).__name__}")
+
+
+def convert(
+    model: nn.Module, *, fuse: bool = True, strict: bool = False
+) -> tuple[nn.Module, Report]:
     """Replace torch's instance and group norms in a model by fused ops, and report what was done.
 
-    Changes the model itself; pass ``copy.deepcopy(model)`` to keep the original. Every
-    `torch.nn.GroupNorm`, `torch.nn.InstanceNorm1d`, ``2d`` and ``3d``, also lazy ones, becomes the
-    class of that name in `stylekernels.nn`, with the same Parameter objects (an optimizer keeps
-    working), buffers, hooks and training mode; the state_dict has the same keys and the outputs are
-    the same up to rounding. A `torch.nn.Sequential` in which a ReLU, LeakyReLU, Tanh, Sigmoid, SiLU
-    or GELU follows such a norm becomes a subclass of its class that runs the two as one op. The
-    modules in it do not change: code that calls them by index, from a list or in a slice gets the
-    results of the unfused modules. Calls in a ``forward``, such as ``F.relu(norm(x))``, are not
-    fused: only the norm is replaced.
+    Changes the model itself; `revert` undoes it, and ``copy.deepcopy(model)`` keeps the original.
+    Every `torch.nn.GroupNorm`, `torch.nn.InstanceNorm1d`, ``2d`` and ``3d``, also lazy ones,
+    becomes the class of that name in `stylekernels.nn`, with the same Parameter objects (an
+    optimizer keeps working), buffers, hooks and training mode, under each of its names; the
+    state_dict has the same keys and the outputs are the same up to rounding. A
+    `torch.nn.Sequential` in which a ReLU, LeakyReLU, Tanh, Sigmoid, SiLU or GELU follows such a
+    norm becomes a subclass of its class that runs the two as one op. An Identity between the two,
+    or a Dropout that drops nothing at the time of the call, does not keep them apart. The modules
+    in it do not change: code that calls them by index, from a list or in a slice gets the results
+    of the unfused modules. Calls in a ``forward``, such as ``F.relu(norm(x))``, are not fused: only
+    the norm is replaced.
 
     The result works with ``torch.compile`` and ``torch.export``. For formats without our ops, such
     as ONNX, export inside ``with stylekernels.use_impl("reference"):``, which runs plain PyTorch.
@@ -138,44 +242,55 @@ def convert(model: nn.Module, *, fuse: bool = True) -> tuple[nn.Module, Report]:
     Args:
         model: the network; on any device, in any dtype.
         fuse: run a norm and an activation in a Sequential as one op. False keeps its class.
+        strict: refuse a model of which an instance or group norm cannot be replaced, or with
+            ``fuse`` cannot run as one op with such an activation after it in a Sequential.
 
     Returns:
-        The model, and a `Report`: print it, or read its ``replaced`` and ``left``.
+        The model, and a `Report`: print it, or read its ``fused``, ``alone`` and ``left``.
 
     Raises:
         TypeError: if model is not an eager `torch.nn.Module`.
+        ValueError: if ``strict`` refuses the model, which is unchanged then.
 
     Example:
         >>> model, report = stylekernels.convert(model)
         >>> print(report)
     """
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise TypeError(f"model: expected an eager torch.nn.Module, got {type(model).__name__}")
-    report = Report()
-    names = {module: name for name, module in model.named_modules()}
-    positions = _positions(model)
-    for module, name in names.items():
-        kind = type(module)
-        why_left = _why_left(module)
-        if why_left is not None:
-            what = getattr(module, "original_name", kind.__name__)  # torch.jit's name of the class
-            report.left.append(Entry(name, what, why_left))
-        if why_left is not None or kind not in _OURS:
-            continue
-        _become_ours(module)
-        apart = {found: why_apart(module, found.successor) for found in positions[module]}
-        together = [found for found, why in apart.items() if why is None] if fuse else []
-        if not together:
-            reasons = dict.fromkeys(apart.values()) or [why_apart(module, None)]
-            why = "; ".join(reasons) if fuse else "fuse=False"
-            report.replaced.append(Entry(name, kind.__name__, f"alone: {why}"))
-            continue
-        followers = dict.fromkeys(type(found.successor).__name__ for found in together)
-        why = f"one op with the {' or '.join(followers)} after it"
-        report.replaced.append(Entry(name, kind.__name__, why))
-        for parent, key, successor in together:
-            parent.__class__ = fusing(type(parent))
-            slot = f"{names[parent]}.{key}" if names[parent] else key
-            what = type(successor).__name__
-            report.replaced.append(Entry(slot, what, f"one op with {name} before it"))
+    _check_eager(model)
+    report, norms, parents = _plan(model, fuse)
+    if strict and report.missed:
+        missed = "; ".join(f"{e.name or '(model)'}, {e.what}: {e.why}" for e in report.missed)
+        raise ValueError(
+            "model: strict=True expects every instance and group norm to be replaced, and fused "
+            f"with an activation after it, but {missed}. The model is unchanged; strict=False "
+            "converts the rest"
+        )
+    for norm in norms:
+        _become_ours(norm)
+    for parent in parents:
+        parent.__class__ = fusing(type(parent))
     return model, report
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Undo `convert`: give modules their classes of before, and keep parameters and buffers.
+
+    Works on a copy of a converted model too, and on one that was saved and loaded. Modules of
+    `stylekernels.nn` that the model was built with stay.
+
+    Args:
+        model: the network; changed itself.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: if model is not an eager `torch.nn.Module`.
+    """
+    _check_eager(model)
+    for module in model.modules():
+        if type(module) in _TORCHS and "converted" in vars(module):
+            _become_torchs(module)
+        elif is_fusing(type(module)):
+            module.__class__ = plain_kind(type(module))
+    return model

@@ -108,15 +108,15 @@ class TestNetworks:
     def test_the_report_accounts_for_every_norm(self, name):
         model = network(name)
         _, report = convert(model)
-        norms = [entry for entry in report.replaced if entry.what == "InstanceNorm2d"]
-        fused = [entry for entry in norms if entry.why.startswith("one op with the ")]
-        assert (len(fused), len(norms) - len(fused)) == EXPECTED[name]
-        assert len(report.replaced) == len(norms) + len(fused)
-        for entry in report.replaced:
-            assert isinstance(model.get_submodule(entry.name), getattr(nn, entry.what))
+        assert (len(report.fused), len(report.alone)) == EXPECTED[name]
+        assert all(entry.why.startswith("one op with the ") for entry in report.fused)
+        for entry in report.fused + report.alone:
+            assert isinstance(model.get_submodule(entry.name), stylekernels.nn.InstanceNorm2d)
+            assert entry.what == "InstanceNorm2d"
+        assert not report.missed
         lines = str(report).splitlines()
-        assert lines[0] == f"replaced: {len(report.replaced)}"
-        assert len(lines) == 2 + len(report.replaced) + len(report.left)
+        assert lines[0] == f"fused: {len(report.fused) or 'nothing'}"
+        assert len(lines) == 3 + sum(map(len, (report.fused, report.alone, report.left)))
 
     def test_forced_reference_gives_the_same(self, name):
         model, _ = convert(network(name, torch.float64).eval())
@@ -230,9 +230,8 @@ def test_norms_of_every_rank(rank, lazy):
     x = random(2, 3, *(7, 6, 9)[:dims], layout="channels_last")
     ours, report = convert(block())
     assert not report.left
-    whys = [entry.why for entry in report.replaced]
-    assert whys[:2] == ["one op with the LeakyReLU after it", "one op with 1 before it"]
-    assert whys[2].startswith("alone")
+    assert report.fused == [("1", kind.__name__, "one op with the LeakyReLU after it", ())]
+    assert [entry.name for entry in report.alone] == ["4"]
     for _ in range(2):
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
     assert type(ours[1]) is getattr(stylekernels.nn, f"InstanceNorm{dims}d")
@@ -251,7 +250,7 @@ def test_group_norm_with_its_activation(num_groups, activation):
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
     theirs = nn.Sequential(norm, copy.deepcopy(ACTIVATIONS[activation]), nn.Conv2d(4, 3, 1))
     ours, report = convert(copy.deepcopy(theirs))
-    assert [entry.name for entry in report.replaced] == ["0", "1"]
+    assert [entry.name for entry in report.fused] == ["0"]
     x = random(2, 4, 7, 5, layout="channels_last")
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
     with Recorder() as recorder:
@@ -277,14 +276,14 @@ def test_one_activation_object_in_two_places_and_elsewhere():
     x = random(2, 3, 5, 7)
     expected = model(x)
     _, report = convert(model)
-    assert [entry.name for entry in report.replaced] == ["body.0", "body.1", "body.3", "body.4"]
+    assert [entry.name for entry in report.fused] == ["body.0", "body.3"]
     assert type(model.act) is nn.LeakyReLU
     torch.testing.assert_close(model(x), expected)
 
 
 def left_or_alone(model: nn.Module, **kwargs) -> dict[str, str]:
     _, report = convert(model, **kwargs)
-    return {entry.name: entry.why for entry in report.left + report.replaced}
+    return {entry.name: entry.why for entry in report.left + report.alone + report.fused}
 
 
 class TestWhatStaysAndWhy:
@@ -295,10 +294,10 @@ class TestWhatStaysAndWhy:
         [
             (nn.BatchNorm2d(3), "neither an instance norm nor a group norm"),
             (nn.LayerNorm(3), "neither an instance norm nor a group norm"),
-            (stylekernels.nn.GroupNorm(1, 3), "a stylekernels module already"),
+            (stylekernels.nn.GroupNorm(1, 3, activation="tanh"), "a stylekernels module already"),
             (nn.ConvTranspose2d(3, 3, 4), "convolutions and resampling stay PyTorch's"),
             (nn.Upsample(scale_factor=2), "convolutions and resampling stay PyTorch's"),
-            (stylekernels.nn.InstanceNorm2d(3), "a stylekernels module already"),
+            (stylekernels.nn.InstanceNorm2d(3, activation="relu"), "a stylekernels module already"),
         ],
         ids=lambda value: type(value).__name__,
     )
@@ -354,7 +353,7 @@ class TestWhatStaysAndWhy:
         expected = model(self.x)
         why = left_or_alone(model)
         assert why["0"] == "its forward was replaced on the instance"
-        assert why["2"] == "alone: ReLU follows it, with a forward of its own"
+        assert why["2"] == "ReLU follows it, with a forward of its own"
         torch.testing.assert_close(model(self.x), expected)
 
     @pytest.mark.parametrize("where", [0, 1])
@@ -401,8 +400,6 @@ class TestWhatStaysAndWhy:
         expected = model(self.x)
         assert left_or_alone(model) == {
             "0": "one op with the ReLU or Tanh after it",
-            "1": "one op with 0 before it",
-            "4": "one op with 0 before it",
         }
         assert model[0] is model[3] is norm
         torch.testing.assert_close(model(self.x), expected)
@@ -414,13 +411,13 @@ class TestWhatStaysAndWhy:
 
         model = Skip(nn.InstanceNorm2d(3), nn.ReLU())
         expected = model(self.x)
-        assert left_or_alone(model)["0"] == "alone: nothing follows it in a Sequential"
+        assert left_or_alone(model)["0"] == "nothing follows it in a Sequential"
         torch.testing.assert_close(model(self.x), expected)
 
     def test_fuse_false_keeps_the_sequential(self):
         model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU())
         expected = model(self.x)
-        assert left_or_alone(model, fuse=False)["0"] == "alone: fuse=False"
+        assert left_or_alone(model, fuse=False)["0"] == "fuse=False"
         assert type(model) is nn.Sequential
         torch.testing.assert_close(model(self.x), expected)
 
@@ -429,15 +426,17 @@ class TestWhatStaysAndWhy:
         before = repr(model)
         _, report = convert(model)
         assert repr(model) == before
-        assert not report.replaced
+        assert not report.fused
+        assert not report.alone
 
     def test_a_norm_by_itself(self):
         model = nn.InstanceNorm2d(3)
         converted, report = convert(model)
         assert converted is model
         assert str(report).splitlines() == [
-            "replaced: 1",
-            "  (model)  InstanceNorm2d  alone: nothing follows it in a Sequential",
+            "fused: nothing",
+            "replaced alone: 1",
+            "  (model)  InstanceNorm2d  nothing follows it in a Sequential",
             "left: nothing",
         ]
 

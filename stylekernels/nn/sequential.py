@@ -16,6 +16,7 @@ ACTIVATIONS = {
     nn.SiLU: "silu",
     nn.GELU: "gelu",
 }
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def _options_of(activation: nn.Module) -> tuple[str, float]:
@@ -60,8 +61,19 @@ def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
     return None
 
 
+def passes_on(module: nn.Module, *, in_evaluation: bool = False) -> bool:
+    """Return whether a module returns its input: an Identity, or a Dropout that drops nothing now
+    or, for ``in_evaluation``, after ``eval()``."""
+    kind = type(module)
+    if kind in _DROPOUTS:
+        idle = in_evaluation or not module.training or module.p == 0
+    else:
+        idle = kind is nn.Identity
+    return idle and "forward" not in module.__dict__ and not _has_hooks(module)
+
+
 class _Fusing(nn.Sequential):
-    """Runs each plain norm together with the activation after it.
+    """Runs each plain norm together with the activation after it, and skips what only passes on.
 
     The modules do not change: called alone, from a list, by index or in a slice, each computes what
     it computed before.
@@ -73,29 +85,39 @@ class _Fusing(nn.Sequential):
         while index < len(modules):
             module = modules[index]
             index += 1
-            successor = modules[index] if index < len(modules) else None
-            if (
-                type(module) in NORMS
-                and module.activation == "none"
-                and why_apart(module, successor) is None
-            ):
-                input = module(input, then=_options_of(successor))
-                index += 1
-            else:
-                input = module(input)
+            if type(module) in NORMS and module.activation == "none":
+                after = index
+                while after < len(modules) and passes_on(modules[after]):
+                    after += 1
+                successor = modules[after] if after < len(modules) else None
+                if why_apart(module, successor) is None:
+                    input = module(input, then=_options_of(successor))
+                    index = after + 1
+                    continue
+            input = module(input)
         return input
 
     def __reduce_ex__(self, protocol):
         _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (type(self).__mro__[2],), *state
+        return _new, (plain_kind(type(self)),), *state
 
 
 @functools.cache
 def fusing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
     """Return the fusing subclass of a Sequential class. Each class has one."""
-    if issubclass(kind, _Fusing):
+    if is_fusing(kind):
         return kind
     return type(f"Fusing{kind.__name__}", (_Fusing, kind), {"__module__": kind.__module__})
+
+
+def is_fusing(kind: type[nn.Module]) -> bool:
+    """Return whether a class was made by `fusing`."""
+    return issubclass(kind, _Fusing)
+
+
+def plain_kind(kind: type[nn.Sequential]) -> type[nn.Sequential]:
+    """Return the class that `fusing` made a class from."""
+    return kind.__mro__[2]
 
 
 def _new(kind: type[nn.Sequential]) -> nn.Sequential:
