@@ -2,6 +2,7 @@
 undoes it."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,16 +18,10 @@ from stylekernels.nn import (
     LazyInstanceNorm1d,
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
+    forward_calls,
+    sequential,
 )
-from stylekernels.nn.sequential import (
-    ACTIVATIONS,
-    fusing,
-    is_fusing,
-    passes_on,
-    plain_kind,
-    runs_in_order,
-    why_apart,
-)
+from stylekernels.nn.pairs import ACTIVATIONS, passes_on, why_apart
 
 #: What becomes of each class.
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -120,29 +115,51 @@ def _why_left(module: nn.Module) -> str | None:
     return None
 
 
-class _Position(NamedTuple):
-    """A norm's position in a Sequential: the parent, the Dropouts between it and the next module
-    that drop something in training, and that module, if any."""
+def _is_norm(module: nn.Module) -> bool:
+    """Return whether a module is a norm of torch's that is replaced, or a plain one of ours."""
+    return type(module) in (*_OURS, *_TORCHS) and _why_left(module) is None
 
-    parent: nn.Sequential
-    dropouts: list[nn.Module]
+
+class _Position(NamedTuple):
+    """A place in which a norm is called: the module that calls it, the class that this module needs
+    for calling the norm and the next layer as one, that layer, if any, and the Dropouts between
+    them that drop something in training."""
+
+    caller: nn.Module
+    kind: type[nn.Module]
     successor: nn.Module | None
+    dropouts: tuple[nn.Module, ...] = ()
+
+
+def _in_sequential(caller: nn.Sequential) -> Iterator[tuple[nn.Module, _Position]]:
+    kind = sequential.fusing(type(caller))
+    modules = list(caller._modules.values())  # not children, which skips one that occurs again
+    for index, module in enumerate(modules):
+        after = index + 1
+        while after < len(modules) and passes_on(modules[after], in_evaluation=True):
+            after += 1
+        dropouts = tuple(m for m in modules[index + 1 : after] if getattr(m, "p", 0))
+        successor = modules[after] if after < len(modules) else None
+        yield module, _Position(caller, kind, successor, dropouts)
+
+
+def _in_forward(caller: nn.Module) -> Iterator[tuple[nn.Module, _Position]]:
+    norms = frozenset(name for name, module in caller._modules.items() if _is_norm(module))
+    if norms and "forward" not in vars(caller):
+        kind, pairs = forward_calls.fusing(type(caller), norms)
+        for norm, successor in pairs:
+            if isinstance(successor, str):
+                successor = getattr(caller, successor, None)
+            yield getattr(caller, norm), _Position(caller, kind, successor)
 
 
 def _positions(model: nn.Module) -> dict[nn.Module, list[_Position]]:
-    """Return the positions of each module in Sequentials; a module may have several."""
+    """Return the places in which each norm is called with a known successor."""
     positions = defaultdict(list)
-    for parent in model.modules():
-        if runs_in_order(parent):
-            # Not children, which skips a module that occurs again.
-            modules = list(parent._modules.values())
-            for index, module in enumerate(modules):
-                after = index + 1
-                while after < len(modules) and passes_on(modules[after], in_evaluation=True):
-                    after += 1
-                dropouts = [m for m in modules[index + 1 : after] if getattr(m, "p", 0)]
-                successor = modules[after] if after < len(modules) else None
-                positions[module].append(_Position(parent, dropouts, successor))
+    for caller in model.modules():
+        found = _in_sequential if sequential.runs_in_order(caller) else _in_forward
+        for module, position in found(caller):
+            positions[module].append(position)
     return positions
 
 
@@ -170,13 +187,13 @@ def _how_fused(together: list[_Position]) -> str:
     return text
 
 
-def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[nn.Sequential]]:
-    """Return the report of a conversion, and the norms and the Sequentials to change for it."""
+def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[_Position]]:
+    """Return the report of a conversion, and the norms and the places to change for it."""
     names = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
     positions = _positions(model)
-    report, norms, parents = Report(), [], []
+    report, norms, fused = Report(), [], []
     for module, (name, *others) in names.items():
         kind = type(module)
         what = getattr(module, "original_name", kind.__name__)  # torch.jit's name of the class
@@ -193,10 +210,10 @@ def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[n
         if kind not in _OURS and kind not in _TORCHS:
             continue
         already = kind in _TORCHS
-        found = [p for p in positions[module] if not (already and is_fusing(type(p.parent)))]
+        found = [p for p in positions[module] if not (already and type(p.caller) is p.kind)]
         apart = [why_apart(module, position.successor) for position in found]
         together = [p for p, why in zip(found, apart, strict=True) if fuse and why is None]
-        parents += [position.parent for position in together]
+        fused += together
         if not already:
             norms.append(module)
         if together:
@@ -210,7 +227,7 @@ def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[n
             for position, why in zip(found, apart, strict=True):
                 if why is not None and type(position.successor) in ACTIVATIONS:
                     report.missed.append(entry(why))
-    return report, norms, parents
+    return report, norms, fused
 
 
 def _check_eager(model: nn.Module) -> None:
@@ -227,13 +244,15 @@ def convert(
     Every `torch.nn.GroupNorm`, `torch.nn.InstanceNorm1d`, ``2d`` and ``3d``, also lazy ones,
     becomes the class of that name in `stylekernels.nn`, with the same Parameter objects (an
     optimizer keeps working), buffers, hooks and training mode, under each of its names; the
-    state_dict has the same keys and the outputs are the same up to rounding. A
-    `torch.nn.Sequential` in which a ReLU, LeakyReLU, Tanh, Sigmoid, SiLU or GELU follows such a
-    norm becomes a subclass of its class that runs the two as one op. An Identity between the two,
-    or a Dropout that drops nothing at the time of the call, does not keep them apart. The modules
-    in it do not change: code that calls them by index, from a list or in a slice gets the results
-    of the unfused modules. Calls in a ``forward``, such as ``F.relu(norm(x))``, are not fused: only
-    the norm is replaced.
+    state_dict has the same keys and the outputs are the same up to rounding.
+
+    A norm and the ReLU, LeakyReLU, Tanh, Sigmoid, SiLU or GELU after it run as one op where a
+    `torch.nn.Sequential` calls them, or a ``forward`` that calls them as in
+    ``self.act(self.norm(x))`` or ``F.relu(self.norm(x))``, in one statement or in two in a row. The
+    module that calls them becomes a subclass of its class for that. In a Sequential an Identity
+    between the two, or a Dropout that drops nothing at the time of the call, does not keep them
+    apart. The two themselves do not change: code that calls them by index, from a list or in a
+    slice gets the results of the unfused modules.
 
     The result works with ``torch.compile`` and ``torch.export``. For formats without our ops, such
     as ONNX, export inside ``with stylekernels.use_impl("reference"):``, which runs plain PyTorch.
@@ -241,9 +260,9 @@ def convert(
 
     Args:
         model: the network; on any device, in any dtype.
-        fuse: run a norm and an activation in a Sequential as one op. False keeps its class.
+        fuse: run a norm and the activation after it as one op. False keeps the callers' classes.
         strict: refuse a model of which an instance or group norm cannot be replaced, or with
-            ``fuse`` cannot run as one op with such an activation after it in a Sequential.
+            ``fuse`` cannot run as one op with such an activation that is called after it.
 
     Returns:
         The model, and a `Report`: print it, or read its ``fused``, ``alone`` and ``left``.
@@ -257,7 +276,7 @@ def convert(
         >>> print(report)
     """
     _check_eager(model)
-    report, norms, parents = _plan(model, fuse)
+    report, norms, fused = _plan(model, fuse)
     if strict and report.missed:
         missed = "; ".join(f"{e.name or '(model)'}, {e.what}: {e.why}" for e in report.missed)
         raise ValueError(
@@ -267,8 +286,8 @@ def convert(
         )
     for norm in norms:
         _become_ours(norm)
-    for parent in parents:
-        parent.__class__ = fusing(type(parent))
+    for position in fused:
+        position.caller.__class__ = position.kind
     return model, report
 
 
@@ -291,6 +310,6 @@ def revert(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) in _TORCHS and "converted" in vars(module):
             _become_torchs(module)
-        elif is_fusing(type(module)):
-            module.__class__ = plain_kind(type(module))
+        elif hasattr(type(module), "unfused"):
+            module.__class__ = type(module).unfused
     return model

@@ -3,7 +3,9 @@ build them. All norms are replaced, and run as one op with their activations."""
 
 import copy
 import pickle
+import pydoc
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import stylekernels
 from stylekernels import convert, revert
 from tests.conftest import Recorder, assert_accurate, random
 from tests.volume_networks import MonaiUNet, NnUNet
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def packaged_nnunet(norm_op: type[nn.Module] = nn.InstanceNorm3d) -> nn.Module:
@@ -48,12 +52,18 @@ def packaged_monai_unet() -> nn.Module:
     )
 
 
+def packaged_dynunet() -> nn.Module:
+    nets = pytest.importorskip("monai.networks.nets")
+    return nets.DynUNet(3, 1, 2, [3] * 3, [1, 2, 1], upsample_kernel_size=[2, 1], filters=[4, 6, 8])
+
+
 # The network, and how many norms it has.
 NETWORKS = {
     "nnU-Net, copied": (NnUNet, 3),
     "MONAI, copied": (MonaiUNet, 4),
     "nnU-Net": (packaged_nnunet, 5),
     "MONAI": (packaged_monai_unet, 5),
+    "MONAI, DynUNet": (packaged_dynunet, 10),
 }
 
 
@@ -265,11 +275,13 @@ class TestRevert:
 
 
 class TestByTheirOwnNames:
-    """The lines of docs/drop-in.md."""
+    """What docs/drop-in.md says of a network that is built with our norms."""
 
-    def test_nnunet_with_our_norm(self):
-        model = packaged_nnunet(norm_op=stylekernels.nn.InstanceNorm3d)
-        theirs = packaged_nnunet()
+    name = "stylekernels.nn.InstanceNorm3d"
+
+    def test_nnunet(self):
+        norm = pydoc.locate(self.name)  # as nnU-Net finds the classes in its plans
+        model, theirs = packaged_nnunet(norm_op=norm), packaged_nnunet()
         theirs.load_state_dict(model.state_dict())
         torch.testing.assert_close(model(volume()), theirs(volume()), rtol=1e-4, atol=1e-4)
         with Recorder() as recorder:
@@ -278,18 +290,21 @@ class TestByTheirOwnNames:
         _, report = convert(model, strict=True)
         assert len(report.fused) == 5
 
-    def test_monai_with_our_norm(self):
+    def test_monai(self):
         factories = pytest.importorskip("monai.networks.layers.factories")
         nets = pytest.importorskip("monai.networks.nets")
-        name = "stylekernels"
-        factories.Norm.add_factory_class(name, stylekernels.nn.InstanceNorm3d)
+        line = 'Norm.add_factory_class("stylekernels", stylekernels.nn.InstanceNorm3d)'
+        assert f"`{line}`" in (ROOT / "docs" / "drop-in.md").read_text()
+        exec(line, {"Norm": factories.Norm, "stylekernels": stylekernels})
 
-        def unet(norm) -> nn.Module:
-            torch.manual_seed(0)
-            return nets.UNet(3, 1, 2, (4, 8), (2,), norm=norm)
+        def unet(norm: str) -> nn.Module:
+            return nets.UNet(3, 1, 2, (4, 8), (2,), norm=(norm, {"affine": True}))
 
-        model, theirs = unet((name, {"affine": True})), unet(("instance", {"affine": True}))
+        model, theirs = unet("stylekernels"), unet("instance")
         norms = [m for m in model.modules() if type(m) is stylekernels.nn.InstanceNorm3d]
         assert len(norms) == sum(type(m) is nn.InstanceNorm3d for m in theirs.modules()) > 0
         model.load_state_dict(theirs.state_dict())
         torch.testing.assert_close(model(volume()), theirs(volume()), rtol=1e-4, atol=1e-4)
+
+    def test_the_page_names_the_class(self):
+        assert f'"norm_op": "{self.name}"' in (ROOT / "docs" / "drop-in.md").read_text()
