@@ -100,10 +100,13 @@ class Between(Block):
 
 class Captured(Block):
     def forward(self, x):
+        y = x
+        self.peek = lambda: y
         y = self.norm(x)
-        before = lambda: y  # noqa: E731
-        y = self.act(y.clone())
-        return before() + y
+        return F.relu(y)
+
+
+relu = torch.relu
 
 
 class Shadowed(Block):
@@ -213,6 +216,12 @@ def test_copies_compile_and_revert(kind):
         assert torch.equal(copied(x_of()), theirs(x_of()))
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x_of()), theirs(x_of()))
+
+
+def test_a_variable_that_another_function_reads():
+    model, _ = convert(Captured().double())
+    model(x_of())
+    torch.testing.assert_close(model.peek(), model.norm(x_of()))
 
 
 def test_an_attribute_that_the_forward_reads_may_change():
