@@ -86,20 +86,29 @@ def _instance_norms() -> Iterator[tuple[str, Callable[[], object]]]:
                 gain, mean = _numbers(shape[1], dtype=wide), _numbers(2, *shape[:2], dtype=wide)
                 rstd = mean[0]
                 name = f"{'x'.join(map(str, shape))} {_label(dtype, channels_last)}"
-                for residual, activation in ((None, "relu"), (x, "none"), (x, "tanh")):
+                options = (
+                    (None, "relu", 1),
+                    (x, "none", 1),
+                    (x, "tanh", 1),
+                    (None, "silu", shape[1]),
+                )
+                for residual, activation, group in options:
                     extra = f" {activation}{' residual' if residual is not None else ''}"
+                    extra += f" group {group}" if group > 1 else ""
                     yield (
                         name + extra,
-                        lambda x=x, r=residual, a=activation, g=gain: instance_norm.instance_norm(
-                            x, g, g, r, None, None, a, 0.01, True, 1e-5, False
+                        lambda x=x, r=residual, a=activation, g=gain, n=group: (
+                            instance_norm.instance_norm(
+                                x, g, g, r, None, None, a, 0.01, True, 1e-5, False, n
+                            )
                         ),
                     )
                     yield (
                         name + extra,
                         (
-                            lambda x=x, r=residual, a=activation, g=gain, m=mean, s=rstd: (
+                            lambda x=x, r=residual, a=activation, g=gain, m=mean, s=rstd, n=group: (
                                 instance_norm.instance_norm_backward(
-                                    x, x, g, g, r, m, s, a, 0.01, True, r is not None
+                                    x, x, g, g, r, m, s, a, 0.01, True, r is not None, n
                                 )
                             )
                         ),

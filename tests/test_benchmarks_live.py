@@ -1,5 +1,6 @@
 """The benchmark of live pictures: what is measured, and what is a miss."""
 
+import re
 import statistics
 import time
 from dataclasses import replace
@@ -7,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import cli
-from benchmarks.live import our_camera, our_server, our_video
+from benchmarks.live import our_camera, our_video
 from benchmarks.live.part import Part
 from benchmarks.live.suite import Case, LiveSuite, Row
 from benchmarks.model.cases import open_network
 from benchmarks.timing import Summary
+from stylekernels.serve.offer import PAGE
 
 CASE = Case("webcam", "lite", (64, 64), "float32", 100)
 
@@ -43,8 +45,20 @@ def test_a_video_is_decoded_painted_and_encoded(tmp_path):
     assert painted == [(48, 64, 3)] * 20
 
 
+def test_the_client_waits_as_the_page_does():
+    pytest.importorskip("aiohttp")
+    from benchmarks.live import our_server
+
+    text = (PAGE / "engine.js").read_text()
+    found = {name: float(value) for name, value in re.findall(r"const (\w+) = ([\d.]+);", text)}
+    assert found["MARGIN_MS"] == our_server._MARGIN_MS
+    assert found["STEP_MS"] == our_server._STEP_MS
+
+
 def test_a_served_run_measures_the_pictures_that_come_back(tmp_path):
     pytest.importorskip("aiohttp")
+    from benchmarks.live import our_server
+
     with our_server.serving(open_network("lite"), tmp_path, "cpu") as served:
         parts = served.run((64, 48), 100, 40)
     assert len(parts) == 10

@@ -41,7 +41,9 @@ def test_outputs_and_gradients(groups, shape, layout) -> None:
         inputs = (leaf, *module.parameters())
         results.append((y.detach(), *torch.autograd.grad(y, inputs, cotangent.to(dtype))))
     for actual, in_torch, wanted in zip(*results, strict=True):
-        if shape != (3, 6) or groups != 6:
+        if shape == (3, 6) and groups == 6:  # a value for each group: PyTorch returns 0
+            torch.testing.assert_close(actual, wanted.to(actual.dtype), atol=1e-4, rtol=1e-5)
+        else:
             assert_accurate(actual, in_torch, wanted)
     assert_layout_of(ours(x), x)
 

@@ -43,6 +43,14 @@ def held(monkeypatch):
     return event
 
 
+async def until(condition):
+    for _ in range(300):
+        if condition():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("it did not happen within 30 s")
+
+
 def test_two_frames_are_decoded_and_no_more_until_one_is_painted(styles, held, monkeypatch):
     decoded = []
 
@@ -56,10 +64,7 @@ def test_two_frames_are_decoded_and_no_more_until_one_is_painted(styles, held, m
         async with serving(styles) as client, client.ws_connect("/live") as socket:
             for number in range(5):
                 await socket.send_bytes(frame_message(picture(48, 64), number)[0])
-            for _ in range(300):
-                if len(decoded) == 2:
-                    break
-                await asyncio.sleep(0.1)
+            await until(lambda: len(decoded) == 2)
             await asyncio.sleep(0.3)
             assert len(decoded) == 2
             held.set()
@@ -89,13 +94,21 @@ def test_frames_keep_their_order_and_the_looks_before_them(styles, held):
     asyncio.run(check())
 
 
-def test_an_error_has_the_place_of_its_frame(styles, held):
+def test_an_error_has_the_place_of_its_frame(styles, held, monkeypatch):
+    decoded, decode = [], live.decode_jpeg
+
+    def note(data, most_pixels):
+        decoded.append(len(data))
+        return decode(data, most_pixels)
+
+    monkeypatch.setattr(live, "decode_jpeg", note)
+
     async def check():
         async with serving(styles) as client, client.ws_connect("/live") as socket:
             good = frame_message(picture(48, 64), 7)[0]
             await socket.send_bytes(good)
             await socket.send_bytes(good[:32] + bytes(100))
-            await asyncio.sleep(0.3)  # the second one is refused meanwhile
+            await until(lambda: len(decoded) == 2)  # the second one is refused by now
             held.set()
             header, _ = open_picture((await socket.receive(timeout=30)).data)
             assert header[1] == 7
@@ -106,13 +119,43 @@ def test_an_error_has_the_place_of_its_frame(styles, held):
 
 def test_a_wait_longer_than_the_time_without_frames_keeps_the_place(styles, held):
     async def check():
-        served = serving(styles, idle_seconds=0.2)
+        served = serving(styles, idle_seconds=1)
         async with served as client, client.ws_connect("/live") as socket:
             await socket.send_bytes(frame_message(picture(48, 64), 3)[0])
-            await asyncio.sleep(1)
+            await asyncio.sleep(3)
             held.set()
             header, _ = open_picture((await socket.receive(timeout=30)).data)
             assert header[1] == 3
+
+    asyncio.run(check())
+
+
+def test_the_time_without_frames_begins_anew_with_each_picture(styles):
+    async def check():
+        served = serving(styles, idle_seconds=2)
+        async with served as client, client.ws_connect("/live") as socket:
+            for number in range(3):
+                await asyncio.sleep(1.2)
+                await socket.send_bytes(frame_message(picture(48, 64), number)[0])
+                header, _ = open_picture((await socket.receive(timeout=30)).data)
+                assert header[1] == number
+
+    asyncio.run(check())
+
+
+def test_too_little_memory_for_a_jpeg_file_is_an_error_of_that_frame(styles, monkeypatch):
+    def fail(rgb):
+        raise MemoryError
+
+    async def check():
+        async with serving(styles) as client, client.ws_connect("/live") as socket:
+            with monkeypatch.context() as patch:
+                patch.setattr(live, "encode_jpeg", fail)
+                await socket.send_bytes(frame_message(picture(48, 64), 1)[0])
+                assert (await error_of(socket)).startswith("resolution: needs more memory")
+            await socket.send_bytes(frame_message(picture(48, 64), 2)[0])
+            header, _ = open_picture((await socket.receive(timeout=30)).data)
+            assert header[1] == 2
 
     asyncio.run(check())
 

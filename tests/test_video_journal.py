@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,7 @@ av = pytest.importorskip("av")
 from stylekernels.cli.main import main  # noqa: E402
 from stylekernels.inference import Stylizer  # noqa: E402
 from stylekernels.media.smoothing import SETTLED  # noqa: E402
+from stylekernels.media.video_formats import VIDEO_FORMATS  # noqa: E402
 from stylekernels.media.video_journal import Journal  # noqa: E402
 from tests.clips import assert_near, make_clip, pictures, read_clip  # noqa: E402
 from tests.pictures import complaints, written  # noqa: E402
@@ -136,11 +138,26 @@ def test_two_commands_do_not_write_one_video(style, capsys, options):
     other = Journal(Path("out.mp4.resume"), {"of": "another command"})
     assert main(command(style, "out.mp4", *options)) == 2
     assert complaints(capsys) == [
-        "OUTPUT: out.mp4 is being painted by another command; wait for its end, or choose another "
-        "OUTPUT"
+        "OUTPUT: out.mp4 is being painted by another command, or its folder is on a file system "
+        "without locks; wait for the other's end, or choose another OUTPUT"
     ]
     other.close()
     assert main(command(style, "out.mp4")) == 0
+
+
+@pytest.mark.usefixtures("clip", "painted")
+def test_pictures_of_another_encoder_are_not_used(style, monkeypatch, capsys):
+    interrupt(monkeypatch, style, "out.mp4")
+    capsys.readouterr()
+    monkeypatch.setitem(
+        VIDEO_FORMATS, ".mp4", replace(VIDEO_FORMATS[".mp4"], options={"preset": "medium"})
+    )
+    assert main(command(style, "out.mp4", "--resume")) == 2
+    (line,) = complaints(capsys)
+    assert line.endswith(
+        "frames that were painted by another version of stylekernels; remove that file to paint "
+        "anew, without --resume"
+    )
 
 
 @pytest.mark.usefixtures("clip", "painted")

@@ -33,7 +33,10 @@ def serving(generator: StyleGenerator, folder: Path, device: str) -> Iterator["S
         [*command, "--style", str(style)], stdout=subprocess.PIPE, text=True
     ) as process:
         try:
-            yield Served(process.stdout.readline().split()[0], process.pid)
+            first = process.stdout.readline().split()
+            if not first:
+                raise RuntimeError("stylekernels serve has ended")
+            yield Served(first[0], process.pid)
         finally:
             process.terminate()
 
@@ -80,7 +83,7 @@ class _Page:
         sending = asyncio.create_task(self._send(pictures))
         times, late, memory = [], [], []
         for number in range(pictures):
-            message = await self._socket.receive_bytes()
+            message = await self._socket.receive_bytes(timeout=_PATIENCE_S)
             header = Header.of(message)
             self._lead += _STEP_MS if header.waited < _MARGIN_MS else -_STEP_MS
             self._lead = min(max(self._lead, 0), header.painted)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+import stylekernels
 from stylekernels.cli.options import option
 from stylekernels.cli.styles import find_style, open_style
 from stylekernels.cli.terminal import (
@@ -167,6 +168,8 @@ class Video:
         path = self._journal_path
         settings = {"input": _identity(self.input), "weights": _identity(weights)}
         settings |= {name: getattr(self, name) for name in _SETTINGS}
+        # Another version may encode in another way, or count times from elsewhere.
+        settings["version"] = [stylekernels.__version__, form.encoder, form.options, form.quality]
         try:
             begun = path.exists() and path.stat().st_size > 0
             found = Journal(path) if begun or self.resume else None
@@ -174,8 +177,8 @@ class Video:
             raise Refused(f"--resume: {error}; leave --resume out to paint anew") from error
         except JournalInUse as error:
             raise Refused(
-                f"OUTPUT: {self.output} is being painted by another command; wait for its end, or "
-                "choose another OUTPUT"
+                f"OUTPUT: {self.output} is being painted by another command, or its folder is on a "
+                "file system without locks; wait for the other's end, or choose another OUTPUT"
             ) from error
         except OSError as error:
             raise Refused(
@@ -207,6 +210,8 @@ class Video:
             if value and value[0] != settings[name][0]:
                 return f"{there} from {value[0]}, another file than {file}; {anew}"
             return f"{there} before {file} changed; {anew}"
+        if name == "version":
+            return f"{there} by another version of stylekernels; {anew}"
         option = "--" + name.replace("_", "-")
         how = f"with {option} {value}"
         if value is None or isinstance(value, bool):

@@ -68,5 +68,5 @@ def write_page(
 
 def _jpeg(rgb: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "JPEG", quality=90)
+    Image.fromarray(rgb).save(file, "JPEG", quality=90, subsampling="4:4:4")
     return file.getvalue()

@@ -55,7 +55,7 @@ class Journal:
             raise FileNotFoundError(f"{path}: no such file")
         with self._failing():
             # The sink writes in a thread of its own.
-            self._database = sqlite3.connect(path, timeout=0, check_same_thread=False)
+            self._database = sqlite3.connect(path, timeout=1, check_same_thread=False)
         with contextlib.ExitStack() as undo, self._failing():
             undo.callback(self._database.close)
             self._lock()
@@ -122,7 +122,7 @@ class Journal:
         except sqlite3.OperationalError as error:
             if "locked" not in str(error):
                 raise
-            raise JournalInUse(f"{self.path}: in use by another process") from error
+            raise JournalInUse(f"{self.path}: locked, in use by another process") from error
         self._database.commit()
 
     @contextlib.contextmanager

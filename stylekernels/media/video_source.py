@@ -89,9 +89,9 @@ class VideoSource:
             self._cut(_seconds(start), None if duration is None else _seconds(duration))
             self.language = self._stream.metadata.get("language")
             self.chapters = self._shifted_chapters()
-            # MP4 keeps the titles of chapters in a stream of data.
-            known = {"audio", "subtitle"} | ({"data"} if self.chapters else set())
-            self.ignored = [s for s in others if s.type not in known]
+            self.ignored = [
+                s for s in others if s not in self.copied and not self._has_chapters_titles(s)
+            ]
             self._items = self._read(size)
             self._peeked = self._read_first_frame(start)
         except BaseException:
@@ -155,6 +155,14 @@ class VideoSource:
             start, end = (max(0, tick) for tick in ticks)
             found.append(chapter | {"start": start, "end": end})
         return found
+
+    def _has_chapters_titles(self, stream: av.stream.Stream) -> bool:
+        """Return whether a stream of data is that of MP4 with a packet for each chapter's title."""
+        return (
+            bool(self.chapters)
+            and stream.type == "data"
+            and stream.frames == len(self._container.chapters())
+        )
 
     def _seek(self) -> None:
         """Go to a keyframe at or before the beginning.
@@ -352,7 +360,7 @@ def _open(path: Path) -> av.container.InputContainer:
         raise VideoError(f"{path}: expected a video, got a folder")
     if not path.exists():
         # Path makes one slash of two.
-        address = re.match(r"[a-z]+:/", str(path)) is not None
+        address = re.match(r"[a-z]{2,}:[/\\]", str(path)) is not None
         hint = "; addresses are not read: download it first" if address else ""
         raise VideoError(f"{path}: no such file{hint}")
     if not path.is_file():  # reading a pipe could block forever

@@ -56,6 +56,5 @@ def group_norm(
         )
     x, residual = check_operands(x, weight, bias, residual, activation)
     options = (activation, negative_slope, residual_first, eps)
-    return run(
-        "group_norm", (x, weight, bias, residual, None, None), options, channels // num_groups
-    )
+    group = max(1, channels // num_groups)
+    return run("group_norm", (x, weight, bias, residual, None, None), options, group)

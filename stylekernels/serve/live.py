@@ -16,11 +16,12 @@ from stylekernels.serve.jpeg import decode_jpeg, encode_jpeg
 from stylekernels.serve.limits import Limits
 from stylekernels.serve.messages import HEADER_BYTES, Header, Look
 from stylekernels.serve.painter import Painter
+from stylekernels.serve.threads import run_in
 
 Result = TypeVar("Result")
 
 _MOST_AT_WORK = 2  # frames of a client: one is painted, another one decoded or encoded
-_CLOSING_S = 1.0  # for the other side to confirm that the connection ends
+_CLOSING_S = 1.0  # time in which the other side can confirm that the connection ends
 
 
 class LiveClients:
@@ -90,7 +91,8 @@ class _Frames:
     ) -> None:
         self._socket, self._painter, self._codec, self._limits = socket, painter, codec, limits
         self._answers: deque[asyncio.Task[bytes | str]] = deque()
-        self._changed = asyncio.Event()  # set when there is an answer more or less
+        self._changed = asyncio.Event()  # set when an answer is added or removed
+        self._ended = False
         self._heard_at = time.monotonic()
 
     async def answer_all(self, look: Look) -> None:
@@ -109,6 +111,7 @@ class _Frames:
             for task in ended:
                 task.result()
         finally:
+            self._ended = True
             tasks += self._answers
             for task in tasks:
                 task.cancel()
@@ -116,14 +119,15 @@ class _Frames:
 
     async def _receive(self, look: Look) -> None:
         """Receive looks and frames."""
-        while True:
-            left = self._heard_at + self._limits.idle_seconds - time.monotonic()
+        # wait_for of Python 3.10 and 3.11 swallows a cancellation if there is a message.
+        while not self._ended:
             try:
                 # Not receive(timeout=...), which begins anew with each ping.
-                message = await asyncio.wait_for(self._socket.receive(), max(0, left))
+                message = await asyncio.wait_for(self._socket.receive(), max(0, self._time_left()))
             except asyncio.TimeoutError:
                 if self._answers:
                     self._heard_at = time.monotonic()
+                if self._time_left() > 0:
                     continue
                 await self._socket.close(message=b"no frame for a while")
                 return
@@ -138,6 +142,10 @@ class _Frames:
                 await self._until(lambda: len(self._answers) < _MOST_AT_WORK)
             else:
                 return
+
+    def _time_left(self) -> float:
+        """Return the seconds after which a silent client loses its place."""
+        return self._heard_at + self._limits.idle_seconds - time.monotonic()
 
     async def _send_all(self) -> None:
         """Send answers."""
@@ -171,9 +179,9 @@ class _Frames:
                 ),
                 self._limits.seconds,
             )
+            jpeg = await self._in_codec(encode_jpeg, picture)
         except (ValueError, TimeoutError) as error:
             return json.dumps({"error": str(error), "number": number})
-        jpeg = await self._in_codec(encode_jpeg, picture)
         times = received, decoded, began, ended, time.perf_counter()
         decoding, waiting, painting, encoding = (
             1000 * (after - before) for before, after in itertools.pairwise(times)
@@ -184,7 +192,7 @@ class _Frames:
         return bytes(header) + jpeg
 
     async def _in_codec(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._codec, work, *arguments)
+        return await run_in(self._codec, lambda: work(*arguments), self._limits.seconds)
 
     async def _send(self, answer: bytes | str) -> None:
         send = self._socket.send_bytes if isinstance(answer, bytes) else self._socket.send_str

@@ -1,6 +1,5 @@
 """The painter: every picture of the server is made here, one after the other, in one thread."""
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +8,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from stylekernels.hardware import memory_ran_out
 from stylekernels.inference import Stylizer, blend
 from stylekernels.models import StyleGenerator
 from stylekernels.serve.messages import Look
+from stylekernels.serve.threads import run_in
 
 Result = TypeVar("Result")
 
@@ -36,25 +35,8 @@ class Painter:
         self._thread = ThreadPoolExecutor(1, "painter")
 
     async def run(self, work: Callable[[], Result], seconds: float) -> Result:
-        """Run a function in the painter's thread, after those that came before.
-
-        Raises:
-            TimeoutError: if it is not done in time. It does not begin then, unless it has begun.
-            ValueError: if there is too little memory for it.
-        """
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            return await asyncio.wait_for(future, seconds)
-        except asyncio.TimeoutError:  # another class than TimeoutError in Python 3.10
-            raise TimeoutError(
-                f"no picture within {seconds:g} s: the painter has too much to do"
-            ) from None
-        except (MemoryError, RuntimeError) as error:
-            if not memory_ran_out(error):
-                raise
-            raise ValueError(
-                "resolution: needs more memory than there is; lower the resolution"
-            ) from error
+        """Run a function in the painter's thread, as `run_in`."""
+        return await run_in(self._thread, work, seconds)
 
     def paint(self, rgb: np.ndarray, look: Look) -> np.ndarray:
         """Paint a frame, (H, W, 3) uint8. Call it only in the painter's thread."""

@@ -27,7 +27,7 @@ function say(text, { problem = false } = {}) {
 
 // The number of the newest frame or setting. Live frames in between are never painted.
 let newest = 0;
-let failure; // of the last frame that was not painted
+let failure; // text about the last frame that could not be painted
 let wake = () => {};
 
 function changed() {

@@ -24,8 +24,8 @@
 const HEADER_BYTES = 32;
 const MAGIC = [...'SKF1'].map((letter) => letter.charCodeAt(0));
 const PATIENCE_MS = 40_000;
-const MARGIN_MS = 3; // for which half of the frames should wait at the server: times vary
-const STEP_MS = 0.5; // by which frames are sent earlier, or later, if the last one did not
+const MARGIN_MS = 3; // time that a frame should wait at the server, the median
+const STEP_MS = 0.5; // change of the lead after each picture
 const FRAME_QUALITY = 0.88;
 
 /** The connection ended or could not be made. */
@@ -94,9 +94,9 @@ class SocketEngine {
       this.#lookSent = this.#look;
     }
     this.#number += 1;
-    const answer = this.#answer(this.#number);
+    const answer = this.#answer(this.#number, socket);
     const answered = answer.then(() => {}, () => {});
-    // The picture before this one comes when the server begins with this one.
+    // The server begins with this frame when it sends the picture of the last one.
     const before = this.#answered;
     const early = (ms) => Promise.race([answered, before.then(() => after(this.#pause - ms))]);
     this.#credit = early(0);
@@ -155,16 +155,16 @@ class SocketEngine {
       socket.onclose = ({ code, reason }) => {
         const lost = new ConnectionLost(explain(code, reason));
         reject(lost);
-        this.#lose(lost);
+        this.#lose(socket, lost);
       };
     });
   }
 
   /** The answer to a frame. */
-  #answer(number) {
+  #answer(number, socket) {
     return new Promise((resolve, reject) => {
-      const timer = setTimeout(() => this.#socket.close(), PATIENCE_MS);
-      this.#waiting.set(number, { resolve, reject, timer });
+      const timer = setTimeout(() => socket.close(), PATIENCE_MS);
+      this.#waiting.set(number, { resolve, reject, timer, socket });
     });
   }
 
@@ -174,7 +174,7 @@ class SocketEngine {
       return;
     }
     const { error, number } = JSON.parse(data);
-    this.#settle(number ?? this.#number, 'reject', new Error(error)); // one of a look has no number
+    this.#settle(number ?? this.#number, 'reject', new Error(error)); // no number: about a look
   }
 
   #settle(number, how, value) {
@@ -185,8 +185,11 @@ class SocketEngine {
     waiting[how](value);
   }
 
-  #lose(error) {
-    for (const number of [...this.#waiting.keys()]) this.#settle(number, 'reject', error);
+  /** Rejects the frames that were sent over a socket. */
+  #lose(socket, error) {
+    for (const [number, waiting] of [...this.#waiting]) {
+      if (waiting.socket === socket) this.#settle(number, 'reject', error);
+    }
   }
 }
 
