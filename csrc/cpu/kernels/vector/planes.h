@@ -16,7 +16,7 @@ namespace stylekernels::CPU_CAPABILITY {
 constexpr int kSummed = 256;  // values per lane summed in float32
 constexpr int kSummedFirst =
     16;  // the first sums take so many of them: a tenth of the rounding error
-constexpr int kShiftValues = 4;  // values whose mean is the shift
+constexpr int kShiftValues = 8;  // values whose mean is the shift, spread over those summed
 constexpr int kPairsAtOnce = 2;  // vector pairs whose accumulators are in registers
 
 template <class T>
@@ -232,12 +232,14 @@ inline void lane_moments(const T* x, int64_t pitch, int64_t pixels, int64_t widt
   W shift[kSegment], sum[kSegment], square[kSegment];
   for (int64_t first = 0; first < pixels; first += kSummed) {
     const int64_t count = smaller<int64_t>(kSummed, pixels - first);
-    const int64_t shift_count = smaller<int64_t>(kShiftValues, count);
+    // The first values alone may be a dark border, far from the mean.
+    const int64_t shift_count = smaller<int64_t>(kShiftValues, count), apart = count / shift_count;
     for_pairs_of_row<V, kPairsAtOnce>(width, [&](auto pairs, int64_t offset, int64_t lane) {
       for (int v = 0; v < pairs.value; ++v) {
         Pair<V> total{};
         for (int64_t i = 0; i < shift_count; ++i) {
-          const Pair<V> pair = load_pair(x + (first + i) * pitch + offset + v * kPairElements);
+          const Pair<V> pair =
+              load_pair(x + (first + i * apart) * pitch + offset + v * kPairElements);
           total.a += pair.a, total.b += pair.b;
         }
         const V share = splat<V>(W(1) / W(shift_count));
@@ -285,58 +287,13 @@ inline void lane_moments(const T* x, int64_t pitch, int64_t pixels, int64_t widt
   }
 }
 
-// Returns the sum of the lanes of `kCount` vectors, in double precision.
-template <int kCount, class V>
-inline double sum_in_double(const V* vectors) {
-  typedef double Doubles __attribute__((vector_size(kLanes<V> * sizeof(double))));
-  Doubles total{};
-  for (int v = 0; v < kCount; ++v) total += __builtin_convertvector(vectors[v], Doubles);
-  double lanes[kLanes<V>];
-  std::memcpy(lanes, &total, sizeof(lanes));
-  return sum_of_lanes<kLanes<V>>(lanes);
-}
-
-// Values of a row of moments_of_run: a lane takes one of each row.
-template <class T>
-constexpr int kRunWidth = kPairsAtOnce * kPairLanes<Vec<T>>;
-
-// Returns the moments of 1 to kSummedFirst rows of values, about one shift: the mean of the first
-// row. Merging the lanes' own moments, as for longer runs, would take longer than the sums.
-template <class T>
-inline Moments moments_of_short_run(const T* x, int64_t rows) {
-  using V = Vec<T>;
-  using W = ElementOf<V>;
-  constexpr int kVectors = 2 * kPairsAtOnce;
-  const V share = splat<V>(W(1) / W(kRunWidth<T>));
-  V first[kVectors], sum[kVectors] = {}, square[kVectors] = {};
-  for (int v = 0; v < kPairsAtOnce; ++v) {
-    const Pair<V> pair = load_pair(x + v * kPairLanes<V>);
-    first[2 * v] = pair.a * share, first[2 * v + 1] = pair.b * share;
-  }
-  const W shift = W(sum_in_double<kVectors>(first));
-  const V center = splat<V>(shift);
-  for (int64_t row = 0; row < rows; ++row, x += kRunWidth<T>)
-    for (int v = 0; v < kPairsAtOnce; ++v) {
-      const Pair<V> pair = load_pair(x + v * kPairLanes<V>);
-      const V a = pair.a - center, b = pair.b - center;
-      sum[2 * v] += a, sum[2 * v + 1] += b;
-      square[2 * v] = multiply_add(a, a, square[2 * v]);
-      square[2 * v + 1] = multiply_add(b, b, square[2 * v + 1]);
-    }
-  const double count = double(rows * kRunWidth<T>), total = sum_in_double<kVectors>(sum);
-  return {count, double(shift) + total / count,
-          sum_in_double<kVectors>(square) - total * total / count};
-}
-
 // Returns the moments of a run of `count` values.
 template <class T>
 inline Moments moments_of_run(const T* x, int64_t count) {
-  constexpr int kWidth = kRunWidth<T>;
+  constexpr int kWidth = kPairsAtOnce * kPairLanes<Vec<T>>;
   const int64_t rows = count / kWidth, done = rows * kWidth;
   Moments result;
-  if (rows > 0 && rows <= kSummedFirst) {
-    result = moments_of_short_run(x, rows);
-  } else if (rows > 0) {
+  if (rows > 0) {
     double mean[kSegment], m2[kSegment];
     lane_moments(x, kWidth, rows, kWidth, mean, m2);
     const double center = sum_of_lanes<kWidth>(mean) / kWidth;  // lanes have equal counts
