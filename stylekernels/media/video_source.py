@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stylekernels.media.frames import Frame
 from stylekernels.media.video_colors import Orientation, VideoColors, colors_of, orientation_of
 from stylekernels.media.video_colors import to_rgb as rgb_of
+from stylekernels.media.video_files import moving_pictures, open_video
 from stylekernels.media.video_formats import VideoError
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class VideoSource:
         self.path = Path(path)
         self.ended_early: str | None = None
         self._every = every
-        self._container = _open(self.path)
+        self._container = open_video(self.path)
         try:
-            self._stream = _moving_pictures(self._container, self.path)
+            self._stream = moving_pictures(self._container, self.path)
             others = [s for s in self._container.streams if s.index != self._stream.index]
             self.copied = [s for s in others if s.type in ("audio", "subtitle")]
             self.metadata = dict(self._container.metadata)
@@ -350,51 +350,6 @@ class VideoSource:
                 f"{self.path}: damaged: {self._damaged} parts could not be read; the rest was "
                 "painted"
             )
-
-
-def _open(path: Path) -> av.container.InputContainer:
-    """Open a file of moving pictures."""
-    import av
-
-    if path.is_dir():
-        raise VideoError(f"{path}: expected a video, got a folder")
-    if not path.exists():
-        # Path makes one slash of two.
-        address = re.match(r"[a-z]{2,}:[/\\]", str(path)) is not None
-        hint = "; addresses are not read: download it first" if address else ""
-        raise VideoError(f"{path}: no such file{hint}")
-    if not path.is_file():  # reading a pipe could block forever
-        raise VideoError(f"{path}: expected a video, got a device or a pipe")
-    try:
-        # Without the protocol a name such as a:b.mp4 is taken for a URL.
-        container = av.open(f"file:{path}")
-    except PermissionError as error:
-        raise VideoError(f"{path}: cannot be read: {error.strerror}") from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(
-            f"{path}: not a video in a format that can be read, damaged, or cut short before "
-            "its index"
-        ) from error
-    name = container.format.name
-    if name.endswith("_pipe") or name in ("image2", "tty"):  # tty: FFmpeg paints plain text
-        container.close()
-        hint = "" if name == "tty" else "; paint still pictures with stylekernels stylize"
-        kind = "text" if name == "tty" else "a still picture"
-        raise VideoError(f"{path}: expected a video, got {kind}{hint}")
-    return container
-
-
-def _moving_pictures(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    """Return the stream that players show: that of the default and, among equals, the largest."""
-    from av.stream import Disposition
-
-    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not moving:
-        kinds = sorted({s.type for s in container.streams})
-        raise VideoError(
-            f"{path}: expected a stream of moving pictures, got {' and '.join(kinds) or 'none'}"
-        )
-    return max(moving, key=lambda s: (bool(s.disposition & Disposition.default), s.width))
 
 
 def _scaled_size(width: int, height: int, size: int | None) -> tuple[int, int]:
