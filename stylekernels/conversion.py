@@ -62,7 +62,7 @@ class Entry(NamedTuple):
 
 @dataclass
 class Report:
-    """What `convert` did to each norm, in the order of ``named_modules``: ``print(report)``.
+    """Outcome of `convert` for each norm, in the order of ``named_modules``: ``print(report)``.
 
     ``fused`` are norms that run as one op with the activation after them, ``alone`` those that were
     replaced without one, ``left`` the modules that stay PyTorch's. ``missed`` are those of them

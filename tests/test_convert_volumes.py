@@ -275,7 +275,7 @@ class TestRevert:
 
 
 class TestByTheirOwnNames:
-    """What docs/drop-in.md says of a network that is built with our norms."""
+    """A network that is built with our norms, as docs/drop-in.md describes it."""
 
     name = "stylekernels.nn.InstanceNorm3d"
 

@@ -174,6 +174,15 @@ def test_scaled(tmp_path, size, expected):
     assert read_clip(tmp_path / "out.mp4").size == expected
 
 
+@pytest.mark.parametrize("size", [65, 999])
+def test_a_size_that_scales_nothing_makes_sides_even(tmp_path, size):
+    path = make_clip(
+        tmp_path / "in.mp4", size=(65, 49), frames=pictures((65, 49), 2), pixels="yuv444p"
+    )
+    convert(path, tmp_path / "out.mp4", size=size)
+    assert read_clip(tmp_path / "out.mp4").size == (64, 48)
+
+
 # ---- files that are damaged, or no videos -------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""What is measured in a part of a run of live pictures."""
+"""Measurements of a part of a run of live pictures."""
 
 import os
 from collections.abc import Sequence

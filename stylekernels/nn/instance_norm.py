@@ -17,7 +17,7 @@ from stylekernels.ops.arguments import (
 
 
 class _InstanceNorm:
-    """What the modules for 1, 2 and 3 spatial dimensions add to torch's."""
+    """Mixin of the modules for 1, 2 and 3 spatial dimensions: the options, and ``forward``."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
 
 
 class _LazyInstanceNorm(_InstanceNorm):
-    """What the lazy modules add to torch's."""
+    """Mixin of the lazy modules: the options, without ``num_features``."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from stylekernels.tensors import ACTIVATIONS
 def set_options(
     module: nn.Module, activation: str, negative_slope: float, residual_first: bool
 ) -> None:
-    """Check and keep them as attributes of a module."""
+    """Check the options, and store them as attributes of a module."""
     check_choice(activation, "activation", ACTIVATIONS)
     module.activation = activation
     module.negative_slope = negative_slope
@@ -17,7 +17,7 @@ def set_options(
 
 
 def options_repr(module: nn.Module) -> str:
-    """Return the text of those that are not the default, for the module's repr."""
+    """Return the text of the options that differ from their defaults, for the module's repr."""
     text = "" if module.activation == "none" else f", activation={module.activation}"
     if module.activation == "leaky_relu":
         text += f", negative_slope={module.negative_slope}"

@@ -6,7 +6,7 @@ from triton.language.extra import libdevice
 
 from stylekernels.triton.launch import INTERPRETED
 
-# u = z (A + B z^2) is what GELU's approximation takes the tanh of.
+# Coefficients of GELU's approximation, z (1 + tanh u) / 2 with u = z (A + B z^2).
 _TWICE_A = tl.constexpr(2 * 0.7978845608028654)
 _TWICE_B = tl.constexpr(2 * 0.7978845608028654 * 0.044715)
 
