@@ -86,7 +86,7 @@ def test_subtitles_and_texts_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif"])
-@pytest.mark.parametrize("size", [(35, 27), (338, 191)])
+@pytest.mark.parametrize("size", [(35, 27), (338, 191), (65, 49)])
 def test_odd_sizes_are_kept(tmp_path, size, suffix):
     path = make_clip(
         tmp_path / "in.mkv", size=size, frames=pictures(size, 3), codec="ffv1", pixels="yuv444p"

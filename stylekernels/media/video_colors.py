@@ -82,7 +82,8 @@ def from_rgb(rgb: np.ndarray, colors: VideoColors, pixels: str) -> av.VideoFrame
     """
     import av
 
-    frame = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), "rgb24")
+    # A copy, in rows that FFmpeg pads: swscale reads beyond the end of a narrower buffer.
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
     return frame.reformat(
         format=pixels,
         dst_colorspace=_MATRICES[colors.matrix],
