@@ -15,7 +15,7 @@ from stylekernels.hardware import fast_dtype
 from stylekernels.inference.graphs import FrameGraphs
 from stylekernels.inference.layers import can_plan, layers_of
 from stylekernels.inference.plan import Plan, pack
-from stylekernels.inference.sweep import Progress
+from stylekernels.inference.sweep import Progress, Work
 from stylekernels.inference.tiling import Tiler, check_tiling
 from stylekernels.models.generator import check_size
 from stylekernels.ops.dispatch import choose
@@ -109,32 +109,15 @@ class Stylizer:
         given = as_frames("frames", frames)
         batch = (given if given.dim() == 4 else given[None]).contiguous()
         used = self._implementation()
-        kernels = used != "reference" and self.device.type == "cpu"
-        if kernels and (one_color := is_flat(batch.numpy(force=True))).any():
-            flat, y = torch.from_numpy(one_color), torch.empty_like(batch)
-            y[flat] = torch.cat([self._flat_picture(frame[None]) for frame in batch[flat]])
-            if not flat.all():
-                y[~flat] = self(batch[~flat])
-            y = y.view(given.shape).to(given.device)
-            return y.numpy() if isinstance(frames, np.ndarray) else y
-        self._center(batch)
-        # NHWC bytes permuted are channels_last already: no copy.
-        if self._tile is not None and max(batch.shape[1:3]) > self._tile:
-            check_size("frames", *batch.shape[1:3])
-            batch = batch.to(self.device)
-            y = torch.empty_like(batch)
-            Tiler(self._layers, self._pack(used), self._tile, self._tile_mode)(batch, y, progress)
-        elif used == "reference":
+        tiled = self._tile is not None and max(batch.shape[1:3]) > self._tile
+        if used == "reference" and not tiled:
             y = self._run_network(batch)
         else:
             check_size("frames", *batch.shape[1:3])
-            plan = self._plan_for(batch.shape[:3], used)
-            if isinstance(plan, FrameGraphs):
-                y = plan(batch)
+            if self.device.type == "cuda" and not tiled:
+                y = self._plan_for(batch.shape[:3], used)(batch)
             else:
-                batch = batch.to(self.device)
-                y = torch.empty_like(batch)
-                plan(batch.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2))
+                y = self._paint_one_by_one(batch.to(self.device), used, tiled, progress)
         y = y.view(given.shape).to(given.device)
         return y.numpy() if isinstance(frames, np.ndarray) else y
 
@@ -192,17 +175,39 @@ class Stylizer:
         sums = -first.weight.double().sum((2, 3))
         return sums, sums.new_empty(3), sums.new_empty(len(sums))
 
-    def _center(self, batch: Tensor) -> None:
-        """Subtract the mean colour of frames, (N, H, W, 3), from what the first layer convolves.
+    def _center(self, frame: Tensor) -> None:
+        """Subtract the mean colour of a frame, (1, H, W, 3), from what the first layer convolves.
 
         The instance norm cancels it again. Without it the output has a mean that grows with the
         brightness, and is rounded relative to that: frames of little contrast drown in rounding.
         """
         if self._centering is not None:
             sums, mean, bias = self._centering
-            step = max(1, max(batch.shape[1:3]) // _SAMPLES)
-            mean.numpy()[:] = batch[:, ::step, ::step].numpy(force=True).mean((0, 1, 2))
+            step = max(1, max(frame.shape[1:3]) // _SAMPLES)
+            mean.numpy()[:] = frame[:, ::step, ::step].numpy(force=True).mean((0, 1, 2))
             self._layers[0].bias.copy_(torch.mv(sums, mean, out=bias))
+
+    def _paint_one_by_one(
+        self, batch: Tensor, used: str, tiled: bool, progress: Progress | None
+    ) -> Tensor:
+        """Stylise frames (N, H, W, 3) by plans or tiles, one by one: mean colours differ."""
+        y = torch.empty_like(batch)
+        if self.device.type == "cpu" and used != "reference":
+            flat = is_flat(batch.numpy())
+        else:
+            flat = np.zeros(len(batch), bool)
+        work = Work(len(flat) - int(flat.sum()), progress)
+        for frame, picture, one_color in zip(batch[:, None], y[:, None], flat, strict=True):
+            if one_color:
+                picture.copy_(self._flat_picture(frame))
+                continue
+            self._center(frame)
+            x, z = frame.permute(0, 3, 1, 2), picture.permute(0, 3, 1, 2)  # channels_last: no copy
+            if tiled:
+                Tiler(self._layers, self._pack(used), self._tile, self._tile_mode)(x, z, work)
+            else:
+                self._plan_for(frame.shape[:3], used)(x, z)
+        return y
 
     def _run_network(self, batch: Tensor) -> Tensor:
         """Stylise frames (N, H, W, 3) by the network itself."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from stylekernels.inference.layers import Layer
 from stylekernels.inference.plan import Plan
-from stylekernels.inference.sweep import Progress, Sweep, Work
+from stylekernels.inference.sweep import Sweep, Work
 from stylekernels.inference.tiles import strides_of
 from stylekernels.models.generator import SMALLEST_SIDE
 
@@ -73,22 +73,17 @@ class Tiler:
         self._layers, self._packed, self._tile = layers, packed, tile
         self._run = self._exact if mode == "exact" else self._thumbnail
 
-    def __call__(self, frames: Tensor, y: Tensor, progress: Progress | None = None) -> None:
-        """Stylise images, one after the other.
+    def __call__(self, frame: Tensor, picture: Tensor, work: Work) -> None:
+        """Stylise an image.
 
         Args:
-            frames: (N, H, W, 3) bytes.
-            y: receives the pictures; same shape.
-            progress: called after each tile.
+            frame: (1, 3, H, W) bytes, channels_last.
+            picture: receives the result; same shape and layout.
+            work: counts the tiles.
         """
-        work, multiple = Work(len(frames), progress), max(strides_of(self._layers))
-        for index in range(len(frames)):
-            frame, picture = (
-                images[index : index + 1].permute(0, 3, 1, 2) for images in (frames, y)
-            )
-            size = tuple(frame.shape[2:])
-            sweep = Sweep(self._layers, self._packed, frame, 1, size, self._tile, multiple, work)
-            self._run(sweep).paint(picture)
+        multiple, size = max(strides_of(self._layers)), tuple(frame.shape[2:])
+        sweep = Sweep(self._layers, self._packed, frame, 1, size, self._tile, multiple, work)
+        self._run(sweep).paint(picture)
 
     def _exact(self, sweep: Sweep) -> Sweep:
         """Find the statistics of all layers, and return the last sweep, which is still to run."""
