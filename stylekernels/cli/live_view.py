@@ -15,6 +15,7 @@ from stylekernels.media import Photo, PhotoError, write_photo
 from stylekernels.media.fitting import fill
 from stylekernels.media.frames import Frame, LiveSource
 from stylekernels.media.live import LivePipeline, LiveSink, Meter
+from stylekernels.media.opencv import opencv
 from stylekernels.media.overlay import Overlay, draw_overlay
 from stylekernels.media.recording import record
 
@@ -170,10 +171,10 @@ class LiveView:
 
     def _drawn(self) -> np.ndarray:
         """Return the picture as the window shows it."""
-        rgb = self._picture[:, ::-1] if self._mirror else self._picture
-        height, width = rgb.shape[:2]
+        height, width = self._picture.shape[:2]
         times = -(-_LEAST_HEIGHT // height)
-        rgb = fill(rgb, (width * times, height * times)).copy()
+        rgb = fill(self._picture, (width * times, height * times))
+        rgb = opencv().flip(rgb, 1) if self._mirror else rgb.copy()
         draw_overlay(rgb, self._overlay())
         return rgb
 
