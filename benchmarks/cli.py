@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import live, model, ops, train
+from benchmarks import live, model, networks, ops, train
 from benchmarks.dtypes import DTYPES
 from benchmarks.environment import restart_with
 from benchmarks.live.suite import LiveSuite
 from benchmarks.model.suite import ModelSuite
+from benchmarks.networks.suite import NetworksSuite
 from benchmarks.ops.suite import OpsSuite
 from benchmarks.suite import Suite, run
 from benchmarks.train.suite import TrainSuite
@@ -23,6 +24,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     _add_verb(verbs, OpsSuite, ops.__doc__)
     _add_verb(verbs, ModelSuite, model.__doc__)
+    _add_verb(verbs, NetworksSuite, networks.__doc__)
     _add_verb(verbs, TrainSuite, train.__doc__)
     _add_verb(verbs, LiveSuite, live.__doc__)
     return parser.parse_args(arguments)

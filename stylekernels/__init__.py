@@ -11,6 +11,7 @@ from stylekernels.lazy import lazy
 if TYPE_CHECKING:
     from stylekernels import nn
     from stylekernels.conversion import convert, revert
+    from stylekernels.fusion import fuse_convolutions
     from stylekernels.ops import (
         gram_loss,
         gram_losses,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "convert",
     "explain",
+    "fuse_convolutions",
     "gram_loss",
     "gram_losses",
     "gram_matrix",
@@ -50,6 +52,7 @@ if not TYPE_CHECKING:
         {
             "convert": "conversion",
             "explain": "ops.dispatch",
+            "fuse_convolutions": "fusion",
             "gram_loss": "ops",
             "gram_losses": "ops",
             "gram_matrix": "ops",

@@ -90,6 +90,7 @@ ORDER = (
     "ops",
     "nn",
     "conversion",
+    "fusion",
     "models",
     "losses",
     "weights",

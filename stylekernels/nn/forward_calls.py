@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from stylekernels.nn.pairs import run_pair
 
-_FUNCTIONS = {
+#: Functions, and the module of each that computes the same.
+FUNCTIONS = {
     F.relu: nn.ReLU,
     torch.relu: nn.ReLU,
     F.leaky_relu: nn.LeakyReLU,
@@ -63,7 +64,7 @@ class _Rewriter(ast.NodeTransformer):
         )
 
     def _function(self, node: ast.Call) -> nn.Module | None:
-        """Return a module that computes what a call of one of `_FUNCTIONS` does."""
+        """Return a module that computes what a call of one of `FUNCTIONS` does."""
         name = ast.unparse(node.func)
         if name.partition(".")[0] in self.variables:
             return None
@@ -71,7 +72,7 @@ class _Rewriter(ast.NodeTransformer):
             function = eval(name, self.names)
             args = [ast.literal_eval(arg) for arg in node.args[1:]]
             options = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
-            return _FUNCTIONS[function](*args, **options)
+            return FUNCTIONS[function](*args, **options)
         except (NameError, AttributeError, KeyError, ValueError, TypeError):
             return None
 

@@ -30,7 +30,7 @@ def is_plain(module: nn.Module) -> bool:
     return type(module) in NORMS and module.activation == "none"
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Return whether a module has hooks, besides the one that prepares a lazy module's first call
     and goes."""
     prepares = getattr(getattr(module, "_initialize_hook", None), "id", None)
@@ -51,9 +51,9 @@ def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
         return f"{kind.__name__} follows it"
     if "forward" in successor.__dict__:
         return f"{kind.__name__} follows it, with a forward of its own"
-    if _has_hooks(norm):
+    if has_hooks(norm):
         return "it has hooks, which would see the activated output"
-    if _has_hooks(successor):
+    if has_hooks(successor):
         return f"the {kind.__name__} after it has hooks"
     return None
 
@@ -66,7 +66,7 @@ def passes_on(module: nn.Module, *, in_evaluation: bool = False) -> bool:
         idle = in_evaluation or not module.training or module.p == 0
     else:
         idle = kind is nn.Identity
-    return idle and "forward" not in module.__dict__ and not _has_hooks(module)
+    return idle and "forward" not in module.__dict__ and not has_hooks(module)
 
 
 def run_pair(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:

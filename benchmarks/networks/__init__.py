@@ -1,0 +1,1 @@
+"""``python -m benchmarks networks``: published networks, fused, against PyTorch."""

@@ -1,0 +1,130 @@
+"""Convolutions of torch.nn, and the padding and upsampling before them, as options of
+`norm_conv2d`."""
+
+from typing import NamedTuple
+
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from stylekernels.nn.pairs import has_hooks
+from stylekernels.ops.norm_conv2d import takes_kernel
+from stylekernels.tensors import PADDING_MODES
+
+# Above, PyTorch is faster.
+_MOST_WEIGHTS_4X4 = 1 << 20
+_FEWEST_CHANNELS, _FEW_OUTPUTS = 32, 4
+
+_PADS = {
+    nn.ReflectionPad2d: "reflect",
+    nn.ReplicationPad2d: "replicate",
+    nn.ZeroPad2d: "zeros",
+}
+_MODES = {"reflect": "reflect", "replicate": "replicate", "constant": "zeros"}
+
+
+class Geometry(NamedTuple):
+    """Options of `norm_conv2d` that say which pixels are convolved."""
+
+    kernel: int
+    stride: int
+    padding: int
+    padding_mode: str
+    upsample: str
+
+
+def why_no_kernel(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
+    """Return why a convolution stays PyTorch's; None if `geometry_of` takes it."""
+    if parametrize.is_parametrized(conv):
+        return "its weight is parametrized; remove the parametrization"
+    if type(conv) not in (nn.Conv2d, nn.ConvTranspose2d):
+        return f"a subclass of {type(conv).__mro__[1].__name__}, which may compute something else"
+    if has_hooks(conv) or "forward" in vars(conv):
+        return "it has hooks or a forward of its own"
+    if conv.groups != 1 or conv.dilation != (1, 1):
+        return "groups or dilation"
+    if conv.kernel_size == (4, 4) and conv.weight.numel() > _MOST_WEIGHTS_4X4:
+        return "PyTorch is faster at 4x4 with so many channels"
+    if geometry_of(conv) is None:
+        return "no kernel for this size, stride or padding"
+    return None
+
+
+def geometry_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Geometry | None:
+    """Return the options for a convolution alone; None if `norm_conv2d` has none."""
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    if conv.kernel_size != (kernel, kernel) or conv.stride != (stride, stride):
+        return None
+    if isinstance(conv, nn.ConvTranspose2d):
+        doubles = (conv.stride, conv.padding, conv.output_padding) == (
+            (2, 2),
+            (1, 1),
+            (kernel % 2, kernel % 2),
+        )
+        if not doubles or not takes_kernel(kernel, "transpose"):
+            return None
+        return Geometry(kernel, 1, 0, "zeros", "transpose")
+    padding = {"valid": (0, 0), "same": (kernel // 2, kernel // 2)}.get(conv.padding, conv.padding)
+    fits = (
+        takes_kernel(kernel, "none")
+        and stride in (1, 2)
+        and padding == (padding[0], padding[0])
+        and (conv.padding != "same" or kernel % 2 == 1)
+        and conv.padding_mode in PADDING_MODES
+    )
+    return Geometry(kernel, stride, padding[0], conv.padding_mode, "none") if fits else None
+
+
+def is_faster(geometry: Geometry, conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Return whether `norm_conv2d` is measured to be faster than PyTorch with no norm to save:
+    by Winograd's method, for large kernels and few outputs, and where it saves a larger image."""
+    winograd = geometry.kernel == 3 and geometry.stride == 1
+    return (
+        geometry.upsample != "none"
+        or geometry.kernel >= 5
+        or (winograd and conv.out_channels <= _FEW_OUTPUTS)
+        or (winograd and min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS)
+    )
+
+
+def with_padding(geometry: Geometry, node: fx.Node, module: nn.Module | None) -> Geometry | None:
+    """Return the options for a convolution after a call that pads; None if that is no padding, or
+    none that `norm_conv2d` can do."""
+    if geometry.padding or geometry.upsample != "none":
+        return None
+    if type(module) in _PADS:
+        mode, padding = _PADS[type(module)], module.padding
+    elif node.target is F.pad:
+        given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False))
+        given |= node.kwargs
+        mode, padding = _MODES.get(given.get("mode", "constant")), given["pad"]
+        if mode is None or given.get("value"):
+            return None
+    else:
+        return None
+    sides = tuple(padding)
+    if len(sides) != 4 or not isinstance(sides[0], int) or sides != (sides[0],) * 4 or sides[0] < 0:
+        return None
+    return geometry._replace(padding=sides[0], padding_mode=mode)
+
+
+def with_upsampling(geometry: Geometry, node: fx.Node, module: nn.Module | None) -> Geometry | None:
+    """Return the options for a convolution after a call that doubles the size by repeating pixels;
+    None if that is another call, or `norm_conv2d` cannot do both."""
+    if type(module) in (nn.Upsample, nn.UpsamplingNearest2d):
+        given = vars(module)
+    elif node.target is F.interpolate:
+        names = ("input", "size", "scale_factor", "mode")
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    else:
+        return None
+    scale = given.get("scale_factor")
+    doubles = scale == 2 or (isinstance(scale, (tuple, list)) and tuple(scale) == (2, 2))
+    nearest = given.get("mode", "nearest") == "nearest" and given.get("size") is None
+    fits = (
+        geometry.stride == 1
+        and geometry.upsample == "none"
+        and takes_kernel(geometry.kernel, "nearest")
+        and geometry.padding == geometry.kernel // 2
+    )
+    return geometry._replace(upsample="nearest") if doubles and nearest and fits else None

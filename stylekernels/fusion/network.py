@@ -1,0 +1,325 @@
+"""`fuse_convolutions`: convolutions of a network that normalise their input themselves."""
+
+import copy
+import operator
+from collections.abc import Iterator
+
+import torch
+from torch import fx, nn
+
+from stylekernels.conversion import Entry, Report, revert
+from stylekernels.fusion.convolve import Convolve
+from stylekernels.fusion.geometry import (
+    Geometry,
+    geometry_of,
+    is_faster,
+    why_no_kernel,
+    with_padding,
+    with_upsampling,
+)
+from stylekernels.fusion.inputs import NORMS, Calls, Input, takes_planes
+from stylekernels.fusion.norms import normalize, scale_shift_of
+from stylekernels.nn.pairs import passes_on
+
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_OUTPUT, _SCALE_SHIFT, _INPUT = range(3)
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
+    """Return a network for inference whose convolutions normalise, activate and pad their input.
+
+    Each `torch.nn.Conv2d`, and each `torch.nn.ConvTranspose2d` that doubles the size, becomes a
+    `norm_conv2d`, together with what stands before it: an instance norm with statistics of its
+    input or with running ones, a group or batch norm, an activation, an addition, nearest
+    upsampling by two, and padding. It also takes the statistics for the instance norm after it.
+    Norms that stand before other layers run as `instance_norm` or `group_norm`, with the activation
+    and the addition after them. Convolutions that PyTorch runs as fast stay PyTorch's.
+
+    The calls are found by `torch.fx`. Where it cannot follow a module, the modules in it are tried.
+    The result shares parameters and buffers with the model, which does not change, and has the same
+    outputs up to rounding. It has no gradients: call it under ``torch.no_grad()`` or
+    ``torch.inference_mode()``. Inputs in channels_last are fastest.
+
+    Args:
+        model: a network in evaluation mode, on any device, in any dtype; also one that `convert`
+            changed.
+
+    Returns:
+        The network, and a `Report`: ``fused`` has the convolutions, ``alone`` the norms that run
+        without one, ``left`` the convolutions that stay PyTorch's, and why.
+
+    Raises:
+        TypeError: if model is not an eager `torch.nn.Module`.
+        ValueError: if it is in training mode.
+
+    Example:
+        >>> fast, report = stylekernels.fuse_convolutions(model.eval())
+        >>> with torch.inference_mode():
+        ...     picture = fast(photo)
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model: expected an eager torch.nn.Module, got {type(model).__name__}")
+    if any(module.training for module in model.modules()):
+        raise ValueError(
+            "model: expected a network in evaluation mode, got one in training mode; call "
+            "model.eval() first"
+        )
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    report = Report()
+    fused = _fused(revert(copy.deepcopy(model, shared)), "", report, {})
+    names = model.named_modules(remove_duplicate=False)
+    order = {name: index for index, (name, _) in enumerate(names)}
+    for entries in (report.fused, report.alone, report.left):
+        entries.sort(key=lambda entry: order.get(entry.name, -1))
+    return fused, report
+
+
+def _fused(
+    module: nn.Module, name: str, report: Report, known: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    """Return a module, or the modules in it that can be traced, with fused convolutions."""
+    if module not in known:
+        known[module] = module
+        if isinstance(module, _CONVOLUTIONS):
+            report.left.append(Entry(name, type(module).__name__, "its caller cannot be traced"))
+        elif any(isinstance(child, _CONVOLUTIONS) for child in module.modules()):
+            graph = _traced(module)
+            if graph is None:
+                for key, child in module._modules.items():  # also one that occurs again
+                    if child is not None:
+                        fused = _fused(child, f"{name}.{key}".strip("."), report, known)
+                        setattr(module, key, fused)
+            else:
+                known[module] = _Rewriting(module, graph, name, report).run()
+    return known[module]
+
+
+class _Tracer(fx.Tracer):
+    """Follows all modules but layers, also layers of other packages than torch.nn."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            isinstance(m, (*_CONVOLUTIONS, *NORMS))
+            or type(m).__module__.startswith("stylekernels.nn.")
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+def _traced(module: nn.Module) -> fx.Graph | None:
+    """Return the graph of a module, or None if its forward depends on values, or takes what
+    `torch.fx` cannot follow."""
+    try:
+        return _Tracer().trace(module)
+    except Exception:  # tracing runs the module's own code
+        return None
+
+
+class _Rewriting:
+    """Rewrites the graph of one module.
+
+    Args:
+        root: the module.
+        graph: its graph, which is changed.
+        name: the module's name in the network.
+        report: receives what became of each layer.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, name: str, report: Report) -> None:
+        self._root, self._graph, self._prefix, self._report = root, graph, name, report
+        self._calls = Calls(graph, root)
+        self._added: list[str] = []  # names of modules
+
+    def run(self) -> nn.Module:
+        """Return the module with the changed graph."""
+        convolutions = {}
+        for node in self._graph.nodes:
+            module = self._calls.module(node)
+            if isinstance(module, _CONVOLUTIONS):
+                why = why_no_kernel(module)
+                if why is None and (len(node.args) != 1 or node.kwargs):
+                    why = "it is called with more than its input"
+                if why is None:
+                    convolutions[node] = module
+                else:
+                    self._tell(self._report.left, node, why)
+        feeding = {self._calls.read(self._placed(*each)[0]).x for each in convolutions.items()}
+        for node, module in convolutions.items():
+            self._fuse(node, module, node in feeding)
+        for node in reversed(list(self._graph.nodes)):
+            if node.users:  # else it is the output, or part of a call that was replaced
+                self._normalize(node)
+        self._graph.lint()
+        fused = fx.GraphModule(self._root, self._graph, type(self._root).__name__)
+        for name in self._added:
+            delattr(self._root, name)
+        return fused.eval()
+
+    def _tell(self, entries: list[Entry], node: fx.Node, why: str) -> None:
+        name = f"{self._prefix}.{node.target}".strip(".")
+        if all(entry.name != name for entry in entries):
+            entries.append(Entry(name, type(self._calls.module(node)).__name__, why))
+
+    def _fuse(self, node: fx.Node, conv: nn.Conv2d | nn.ConvTranspose2d, feeds: bool) -> None:
+        """Replace a convolution, with what stands before it.
+
+        Args:
+            node: the call.
+            conv: the module.
+            feeds: whether another convolution that is replaced reads the output.
+        """
+        source, geometry, parts = self._placed(node, conv)
+        read = self._calls.read(source)
+        returns_input = len(source.users) > 1
+        if read.residual_first or (
+            returns_input and (read.norm is None or not self._is_first(node, source))
+        ):
+            read, returns_input = Input(source), False
+        feeds = feeds and any(map(self._feeds_planes, node.users))
+        if read.norm is None and not feeds and not is_faster(geometry, conv):
+            self._tell(self._report.left, node, "PyTorch is as fast without a norm")
+            return
+        module = Convolve(geometry, read.activation, read.negative_slope, returns_input)
+        name = self._add(module)
+        with self._graph.inserting_before(node):
+            weight = self._attribute(node, "weight")
+            bias = self._attribute(node, "bias")
+            scale_shift = self._scale_shift(read)
+            call = self._graph.call_module(
+                name, (read.x, weight, bias, scale_shift, read.residual, None, None)
+            )
+            output, given = (
+                self._graph.call_function(operator.getitem, (call, index))
+                for index in (_OUTPUT, _INPUT)
+            )
+        self._calls.place |= dict.fromkeys((call, output, given), self._calls.place[node])
+        parts += self._named(read)
+        what = f"with the {', '.join(parts)} before it" if parts else "as it is"
+        self._tell(self._report.fused, node, what)
+        self._replace(node, output)
+        if returns_input:
+            self._replace(source, given)
+        else:
+            self._graph.erase_node(given)
+
+    def _feeds_planes(self, user: fx.Node) -> bool:
+        """Return whether a node is a norm that takes the statistics of each plane."""
+        return self._calls.is_norm(user) and takes_planes(self._calls.module(user))
+
+    def _add(self, module: nn.Module) -> str:
+        """Add a module to the network, and return its name."""
+        number = len(self._added)
+        while hasattr(self._root, name := f"convolve_{number}"):
+            number += 1
+        self._root.add_module(name, module)
+        self._added.append(name)
+        return name
+
+    def _scale_shift(self, read: Input) -> fx.Node | None:
+        """Return scale and shift of a norm, from the convolution before it if possible."""
+        if read.norm is None:
+            return None
+        norm = self._calls.module(read.norm)
+        tensors = [self._attribute(read.norm, name) for name in _TENSORS]
+        producer = read.x.args[0] if read.x.target is operator.getitem else None
+        module = producer and self._calls.module(producer)
+        if not (isinstance(module, Convolve) and module.next_eps is None and takes_planes(norm)):
+            groups = getattr(norm, "num_groups", None)
+            return self._graph.call_function(scale_shift_of, (read.x, *tensors, groups, norm.eps))
+        module.next_eps = norm.eps
+        weight, bias, *_ = tensors
+        for attribute in (weight, bias):
+            if attribute is not None:
+                producer.prepend(attribute)
+        producer.args = (*producer.args[:-2], weight, bias)
+        with self._graph.inserting_after(producer):
+            return self._graph.call_function(operator.getitem, (producer, _SCALE_SHIFT))
+
+    def _replace(self, node: fx.Node, other: fx.Node) -> None:
+        """Use another node in a node's place, and erase what only that node used."""
+        node.replace_all_uses_with(other)
+        unused = [node]
+        while unused:
+            node = unused.pop()
+            if not node.users and node.op != "placeholder":
+                unused += node.all_input_nodes
+                self._graph.erase_node(node)
+
+    def _placed(
+        self, node: fx.Node, conv: nn.Conv2d | nn.ConvTranspose2d
+    ) -> tuple[fx.Node, Geometry, list[str]]:
+        """Return the value that a convolution reads before padding and upsampling, the options for
+        that, and what was found."""
+        source, geometry, parts = node.args[0], geometry_of(conv), []
+        for step in (with_padding, with_upsampling):
+            while self._only_passes(source):
+                source = source.args[0]
+            module = self._calls.module(source)
+            changed = step(geometry, source, module) if len(source.users) == 1 else None
+            if changed is not None and not self._calls.is_changed(source.args[0]):
+                parts.append(_label(source, module))
+                source, geometry = source.args[0], changed
+        while self._only_passes(source):
+            source = source.args[0]
+        return source, geometry, parts
+
+    def _only_passes(self, node: fx.Node) -> bool:
+        module = self._calls.module(node)
+        return module is not None and passes_on(module) and len(node.users) == 1
+
+    def _is_first(self, node: fx.Node, source: fx.Node) -> bool:
+        """Return whether all other uses of a value come after a convolution that reads it."""
+        place = self._calls.place
+        return all(
+            place[user] >= place[node] or self._leads_to(user, node) for user in source.users
+        )
+
+    def _leads_to(self, node: fx.Node, conv: fx.Node) -> bool:
+        """Return whether a node is used by a convolution only."""
+        while node is not conv and len(node.users) == 1:
+            node = next(iter(node.users))
+        return node is conv
+
+    def _attribute(self, node: fx.Node, name: str) -> fx.Node | None:
+        """Return a parameter or buffer of a module, or None if it has none of that name."""
+        if getattr(self._calls.module(node), name, None) is None:
+            return None
+        return self._graph.get_attr(f"{node.target}.{name}")
+
+    def _normalize(self, node: fx.Node) -> None:
+        """Replace a norm, with the activation and the addition after it."""
+        read = self._calls.read(node)
+        if read.norm is None:
+            return
+        norm = self._calls.module(read.norm)
+        if isinstance(norm, nn.BatchNorm2d) and read.activation == "none" and not read.residual:
+            return  # PyTorch's is as fast
+        with self._graph.inserting_before(node):
+            tensors = [self._attribute(read.norm, name) for name in _TENSORS]
+            groups = getattr(norm, "num_groups", None)
+            call = self._graph.call_function(
+                normalize,
+                (read.x, *tensors, read.residual, groups, norm.eps),
+                {
+                    "activation": read.activation,
+                    "negative_slope": read.negative_slope,
+                    "residual_first": read.residual_first,
+                },
+            )
+        parts = list(self._named(read))[-2::-1]
+        what = f"with the {', '.join(parts)} after it" if parts else "no convolution reads it"
+        self._tell(self._report.alone, read.norm, what)
+        self._replace(node, call)
+
+    def _named(self, read: Input) -> Iterator[str]:
+        """Yield what an input consists of, from the last to the first."""
+        if read.residual is not None:
+            yield "addition"
+        if read.activation != "none":
+            yield read.activation
+        if read.norm is not None:
+            yield type(self._calls.module(read.norm)).__name__
+
+
+def _label(node: fx.Node, module: nn.Module | None) -> str:
+    return type(module).__name__ if module is not None else node.target.__name__
