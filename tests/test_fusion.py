@@ -151,13 +151,30 @@ def in_place_on_a_value_in_use(m, x):
 def in_place_on_what_was_normalised(m, x):
     y = m.conv1(x)
     z = m.norm1(y)
-    y += 1
+    y *= -2
     return m.conv2(z) + y
 
 
 def in_place_on_a_view(m, x):
     y = m.conv1(x)
-    return m.conv2(torch.relu_(y[:, :3])) + y
+    return m.conv2(m.relu_(y[:, :3])) + m.conv3(m.relu_((x - y).detach())) + y
+
+
+def in_place_on_a_detached_value(m, x):
+    y = m.conv1(x)
+    return m.conv2(m.relu_(y.detach())) + y
+
+
+def in_place_sum_of_a_value_in_use(m, x):
+    y = m.conv1(x)
+    z = y
+    z += m.norm1(m.conv2(x))
+    return m.conv3(z) + y
+
+
+def a_term_in_use(m, x):
+    y = m.norm1(m.conv1(x))
+    return F.relu(y + x) * y
 
 
 def in_place_on_a_term(m, x):
@@ -236,6 +253,9 @@ PATTERNS = {
     in_place_on_a_value_in_use: 1,
     in_place_on_what_was_normalised: 0,
     in_place_on_a_view: 0,
+    in_place_on_a_detached_value: 0,
+    in_place_sum_of_a_value_in_use: 1,
+    a_term_in_use: 1,
     in_place_on_a_term: 1,
     in_place_on_what_was_padded: 0,
     in_place_sum: 0,

@@ -11,6 +11,8 @@ from stylekernels.nn.pairs import has_hooks
 from stylekernels.ops.norm_conv2d import takes_kernel
 from stylekernels.tensors import PADDING_MODES
 
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
 # Above, PyTorch is faster.
 _MOST_WEIGHTS_4X4 = 1 << 20
 _FEWEST_CHANNELS, _FEW_OUTPUTS = 32, 4
@@ -37,7 +39,7 @@ def why_no_kernel(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
     """Return why a convolution stays PyTorch's; None if `geometry_of` takes it."""
     if parametrize.is_parametrized(conv):
         return "its weight is parametrized; remove the parametrization"
-    if type(conv) not in (nn.Conv2d, nn.ConvTranspose2d):
+    if type(conv) not in CONVOLUTIONS:
         return f"a subclass of {type(conv).__mro__[1].__name__}, which may compute something else"
     if has_hooks(conv) or "forward" in vars(conv):
         return "it has hooks or a forward of its own"

@@ -10,6 +10,7 @@ from torch import fx, nn
 from stylekernels.conversion import Entry, Report, revert
 from stylekernels.fusion.convolve import Convolve
 from stylekernels.fusion.geometry import (
+    CONVOLUTIONS,
     Geometry,
     geometry_of,
     is_faster,
@@ -17,11 +18,11 @@ from stylekernels.fusion.geometry import (
     with_padding,
     with_upsampling,
 )
-from stylekernels.fusion.inputs import NORMS, Calls, Input, takes_planes
+from stylekernels.fusion.inputs import Calls, Input, takes_planes
 from stylekernels.fusion.norms import normalize, scale_shift_of
+from stylekernels.fusion.tracing import traced
 from stylekernels.nn.pairs import passes_on
 
-_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _OUTPUT, _SCALE_SHIFT, _INPUT = range(3)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -81,10 +82,10 @@ def _fused(
     """Return a module, or the modules in it that can be traced, with fused convolutions."""
     if module not in known:
         known[module] = module
-        if isinstance(module, _CONVOLUTIONS):
+        if isinstance(module, CONVOLUTIONS):
             report.left.append(Entry(name, type(module).__name__, "its caller cannot be traced"))
-        elif any(isinstance(child, _CONVOLUTIONS) for child in module.modules()):
-            graph = _traced(module)
+        elif any(isinstance(child, CONVOLUTIONS) for child in module.modules()):
+            graph = traced(module)
             if graph is None:
                 for key, child in module._modules.items():  # also one that occurs again
                     if child is not None:
@@ -93,26 +94,6 @@ def _fused(
             else:
                 known[module] = _Rewriting(module, graph, name, report).run()
     return known[module]
-
-
-class _Tracer(fx.Tracer):
-    """Follows all modules but layers, also layers of other packages than torch.nn."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            isinstance(m, (*_CONVOLUTIONS, *NORMS))
-            or type(m).__module__.startswith("stylekernels.nn.")
-            or super().is_leaf_module(m, module_qualified_name)
-        )
-
-
-def _traced(module: nn.Module) -> fx.Graph | None:
-    """Return the graph of a module, or None if its forward depends on values, or takes what
-    `torch.fx` cannot follow."""
-    try:
-        return _Tracer().trace(module)
-    except Exception:  # tracing runs the module's own code
-        return None
 
 
 class _Rewriting:
@@ -135,7 +116,7 @@ class _Rewriting:
         convolutions = {}
         for node in self._graph.nodes:
             module = self._calls.module(node)
-            if isinstance(module, _CONVOLUTIONS):
+            if isinstance(module, CONVOLUTIONS):
                 why = why_no_kernel(module)
                 if why is None and (len(node.args) != 1 or node.kwargs):
                     why = "it is called with more than its input"
