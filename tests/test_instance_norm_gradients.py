@@ -171,3 +171,15 @@ def test_nothing_is_computed_that_nobody_wants(wanted, residual_first, ops, imag
     with Recorder() as recorded:
         torch.autograd.grad(y, tensors[wanted], cotangent)
     assert (recorded.ops, len(recorded.images)) == (ops, images)
+
+
+@pytest.mark.parametrize("implementation", ["kernels", "reference"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradient_is_rounded_once(implementation, dtype, device) -> None:
+    """Rounding the terms that go through the statistics by themselves would add to the error."""
+    x = random(2, 5, 6, 7, dtype=dtype, device=device).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    cotangent = random(*x.shape, dtype=dtype, device=device, seed=1, shift=3.0)
+    (grad,) = torch.autograd.grad(ours(x), x, cotangent)
+    (grad_exact,) = torch.autograd.grad(exact(wide), wide, cotangent.double())
+    assert max(relative_errors(grad, grad_exact)) <= 0.51 * torch.finfo(dtype).eps

@@ -152,3 +152,18 @@ def test_backward_of_padding_copies_the_image_once(mode, layout, device) -> None
         torch.autograd.grad(y, x, cotangent)
     assert [shape for shape in recorded.images if shape.numel() > 8 * 2 * 20] == [x.shape]
     assert "index_add" not in recorded.ops  # on a GPU it adds in any order
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("upsample", "kernel"), KINDS)
+def test_the_layout_of_the_weights_is_not_that_of_the_gradient(
+    upsample, kernel, layout, device
+) -> None:
+    """PyTorch's convolution takes the layout of channels_last weights for contiguous images."""
+    tensors = inputs((2, 5, 6, 7), 8, upsample, kernel, torch.float32, layout, device)
+    x = tensors["x"].requires_grad_()
+    weight = tensors["weight"].to(memory_format=torch.channels_last).requires_grad_()
+    y = upsample_block(x, weight, upsample=upsample)
+    grad_x, _ = torch.autograd.grad(y.sum(), (x, weight))
+    for result in (y, grad_x):
+        assert_layout_of(result, x)

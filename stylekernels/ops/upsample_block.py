@@ -192,8 +192,15 @@ def _in_pytorch(
 ) -> Tensor:
     """PyTorch's convolution, with our padding."""
     image = convolved_image(x, weight.shape[2], upsample, padding_mode)
-    y = reference.convolve_enlarged(image, weight, bias, upsample, padding_mode)
+    y = reference.convolve_enlarged(image, _laid_out_for(x, weight), bias, upsample, padding_mode)
     return laid_out_like(y, x)
+
+
+def _laid_out_for(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the weights, contiguous if x is: PyTorch's convolution of contiguous images by
+    channels_last weights, and its gradient, are channels_last. Strides count for PyTorch even if a
+    kernel of one pixel is both."""
+    return weight.contiguous().flatten().view(weight.shape) if x.is_contiguous() else weight
 
 
 def _forward(
@@ -286,7 +293,7 @@ def _conv_gradients(
     grad_image, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         grad,
         image.detach(),
-        weight,
+        _laid_out_for(x, weight),
         None if bias is None else [bias.shape[0]],
         [stride] * 2,
         [padding] * 2,

@@ -111,10 +111,11 @@ def instance_norm(
     float32, rounded once. With ``residual_first`` the residual is added before the activation;
     with ``group`` as many channels share mean and variance."""
     wide = wide_dtype(x)
+    x_wide = x.to(wide)  # once, so that the gradient of x is rounded once
     if mean is None or var is None:
-        mean, var = instance_norm_stats(x, group)
+        mean, var = instance_norm_stats(x_wide, group)
     rstd = inverse_deviation(var.to(wide), eps)
-    z = (x.to(wide) - _per_plane(mean, wide)) * _per_plane(rstd, wide)
+    z = (x_wide - _per_plane(mean, wide)) * _per_plane(rstd, wide)
     if weight is not None:
         z = z * _per_plane(weight, wide)
     if bias is not None:
