@@ -5,6 +5,8 @@ PYTHON ?= python3
 TESTS ?= tests
 OUT ?= output/gpu-check
 WORKERS ?= 2
+CASES ?= 10000
+SEED ?= 0
 ARGS ?=
 
 BIN := .venv/bin
@@ -13,13 +15,14 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .NOTPARALLEL:
-.PHONY: help demo webcam serve test build gpu-check lint format clean
+.PHONY: help demo webcam serve test fuzz build gpu-check lint format clean
 
 help:
 	@echo "make demo    install into .venv, then paint a photo in the bundled styles"
 	@echo "make webcam  install into .venv, then paint the camera live; ARGS='--camera pattern' for options"
 	@echo "make serve   install into .venv, then open a page that paints the camera, photos and videos"
 	@echo "make test    install into .venv, then run the tests"
+	@echo "make fuzz    random cases of every op; CASES=1000 SEED=1 for fewer and other ones"
 	@echo "make build   install into .venv: again after a change under csrc/"
 	@echo "make gpu-check OUT=folder  what only a GPU can check, with PYTHON's own PyTorch; no .venv"
 	@echo "make format  format the code;  make lint  check it"
@@ -44,6 +47,10 @@ serve: .venv/built
 
 test: .venv/tools .venv/built
 	$(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark $(TESTS)
+
+fuzz: .venv/tools .venv/built
+	STYLEKERNELS_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark \
+	    --hypothesis-seed=$(SEED) $(wildcard tests/test_fuzz_*.py)
 
 build: .venv/tools .venv/built
 
