@@ -1,0 +1,65 @@
+"""Ops in several threads at once, and in workers that are forked after the ops were used."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stylekernels import gram_loss, group_norm, instance_norm, norm_conv2d, upsample_block
+from tests.conftest import random
+
+
+def results(seed: int) -> list[Tensor]:
+    """Outputs and gradients of the ops on the images of a seed."""
+    x = random(2, 8, 33, 31, seed=seed).requires_grad_()
+    weight = random(8, 8, 4, 4, seed=seed + 1, scale=0.1)
+    with torch.no_grad():
+        convolved = norm_conv2d(x, weight, padding=2)
+    outputs = [
+        instance_norm(x, activation="relu"),
+        group_norm(x, 2),
+        gram_loss(x, random(8, 8, seed=seed + 2)),
+        upsample_block(x, weight),
+    ]
+    grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in outputs]
+    return [convolved.y, convolved.var, *(y.detach() for y in outputs), *grads]
+
+
+def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(one, other), f"result {i} differs"
+
+
+def test_eight_threads_compute_what_one_does() -> None:
+    expected = [results(seed) for seed in range(8)]
+    together = threading.Barrier(8)
+
+    def in_thread(seed: int) -> list[list[Tensor]]:
+        together.wait()
+        return [results(seed) for _ in range(4)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for runs, alone in zip(pool.map(in_thread, range(8)), expected, strict=True):
+            for run in runs:
+                assert_same(run, alone)
+
+
+class Results(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        return results(index)
+
+
+def test_forked_workers_compute_what_their_parent_did() -> None:
+    """Workers have one thread, and no thread of the parent's pool survives a fork."""
+    expected = [results(seed) for seed in range(4)]
+    loader = DataLoader(
+        Results(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    for actual, alone in zip(loader, expected, strict=True):
+        for one, other in zip(actual, alone, strict=True):
+            torch.testing.assert_close(one, other)
