@@ -28,7 +28,6 @@ if not torch.cuda.is_available():  # with a GPU Triton compiles, as for users
 from stylekernels import native, use_impl
 from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.ops import dispatch
-from stylekernels.ops.forcing import is_forced
 from stylekernels.training import TrainConfig
 
 # torch.compile keeps graphs on disk, and would bring back one from before an op was changed.
@@ -306,8 +305,7 @@ def assert_op_accurate(
     for k, grad, grad_torch, grad_exact in zip(names, grads, grads_torch, grads_exact, strict=True):
         assert_accurate(grad, grad_torch, grad_exact, f"gradient of {k}")
         assert torch.equal(leaves[k].detach(), copies[k]), f"{k} was modified"
-    if not is_forced("reference"):  # there PyTorch chooses
-        assert_layout_of(grads[names.index("x")], leaves["x"])
+    assert_layout_of(grads[names.index("x")], leaves["x"])
 
 
 def saved_image_bytes(function: Callable[[], Tensor], at_least: int) -> list[int]:

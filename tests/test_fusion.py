@@ -3,7 +3,6 @@ convolutions, and patterns that must stay apart do."""
 
 import copy
 import pickle
-from collections import Counter
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ from benchmarks.networks import models
 from stylekernels import fuse_convolutions
 from stylekernels.fusion.convolve import Convolve
 from tests import networks
-from tests.conftest import Recorder, assert_accurate, random
+from tests.conftest import assert_accurate, random
+from tests.fusion import Blocks, calls_of, check, network
 
 # The network, the size of its input, and how many convolutions are fused, norms run alone, and
 # convolutions are left.
@@ -38,41 +38,6 @@ NETWORKS = {
 }
 
 
-def network(make) -> nn.Module:
-    """Return a network in evaluation mode with random parameters and statistics."""
-    torch.manual_seed(0)
-    model = make().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for module in model.modules():
-            if getattr(module, "running_var", None) is not None:
-                module.running_mean.normal_(std=0.3)
-                module.running_var.uniform_(0.5, 2)
-    return model
-
-
-def calls_of(model: nn.Module, x: Tensor) -> Counter:
-    """Return how often each op runs that makes a tensor."""
-    with Recorder() as recorder, torch.no_grad():
-        model(x)
-    return Counter(recorder.ops)
-
-
-def check(model: nn.Module, x: Tensor) -> stylekernels.conversion.Report:
-    """Check the picture of a fused model, and that the model did not change."""
-    before, state = x.clone(), copy.deepcopy(model.state_dict())
-    fused, report = fuse_convolutions(model)
-    with torch.no_grad():
-        exact = copy.deepcopy(model).double()(x.double().clone())
-        theirs = model(x.clone())
-        for _ in range(2):  # the second with packed weights
-            assert_accurate(fused(x), theirs, exact)
-    torch.testing.assert_close(x, before, rtol=0, atol=0)
-    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
-    return report
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_published_networks(name, layout):
@@ -80,204 +45,6 @@ def test_published_networks(name, layout):
     x = random(2, *size, layout=layout)
     report = check(network(make), x)
     assert (len(report.fused), len(report.alone), len(report.left)) == counts, str(report)
-
-
-class Blocks(nn.Module):
-    """Layers for the patterns below."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
-        self.wide = nn.Conv2d(3, 3, 5)
-        self.up = nn.ConvTranspose2d(3, 3, 4, 2, 1)
-        self.norm1, self.norm2 = (nn.InstanceNorm2d(3, affine=True) for _ in range(2))
-        self.group, self.batch = nn.GroupNorm(3, 3), nn.BatchNorm2d(3)
-        self.relu, self.relu_ = nn.ReLU(), nn.ReLU(inplace=True)
-        self.drop, self.same = nn.Dropout(0.5), nn.Identity()
-
-
-def two_readers(m, x):
-    y = m.relu(m.norm1(m.conv1(x)))
-    return m.conv2(y) + m.wide(F.pad(y, (2, 2, 2, 2), "replicate"))
-
-
-def a_use_before_the_convolution(m, x):
-    y = m.relu(m.norm1(m.conv1(x)))
-    z = y.mean((2, 3), keepdim=True)
-    return m.conv2(y) * z
-
-
-def a_use_after_the_convolution(m, x):
-    y = m.relu(m.norm1(m.conv1(x)))
-    z = m.conv2(y)
-    return z * y.mean((2, 3), keepdim=True)
-
-
-def a_chain_of_sums(m, x):
-    y = F.silu(m.norm1(m.conv1(x)))
-    y = y + m.norm2(m.conv2(y))
-    y = m.norm1(m.conv3(y)) + y
-    return m.conv1(y) + y
-
-
-def a_sum_before_the_activation(m, x):
-    y = m.relu(m.norm1(m.conv1(x)) + x)
-    return m.conv2(y) + y
-
-
-def a_sum_of_two_norms(m, x):
-    return m.conv3(m.norm1(m.conv1(x)) + m.norm2(m.conv2(x)))
-
-
-def a_smaller_term(m, x):
-    return m.conv2(m.norm1(m.conv1(x)) + x.mean((2, 3), keepdim=True))
-
-
-def a_number(m, x):
-    return m.conv2(m.norm1(m.conv1(x)) + 0.5)
-
-
-def twice_itself(m, x):
-    y = m.norm1(m.conv1(x))
-    return m.conv2(y + y)
-
-
-def in_place_on_a_value_in_use(m, x):
-    y = m.norm1(m.conv1(x))
-    z = m.conv2(m.relu_(y))
-    return y + z  # y is the activated value
-
-
-def in_place_on_what_was_normalised(m, x):
-    y = m.conv1(x)
-    z = m.norm1(y)
-    y *= -2
-    return m.conv2(z) + y
-
-
-def in_place_on_a_view(m, x):
-    y = m.conv1(x)
-    return m.conv2(m.relu_(y[:, :3])) + m.conv3(m.relu_((x - y).detach())) + y
-
-
-def in_place_on_a_detached_value(m, x):
-    y = m.conv1(x)
-    return m.conv2(m.relu_(y.detach())) + y
-
-
-def in_place_sum_of_a_value_in_use(m, x):
-    y = m.conv1(x)
-    z = y
-    z += m.norm1(m.conv2(x))
-    return m.conv3(z) + y
-
-
-def a_term_in_use(m, x):
-    y = m.norm1(m.conv1(x))
-    return F.relu(y + x) * y
-
-
-def in_place_on_a_term(m, x):
-    y = m.conv1(x)
-    z = m.norm1(m.conv2(x)) + y
-    y.mul_(2)
-    return m.conv3(z) + y
-
-
-def in_place_on_what_was_padded(m, x):
-    y = m.conv1(x)
-    z = F.pad(y, (2, 2, 2, 2), mode="reflect")
-    y.mul_(2)
-    return m.wide(z) + y
-
-
-def in_place_sum(m, x):
-    y = m.norm1(m.conv1(x))
-    y += x
-    return m.conv2(y) + y
-
-
-def two_norms_of_one_value(m, x):
-    y = m.conv1(x)
-    return m.conv2(F.relu(m.norm1(y))) + m.conv3(m.norm2(y))
-
-
-def one_layer_twice(m, x):
-    return m.conv1(m.norm1(m.conv1(m.norm1(m.conv1(x)))))
-
-
-def groups_and_running_statistics(m, x):
-    return m.conv3(F.gelu(m.batch(m.conv2(F.leaky_relu(m.group(m.conv1(x)), 0.3)))))
-
-
-def idle_layers_between(m, x):
-    return m.conv2(m.same(m.relu(m.drop(m.norm1(m.same(m.conv1(x)))))))
-
-
-def upsampled_and_padded(m, x):
-    y = F.interpolate(m.relu(m.norm1(m.conv1(x))), scale_factor=2)
-    return m.wide(F.pad(y, (2, 2, 2, 2), mode="reflect"))
-
-
-def upsampled_otherwise(m, x):
-    y = F.interpolate(m.norm1(m.conv1(x)), scale_factor=2, mode="bilinear")
-    y = F.interpolate(m.norm2(m.conv2(y)), size=(20, 30))
-    return m.conv3(F.interpolate(y, scale_factor=3))
-
-
-def padded_otherwise(m, x):
-    y = F.pad(m.norm1(m.conv1(x)), (1, 2, 1, 2), mode="reflect")
-    y = m.conv2(F.pad(m.norm2(y), (1, 1, 1, 1)))  # conv2 pads as well
-    return m.wide(F.pad(y, (2, 2, 2, 2), value=1.0))
-
-
-def transposed(m, x):
-    return m.up(m.relu(m.norm1(m.up(m.norm2(x)))))
-
-
-def a_size_of_its_own(m, x):
-    return m.up(m.relu(m.norm1(x)), output_size=[2 * n + 1 for n in (9, 11)])
-
-
-# The pattern, and how many norms run before the convolutions that read them.
-PATTERNS = {
-    two_readers: 0,
-    a_use_before_the_convolution: 1,
-    a_use_after_the_convolution: 0,
-    a_chain_of_sums: 0,
-    a_sum_before_the_activation: 1,
-    a_sum_of_two_norms: 1,
-    a_smaller_term: 0,
-    a_number: 1,
-    twice_itself: 1,
-    in_place_on_a_value_in_use: 1,
-    in_place_on_what_was_normalised: 0,
-    in_place_on_a_view: 0,
-    in_place_on_a_detached_value: 0,
-    in_place_sum_of_a_value_in_use: 1,
-    a_term_in_use: 1,
-    in_place_on_a_term: 1,
-    in_place_on_what_was_padded: 0,
-    in_place_sum: 0,
-    two_norms_of_one_value: 0,
-    one_layer_twice: 0,
-    groups_and_running_statistics: 0,
-    idle_layers_between: 0,
-    upsampled_and_padded: 0,
-    upsampled_otherwise: 2,
-    padded_otherwise: 2,
-    transposed: 0,
-    a_size_of_its_own: 1,
-}
-
-
-@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__)
-def test_patterns(pattern):
-    kind = type("Pattern", (Blocks,), {"forward": pattern})
-    model, x = network(kind), random(2, 3, 9, 11)
-    check(model, x)
-    materialised = calls_of(fuse_convolutions(model)[0], x)
-    assert materialised["instance_norm"] == PATTERNS[pattern], materialised
 
 
 class Branching(nn.Module):
@@ -355,6 +122,46 @@ def test_a_norm_with_a_hook_stays():
     model.norm1.register_forward_hook(lambda module, args, output: seen.append(output))
     check(model, random(2, 3, 9, 11))
     assert len(seen) == 4  # twice by the model, twice by the fused one
+
+
+def test_hooks_of_other_modules_run():
+    def pattern(m, x):
+        return m.wide(m.same(F.pad(m.norm1(m.conv2(x)), (1, 1, 1, 1))))
+
+    x = random(2, 3, 9, 11)
+    on_the_layer, on_the_network = (
+        network(type("Pattern", (Blocks,), {"forward": pattern})) for _ in range(2)
+    )
+    on_the_layer.same.register_forward_hook(lambda module, args, output: 2 * output)
+    on_the_network.register_forward_pre_hook(lambda module, args: (args[0] * args[0],))
+    assert len(check(on_the_layer, x).fused) == 2
+    assert not check(on_the_network, x).fused
+
+
+class Container(nn.Module):
+    """Uses a Sequential as a list, and asks what it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.Conv2d(3, 3, 5, padding=2), nn.InstanceNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 5)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() < -1e9 or not isinstance(self.layers, nn.Sequential):
+            return x
+        for layer in self.layers[:2]:
+            x = layer(x)
+        return self.layers(x)
+
+
+def test_modules_stay_what_they_are():
+    model, x = network(Container), random(2, 3, 13, 12)
+    assert len(check(model, x).fused) == 2
+    fused, _ = fuse_convolutions(model)
+    assert type(fused) is Container
+    assert fused.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(fused.layers)(x[:, None]).squeeze(1), fused.layers(x))
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -450,6 +257,8 @@ def test_a_network_without_convolutions_is_a_copy():
 
 def test_only_fused_convolutions_are_added():
     fused, report = fuse_convolutions(network(lambda: models.cyclegan_resnet(8, 1)))
-    found = [module for module in fused.modules() if isinstance(module, Convolve)]
+    assert fused.state_dict().keys() == type(fused)(*fused).state_dict().keys()
+    graph = fused.forward.args[1]
+    found = [module for module in graph.modules() if isinstance(module, Convolve)]
     assert len(found) == len(report.fused) == 8
     assert not list(found[0].parameters())

@@ -29,7 +29,6 @@ def test_planes_under_a_dark_bar(size, rows) -> None:
         torch.testing.assert_close(mean.double(), x.double().mean((2, 3)), rtol=1e-6, atol=0)
 
 
-@pytest.mark.xfail(reason="sums of squares may end below zero", strict=False)
 @pytest.mark.every_capability
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_variance_of_constant_planes_is_not_negative(layout) -> None:

@@ -10,6 +10,7 @@ from stylekernels.ops import norm_conv2d, norm_scale_shift
 from stylekernels.ops.arguments import check_conv_geometry
 from stylekernels.ops.dispatch import choose, use_reference
 from stylekernels.ops.transforms import inside_transform
+from stylekernels.reference.norm_conv2d import normalized_input
 from stylekernels.tensors import conv_channels, conv_size, wide_dtype
 
 
@@ -31,7 +32,7 @@ class Convolve(nn.Module):
     """`norm_conv2d` in channels_last, with weights that are packed once.
 
     It has no parameters: the network's own are arguments. A changed weight is noticed if it was
-    changed by PyTorch's own operations.
+    changed by PyTorch's own operations, and not through ``.data``.
 
     Args:
         geometry: which pixels are convolved.
@@ -63,7 +64,7 @@ class Convolve(nn.Module):
         weight: Tensor,
         bias: Tensor | None,
         scale_shift: Tensor | None,
-        residual: Tensor | None,
+        residual: Tensor | float | None,
         next_weight: Tensor | None = None,
         next_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -72,27 +73,32 @@ class Convolve(nn.Module):
         Args:
             x: (N, Cin, H, W).
             weight, bias: the convolution's.
-            scale_shift, residual: as for `norm_conv2d`. The residual may have another layout, and
-                is broadcast to x's shape.
+            scale_shift: as for `norm_conv2d`.
+            residual: any term that PyTorch can add.
             next_weight, next_bias: scale and shift of the norm of the output.
 
         Returns:
             The output; ``scale_shift`` for its reader; the normalised input. None for what is not
             asked for.
         """
-        if x.dim() == 4:
+        activation, negative_slope = self._activation
+        if not fits(x, residual):
+            x = normalized_input(x, scale_shift, activation, negative_slope, None) + residual
+            scale_shift, activation, residual = None, "none", None
+        if x.dim() == 4 and not inside_transform():
             x = x.contiguous(memory_format=torch.channels_last)
-        residual = in_layout_of(x, residual)
+        residual = residual_like(x, residual)
+        arguments = x, weight, bias, scale_shift, activation, negative_slope, residual
         if self._can_pack(x, weight):
-            return self._run(x, weight, bias, scale_shift, residual, next_weight, next_bias)
+            return self._run(*arguments, next_weight, next_bias)
         stride, padding, padding_mode, upsample = self._mode
         output = norm_conv2d(
             x,
             weight,
             bias=bias,
             scale_shift=scale_shift,
-            activation=self._activation[0],
-            negative_slope=self._activation[1],
+            activation=activation,
+            negative_slope=negative_slope,
             residual=residual,
             return_input=self._returns_input,
             stride=stride,
@@ -133,6 +139,8 @@ class Convolve(nn.Module):
         weight: Tensor,
         bias: Tensor | None,
         scale_shift: Tensor | None,
+        activation: str,
+        negative_slope: float,
         residual: Tensor | None,
         next_weight: Tensor | None,
         next_bias: Tensor | None,
@@ -159,7 +167,8 @@ class Convolve(nn.Module):
             packed,
             None if bias is None else bias.to(wide),
             scale_shift,
-            *self._activation,
+            activation,
+            negative_slope,
             residual,
             *self._mode,
             next_weight,
@@ -182,8 +191,18 @@ class Convolve(nn.Module):
         return known.contiguous, known.packed
 
 
-def in_layout_of(x: Tensor, residual: Tensor | None) -> Tensor | None:
+def fits(x: Tensor, residual: Tensor | float | None) -> bool:
+    """Return whether a sum with x has x's shape and dtype."""
+    if residual is None:
+        return True
+    if not isinstance(residual, Tensor) or (residual.dtype, residual.device) != (x.dtype, x.device):
+        return False
+    sizes = zip(residual.shape[::-1], x.shape[::-1], strict=False)
+    return residual.dim() <= x.dim() and all(size in (1, of_x) for size, of_x in sizes)
+
+
+def residual_like(x: Tensor, residual: Tensor | None) -> Tensor | None:
     """Return a residual in x's shape and layout."""
     if residual is None or (residual.shape == x.shape and residual.stride() == x.stride()):
         return residual
-    return torch.empty_like(x, dtype=residual.dtype).copy_(residual)
+    return torch.empty_like(x).copy_(residual)

@@ -7,7 +7,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from stylekernels.nn.pairs import has_hooks
+from stylekernels.nn.pairs import is_unchanged
 from stylekernels.ops.norm_conv2d import takes_kernel
 from stylekernels.tensors import PADDING_MODES
 
@@ -40,8 +40,9 @@ def why_no_kernel(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
     if parametrize.is_parametrized(conv):
         return "its weight is parametrized; remove the parametrization"
     if type(conv) not in CONVOLUTIONS:
-        return f"a subclass of {type(conv).__mro__[1].__name__}, which may compute something else"
-    if has_hooks(conv) or "forward" in vars(conv):
+        base = next(kind.__name__ for kind in type(conv).__mro__ if kind in CONVOLUTIONS)
+        return f"a subclass of {base}, which may compute something else"
+    if not is_unchanged(conv):
         return "it has hooks or a forward of its own"
     if conv.groups != 1 or conv.dilation != (1, 1):
         return "groups or dilation"
@@ -94,7 +95,7 @@ def with_padding(geometry: Geometry, node: fx.Node, module: nn.Module | None) ->
     none that `norm_conv2d` can do."""
     if geometry.padding or geometry.upsample != "none":
         return None
-    if type(module) in _PADS:
+    if type(module) in _PADS and is_unchanged(module):
         mode, padding = _PADS[type(module)], module.padding
     elif node.target is F.pad:
         given = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False))
@@ -104,16 +105,17 @@ def with_padding(geometry: Geometry, node: fx.Node, module: nn.Module | None) ->
             return None
     else:
         return None
-    sides = tuple(padding)
-    if len(sides) != 4 or not isinstance(sides[0], int) or sides != (sides[0],) * 4 or sides[0] < 0:
+    if not isinstance(padding, (tuple, list)) or not isinstance(padding[0], int):
         return None
-    return geometry._replace(padding=sides[0], padding_mode=mode)
+    if padding[0] < 0 or tuple(padding) != (padding[0],) * 4:
+        return None
+    return geometry._replace(padding=padding[0], padding_mode=mode)
 
 
 def with_upsampling(geometry: Geometry, node: fx.Node, module: nn.Module | None) -> Geometry | None:
     """Return the options for a convolution after a call that doubles the size by repeating pixels;
     None if that is another call, or `norm_conv2d` cannot do both."""
-    if type(module) in (nn.Upsample, nn.UpsamplingNearest2d):
+    if type(module) in (nn.Upsample, nn.UpsamplingNearest2d) and is_unchanged(module):
         given = vars(module)
     elif node.target is F.interpolate:
         names = ("input", "size", "scale_factor", "mode")

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from stylekernels.fusion.convolve import Convolve
+from stylekernels.fusion.geometry import CONVOLUTIONS
 from stylekernels.nn import GroupNorm, InstanceNorm2d
 from stylekernels.nn.forward_calls import FUNCTIONS
-from stylekernels.nn.pairs import ACTIVATIONS, has_hooks, options_of, passes_on
+from stylekernels.nn.pairs import ACTIVATIONS, is_unchanged, options_of, passes_on
 
 _METHODS = {"relu": nn.ReLU, "relu_": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -47,6 +47,11 @@ def takes_planes(norm: nn.Module) -> bool:
 class Calls:
     """The calls of a traced network.
 
+    A value may be read later than in the network if nothing changes it in between. Calls that
+    change a value in place are harmless if the value is new, as that of a norm is, and used by that
+    call only. No value is read across other ones, since PyTorch's views may show the change in any
+    tensor.
+
     Args:
         graph: its graph.
         root: the module that it is the graph of.
@@ -55,6 +60,25 @@ class Calls:
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self._root = root
         self.place = {node: index for index, node in enumerate(graph.nodes)}
+        self._new: set[fx.Node] = set()
+        self._visible: list[int] = []  # places of changes that others may see
+        for node in graph.nodes:
+            changed = node.args[0] if self._changes(node) and node.args else None
+            if changed is not None and changed in self._new and len(changed.users) == 1:
+                self._new.add(node)
+            elif self._changes(node):
+                self._visible.append(self.place[node])
+            elif self._makes_new(node):
+                self._new.add(node)
+
+    @property
+    def only_harmless_changes(self) -> bool:
+        """Whether no call changes a value that others may see."""
+        return not self._visible
+
+    def is_changed_between(self, first: fx.Node, last: fx.Node) -> bool:
+        """Return whether a call between two others changes a value that others may see."""
+        return any(self.place[first] < place < self.place[last] for place in self._visible)
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that a node calls, if it calls one."""
@@ -68,8 +92,7 @@ class Calls:
         return (
             kind in NORMS
             and (kind is not nn.BatchNorm2d or module.running_mean is not None)
-            and not has_hooks(module)
-            and "forward" not in vars(module)
+            and is_unchanged(module)
             and len(node.args) == 1
             and not node.kwargs
         )
@@ -92,7 +115,7 @@ class Calls:
     def _read_activation(self, node: fx.Node) -> Input:
         """Read ``activation(norm(x))`` or ``activation(norm(x) + residual)``."""
         activation = self._activation(node)
-        if activation is None:
+        if activation is None or self.place.get(node) in self._visible:
             return self._read_norm(node)
         before = node.args[0]
         if len(before.users) == 1:
@@ -103,15 +126,12 @@ class Calls:
             found = self._read_norm(before)
             if found.norm is not None and found.activation == "none":
                 return Input(found.x, found.norm, *activation)
-        if self._changes(node) and not (len(before.users) == 1 and self._is_new(before)):
-            return Input(node)
         return Input(before, None, *activation)
 
     def _read_norm(self, node: fx.Node) -> Input:
         """Read ``norm(x)``, which has an activation of its own if it is of this library."""
-        while node.op == "call_module" and passes_on(self.module(node)) and len(node.users) == 1:
-            node = node.args[0]
-        if not self.is_norm(node) or self.is_changed(node.args[0]):
+        node = self.skip_idle(node)
+        if not self.is_norm(node):
             return Input(node)
         module = self.module(node)
         activation = getattr(module, "activation", "none"), getattr(module, "negative_slope", 0.01)
@@ -121,10 +141,10 @@ class Calls:
         """Return the name and the slope of the activation that a node calls."""
         module = self.module(node)
         if module is not None:
-            alone = type(module) in ACTIVATIONS and not has_hooks(module)
-            return options_of(module) if alone and "forward" not in vars(module) else None
+            plain = type(module) in ACTIVATIONS and is_unchanged(module)
+            return options_of(module) if plain else None
         makers = {"call_function": FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
-        if node.target not in makers or not isinstance(node.args[0], fx.Node):
+        if node.target not in makers or node.all_input_nodes != [node.args[0]]:
             return None
         try:
             return options_of(makers[node.target](*node.args[1:], **node.kwargs))
@@ -139,26 +159,37 @@ class Calls:
         terms = node.args
         if len(terms) != 2 or node.kwargs or not all(isinstance(t, fx.Node) for t in terms):
             return
-        if terms[0] is terms[1] or (self._changes(node) and len(terms[0].users) > 1):
-            return
-        for term, residual in (terms[::-1], terms):
-            if not self.is_changed(residual, but=node):
-                yield term, residual
+        if terms[0] is not terms[1] and self.place.get(node) not in self._visible:
+            yield terms[1], terms[0]
+            yield terms[0], terms[1]
+
+    def skip_idle(self, node: fx.Node) -> fx.Node:
+        """Return the value that idle layers, such as a Dropout in evaluation, pass on to a node."""
+        while len(node.users) == 1 and node.op == "call_module" and passes_on(self.module(node)):
+            if len(node.args[0].users) > 1:
+                break  # both are one tensor, which may be changed
+            node = node.args[0]
+        return node
 
     def _changes(self, node: fx.Node) -> bool:
-        """Return whether a node changes its first argument."""
+        """Return whether a node changes one of its arguments."""
         if node.op == "call_module":
             return getattr(self.module(node), "inplace", False)
+        if node.op not in ("call_function", "call_method"):
+            return False
         name = node.target if isinstance(node.target, str) else node.target.__name__
         in_place = name.endswith("_") and not name.endswith("__")
-        return in_place or name in _IN_PLACE or bool(node.kwargs.get("inplace"))
+        options = (*node.args[1:], node.kwargs.get("inplace"))
+        return (
+            in_place
+            or name in _IN_PLACE
+            or "out" in node.kwargs
+            or (node.target in FUNCTIONS and True in [option is True for option in options])
+        )
 
-    def is_changed(self, node: fx.Node, but: fx.Node | None = None) -> bool:
-        """Return whether another node than ``but`` changes a value in place."""
-        return any(self._changes(user) for user in node.users if user is not but)
-
-    def _is_new(self, node: fx.Node) -> bool:
-        """Return whether a value is no view of another."""
-        if node.target is operator.getitem:
-            return isinstance(self.module(node.args[0]), Convolve)
-        return node.op == "call_module" and not passes_on(self.module(node))
+    def _makes_new(self, node: fx.Node) -> bool:
+        """Return whether a value is known to be no view of another."""
+        module = self.module(node)
+        if module is not None:
+            return isinstance(module, (*CONVOLUTIONS, *NORMS)) and is_unchanged(module)
+        return node.target in (operator.add, operator.sub, operator.mul, torch.add, torch.cat)

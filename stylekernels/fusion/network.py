@@ -19,9 +19,9 @@ from stylekernels.fusion.geometry import (
     with_upsampling,
 )
 from stylekernels.fusion.inputs import Calls, Input, takes_planes
-from stylekernels.fusion.norms import normalize, scale_shift_of
-from stylekernels.fusion.tracing import traced
-from stylekernels.nn.pairs import passes_on
+from stylekernels.fusion.norms import LikeInput, Normalize, ScaleShift
+from stylekernels.fusion.tracing import let_run, traced
+from stylekernels.nn.pairs import has_hooks
 
 _OUTPUT, _SCALE_SHIFT, _INPUT = range(3)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -38,9 +38,11 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
     and the addition after them. Convolutions that PyTorch runs as fast stay PyTorch's.
 
     The calls are found by `torch.fx`. Where it cannot follow a module, the modules in it are tried.
-    The result shares parameters and buffers with the model, which does not change, and has the same
-    outputs up to rounding. It has no gradients: call it under ``torch.no_grad()`` or
-    ``torch.inference_mode()``. Inputs in channels_last are fastest.
+    The result shares parameters and buffers with the model, which does not change. Its class, its
+    methods and the names in its state_dict are the model's. Outputs are the same up to rounding,
+    and as contiguous as the first argument; a call with other arguments than the required ones runs
+    the model as it was. There are no gradients: call it under ``torch.no_grad()`` or
+    ``torch.inference_mode()``. Batches of images in channels_last are fastest.
 
     Args:
         model: a network in evaluation mode, on any device, in any dtype; also one that `convert`
@@ -67,8 +69,15 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
             "model.eval() first"
         )
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        fused = revert(copy.deepcopy(model, shared))
+    except RuntimeError as error:
+        raise ValueError(
+            f"model: expected a network that can be copied, but {error}; call "
+            "torch.nn.utils.remove_weight_norm first where a weight is computed"
+        ) from error
     report = Report()
-    fused = _fused(revert(copy.deepcopy(model, shared)), "", report, {})
+    _fuse_in(fused, "", report, set())
     names = model.named_modules(remove_duplicate=False)
     order = {name: index for index, (name, _) in enumerate(names)}
     for entries in (report.fused, report.alone, report.left):
@@ -76,31 +85,30 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
     return fused, report
 
 
-def _fused(
-    module: nn.Module, name: str, report: Report, known: dict[nn.Module, nn.Module]
-) -> nn.Module:
-    """Return a module, or the modules in it that can be traced, with fused convolutions."""
-    if module not in known:
-        known[module] = module
-        if isinstance(module, CONVOLUTIONS):
-            report.left.append(Entry(name, type(module).__name__, "its caller cannot be traced"))
-        elif any(isinstance(child, CONVOLUTIONS) for child in module.modules()):
-            graph = traced(module)
-            if graph is None:
-                for key, child in module._modules.items():  # also one that occurs again
-                    if child is not None:
-                        fused = _fused(child, f"{name}.{key}".strip("."), report, known)
-                        setattr(module, key, fused)
-            else:
-                known[module] = _Rewriting(module, graph, name, report).run()
-    return known[module]
+def _fuse_in(module: nn.Module, name: str, report: Report, known: set[nn.Module]) -> None:
+    """Fuse the convolutions of a module, or those of the modules in it, if it cannot be traced."""
+    inside = [each for each in module.modules() if isinstance(each, CONVOLUTIONS)]
+    if module in known or not inside:
+        return
+    known.add(module)
+    if isinstance(module, CONVOLUTIONS):
+        report.left.append(Entry(name, type(module).__name__, "its caller cannot be traced"))
+        return
+    # Hooks of layers keep only these apart. Those of other modules must run at each call.
+    hooked = any(has_hooks(each) for each in module.modules() if list(each.children()))
+    graph = None if hooked else traced(module)
+    if graph is not None:
+        _Rewriting(module, graph, name, report).run()
+        return
+    for key, child in module.named_children():
+        _fuse_in(child, f"{name}.{key}".strip("."), report, known)
 
 
 class _Rewriting:
     """Rewrites the graph of one module.
 
     Args:
-        root: the module.
+        root: the module, whose forward is replaced.
         graph: its graph, which is changed.
         name: the module's name in the network.
         report: receives what became of each layer.
@@ -111,8 +119,8 @@ class _Rewriting:
         self._calls = Calls(graph, root)
         self._added: list[str] = []  # names of modules
 
-    def run(self) -> nn.Module:
-        """Return the module with the changed graph."""
+    def run(self) -> None:
+        """Let the module run the changed graph."""
         convolutions = {}
         for node in self._graph.nodes:
             module = self._calls.module(node)
@@ -130,11 +138,28 @@ class _Rewriting:
         for node in reversed(list(self._graph.nodes)):
             if node.users:  # else it is the output, or part of a call that was replaced
                 self._normalize(node)
+        self._keep_layouts()
         self._graph.lint()
         fused = fx.GraphModule(self._root, self._graph, type(self._root).__name__)
         for name in self._added:
             delattr(self._root, name)
-        return fused.eval()
+        let_run(self._root, fused.eval())
+
+    def _keep_layouts(self) -> None:
+        """Return images in the layout of the first argument, and let views be made of images in
+        channels_last."""
+        first = next((node for node in self._graph.nodes if node.op == "placeholder"), None)
+        *_, output = self._graph.nodes
+        with self._graph.inserting_before(output):
+            output.args = fx.map_arg(
+                output.args,
+                lambda value: self._graph.call_module(self._add(LikeInput()), (value, first)),
+            )
+        for node in self._graph.nodes:
+            if node.op == "call_method" and node.target == "view":
+                sizes = not any(isinstance(size, torch.dtype) for size in node.args)
+                if sizes and self._calls.only_harmless_changes:
+                    node.target = "reshape"
 
     def _tell(self, entries: list[Entry], node: fx.Node, why: str) -> None:
         name = f"{self._prefix}.{node.target}".strip(".")
@@ -151,6 +176,9 @@ class _Rewriting:
         """
         source, geometry, parts = self._placed(node, conv)
         read = self._calls.read(source)
+        if self._is_stale(read, node):
+            source, geometry, parts = node.args[0], geometry_of(conv), []
+            read = Input(source)
         returns_input = len(source.users) > 1
         if read.residual_first or (
             returns_input and (read.norm is None or not self._is_first(node, source))
@@ -183,6 +211,11 @@ class _Rewriting:
         else:
             self._graph.erase_node(given)
 
+    def _is_stale(self, read: Input, node: fx.Node) -> bool:
+        """Return whether what an input is made of may have changed when a node is called."""
+        begins = [each for each in (read.x, read.residual) if each is not None]
+        return any(self._calls.is_changed_between(begin, node) for begin in begins)
+
     def _feeds_planes(self, user: fx.Node) -> bool:
         """Return whether a node is a norm that takes the statistics of each plane."""
         return self._calls.is_norm(user) and takes_planes(self._calls.module(user))
@@ -190,7 +223,8 @@ class _Rewriting:
     def _add(self, module: nn.Module) -> str:
         """Add a module to the network, and return its name."""
         number = len(self._added)
-        while hasattr(self._root, name := f"convolve_{number}"):
+        kind = type(module).__name__.lower()
+        while hasattr(self._root, name := f"{kind}_{number}"):
             number += 1
         self._root.add_module(name, module)
         self._added.append(name)
@@ -205,8 +239,7 @@ class _Rewriting:
         producer = read.x.args[0] if read.x.target is operator.getitem else None
         module = producer and self._calls.module(producer)
         if not (isinstance(module, Convolve) and module.next_eps is None and takes_planes(norm)):
-            groups = getattr(norm, "num_groups", None)
-            return self._graph.call_function(scale_shift_of, (read.x, *tensors, groups, norm.eps))
+            return self._graph.call_module(self._add(ScaleShift(norm)), (read.x, *tensors))
         module.next_eps = norm.eps
         weight, bias, *_ = tensors
         for attribute in (weight, bias):
@@ -233,20 +266,13 @@ class _Rewriting:
         that, and what was found."""
         source, geometry, parts = node.args[0], geometry_of(conv), []
         for step in (with_padding, with_upsampling):
-            while self._only_passes(source):
-                source = source.args[0]
+            source = self._calls.skip_idle(source)
             module = self._calls.module(source)
             changed = step(geometry, source, module) if len(source.users) == 1 else None
-            if changed is not None and not self._calls.is_changed(source.args[0]):
+            if changed is not None:
                 parts.append(_label(source, module))
                 source, geometry = source.args[0], changed
-        while self._only_passes(source):
-            source = source.args[0]
-        return source, geometry, parts
-
-    def _only_passes(self, node: fx.Node) -> bool:
-        module = self._calls.module(node)
-        return module is not None and passes_on(module) and len(node.users) == 1
+        return self._calls.skip_idle(source), geometry, parts
 
     def _is_first(self, node: fx.Node, source: fx.Node) -> bool:
         """Return whether all other uses of a value come after a convolution that reads it."""
@@ -270,23 +296,16 @@ class _Rewriting:
     def _normalize(self, node: fx.Node) -> None:
         """Replace a norm, with the activation and the addition after it."""
         read = self._calls.read(node)
-        if read.norm is None:
+        if read.norm is None or self._is_stale(read, node):
             return
         norm = self._calls.module(read.norm)
         if isinstance(norm, nn.BatchNorm2d) and read.activation == "none" and not read.residual:
             return  # PyTorch's is as fast
         with self._graph.inserting_before(node):
             tensors = [self._attribute(read.norm, name) for name in _TENSORS]
-            groups = getattr(norm, "num_groups", None)
-            call = self._graph.call_function(
-                normalize,
-                (read.x, *tensors, read.residual, groups, norm.eps),
-                {
-                    "activation": read.activation,
-                    "negative_slope": read.negative_slope,
-                    "residual_first": read.residual_first,
-                },
-            )
+            options = (read.activation, read.negative_slope, read.residual_first)
+            name = self._add(Normalize(norm, *options))
+            call = self._graph.call_module(name, (read.x, *tensors, read.residual))
         parts = list(self._named(read))[-2::-1]
         what = f"with the {', '.join(parts)} after it" if parts else "no convolution reads it"
         self._tell(self._report.alone, read.norm, what)

@@ -1,37 +1,50 @@
-"""The norms in the graph of a fused network."""
+"""The norms in the graph of a fused network. They are modules because a graph that is read from a
+file traces functions again."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from stylekernels.fusion.convolve import in_layout_of
+from stylekernels.fusion.convolve import fits, residual_like
 from stylekernels.ops import group_norm, instance_norm, instance_norm_stats, norm_scale_shift
+from stylekernels.reference.instance_norm import activate
 from stylekernels.tensors import wide_dtype
 
 
-def scale_shift_of(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    groups: int | None,
-    eps: float,
-) -> Tensor:
-    """Return scale and shift of a norm, (N, C, 2), for the convolution that reads x.
+class ScaleShift(nn.Module):
+    """Scale and shift of a norm for the convolution that reads its input.
 
     Args:
-        x: (N, C, H, W).
-        weight, bias: the norm's, (C,).
-        mean, var: running statistics, (C,); None for those of x's planes.
-        groups: number of groups of channels of a group norm; None for other norms.
-        eps: the norm's.
+        norm: an instance norm, group norm or batch norm.
     """
-    if mean is not None:
-        mean, var = (each.to(wide_dtype(x)).expand(x.shape[:2]) for each in (mean, var))
-    else:
-        mean, var = instance_norm_stats(x)
-        if groups is not None:
-            mean, var = _of_groups(mean, var, groups)
-    return norm_scale_shift(mean, var, weight, bias, eps)
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self._groups, self._eps = getattr(norm, "num_groups", None), norm.eps
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+    ) -> Tensor:
+        """Compute them.
+
+        Args:
+            x: (N, C, H, W).
+            weight, bias: the norm's, (C,).
+            mean, var: running statistics, (C,); None for those of x's planes or groups.
+
+        Returns:
+            (N, C, 2).
+        """
+        if mean is not None:
+            mean, var = (each.to(wide_dtype(x)).expand(x.shape[:2]) for each in (mean, var))
+        else:
+            mean, var = instance_norm_stats(x)
+            if self._groups is not None:
+                mean, var = _of_groups(mean, var, self._groups)
+        return norm_scale_shift(mean, var, weight, bias, self._eps)
 
 
 def _of_groups(mean: Tensor, var: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -46,21 +59,61 @@ def _of_groups(mean: Tensor, var: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def normalize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    residual: Tensor | None,
-    groups: int | None,
-    eps: float,
-    **options,
-) -> Tensor:
-    """Run `instance_norm` or `group_norm`: arguments as for `scale_shift_of`, a residual in any
-    layout, and ``activation``, ``negative_slope`` and ``residual_first``."""
-    options |= {"residual": in_layout_of(x, residual), "eps": eps}
-    if groups is not None:
-        return group_norm(x, groups, weight, bias, **options)
-    stats = None if mean is None else (mean, var)
-    return instance_norm(x, weight, bias, stats=stats, **options)
+class Normalize(nn.Module):
+    """A norm with the activation and the addition after it.
+
+    Args:
+        norm: as for `ScaleShift`.
+        activation, negative_slope, residual_first: as for `instance_norm`.
+    """
+
+    def __init__(
+        self, norm: nn.Module, activation: str, negative_slope: float, residual_first: bool
+    ) -> None:
+        super().__init__()
+        self._groups, self._eps = getattr(norm, "num_groups", None), norm.eps
+        self._activation = activation, negative_slope
+        self._residual_first = residual_first
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        residual: Tensor | float | None,
+    ) -> Tensor:
+        """Run `instance_norm` or `group_norm`: arguments as for `ScaleShift`, and any term that
+        PyTorch can add."""
+        activation, negative_slope = self._activation
+        options = {"negative_slope": negative_slope, "eps": self._eps}
+        if fits(x, residual):
+            options |= {
+                "activation": activation,
+                "residual": residual_like(x, residual),
+                "residual_first": self._residual_first,
+            }
+            return self._norm(x, weight, bias, mean, var, options)
+        if self._residual_first:
+            y = self._norm(x, weight, bias, mean, var, options) + residual
+            return activate(y, activation, negative_slope)
+        options["activation"] = activation
+        return self._norm(x, weight, bias, mean, var, options) + residual
+
+    def _norm(self, x, weight, bias, mean, var, options) -> Tensor:
+        if self._groups is not None:
+            return group_norm(x, self._groups, weight, bias, **options)
+        stats = None if mean is None else (mean, var)
+        return instance_norm(x, weight, bias, stats=stats, **options)
+
+
+class LikeInput(nn.Module):
+    """The output of a network, in the layout of its input."""
+
+    def forward(self, y: object, x: object) -> object:
+        """Return an image, contiguous if the image x is; other values as they are."""
+        images = all(isinstance(each, Tensor) and each.dim() == 4 for each in (y, x))
+        if images and x.is_contiguous():
+            return y.contiguous()
+        return y

@@ -1,15 +1,22 @@
 """Graphs of modules, by `torch.fx`."""
 
+import copy
+import functools
+import inspect
 import operator
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from stylekernels.fusion.geometry import CONVOLUTIONS
 from stylekernels.fusion.inputs import NORMS
 
 
 class _Proxy(fx.Proxy):
-    """A value. PyTorch's own class records ``y += x`` as ``y + x``, which leaves y as it was."""
+    """A value that passes for a tensor. PyTorch's own class does not, and records ``y += x`` as
+    ``y + x``, which leaves y as it was."""
+
+    __class__ = property(lambda self: Tensor)
+    _is_param = _is_buffer = False  # for isinstance(value, nn.Parameter) and nn.Buffer
 
     def __iadd__(self, other):
         return self._in_place(operator.iadd, other)
@@ -30,8 +37,13 @@ class _Proxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Follows all modules but layers, also layers of other packages than torch.nn."""
 
+    proxy_buffer_attributes = True
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_arg(self, a):
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
@@ -42,9 +54,56 @@ class _Tracer(fx.Tracer):
 
 
 def traced(module: nn.Module) -> fx.Graph | None:
-    """Return the graph of a module, or None if its forward depends on values, or does what
-    `torch.fx` cannot follow."""
+    """Return the graph of a module for a call with its required arguments.
+
+    Returns:
+        None if the module's forward depends on values, or does what `torch.fx` cannot follow.
+    """
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    copied = copy.deepcopy(module, shared)  # tracing runs its forward, which may set attributes
+    before = set(vars(copied))
     try:
-        return _Tracer().trace(module)
-    except Exception:  # tracing runs the module's own code
+        parameters = inspect.signature(type(module).forward).parameters
+        given = {
+            name: parameter.default
+            for name, parameter in parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        graph = _Tracer().trace(copied, concrete_args=given)
+    except Exception:  # of the module's own code as well
         return None
+    if any(name.startswith("_tensor_constant") for name in vars(copied).keys() - before):
+        return None  # a tensor that forward makes: it may be random
+    for node in list(graph.nodes):  # also erased ones
+        if node.op == "placeholder" and node.target.rpartition("_")[0] in given:
+            _erase(graph, node)
+        elif not node.args and "input" in node.kwargs:
+            node.args, node.kwargs = _positional(node.kwargs)
+    return graph
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Erase an argument that has its default, and the checks of that."""
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
+def _positional(options: dict) -> tuple[tuple, dict]:
+    """Return arguments and options of a call whose image was given by name."""
+    return (options["input"],), {name: options[name] for name in options if name != "input"}
+
+
+def _run(module: nn.Module, graph: fx.GraphModule, required: int, *args, **options):
+    """Run the graph for a call with the required arguments, else the module's own forward."""
+    if options or len(args) != required:
+        return type(module).forward(module, *args, **options)
+    return graph(*args)
+
+
+def let_run(module: nn.Module, graph: fx.GraphModule) -> None:
+    """Replace a module's forward by a graph. Its class, names and other methods stay."""
+    required = sum(node.op == "placeholder" for node in graph.graph.nodes)
+    # Past the module's __setattr__, which would give the parameters of the graph new names.
+    forward = functools.partial(_run, module, graph, required)
+    object.__setattr__(module, "forward", forward)

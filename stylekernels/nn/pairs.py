@@ -42,6 +42,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def is_unchanged(module: nn.Module) -> bool:
+    """Return whether a module has neither hooks nor a forward of its own."""
+    return "forward" not in module.__dict__ and not has_hooks(module)
+
+
 def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
     """Return why a norm and the module after it cannot be one op; None if they can."""
     if successor is None:
@@ -66,7 +71,7 @@ def passes_on(module: nn.Module, *, in_evaluation: bool = False) -> bool:
         idle = in_evaluation or not module.training or module.p == 0
     else:
         idle = kind is nn.Identity
-    return idle and "forward" not in module.__dict__ and not has_hooks(module)
+    return idle and is_unchanged(module)
 
 
 def run_pair(norm: nn.Module, activation: nn.Module, x: Tensor) -> Tensor:

@@ -280,9 +280,10 @@ inline void lane_moments(const T* x, int64_t pitch, int64_t pixels, int64_t widt
     for (int64_t j = 0; j < lanes; ++j) {
       const double total = sum[j], before = first == 0 ? 0 : mean[j];
       const double delta = double(shift[j]) + total * inverse - before;
+      const double rest = double(square[j]) - total * total * inverse;
       mean[j] = before + delta * share;
-      m2[j] = (first == 0 ? 0 : m2[j]) + double(square[j]) - total * total * inverse +
-              delta * delta * weight;
+      // Rounding may make the rest of constant values negative. NaN stays.
+      m2[j] = (first == 0 ? 0 : m2[j]) + (rest < 0 ? 0 : rest) + delta * delta * weight;
     }
   }
 }
