@@ -42,7 +42,8 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
     methods and the names in its state_dict are the model's. Outputs are the same up to rounding,
     and as contiguous as the first argument; a call with other arguments than the required ones runs
     the model as it was. There are no gradients: call it under ``torch.no_grad()`` or
-    ``torch.inference_mode()``. Batches of images in channels_last are fastest.
+    ``torch.inference_mode()``. A network and images in channels_last are fastest: PyTorch converts
+    the weights of the convolutions that are left at each call otherwise.
 
     Args:
         model: a network in evaluation mode, on any device, in any dtype; also one that `convert`
