@@ -179,12 +179,12 @@ class Calls:
             return False
         name = node.target if isinstance(node.target, str) else node.target.__name__
         in_place = name.endswith("_") and not name.endswith("__")
-        options = (*node.args[1:], node.kwargs.get("inplace"))
+        options = *node.args[1:], node.kwargs.get("inplace")
         return (
             in_place
             or name in _IN_PLACE
             or "out" in node.kwargs
-            or (node.target in FUNCTIONS and True in [option is True for option in options])
+            or (node.target in FUNCTIONS and any(option is True for option in options))
         )
 
     def _makes_new(self, node: fx.Node) -> bool:

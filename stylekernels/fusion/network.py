@@ -18,10 +18,9 @@ from stylekernels.fusion.geometry import (
     with_padding,
     with_upsampling,
 )
-from stylekernels.fusion.inputs import Calls, Input, takes_planes
+from stylekernels.fusion.inputs import NORMS, Calls, Input, takes_planes
 from stylekernels.fusion.norms import LikeInput, Normalize, ScaleShift
-from stylekernels.fusion.tracing import let_run, traced
-from stylekernels.nn.pairs import has_hooks
+from stylekernels.fusion.tracing import CannotTrace, let_run, traced
 
 _OUTPUT, _SCALE_SHIFT, _INPUT = range(3)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -64,11 +63,12 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"model: expected an eager torch.nn.Module, got {type(model).__name__}")
-    if any(module.training for module in model.modules()):
-        raise ValueError(
-            "model: expected a network in evaluation mode, got one in training mode; call "
-            "model.eval() first"
-        )
+    for name, module in model.named_modules():
+        if module.training:
+            raise ValueError(
+                "model: expected a network in evaluation mode, but "
+                f"{name or type(module).__name__} is in training mode; call model.eval() first"
+            )
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
         fused = revert(copy.deepcopy(model, shared))
@@ -86,23 +86,36 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
     return fused, report
 
 
-def _fuse_in(module: nn.Module, name: str, report: Report, known: set[nn.Module]) -> None:
-    """Fuse the convolutions of a module, or those of the modules in it, if it cannot be traced."""
-    inside = [each for each in module.modules() if isinstance(each, CONVOLUTIONS)]
-    if module in known or not inside:
+def _fuse_in(
+    module: nn.Module,
+    name: str,
+    report: Report,
+    known: set[nn.Module],
+    why: str = "it is the network itself",
+) -> None:
+    """Fuse the convolutions of a module, or those of the modules in it, if it cannot be traced.
+
+    Args:
+        module: a module.
+        name: its name in the network.
+        report: receives what became of each layer.
+        known: modules that were seen before.
+        why: the reason why its owner cannot be traced.
+    """
+    if module in known or not any(isinstance(each, CONVOLUTIONS) for each in module.modules()):
         return
     known.add(module)
     if isinstance(module, CONVOLUTIONS):
-        report.left.append(Entry(name, type(module).__name__, "its caller cannot be traced"))
+        what = type(module).__name__
+        report.left.append(Entry(name, what, f"its caller cannot be traced: {why}"))
         return
-    # Hooks of layers keep only these apart. Those of other modules must run at each call.
-    hooked = any(has_hooks(each) for each in module.modules() if list(each.children()))
-    graph = None if hooked else traced(module)
-    if graph is not None:
+    try:
+        graph = traced(module)
+    except CannotTrace as error:
+        for key, child in module.named_children():
+            _fuse_in(child, f"{name}.{key}".strip("."), report, known, str(error))
+    else:
         _Rewriting(module, graph, name, report).run()
-        return
-    for key, child in module.named_children():
-        _fuse_in(child, f"{name}.{key}".strip("."), report, known)
 
 
 class _Rewriting:
@@ -133,6 +146,7 @@ class _Rewriting:
                     convolutions[node] = module
                 else:
                     self._tell(self._report.left, node, why)
+        self._tell_of_others()
         feeding = {self._calls.read(self._placed(*each)[0]).x for each in convolutions.items()}
         for node, module in convolutions.items():
             self._fuse(node, module, node in feeding)
@@ -166,6 +180,18 @@ class _Rewriting:
         name = f"{self._prefix}.{node.target}".strip(".")
         if all(entry.name != name for entry in entries):
             entries.append(Entry(name, type(self._calls.module(node)).__name__, why))
+
+    def _tell_of_others(self) -> None:
+        """Report the layers that no pattern can have."""
+        called = {self._calls.module(node): node for node in self._graph.nodes}
+        for module, node in called.items():
+            if isinstance(module, NORMS) and not self._calls.is_norm(node):
+                self._tell(self._report.left, node, "hooks, or statistics of the whole batch")
+        for name, module in self._root.named_modules():
+            if isinstance(module, CONVOLUTIONS) and module not in called:
+                path = f"{self._prefix}.{name}".strip(".")
+                entry = Entry(path, type(module).__name__, "no call of it was found")
+                self._report.left.append(entry)
 
     def _fuse(self, node: fx.Node, conv: nn.Conv2d | nn.ConvTranspose2d, feeds: bool) -> None:
         """Replace a convolution, with what stands before it.

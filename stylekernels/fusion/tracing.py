@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from stylekernels.fusion.geometry import CONVOLUTIONS
 from stylekernels.fusion.inputs import NORMS
+from stylekernels.nn.pairs import has_hooks
 
 
 class _Proxy(fx.Proxy):
@@ -53,12 +54,20 @@ class _Tracer(fx.Tracer):
         )
 
 
-def traced(module: nn.Module) -> fx.Graph | None:
+class CannotTrace(Exception):
+    """A forward depends on values, or does what `torch.fx` cannot follow. The message is the reason
+    in one line."""
+
+
+def traced(module: nn.Module) -> fx.Graph:
     """Return the graph of a module for a call with its required arguments.
 
-    Returns:
-        None if the module's forward depends on values, or does what `torch.fx` cannot follow.
+    Raises:
+        CannotTrace: if there is no such graph.
     """
+    # Hooks of layers keep only these apart. Those of other modules must run at each call.
+    if any(has_hooks(each) for each in module.modules() if list(each.children())):
+        raise CannotTrace("a module around others has hooks")
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     copied = copy.deepcopy(module, shared)  # tracing runs its forward, which may set attributes
     before = set(vars(copied))
@@ -70,10 +79,10 @@ def traced(module: nn.Module) -> fx.Graph | None:
             if parameter.default is not parameter.empty
         }
         graph = _Tracer().trace(copied, concrete_args=given)
-    except Exception:  # of the module's own code as well
-        return None
+    except Exception as error:  # of the module's own code as well
+        raise CannotTrace(str(error).partition("\n")[0] or type(error).__name__) from error
     if any(name.startswith("_tensor_constant") for name in vars(copied).keys() - before):
-        return None  # a tensor that forward makes: it may be random
+        raise CannotTrace("its forward makes a tensor, which may be random")
     for node in list(graph.nodes):  # also erased ones
         if node.op == "placeholder" and node.target.rpartition("_")[0] in given:
             _erase(graph, node)
