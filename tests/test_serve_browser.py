@@ -120,7 +120,7 @@ def test_a_photo_is_painted_and_saved_in_its_own_size(page, styles, tmp_path):
     shows(page, "#status", "small.png")
     (tmp_path / "note.png").write_text("hello")
     page.set_input_files("#photo-file", tmp_path / "note.png")
-    shows(page, "#status", "This browser cannot show this picture.")
+    shows(page, "#status", "This browser cannot show note.png.")
 
 
 def test_a_video_is_painted_while_it_plays(page, styles, tmp_path):
@@ -135,6 +135,9 @@ def test_a_video_is_painted_while_it_plays(page, styles, tmp_path):
     page.get_by_role("button", name="Pause").click()
     playwright.expect(page.get_by_role("button", name="Play")).to_be_visible()
     shows(page, "#clock", "/ 0:02")
+    (tmp_path / "note.webm").write_text("hello")
+    page.set_input_files("#video-file", tmp_path / "note.webm")
+    shows(page, "#status", "This browser cannot play note.webm.")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -113,7 +113,7 @@ const openPhoto = (file) => use('photo', file.name, async () => {
   try {
     return await PhotoSource.open(file);
   } catch {
-    throw new Error('This browser cannot show this picture.');
+    throw new Error(`This browser cannot show ${file.name}.`);
   }
 });
 

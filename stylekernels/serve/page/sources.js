@@ -80,7 +80,7 @@ export class VideoSource extends ElementSource {
     } catch {
       URL.revokeObjectURL(element.src);
       element.remove();
-      throw new Error('This browser cannot play this video.');
+      throw new Error(`This browser cannot play ${file.name}.`);
     }
     return new VideoSource(element, changed);
   }
