@@ -3,15 +3,18 @@
 By default each test draws few cases, the same in every run. `make fuzz` draws more, from a seed.
 """
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from stylekernels import native
+from stylekernels import native, use_impl
 from stylekernels.ops import dispatch
+from tests import conftest
 from tests.conftest import DTYPES, laid_out, random
 from tests.conftest import LAYOUTS as DENSE_AND_CROPPED
 
@@ -74,6 +77,15 @@ def fuzz(cases: int, *, interpreted: bool = False) -> settings:
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
+
+
+@contextlib.contextmanager
+def forced(impl: str) -> Iterator[None]:
+    """Run an implementation. Under ``reference`` PyTorch chooses the layout of x's gradient, which
+    is not x's for every shape."""
+    checked = impl != "reference"
+    with use_impl(impl), mock.patch.object(conftest, "CHECKS_GRADIENT_LAYOUT", checked):
+        yield
 
 
 @st.composite

@@ -7,7 +7,7 @@ cases have several pixels and no constant planes.
 import pytest
 import torch
 
-from stylekernels import gram_loss, gram_matrix, use_impl
+from stylekernels import gram_loss, gram_matrix
 from tests.fuzzing import (
     IMPLEMENTATIONS,
     INTERPRETED,
@@ -16,6 +16,7 @@ from tests.fuzzing import (
     bad_values,
     dtypes,
     few_or_many,
+    forced,
     fuzz,
     layouts,
     seeds,
@@ -90,7 +91,7 @@ def check_one_loss(case: dict) -> None:
 @fuzz(40)
 @given(case=cases())
 def test_gram_matrix(impl, case) -> None:
-    with use_impl(impl):
+    with forced(impl):
         check_matrix(case)
 
 
@@ -98,7 +99,7 @@ def test_gram_matrix(impl, case) -> None:
 @fuzz(40)
 @given(case=cases())
 def test_gram_loss(impl, case) -> None:
-    with use_impl(impl):
+    with forced(impl):
         check_one_loss(case)
 
 
@@ -117,14 +118,14 @@ def test_gram_losses(impl, layers, dtype, scales, center, seed) -> None:
         for i, (shape, layout) in enumerate(layers)
     ]
     factors = (0.25, 3e-5, 1.0, -0.5, 2.0, 1.5)[: len(features)] if scales else None
-    with use_impl(impl):
+    with forced(impl):
         check_losses(features, factors, center)
 
 
 @fuzz(4, interpreted=True)
 @given(case=cases(most_elements=600))
 def test_values_in_triton(case) -> None:
-    with use_impl("triton"):
+    with forced("triton"):
         check_matrix(case)
         check_one_loss(case)
 
@@ -146,7 +147,7 @@ def test_bad_values(impl, shape, dtype, layout, center, bad, seed) -> None:
     """NaN and infinities are where the sums have them."""
     x = values(shape, dtype, "contiguous", "unit", seed)
     x = spoilt(x, bad, layout)
-    with use_impl(impl):
+    with forced(impl):
         gram = gram_matrix(x, center=center)
         exact = exact_gram(x.double(), center=center)
         for test in (torch.isnan, torch.isposinf, torch.isneginf):

@@ -6,13 +6,13 @@ The cases are those of instance norm, of any rank from 2 and with a number of gr
 import pytest
 from torch import Tensor
 
-from stylekernels import use_impl
 from tests.conftest import assert_accurate
 from tests.fuzzing import (
     IMPLEMENTATIONS,
     INTERPRETED,
     assert_bad_where_torch_has_them,
     bad_values,
+    forced,
     fuzz,
     gradient_cancels,
     spoilt,
@@ -73,14 +73,14 @@ def check_bad_values(case: dict, which: int, bad: list) -> None:
 def test_values(impl, case, which) -> None:
     if impl == "reference":  # subtracts a mean that is rounded to float32
         hypothesis.assume(case["magnitude"] != "large mean")
-    with use_impl(impl):
+    with forced(impl):
         check_values(case, which)
 
 
 @fuzz(4, interpreted=True)
 @given(case=cases(RANKS, most_elements=600), which=st.integers(0, 20))
 def test_values_in_triton(case, which) -> None:
-    with use_impl("triton"):
+    with forced("triton"):
         check_values(case, which)
 
 
@@ -91,5 +91,5 @@ test_values_in_triton.pytestmark = INTERPRETED
 @fuzz(40)
 @given(case=cases(RANKS, CLEAR_FOR_INFINITY), which=st.integers(0, 20), bad=bad_values)
 def test_bad_values(impl, case, which, bad) -> None:
-    with use_impl(impl):
+    with forced(impl):
         check_bad_values(case, which, bad)

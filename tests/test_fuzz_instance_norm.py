@@ -9,7 +9,6 @@ import math
 import pytest
 import torch
 
-from stylekernels import use_impl
 from tests.conftest import assert_accurate
 from tests.fuzzing import (
     GRAD_LAYOUTS,
@@ -20,6 +19,7 @@ from tests.fuzzing import (
     assert_bad_where_torch_has_them,
     bad_values,
     dtypes,
+    forced,
     fuzz,
     gradient_cancels,
     layouts,
@@ -111,14 +111,14 @@ def check_values(case: dict) -> None:
 def test_values(impl, case) -> None:
     if impl == "reference":  # subtracts a mean that is rounded to float32
         hypothesis.assume(case["magnitude"] != "large mean")
-    with use_impl(impl):
+    with forced(impl):
         check_values(case)
 
 
 @fuzz(6, interpreted=True)
 @given(case=cases(most_elements=600))
 def test_values_in_triton(case) -> None:
-    with use_impl("triton"):
+    with forced("triton"):
         check_values(case)
 
 
@@ -137,7 +137,7 @@ test_values_in_triton.pytestmark = INTERPRETED
 )
 def test_stats(impl, shape, dtype, layout, magnitude, which, seed) -> None:
     """Relative errors of a variance of zero say nothing: constant planes have their own test."""
-    with use_impl(impl):
+    with forced(impl):
         check_stats(values(shape, dtype, layout, magnitude, seed), which)
 
 
@@ -159,5 +159,5 @@ def check_bad_values(case: dict, bad: list) -> None:
 @fuzz(40)
 @given(case=cases(activations=CLEAR_FOR_INFINITY), bad=bad_values)
 def test_bad_values(impl, case, bad) -> None:
-    with use_impl(impl):
+    with forced(impl):
         check_bad_values(case, bad)

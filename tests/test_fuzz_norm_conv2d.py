@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stylekernels import norm_conv2d, use_impl
+from stylekernels import norm_conv2d
 from tests.conftest import random
 from tests.convolutions import (
     MODES,
@@ -22,6 +22,7 @@ from tests.fuzzing import (
     bad_values,
     dtypes,
     few_or_many,
+    forced,
     fuzz,
     layouts,
     seeds,
@@ -106,14 +107,14 @@ def check_values(case: dict) -> None:
 @fuzz(80)
 @given(case=cases())
 def test_values(impl, case) -> None:
-    with use_impl(impl):
+    with forced(impl):
         check_values(case)
 
 
 @fuzz(4, interpreted=True)
 @given(case=cases(st.integers(1, 9), st.integers(1, 6)))
 def test_values_in_triton(case) -> None:
-    with use_impl("triton"):
+    with forced("triton"):
         check_values(case)
 
 
@@ -144,7 +145,7 @@ def test_bad_values(impl, case, bad, seed) -> None:
         return
     tensors = tensors_of(case | {"layout": "contiguous"})
     tensors["x"] = spoilt(tensors["x"], bad, case["layout"])
-    with use_impl(impl):
+    with forced(impl):
         y, mean, var, _ = norm_conv2d(**tensors, **options)
     exact = in_torch(**{name: t.double() for name, t in tensors.items()}, **options)[0]
     assert_finite_where_exact_is(y, exact, 0 if impl == "reference" else reach_of_bad_values(case))

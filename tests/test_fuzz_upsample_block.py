@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stylekernels import upsample_block, use_impl
+from stylekernels import upsample_block
 from tests.conftest import random
 from tests.convolutions import PADDING_MODES
 from tests.fuzzing import (
@@ -12,6 +12,7 @@ from tests.fuzzing import (
     INTERPRETED,
     bad_values,
     dtypes,
+    forced,
     fuzz,
     gradient_cancels,
     layouts,
@@ -109,14 +110,14 @@ def is_comparable(case: dict) -> bool:
 @fuzz(60)
 @given(case=cases().filter(is_comparable))
 def test_values(impl, case) -> None:
-    with use_impl(impl):
+    with forced(impl):
         check_values(case)
 
 
 @fuzz(4, interpreted=True)
 @given(case=cases(most_elements=200).filter(is_comparable))
 def test_values_in_triton(case) -> None:
-    with use_impl("triton"):
+    with forced("triton"):
         check_values(case)
 
 
@@ -134,7 +135,7 @@ def test_bad_values(impl, case, bad) -> None:
     healthy_x = tensors["x"]
     x = tensors["x"] = spoilt(healthy_x, bad, case["layout"]).requires_grad_()
     healthy = x.detach().isfinite().flatten(1).all(1)
-    with use_impl(impl):
+    with forced(impl):
         y = call(case, tensors)
         if case["norm"] == "instance":
             assert y[~healthy].isnan().all()

@@ -306,6 +306,7 @@ def _conv_gradients(
     grad_x = None
     if wanted[0]:
         (grad_x,) = torch.autograd.grad(image, given, grad_image)
+        grad_x = laid_out_like(grad_x, x)  # PyTorch's layout differs for sides of one pixel
     return grad_x, grad_weight, grad_bias
 
 
