@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stylekernels import fuse_convolutions
 from stylekernels.conversion import Report
+from stylekernels.fusion.geometry import CONVOLUTIONS
 from tests.conftest import Recorder, assert_accurate
 
 
@@ -33,14 +34,18 @@ def calls_of(model: nn.Module, x: Tensor) -> Counter:
 
 
 def check(model: nn.Module, x: Tensor) -> Report:
-    """Check the picture of a fused model, and that the model did not change."""
+    """Check the picture of a fused model, and that the model did not change.
+
+    The accuracy rule is that of an op. A network may have its margin for each convolution.
+    """
+    margin = 1e-6 * sum(isinstance(each, CONVOLUTIONS) for each in model.modules())
     before, state = x.clone(), copy.deepcopy(model.state_dict())
     fused, report = fuse_convolutions(model)
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double().clone())
         theirs = model(x.clone())
         for _ in range(2):  # the second with packed weights
-            assert_accurate(fused(x), theirs, exact)
+            assert_accurate(fused(x), theirs, exact, at_least=margin)
     torch.testing.assert_close(x, before, rtol=0, atol=0)
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     return report
