@@ -6,6 +6,7 @@ compared with PyTorch in float64. Every test fails if PyTorch has no samples for
 
 import copy
 import importlib
+from unittest import mock
 
 import pytest
 import torch
@@ -21,9 +22,16 @@ pytest.importorskip("expecttest")
 MODULES = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "GroupNorm")
 
 
+def imported(name: str):
+    """Import one of PyTorch's modules for tests, which takes seconds. They would forbid the process
+    to set flags of backends, which other tests do."""
+    with mock.patch.object(torch.backends, "disable_global_flags"):
+        return importlib.import_module(f"torch.testing._internal.{name}")
+
+
 def op_info(name: str):
-    """Return PyTorch's description of an op. The import takes seconds, and waits for a test."""
-    database = importlib.import_module("torch.testing._internal.common_methods_invocations").op_db
+    """Return PyTorch's description of an op."""
+    database = imported("common_methods_invocations").op_db
     (found,) = [info for info in database if info.name == name and not info.variant_test_name]
     return found
 
@@ -35,7 +43,7 @@ def op_samples(name: str, device: str, dtype: torch.dtype) -> list:
 
 
 def module_info(name: str):
-    database = importlib.import_module("torch.testing._internal.common_modules").module_db
+    database = imported("common_modules").module_db
     (found,) = [info for info in database if info.name == f"nn.{name}"]
     return found
 
