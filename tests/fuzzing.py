@@ -136,7 +136,7 @@ def values(
     x = random(*shape, dtype=dtype, scale=scale, shift=shift, seed=seed)
     if magnitude == "constant planes" and x.dim() > 2:
         planes = x.flatten(2)[:, ::2]
-        # Of float32, so that the sums of the test's own formula are exact in float64.
+        # Values of float32 make the sums of the test's own formula exact in float64.
         planes[:] = planes[..., :1].float()
     return strided(x, layout)
 

@@ -129,6 +129,44 @@ def test_layers_that_are_not_called_are_told_of():
     assert report.left[0].why == "its caller cannot be traced: it is the network itself"
 
 
+def test_arguments_of_the_call():
+    """The graph runs for the required arguments, given by position or by name."""
+
+    def pattern(m, x, y, skip=None):
+        z = m.wide(F.pad(m.norm1(m.conv1(x)), (2, 2, 2, 2))) + y
+        return z if skip is None else z + skip
+
+    model = network(type("Pattern", (Blocks,), {"forward": pattern}))
+    fused, report = fuse_convolutions(model)
+    assert len(report.fused) == 2
+    x, y, skip = (random(2, 3, 9, 11, seed=seed) for seed in range(3))
+    for args, options in (
+        ((x, y), {}),
+        ((x,), {"y": y}),
+        ((), {"y": y, "x": x}),
+        ((x, y, skip), {}),
+        ((x, y), {"skip": skip}),
+    ):
+        with torch.no_grad():
+            torch.testing.assert_close(fused(*args, **options), model(*args, **options))
+        count = calls_of(lambda *_: fused(*args, **options), x)["convolution"]  # noqa: B023
+        assert bool(count) == (len(args) + len(options) == 3)  # else none is PyTorch's
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'y'"):
+        fused(x)
+
+
+def test_any_number_of_arguments():
+    def pattern(m, *images, **options):
+        return m.wide(m.norm1(sum(map(m.conv1, images))))
+
+    model, x = network(type("Pattern", (Blocks,), {"forward": pattern})), random(2, 3, 9, 11)
+    report = check(model, x)
+    assert not report.fused
+    assert "*args" in report.left[0].why
+    with torch.no_grad():
+        torch.testing.assert_close(fuse_convolutions(model)[0](x, x), model(x, x))
+
+
 def test_a_norm_with_a_hook_stays():
     def pattern(m, x):
         return m.conv1(m.norm1(m.conv2(x)))

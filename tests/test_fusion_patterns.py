@@ -234,6 +234,11 @@ def an_option(m, x, skip=None, *, scale=2):
     return m.wide(y if skip is None else y + skip) * scale
 
 
+def names_that_look_alike(m, x_1, x=None):
+    y = m.norm1(m.conv1(x_1))
+    return m.wide(y if x is None else y + x)
+
+
 def arguments_by_name(m, x):
     y = m.relu(input=m.norm1(torch.relu(input=m.conv1(input=x))))
     return m.wide(F.pad(input=m.same(input=y), pad=(2, 2, 2, 2)))
@@ -299,6 +304,7 @@ PATTERNS = {
     a_view_of_an_output: 0,
     a_question_for_the_class: 0,
     an_option: 0,
+    names_that_look_alike: 0,
     arguments_by_name: 0,
     a_number_that_is_computed: 0,
     a_larger_term: 0,

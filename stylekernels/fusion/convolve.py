@@ -82,7 +82,7 @@ class Convolve(nn.Module):
             asked for.
         """
         activation, negative_slope = self._activation
-        if not fits(x, residual):
+        if not can_be_residual(x, residual):
             x = normalized_input(x, scale_shift, activation, negative_slope, None) + residual
             scale_shift, activation, residual = None, "none", None
         if x.dim() == 4 and not inside_transform():
@@ -156,9 +156,9 @@ class Convolve(nn.Module):
         following = None
         if self.next_eps is not None:
             following = x.new_empty((n, outputs, 2), dtype=wide)
-            next_weight = y.new_ones(outputs) if next_weight is None else next_weight
-            next_bias = y.new_zeros(outputs) if next_bias is None else next_bias
-            next_weight, next_bias = next_weight.to(wide), next_bias.to(wide)
+            next_weight, next_bias = (
+                None if each is None else each.to(wide) for each in (next_weight, next_bias)
+            )
         ops = torch.ops.stylekernels
         needed = ops.norm_conv2d_workspace(weight, n, h, w, *self._mode)
         ops.norm_conv2d_out(
@@ -191,7 +191,7 @@ class Convolve(nn.Module):
         return known.contiguous, known.packed
 
 
-def fits(x: Tensor, residual: Tensor | float | None) -> bool:
+def can_be_residual(x: Tensor, residual: Tensor | float | None) -> bool:
     """Return whether a sum with x has x's shape and dtype."""
     if residual is None:
         return True

@@ -1,5 +1,4 @@
-"""What stands before a convolution: the norm, the activation and the addition that make its
-input."""
+"""Inputs of convolutions: the norm, the activation and the addition that make them."""
 
 import operator
 from collections.abc import Iterator
@@ -71,10 +70,9 @@ class Calls:
             elif self._makes_new(node):
                 self._new.add(node)
 
-    @property
-    def only_harmless_changes(self) -> bool:
-        """Whether no call changes a value that others may see."""
-        return not self._visible
+    def has_visible_changes(self) -> bool:
+        """Return whether a call changes a value that others may see."""
+        return bool(self._visible)
 
     def is_changed_between(self, first: fx.Node, last: fx.Node) -> bool:
         """Return whether a call between two others changes a value that others may see."""

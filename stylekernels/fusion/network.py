@@ -163,7 +163,7 @@ class _Rewriting:
     def _keep_layouts(self) -> None:
         """Return images in the layout of the first argument, and let views be made of images in
         channels_last."""
-        first = next((node for node in self._graph.nodes if node.op == "placeholder"), None)
+        first = next(iter(self._graph.find_nodes(op="placeholder")), None)
         *_, output = self._graph.nodes
         with self._graph.inserting_before(output):
             output.args = fx.map_arg(
@@ -173,7 +173,7 @@ class _Rewriting:
         for node in self._graph.nodes:
             if node.op == "call_method" and node.target == "view":
                 sizes = not any(isinstance(size, torch.dtype) for size in node.args)
-                if sizes and self._calls.only_harmless_changes:
+                if sizes and not self._calls.has_visible_changes():
                     node.target = "reshape"
 
     def _tell(self, entries: list[Entry], node: fx.Node, why: str) -> None:

@@ -3,7 +3,7 @@ file traces functions again."""
 
 from torch import Tensor, nn
 
-from stylekernels.fusion.convolve import fits, residual_like
+from stylekernels.fusion.convolve import can_be_residual, residual_like
 from stylekernels.ops import group_norm, instance_norm, instance_norm_stats, norm_scale_shift
 from stylekernels.reference.instance_norm import activate
 from stylekernels.tensors import wide_dtype
@@ -88,7 +88,7 @@ class Normalize(nn.Module):
         PyTorch can add."""
         activation, negative_slope = self._activation
         options = {"negative_slope": negative_slope, "eps": self._eps}
-        if fits(x, residual):
+        if can_be_residual(x, residual):
             options |= {
                 "activation": activation,
                 "residual": residual_like(x, residual),

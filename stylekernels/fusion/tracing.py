@@ -4,12 +4,15 @@ import copy
 import functools
 import inspect
 import operator
+from collections.abc import Sequence
 
 from torch import Tensor, fx, nn
 
 from stylekernels.fusion.geometry import CONVOLUTIONS
 from stylekernels.fusion.inputs import NORMS
 from stylekernels.nn.pairs import has_hooks
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class _Proxy(fx.Proxy):
@@ -72,19 +75,23 @@ def traced(module: nn.Module) -> fx.Graph:
     copied = copy.deepcopy(module, shared)  # tracing runs its forward, which may set attributes
     before = set(vars(copied))
     try:
-        parameters = inspect.signature(type(module).forward).parameters
-        given = {
-            name: parameter.default
-            for name, parameter in parameters.items()
-            if parameter.default is not parameter.empty
-        }
+        _, *parameters = inspect.signature(type(module).forward).parameters.values()
+        given = {each.name: each.default for each in parameters if each.default is not each.empty}
+        required = {each.name: each.kind for each in parameters if each.name not in given}
+        if not all(kind in _BY_POSITION for kind in required.values()):
+            raise CannotTrace("its forward takes *args, **options or required keywords")
         graph = _Tracer().trace(copied, concrete_args=given)
+    except CannotTrace:
+        raise
     except Exception as error:  # of the module's own code as well
         raise CannotTrace(str(error).partition("\n")[0] or type(error).__name__) from error
     if any(name.startswith("_tensor_constant") for name in vars(copied).keys() - before):
         raise CannotTrace("its forward makes a tensor, which may be random")
+    names = [node.target for node in graph.find_nodes(op="placeholder")]
+    if len(names) > len(set(names)):
+        raise CannotTrace("torch.fx confuses the names of its arguments")
     for node in list(graph.nodes):  # also erased ones
-        if node.op == "placeholder" and node.target.rpartition("_")[0] in given:
+        if node.op == "placeholder" and node.target not in required:
             _erase(graph, node)
         elif not node.args and "input" in node.kwargs:
             node.args, node.kwargs = _positional(node.kwargs)
@@ -103,16 +110,17 @@ def _positional(options: dict) -> tuple[tuple, dict]:
     return (options["input"],), {name: options[name] for name in options if name != "input"}
 
 
-def _run(module: nn.Module, graph: fx.GraphModule, required: int, *args, **options):
+def _run(module: nn.Module, graph: fx.GraphModule, required: Sequence[str], *args, **options):
     """Run the graph for a call with the required arguments, else the module's own forward."""
-    if options or len(args) != required:
+    named = required[len(args) :]
+    if len(args) > len(required) or options.keys() != set(named):
         return type(module).forward(module, *args, **options)
-    return graph(*args)
+    return graph(*args, *(options[name] for name in named))
 
 
 def let_run(module: nn.Module, graph: fx.GraphModule) -> None:
     """Replace a module's forward by a graph. Its class, names and other methods stay."""
-    required = sum(node.op == "placeholder" for node in graph.graph.nodes)
+    required = [node.target for node in graph.graph.find_nodes(op="placeholder")]
     # Past the module's __setattr__, which would give the parameters of the graph new names.
     forward = functools.partial(_run, module, graph, required)
     object.__setattr__(module, "forward", forward)
