@@ -155,16 +155,29 @@ def test_arguments_of_the_call():
         fused(x)
 
 
-def test_any_number_of_arguments():
-    def pattern(m, *images, **options):
+@pytest.mark.parametrize("kind", ["any number", "any name", "a required name"])
+def test_arguments_without_a_position(kind):
+    def any_number(m, *images):
         return m.wide(m.norm1(sum(map(m.conv1, images))))
 
-    model, x = network(type("Pattern", (Blocks,), {"forward": pattern})), random(2, 3, 9, 11)
-    report = check(model, x)
+    def any_name(m, x, **options):
+        return m.wide(m.norm1(m.conv1(x))) * options.get("scale", 1)
+
+    def a_required_name(m, x, *, scale):
+        return m.wide(m.norm1(m.conv1(x))) * scale
+
+    forward, args, options = {
+        "any number": (any_number, 2, {}),
+        "any name": (any_name, 1, {"scale": 3}),
+        "a required name": (a_required_name, 1, {"scale": 3}),
+    }[kind]
+    model, x = network(type("Pattern", (Blocks,), {"forward": forward})), random(2, 3, 9, 11)
+    fused, report = fuse_convolutions(model)
     assert not report.fused
-    assert "*args" in report.left[0].why
+    assert report.left[0].why.endswith("its forward takes *args, **options or required keywords")
     with torch.no_grad():
-        torch.testing.assert_close(fuse_convolutions(model)[0](x, x), model(x, x))
+        given = [x] * args
+        torch.testing.assert_close(fused(*given, **options), model(*given, **options))
 
 
 def test_a_norm_with_a_hook_stays():
