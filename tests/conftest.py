@@ -54,6 +54,9 @@ DEFAULT_SLACK = 1e-6
 # around a mean of 1000.
 FAULT = 0.25
 
+#: Number of elements of a gradient up to which PyTorch's error may be small by luck.
+FEW = 32
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -279,7 +282,8 @@ def assert_op_accurate(
     The gradient is that of a random linear functional of the output. The functional is zero where
     ``away_from_kinks`` (of the float64 tensors) is False, because implementations may differ at a
     kink of an activation. ``exact`` gets float64 copies of the tensors. ``image_result``: the
-    output has x's layout.
+    output has x's layout. A gradient of at most `FEW` elements for which PyTorch's error is small
+    by luck is compared over eight functionals.
     """
     leaves = {k: None if t is None else t.detach().requires_grad_() for k, t in tensors.items()}
     names = [k for k, t in leaves.items() if t is not None]
@@ -291,26 +295,41 @@ def assert_op_accurate(
 
     with poisoned_memory():
         y = ours(**leaves)
-    cotangent = random(
-        *y.shape, dtype=y.dtype, layout=grad_layout, device=y.device.type, shift=0.5, seed=99
-    )
-    if away_from_kinks is not None:
-        with torch.no_grad():
-            cotangent.mul_(away_from_kinks(**wide))
-    with poisoned_memory():
-        grads = torch.autograd.grad(y, [leaves[k] for k in names], cotangent)
     y_torch = torchs(**leaves)
-    grads_torch = torch.autograd.grad(y_torch, [leaves[k] for k in names], cotangent)
-    grads_exact = torch.autograd.grad(y_exact, [wide[k] for k in names], cotangent.double())
+    given = [leaves[k] for k in names]
+
+    def gradients(seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Ours, torch's and the exact gradients of one random functional."""
+        cotangent = random(
+            *y.shape, dtype=y.dtype, layout=grad_layout, device=y.device.type, shift=0.5, seed=seed
+        )
+        if away_from_kinks is not None:
+            with torch.no_grad():
+                cotangent.mul_(away_from_kinks(**wide))
+        with poisoned_memory():
+            grads = torch.autograd.grad(y, given, cotangent, retain_graph=True)
+        grads_torch = torch.autograd.grad(y_torch, given, cotangent, retain_graph=True)
+        grads_exact = torch.autograd.grad(
+            y_exact, [wide[k] for k in names], cotangent.double(), retain_graph=True
+        )
+        return list(zip(grads, grads_torch, grads_exact, strict=True))
 
     assert_accurate(y.detach(), y_torch.detach(), y_exact.detach(), "output")
     if image_result:
         assert_layout_of(y, leaves["x"])
-    for k, grad, grad_torch, grad_exact in zip(names, grads, grads_torch, grads_exact, strict=True):
-        assert_accurate(grad, grad_torch, grad_exact, f"gradient of {k}")
+    grads = gradients(99)
+    for i, k in enumerate(names):
+        try:
+            assert_accurate(*grads[i], f"gradient of {k}")
+        except AssertionError:
+            if leaves[k].numel() > FEW:
+                raise
+            several = [grads[i], *(gradients(seed)[i] for seed in range(100, 107))]
+            pooled = [torch.stack(kind) for kind in zip(*several, strict=True)]
+            assert_accurate(*pooled, f"gradient of {k}, of {len(several)} functionals")
         assert torch.equal(leaves[k].detach(), copies[k]), f"{k} was modified"
     if CHECKS_GRADIENT_LAYOUT:
-        assert_layout_of(grads[names.index("x")], leaves["x"])
+        assert_layout_of(grads[names.index("x")][0], leaves["x"])
 
 
 def saved_image_bytes(function: Callable[[], Tensor], at_least: int) -> list[int]:
