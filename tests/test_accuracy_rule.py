@@ -1,10 +1,12 @@
 """The accuracy rule of the tests: what passes and what fails, even if PyTorch is wrong."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import assert_accurate, random
+from tests.conftest import FEW, assert_accurate, assert_op_accurate, random
 
 EXACT = random(2, 3, 8, 9, dtype=torch.float64, seed=1)
 DTYPES_AND_ONE_ROUNDING = (
@@ -54,3 +56,40 @@ def test_what_underflows_is_allowed_to() -> None:
     """Half of float16's smallest number is rounded to zero, in ours and in any other result."""
     tiny = EXACT * 2.0**-25 / EXACT.abs().max()
     assert_accurate(tiny.half(), tiny.half(), tiny)
+
+
+def adds_with_errors(*errors: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return x + bias. The gradient of the bias has these relative errors, one per backward
+    pass, and the last of them from then on."""
+    left = list(errors)
+
+    class Adds(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, bias):
+            return x + bias[:, None, None]
+
+        @staticmethod
+        def backward(ctx, grad):
+            error = left.pop(0) if len(left) > 1 else left[0]
+            return grad, grad.sum((0, 2, 3)) * (1 + error)
+
+    return Adds.apply
+
+
+@pytest.mark.parametrize(
+    ("channels", "our_error", "passes"),
+    [(FEW, 1.8e-3, True), (FEW, 2.2e-3, False), (FEW + 1, 1.8e-3, False)],
+)
+def test_luck_of_pytorch_on_few_elements_is_told_by_more_draws(channels, our_error, passes) -> None:
+    tensors = {"x": random(2, channels, 5, 7), "bias": random(channels, seed=1)}
+
+    def check() -> None:
+        lucky = adds_with_errors(0.0, 1e-3)
+        exact = adds_with_errors(0.0)
+        assert_op_accurate(adds_with_errors(our_error), lucky, exact, tensors)
+
+    if passes:
+        check()
+    else:
+        with pytest.raises(AssertionError, match="gradient of bias.*exceeds"):
+            check()
