@@ -91,5 +91,5 @@ def test_luck_of_pytorch_on_few_elements_is_told_by_more_draws(channels, our_err
     if passes:
         check()
     else:
-        with pytest.raises(AssertionError, match="gradient of bias.*exceeds"):
+        with pytest.raises(AssertionError, match=r"gradient of bias.*exceeds"):
             check()
