@@ -15,7 +15,7 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .NOTPARALLEL:
-.PHONY: help demo webcam serve test fuzz build gpu-check lint format clean
+.PHONY: help demo webcam serve test fuzz bench build gpu-check lint format clean
 
 help:
 	@echo "make demo    install into .venv, then paint a photo in the bundled styles"
@@ -23,6 +23,7 @@ help:
 	@echo "make serve   install into .venv, then open a page that paints the camera, photos and videos"
 	@echo "make test    install into .venv, then run the tests"
 	@echo "make fuzz    random cases of every op; CASES=1000 SEED=1 for fewer and other ones"
+	@echo "make bench   a few cases of each benchmark, into output/bench; at most ten minutes"
 	@echo "make build   install into .venv: again after a change under csrc/"
 	@echo "make gpu-check OUT=folder  what only a GPU can check, with PYTHON's own PyTorch; no .venv"
 	@echo "make format  format the code;  make lint  check it"
@@ -51,6 +52,11 @@ test: .venv/tools .venv/built
 fuzz: .venv/tools .venv/built
 	STYLEKERNELS_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark \
 	    --hypothesis-seed=$(SEED) $(wildcard tests/test_fuzz_*.py)
+
+bench: .venv/tools .venv/built
+	@mkdir -p output/bench
+	@for suite in ops model networks train; do \
+	    $(BIN)/python -m benchmarks $$suite --quick --json output/bench || exit; done
 
 build: .venv/tools .venv/built
 

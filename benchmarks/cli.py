@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import live, model, networks, ops, train
+from benchmarks import compare, live, model, networks, ops, page, train
 from benchmarks.dtypes import DTYPES
 from benchmarks.environment import restart_with
 from benchmarks.live.suite import LiveSuite
@@ -27,6 +27,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_verb(verbs, NetworksSuite, networks.__doc__)
     _add_verb(verbs, TrainSuite, train.__doc__)
     _add_verb(verbs, LiveSuite, live.__doc__)
+    for name, module in (("report", page), ("compare", compare)):
+        about = module.__doc__.partition("\n")[0].partition(": ``")[0]
+        verb = verbs.add_parser(name, help=about, description=module.__doc__)
+        verb.set_defaults(suite=None, run=module.run)
+        module.add_arguments(verb)
     return parser.parse_args(arguments)
 
 
@@ -78,9 +83,12 @@ def main(arguments: Sequence[str] | None = None, restart: bool = False) -> int:
         restart: start the process again if its environment lacks variables that the suite needs.
 
     Returns:
-        1 if a case failed or an answer of ours was wrong, 2 if the options were refused, else 0.
+        1 if a case failed, an answer of ours was wrong or a comparison found a slower row, 2 if the
+        options were refused, else 0.
     """
     options = parse(arguments)
+    if options.suite is None:
+        return options.run(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     try:

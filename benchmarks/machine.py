@@ -17,13 +17,28 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def cpu_name() -> str:
-    """Return the CPU's model name."""
+    """Return the CPU's model name, with the generation of an AMD CPU: clouds hide its number."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
+    found = dict(re.findall(r"^(\w[\w ]*\w)\s*: (.+)$", text, re.MULTILINE))
+    name = found.get("model name", "").strip() or platform.processor() or platform.machine()
+    generation = None
+    if found.get("vendor_id") == "AuthenticAMD":
+        generation = _zen(int(found["cpu family"]), int(found["model"]))
+    return f"{name}, Zen {generation}" if generation else name
+
+
+def _zen(family: int, model: int) -> int | None:
+    """Return the generation of an AMD core; None before Zen 3 and after Zen 5.
+
+    The numbers are those of Linux' arch/x86/kernel/cpu/amd.c.
+    """
+    if family == 0x19:
+        return 4 if 0x10 <= model <= 0x1F or 0x60 <= model <= 0xAF else 3
+    is_zen_5 = family == 0x1A and (model <= 0x4F or 0x60 <= model <= 0x7F)
+    return 5 if is_zen_5 else None
 
 
 def slug(name: str) -> str:

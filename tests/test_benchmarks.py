@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import ceilings, cli, race, timing
+from benchmarks import ceilings, cli, machine, race, timing
 from benchmarks.ops import cases, contenders, problems, report
 from benchmarks.ops.suite import OpsSuite
 from benchmarks.report import summary
@@ -297,3 +297,22 @@ def test_command_line_writes_a_complete_record(tmp_path):
     assert gram["expressions"]["eager"] in ("bmm", "einsum", "bmm in float32")
     assert gram["flops"] == 8 * 9 * 32 * 32
     assert all(row["verdict"] in ("win", "even", "short", "loss") for row in (gram, norm))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("AuthenticAMD", 25, 1, "a name, Zen 3"),  # EPYC 7003
+        ("AuthenticAMD", 25, 17, "a name, Zen 4"),  # EPYC 9004
+        ("AuthenticAMD", 26, 2, "a name, Zen 5"),  # EPYC 9005
+        ("AuthenticAMD", 23, 49, "a name"),
+        ("GenuineIntel", 6, 143, "a name"),
+    ],
+)
+def test_the_generation_of_an_amd_cpu_is_told(monkeypatch, vendor, family, model, name):
+    text = (
+        f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\n"
+        "model name\t: a name\nflags\t\t: fpu vme\n"
+    )
+    monkeypatch.setattr(Path, "read_text", lambda self: text)
+    assert machine.cpu_name() == name

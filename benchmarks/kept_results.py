@@ -1,0 +1,126 @@
+"""The committed results: the newest row of each case, by machine."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import slug
+
+#: What each suite measures that races rivals.
+KINDS = {
+    "ops": "ops",
+    "model": "the generator, one frame",
+    "networks": "published networks",
+    "train": "a training step of a style",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case of which ours and a rival were timed, or ours alone.
+
+    Attributes:
+        kind: ``ops``, ``model``, ``networks`` or ``train``.
+        group: label in the plots: an op and its direction, or the kind.
+        speedup: median and quartiles over the best rival; None if none ran.
+        share: the floor over our time; None if there is no floor.
+        bytes, flops: the work, both None for rows without one of them.
+    """
+
+    id: str
+    kind: str
+    group: str
+    dtype: str
+    seconds: float
+    rival: str | None
+    rival_seconds: float | None
+    speedup: dict[str, float] | None
+    share: float | None
+    verdict: str
+    misses: list[str]
+    bytes: float | None
+    flops: float | None
+
+
+@dataclass
+class Machine:
+    """The newest results of each case on one machine.
+
+    Attributes:
+        title: its heading on the page.
+        name: the part of the plots' file names that tells it from others.
+        about: one line: versions and dates.
+        ceilings: of its newest file.
+        rows: by id.
+    """
+
+    title: str
+    name: str
+    about: str = ""
+    ceilings: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+
+
+def _row(kind: str, row: dict[str, Any]) -> Row | None:
+    """Read a row; None if ours was not timed."""
+    ours = row.get("seconds", {}).get("ours")
+    if ours is None:
+        return None
+    speedups = row["speedups"]
+    rival = min(speedups, key=lambda name: row["seconds"][name]["median"], default=None)
+    floor = row.get("floor_seconds")
+    work = (row.get("bytes"), row.get("flops")) if kind == "ops" else (None, None)
+    return Row(
+        row["id"],
+        kind,
+        f"{row['op']}, {row['direction']}" if kind == "ops" else KINDS[kind],
+        row["dtype"],
+        ours["median"],
+        rival,
+        row["seconds"][rival]["median"] if rival else None,
+        speedups[rival] if rival else None,
+        floor / ours["median"] if floor else None,
+        row["verdict"],
+        row["misses"],
+        *(work if all(work) else (None, None)),
+    )
+
+
+def _title(path: Path, machine: dict[str, Any]) -> tuple[str, str]:
+    """Return the heading of a machine and its part of file names. Clouds hide the models of CPUs:
+    the generation is in the name of the file."""
+    if "gpu" in machine:
+        return machine["gpu"], slug(machine["gpu"])
+    generation = re.search(r"zen-?(\d)", path.name)
+    core = f"Zen {generation[1]}" if generation else machine["cpu"].replace("(R)", "")
+    capability = machine["capability"].upper().replace("_", "-")
+    return f"{machine['threads']} cores: {core}, {capability}", slug(f"{core} {capability}")
+
+
+def machines(paths: Iterable[Path]) -> list[Machine]:
+    """Read results files; the later one of two has the valid row of a case."""
+    found: dict[str, Machine] = {}
+    documents = [(path, json.loads(path.read_text())) for path in paths]
+    dates = defaultdict(set)
+    for path, document in sorted(documents, key=lambda pair: pair[1]["machine"]["date"]):
+        kind = path.name.split("-")[0]
+        if kind not in KINDS:
+            continue
+        title, name = _title(path, document["machine"])
+        machine = found.setdefault(name, Machine(title, name))
+        dates[name].add(document["machine"]["date"][:10])
+        machine.about = f"torch {document['machine']['torch']}; measured on {_and(dates[name])}"
+        machine.ceilings = document["ceilings"]
+        for row in (_row(kind, row) for row in document["rows"]):
+            if row is not None:
+                machine.rows[row.id] = row
+    return [machine for machine in found.values() if machine.rows]
+
+
+def _and(words: Iterable[str]) -> str:
+    *most, last = sorted(words)
+    return f"{', '.join(most)} and {last}" if most else last
