@@ -1,4 +1,4 @@
-"""`convert`: replace the instance and group norms of a model in torch.nn by the fused ops; `revert`
+"""`convert`: replace norms and transposed convolutions of a model in torch.nn by our ops; `revert`
 undoes it."""
 
 from collections import defaultdict
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from stylekernels.nn import (
+    ConvTranspose2d,
     GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
@@ -21,10 +22,12 @@ from stylekernels.nn import (
     forward_calls,
     sequential,
 )
+from stylekernels.nn.conv_transpose2d import doubles_size
 from stylekernels.nn.pairs import ACTIVATIONS, passes_on, why_apart
 
 #: What becomes of each class.
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ConvTranspose2d: ConvTranspose2d,
     nn.GroupNorm: GroupNorm,
     nn.InstanceNorm1d: InstanceNorm1d,
     nn.InstanceNorm2d: InstanceNorm2d,
@@ -62,7 +65,8 @@ class Entry(NamedTuple):
 
 @dataclass
 class Report:
-    """Outcome of `convert` for each norm, in the order of ``named_modules``: ``print(report)``.
+    """Outcome of `convert` for each norm and upsampling module, in the order of ``named_modules``:
+    ``print(report)``.
 
     ``fused`` are norms that run as one op with the activation after them, ``alone`` those that were
     replaced without one, ``left`` the modules that stay PyTorch's. ``missed`` are those of them
@@ -97,7 +101,7 @@ def _why_left(module: nn.Module) -> str | None:
         scripted = getattr(module, "original_name", "") in {name.__name__ for name in _OURS}
         return "compiled by torch.jit; convert the model it was made from" if scripted else None
     if isinstance(module, tuple(_TORCHS)):
-        plain = kind in _TORCHS and module.activation == "none"
+        plain = kind in _TORCHS and getattr(module, "activation", "none") == "none"
         return None if plain else _ALREADY
     if isinstance(module, tuple(_OURS)):
         if parametrize.is_parametrized(module):
@@ -107,17 +111,22 @@ def _why_left(module: nn.Module) -> str | None:
             return f"a subclass of {base}, which may compute something else"
         if "forward" in vars(module):
             return "its forward was replaced on the instance"
+        if kind is nn.ConvTranspose2d and not doubles_size(module):
+            return "no kernel of ours for this size, stride, padding, dilation or groups"
         return None
     if isinstance(module, _OTHER_NORMS):
         return "neither an instance norm nor a group norm"
     if isinstance(module, _UPSAMPLING):
-        return "convolutions and resampling stay PyTorch's; UpsampleBlock is for new networks"
+        return "resampling stays PyTorch's; UpsampleBlock is for new networks"
     return None
 
 
 def _is_norm(module: nn.Module) -> bool:
     """Return whether a module is a norm of torch's that is replaced, or a plain one of ours."""
-    return type(module) in (*_OURS, *_TORCHS) and _why_left(module) is None
+    kind = type(module)
+    if kind in (nn.ConvTranspose2d, ConvTranspose2d):
+        return False
+    return kind in (*_OURS, *_TORCHS) and _why_left(module) is None
 
 
 class _Position(NamedTuple):
@@ -163,17 +172,20 @@ def _positions(model: nn.Module) -> dict[nn.Module, list[_Position]]:
     return positions
 
 
-def _become_ours(norm: nn.Module) -> None:
+def _become_ours(module: nn.Module) -> None:
     # The object stays and gets another class: hooks, optimizers and other attributes that refer to
     # the module remain valid.
-    norm.__class__ = _OURS[type(norm)]
-    norm.activation, norm.negative_slope, norm.residual_first = "none", 0.01, False
-    norm.converted = True  # what revert looks for
+    module.__class__ = _OURS[type(module)]
+    if not isinstance(module, ConvTranspose2d):
+        module.activation, module.negative_slope, module.residual_first = "none", 0.01, False
+    module.converted = True  # what revert looks for
 
 
-def _become_torchs(norm: nn.Module) -> None:
-    norm.__class__ = _TORCHS[type(norm)]
-    del norm.activation, norm.negative_slope, norm.residual_first, norm.converted
+def _become_torchs(module: nn.Module) -> None:
+    if not isinstance(module, ConvTranspose2d):
+        del module.activation, module.negative_slope, module.residual_first
+    del module.converted
+    module.__class__ = _TORCHS[type(module)]
 
 
 def _how_fused(together: list[_Position]) -> str:
@@ -188,12 +200,12 @@ def _how_fused(together: list[_Position]) -> str:
 
 
 def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[_Position]]:
-    """Return the report of a conversion, and the norms and the places to change for it."""
+    """Return the report of a conversion, and the modules and the places to change for it."""
     names = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         names[module].append(name)
     positions = _positions(model)
-    report, norms, fused = Report(), [], []
+    report, replaced, fused = Report(), [], []
     for module, (name, *others) in names.items():
         kind = type(module)
         what = getattr(module, "original_name", kind.__name__)  # torch.jit's name of the class
@@ -209,13 +221,17 @@ def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[_
             continue
         if kind not in _OURS and kind not in _TORCHS:
             continue
+        if kind is nn.ConvTranspose2d:
+            replaced.append(module)
+            report.alone.append(entry("our kernel convolves where it is faster"))
+            continue
         already = kind in _TORCHS
         found = [p for p in positions[module] if not (already and type(p.caller) is p.kind)]
         apart = [why_apart(module, position.successor) for position in found]
         together = [p for p, why in zip(found, apart, strict=True) if fuse and why is None]
         fused += together
         if not already:
-            norms.append(module)
+            replaced.append(module)
         if together:
             report.fused.append(entry(_how_fused(together)))
         elif already:
@@ -227,7 +243,7 @@ def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[_
             for position, why in zip(found, apart, strict=True):
                 if why is not None and type(position.successor) in ACTIVATIONS:
                     report.missed.append(entry(why))
-    return report, norms, fused
+    return report, replaced, fused
 
 
 def _check_eager(model: nn.Module) -> None:
@@ -238,13 +254,14 @@ def _check_eager(model: nn.Module) -> None:
 def convert(
     model: nn.Module, *, fuse: bool = True, strict: bool = False
 ) -> tuple[nn.Module, Report]:
-    """Replace torch's instance and group norms in a model by fused ops, and report what was done.
+    """Replace norms and transposed convolutions of torch's by our ops, and report what was done.
 
     Changes the model itself; `revert` undoes it, and ``copy.deepcopy(model)`` keeps the original.
-    Every `torch.nn.GroupNorm`, `torch.nn.InstanceNorm1d`, ``2d`` and ``3d``, also lazy ones,
-    becomes the class of that name in `stylekernels.nn`, with the same Parameter objects (an
-    optimizer keeps working), buffers, hooks and training mode, under each of its names; the
-    state_dict has the same keys and the outputs are the same up to rounding.
+    Every `torch.nn.GroupNorm`, `torch.nn.InstanceNorm1d`, ``2d`` and ``3d``, also lazy ones, and
+    every `torch.nn.ConvTranspose2d` that doubles an image's size, becomes the class of that name in
+    `stylekernels.nn`, with the same Parameter objects (an optimizer keeps working), buffers, hooks
+    and training mode, under each of its names; the state_dict has the same keys and the outputs are
+    the same up to rounding.
 
     A norm and the ReLU, LeakyReLU, Tanh, Sigmoid, SiLU or GELU after it run as one op where a
     `torch.nn.Sequential` calls them, or a ``forward`` that calls them as in
@@ -276,7 +293,7 @@ def convert(
         >>> print(report)
     """
     _check_eager(model)
-    report, norms, fused = _plan(model, fuse)
+    report, replaced, fused = _plan(model, fuse)
     if strict and report.missed:
         missed = "; ".join(f"{e.name or '(model)'}, {e.what}: {e.why}" for e in report.missed)
         raise ValueError(
@@ -284,8 +301,8 @@ def convert(
             f"with an activation after it, but {missed}. The model is unchanged; strict=False "
             "converts the rest"
         )
-    for norm in norms:
-        _become_ours(norm)
+    for module in replaced:
+        _become_ours(module)
     for position in fused:
         position.caller.__class__ = position.kind
     return model, report

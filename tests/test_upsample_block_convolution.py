@@ -86,9 +86,10 @@ def test_whose_transposed_kernels_are(
 )
 def test_whose_convolution_it_is_on_a_gpu(upsample, dtype, layout, padding_mode, own) -> None:
     x = random(1, 3, 5, 6, dtype=dtype, layout=layout)
-    assert (triton_declines(x, 3, upsample, padding_mode) is None) == own
+    arguments = (x, random(3, 3, 3, 3, dtype=dtype), upsample, padding_mode)
+    assert (triton_declines(*arguments) is None) == own
     with use_impl("triton"):
-        assert triton_declines(x, 3, upsample, padding_mode) is None
+        assert triton_declines(*arguments) is None
 
 
 @pytest.mark.parametrize("norm", ["instance", "none"])

@@ -7,11 +7,12 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from stylekernels.nn.conv_transpose2d import ConvTranspose2d, doubles_size
 from stylekernels.nn.pairs import is_unchanged
 from stylekernels.ops.norm_conv2d import takes_kernel
 from stylekernels.tensors import PADDING_MODES
 
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, ConvTranspose2d)
 
 # Largest weight of a 4x4 convolution, in elements, that PyTorch is not faster with.
 _MOST_WEIGHTS_4X4 = 1 << 20
@@ -59,14 +60,7 @@ def geometry_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Geometry | None:
     if conv.kernel_size != (kernel, kernel) or conv.stride != (stride, stride):
         return None
     if isinstance(conv, nn.ConvTranspose2d):
-        doubles = (conv.stride, conv.padding, conv.output_padding) == (
-            (2, 2),
-            (1, 1),
-            (kernel % 2, kernel % 2),
-        )
-        if not doubles or not takes_kernel(kernel, "transpose"):
-            return None
-        return Geometry(kernel, 1, 0, "zeros", "transpose")
+        return Geometry(kernel, 1, 0, "zeros", "transpose") if doubles_size(conv) else None
     padding = {"valid": (0, 0), "same": (kernel // 2, kernel // 2)}.get(conv.padding, conv.padding)
     fits = (
         takes_kernel(kernel, "none")

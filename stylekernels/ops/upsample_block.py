@@ -54,6 +54,11 @@ SCHEMAS = (
 
 _MEASURED = "it was measured to be faster"
 
+# Our kernel transforms the weights at each call, which takes as long as the products of few pixels.
+# PyTorch is faster below so many pixels times the square root of Cin x Cout: two Zen 3 cores,
+# float32, 8x8 to 96x96 pixels, 16 to 256 channels.
+_FEWEST_PIXELS = {"nearest": 3, "transpose": 8, "transpose with zeros": 16}
+
 _KERNELS = {
     "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
     "nearest": ("k odd", lambda k: k % 2 == 1),
@@ -171,8 +176,7 @@ def _upsample_conv2d(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Convolve. Mean and variance of the planes are None without ``stats`` or our kernel."""
     nothing = None, None
-    mode = (weight.shape[2], upsample, padding_mode)
-    chosen = choose("upsample_conv2d", x.device.type, x, *mode)
+    chosen = choose("upsample_conv2d", x.device.type, x, weight, upsample, padding_mode)
     if chosen == "reference" or transformed():
         return _in_pytorch(x, weight, bias, upsample, padding_mode), *nothing
     if torch.compiler.is_compiling():
@@ -350,16 +354,20 @@ _upsample_conv2d_op = torch.ops.stylekernels.upsample_conv2d.default
 differentiate(_upsample_conv2d_op, _upsample_conv2d_formula, _record)
 
 
-def native_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> str | None:
+def native_declines(
+    x: Tensor, weight: Tensor | None, upsample: str, padding_mode: str
+) -> str | None:
     """Return why PyTorch convolves on the CPU; None if our kernel is faster or forced.
 
-    PyTorch is faster without AVX2. It is also faster for channels_last images and transposed
-    kernels with zero padding in two cases: kernels of 3, where Winograd's method saves nothing, and
-    bfloat16 with AVX512-BF16, where PyTorch has instructions for it and our kernels have no tiles.
+    PyTorch is faster without AVX2, and for few pixels. It is also faster for channels_last images
+    and transposed kernels with zero padding in two cases: kernels of 3, where Winograd's method
+    saves nothing, and bfloat16 with AVX512-BF16, where PyTorch has instructions for it and our
+    kernels have no tiles.
 
     On AMX the sums of weights for ``nearest`` are rounded to half precision. The error is visible
     in single pixels after the norm, so PyTorch convolves there even if our kernel is forced.
     """
+    kernel = 4 if weight is None else weight.shape[2]
     if not takes_kernel(kernel, upsample):
         return f"our kernel does not take a kernel of {kernel}"
     capability = native.cpu_capability
@@ -370,18 +378,26 @@ def native_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) ->
         return "it is more exact on AMX"
     if in_tiles or is_forced("native"):
         return None
-    plain = _dense_channels_last(x) and upsample == "transpose" and padding_mode == "zeros"
+    plain = upsample == "transpose" and padding_mode == "zeros"
     in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
-    return _MEASURED if plain and (kernel == 3 or in_pairs) else None
+    if plain and _dense_channels_last(x) and (kernel == 3 or in_pairs):
+        return _MEASURED
+    fewest = _FEWEST_PIXELS["transpose with zeros" if plain else upsample]
+    if weight is not None and _pixels(x) ** 2 < fewest**2 * weight.shape[0] * weight.shape[1]:
+        return f"{_MEASURED} for few pixels"
+    return None
 
 
-def triton_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) -> str | None:
+def triton_declines(
+    x: Tensor, weight: Tensor | None, upsample: str, padding_mode: str
+) -> str | None:
     """Return why PyTorch convolves on a GPU; None if our kernel is faster or forced.
 
     Our kernel is faster for channels_last images in two cases: transposed convolutions with padding
     other than zeros, because cuDNN pads with zeros only and needs a padded copy; and ``nearest`` in
     half precision.
     """
+    kernel = 4 if weight is None else weight.shape[2]
     if not takes_kernel(kernel, upsample):
         return f"our kernel does not take a kernel of {kernel}"
     if upsample == "nearest":
@@ -393,6 +409,10 @@ def triton_declines(x: Tensor, kernel: int, upsample: str, padding_mode: str) ->
     return _MEASURED
 
 
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
 def _dense_channels_last(x: Tensor) -> bool:
     """Return whether ``x`` is channels_last, and not contiguous at the same time."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
@@ -401,9 +421,9 @@ def _dense_channels_last(x: Tensor) -> bool:
 
 def _note(x: Tensor, weight: object = None, *_: object, **options: object) -> str:
     """Return the text that `explain` adds if the convolution is PyTorch's."""
-    kernel = weight.shape[-1] if isinstance(weight, Tensor) else 4
+    given = weight if isinstance(weight, Tensor) else options.get("weight")
     mode = options.get("upsample", "transpose"), options.get("padding_mode", "replicate")
-    arguments = ("upsample_conv2d", x.device.type, x, kernel, *mode)
+    arguments = ("upsample_conv2d", x.device.type, x, given, *mode)
     if choose(*arguments) != "reference":
         return ""
     return f"the convolution is PyTorch's: {reason_of(*arguments)}"

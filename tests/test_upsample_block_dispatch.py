@@ -1,0 +1,63 @@
+"""Which sizes our upsampling convolution takes on the CPU, and how `explain` says so."""
+
+import pytest
+import torch
+
+from stylekernels import explain, native, upsample_block, use_impl
+from stylekernels.nn import ConvTranspose2d
+from tests.conftest import Recorder, random
+
+pytestmark = [
+    pytest.mark.skipif(
+        native.cpu_missing is not None or native.cpu_capability == "baseline",
+        reason="PyTorch convolves",
+    )
+]
+
+
+@pytest.fixture(autouse=True)
+def takes_few_pixels() -> None:
+    """The sizes are the usual ones."""
+
+
+def convolves_in_pytorch(function) -> bool:
+    with Recorder() as recorder:
+        function()
+    assert ("convolution" in recorder.ops) != ("upsample_conv2d" in recorder.ops), recorder.ops
+    return "convolution" in recorder.ops
+
+
+# Pixels times the square root of 64 x 64 channels, from which our kernel is faster.
+@pytest.mark.parametrize(
+    ("upsample", "kernel", "padding_mode", "pixels"),
+    [
+        ("nearest", 3, "zeros", 3 * 64),
+        ("nearest", 5, "reflect", 3 * 64),
+        ("transpose", 3, "replicate", 8 * 64),
+        ("transpose", 4, "reflect", 8 * 64),
+        ("transpose", 4, "zeros", 16 * 64),
+    ],
+)
+def test_few_pixels_are_pytorchs(upsample, kernel, padding_mode, pixels) -> None:
+    weight = random(64, 64, kernel, kernel, scale=0.05)
+    options = {"upsample": upsample, "padding_mode": padding_mode}
+
+    def run(x: torch.Tensor) -> bool:
+        return convolves_in_pytorch(lambda: upsample_block(x, weight, **options))
+
+    enough, fewer = random(2, 64, 4, pixels // 8), random(1, 64, 4, pixels // 4 - 1)
+    assert not run(enough)
+    assert run(fewer)
+    for impl, in_pytorch in (("native", False), ("reference", True)):
+        with use_impl(impl):
+            assert run(fewer) == run(enough) == in_pytorch
+    reason = "the convolution is PyTorch's: it was measured to be faster for few pixels"
+    assert reason in explain("upsample_block", fewer, weight, **options)
+    assert reason in explain("upsample_block", x=fewer, weight=weight, **options)
+    assert reason not in explain("upsample_block", enough, weight, **options)
+
+
+def test_the_module_asks_the_same() -> None:
+    module = ConvTranspose2d(64, 64, 4, stride=2, padding=1)
+    assert not convolves_in_pytorch(lambda: module(random(1, 64, 32, 32)))
+    assert convolves_in_pytorch(lambda: module(random(1, 64, 32, 31)))
