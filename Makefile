@@ -15,7 +15,7 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .NOTPARALLEL:
-.PHONY: help demo webcam serve test fuzz bench build gpu-check lint format clean
+.PHONY: help demo webcam serve test fuzz bench docs build gpu-check lint format clean
 
 help:
 	@echo "make demo    install into .venv, then paint a photo in the bundled styles"
@@ -24,6 +24,7 @@ help:
 	@echo "make test    install into .venv, then run the tests"
 	@echo "make fuzz    random cases of every op; CASES=1000 SEED=1 for fewer and other ones"
 	@echo "make bench   a few cases of each benchmark, into output/bench; at most ten minutes"
+	@echo "make docs    the documentation as pages, into output/docs; a warning is an error"
 	@echo "make build   install into .venv: again after a change under csrc/"
 	@echo "make gpu-check OUT=folder  what only a GPU can check, with PYTHON's own PyTorch; no .venv"
 	@echo "make format  format the code;  make lint  check it"
@@ -57,6 +58,11 @@ bench: .venv/tools .venv/built
 	@mkdir -p output/bench
 	@for suite in ops model networks train; do \
 	    $(BIN)/python -m benchmarks $$suite --quick --json output/bench || exit; done
+
+docs: .venv/tools
+	@$(PIP) --requirement requirements-docs.txt
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The first page is $(CURDIR)/output/docs/index.html"
 
 build: .venv/tools .venv/built
 

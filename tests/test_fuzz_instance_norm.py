@@ -70,7 +70,7 @@ def tensors_of(case: dict) -> dict:
     parameter_dtype = torch.float32 if wide else dtype
     tensors = {"x": x}
     scale, shift = MAGNITUDES[case["magnitude"]](dtype)
-    spread = scale if 1 <= scale <= 1e3 else 1.0
+    spread = max(1.0, scale)
     for i, (name, kind) in enumerate(
         (("weight", "weight"), ("bias", "bias"), ("mean", "stats"), ("var", "stats")), 1
     ):
