@@ -1,7 +1,9 @@
 """Decides whether the native code can be built here, and has CMake build it.
 
 ``STYLEKERNELS_BUILD=0`` builds nothing native; ``MAX_JOBS`` limits the compilers that run at once;
-``CXX`` names the compiler. Everything else about the package is in pyproject.toml.
+``CXX`` names the compiler. For .ci/sanitize.py, ``STYLEKERNELS_SANITIZE`` has what ``-fsanitize=``
+takes, and ``STYLEKERNELS_ONLY_CAPABILITIES`` the capabilities to compile, with semicolons.
+Everything else about the package is in pyproject.toml.
 """
 
 import importlib.util
@@ -112,6 +114,10 @@ def cmake_commands(build_folder: Path, output_folder: Path) -> list[list[str]]:
         f"-DTORCH_FOLDER={torch_folder}",
         f"-DTORCH_VERSION={torch_version}",
     ]
+    sanitizers = os.environ.get("STYLEKERNELS_SANITIZE", "")
+    only = os.environ.get("STYLEKERNELS_ONLY_CAPABILITIES", "")
+    # Each time, even if empty: CMake remembers what it was given before.
+    configure += [f"-DSANITIZE={sanitizers}", f"-DONLY_CAPABILITIES={only}"]
     if compiler is not None:
         configure.append(f"-DCMAKE_CXX_COMPILER={compiler}")
     if ninja := find_program("ninja"):
@@ -119,7 +125,9 @@ def cmake_commands(build_folder: Path, output_folder: Path) -> list[list[str]]:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     build = [cmake, "--build", build_folder, "--parallel", jobs]
-    install = [cmake, "--install", build_folder, "--strip"]
+    install = [cmake, "--install", build_folder]
+    if not sanitizers:  # their reports name lines
+        install.append("--strip")
     return [[str(word) for word in command] for command in (configure, build, install)]
 
 

@@ -30,6 +30,7 @@ from stylekernels import native, use_impl
 from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.ops import dispatch
 from stylekernels.training import TrainConfig
+from tests.guarded_memory import guard
 
 # torch.compile keeps graphs on disk, and would bring back one from before an op was changed.
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
@@ -164,6 +165,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     order = list(range(x.dim()))
     if base == "channels_last" and x.dim() > 2:
         order = [0, *order[2:], 1]
+    guard(buffer, before, before + size)
     dense = buffer[before : before + size].view([shape[axis] for axis in order])
     view = dense.permute([order.index(axis) for axis in range(x.dim())])
     if crop:

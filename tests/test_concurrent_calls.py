@@ -3,6 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -10,17 +11,21 @@ from torch.utils.data import DataLoader, Dataset
 from stylekernels import gram_loss, group_norm, instance_norm, norm_conv2d, upsample_block
 from tests.conftest import random
 
+#: Images that a call leaves to its own thread, and images that it shares among several.
+SHAPES = ((2, 8, 33, 31), (2, 16, 96, 80))
 
-def results(seed: int) -> list[Tensor]:
+
+def results(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     """Outputs and gradients of the ops on the images of a seed."""
-    x = random(2, 8, 33, 31, seed=seed).requires_grad_()
-    weight = random(8, 8, 4, 4, seed=seed + 1, scale=0.1)
+    channels = shape[1]
+    x = random(*shape, dtype=dtype, seed=seed).requires_grad_()
+    weight = random(channels, channels, 4, 4, dtype=dtype, seed=seed + 1, scale=0.1)
     with torch.no_grad():
         convolved = norm_conv2d(x, weight, padding=2)
     outputs = [
         instance_norm(x, activation="relu"),
         group_norm(x, 2),
-        gram_loss(x, random(8, 8, seed=seed + 2)),
+        gram_loss(x, random(channels, channels, seed=seed + 2)),
         upsample_block(x, weight),
     ]
     grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in outputs]
@@ -32,13 +37,15 @@ def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
         assert torch.equal(one, other), f"result {i} differs"
 
 
-def test_eight_threads_compute_what_one_does() -> None:
-    expected = [results(seed) for seed in range(8)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_eight_threads_compute_what_one_does(shape, dtype) -> None:
+    expected = [results(seed, shape, dtype) for seed in range(8)]
     together = threading.Barrier(8)
 
     def in_thread(seed: int) -> list[list[Tensor]]:
         together.wait()
-        return [results(seed) for _ in range(4)]
+        return [results(seed, shape, dtype) for _ in range(4)]
 
     with ThreadPoolExecutor(8) as pool:
         for runs, alone in zip(pool.map(in_thread, range(8)), expected, strict=True):
@@ -47,18 +54,22 @@ def test_eight_threads_compute_what_one_does() -> None:
 
 
 class Results(Dataset):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        return results(index)
+        return results(index, self.shape, torch.float32)
 
 
-def test_forked_workers_compute_what_their_parent_did() -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forked_workers_compute_what_their_parent_did(shape) -> None:
     """Workers have one thread, and no thread of the parent's pool survives a fork."""
-    expected = [results(seed) for seed in range(4)]
+    expected = [results(seed, shape, torch.float32) for seed in range(4)]
     loader = DataLoader(
-        Results(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
+        Results(shape), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
     )
     for actual, alone in zip(loader, expected, strict=True):
         for one, other in zip(actual, alone, strict=True):
