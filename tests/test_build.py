@@ -111,6 +111,17 @@ def test_package_data_is_there():
     assert all(style.with_suffix(".md").is_file() for style in styles), "a style has no model card"
 
 
+@in_source_tree
+def test_headers_define_nothing_that_each_file_has_its_own_of():
+    """Inline functions would use one or another of them: the linker keeps a function of any file.
+    Emulated tiles lost all sums in a build that inlined less."""
+    own = re.compile(r"^(static (?!_assert).*|(?:inline )?namespace \{)", re.MULTILINE)
+    headers = sorted((ROOT / "csrc").rglob("*.h"))
+    found = {str(header): own.findall(header.read_text()) for header in headers}
+    assert headers
+    assert {header: lines for header, lines in found.items() if lines} == {}
+
+
 # -- The libraries ---------------------------------------------------------------------------
 
 

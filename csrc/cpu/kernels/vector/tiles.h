@@ -69,7 +69,8 @@ inline void tile_multiply() {
 
 struct TileScope {};
 
-static thread_local float tile_memory[8][kTileRows][kTileBytes / 4];
+// One for all files: of inline functions the linker keeps one, whichever file it is from.
+inline constinit thread_local float tile_memory[8][kTileRows][kTileBytes / 4];
 
 template <int kTile>
 inline void tile_zero() {
