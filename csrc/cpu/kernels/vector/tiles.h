@@ -69,7 +69,7 @@ inline void tile_multiply() {
 
 struct TileScope {};
 
-// One for all files: of inline functions the linker keeps one, whichever file it is from.
+// One definition for all files: the linker takes an inline function from any of them.
 inline constinit thread_local float tile_memory[8][kTileRows][kTileBytes / 4];
 
 template <int kTile>
