@@ -67,7 +67,20 @@ class Toggled(Block):
         return torch.sigmoid(self.other_norm(y)) if self.flag or self.training else y
 
 
-FUSED = (Nested, Statements, Returned, Functions, Gelu, Toggled)
+class Branches(Block):
+    def forward(self, x):
+        y = x
+        if self.flag:
+            y = x - 1
+        elif x.dim() > 3:
+            y = self.norm(x)
+        y = F.relu(y)
+        if not self.flag:
+            y = self.other_norm(y - 0.5)
+        return self.act(y)
+
+
+FUSED = (Nested, Statements, Returned, Functions, Gelu, Toggled, Branches)
 
 
 class UsedAgain(Block):
@@ -224,8 +237,9 @@ def test_a_variable_that_another_function_reads():
     torch.testing.assert_close(model.peek(), model.norm(x_of()))
 
 
-def test_an_attribute_that_the_forward_reads_may_change():
-    theirs = Toggled().double().eval()
+@pytest.mark.parametrize("kind", [Toggled, Branches])
+def test_an_attribute_that_the_forward_reads_may_change(kind):
+    theirs = kind().double().eval()
     ours, _ = convert(copy.deepcopy(theirs))
     for flag in (True, False, True):
         ours.flag = theirs.flag = flag

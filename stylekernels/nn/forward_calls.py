@@ -2,6 +2,7 @@
 the same source with the two calls as one."""
 
 import ast
+import copy
 import functools
 import inspect
 import types
@@ -106,11 +107,40 @@ class _Rewriter(ast.NodeTransformer):
             return self._pair(node, node.args[0]) or node
         return node
 
+    def _ends_in_norm(self, block: list[ast.stmt], target: str) -> bool:
+        """Return whether a norm's result is assigned at the end of a block, or of one in it."""
+        match block:
+            case [*_, ast.Assign([ast.Name(name)], value)]:
+                return name == target and self._norm_call(value)
+            case [*_, ast.If(_, body, orelse)]:
+                return any(self._ends_in_norm(each, target) for each in (body, orelse))
+        return False
+
+    def _moved(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """Move ``y = act(y)`` or ``return act(y)`` from behind an ``if`` to the end of each of its
+        branches, where one of them ends in ``y = self.norm(x)``."""
+        done: list[ast.stmt] = []
+        for statement in statements:
+            match statement:
+                case ast.Assign([ast.Name(target)], ast.Call(args=[ast.Name(y), *_])):
+                    y = y if target == y else None
+                case ast.Return(ast.Call(args=[ast.Name(y), *_])):
+                    pass
+                case _:
+                    y = None
+            before = done[-1] if done else None
+            if y and isinstance(before, ast.If) and self._ends_in_norm([before], y):
+                before.body.append(statement)
+                before.orelse.append(copy.deepcopy(statement))
+            else:
+                done.append(statement)
+        return done
+
     def visit_block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         """Rewrite ``y = self.norm(x)`` and a following ``y = self.act(y)`` or
         ``return self.act(y)``."""
         done: list[ast.stmt] = []
-        for statement in map(self.visit, statements):
+        for statement in map(self.visit, self._moved(statements)):
             before = done[-1] if done else None
             if isinstance(before, ast.Assign) and isinstance(statement, ast.Assign | ast.Return):
                 y, call = before.targets[0], statement.value
