@@ -200,6 +200,11 @@ def in_place_behind_an_idle_layer(m, x):
     return m.conv2(m.relu_(m.same(y))) + y
 
 
+def in_place_only_behind_idle_layers(m, x):
+    y = m.relu_(m.drop(m.same(m.norm1(m.conv1(x)))))  # as MONAI's networks have it
+    return m.wide(y)
+
+
 def in_place_sum_behind_an_idle_layer(m, x):
     y = m.norm1(m.conv1(x))
     z = m.same(y)
@@ -298,6 +303,7 @@ PATTERNS = {
     a_view_of_a_term_changes: 1,
     a_view_of_what_was_padded_changes: 0,
     in_place_behind_an_idle_layer: 1,
+    in_place_only_behind_idle_layers: 0,
     in_place_sum_behind_an_idle_layer: 1,
     in_place_sum_into_a_view: 1,
     two_activations_in_place: 0,

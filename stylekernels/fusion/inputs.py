@@ -188,6 +188,9 @@ class Calls:
     def _makes_new(self, node: fx.Node) -> bool:
         """Return whether a value is known to be no view of another."""
         module = self.module(node)
+        if module is not None and passes_on(module):
+            (given,) = node.all_input_nodes
+            return given in self._new and len(given.users) == 1
         if module is not None:
             return isinstance(module, (*CONVOLUTIONS, *NORMS)) and is_unchanged(module)
         return node.target in (operator.add, operator.sub, operator.mul, torch.add, torch.cat)
