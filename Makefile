@@ -98,9 +98,10 @@ format: .venv/tools
 	@$(PIP) --constraint requirements-dev.txt --no-build-isolation --editable ".[demo,serve]"
 	@touch $@
 
-.venv/tools: .venv/installed
+.venv/tools: .venv/installed requirements-networks.txt
 	@echo "Installing the tools for tests into .venv: a minute or two, once"
 	@$(PIP) --requirement requirements-dev.txt
+	@$(PIP) --requirement requirements-networks.txt --no-deps
 	@touch $@
 
 clean:

@@ -14,56 +14,19 @@ from torch import Tensor, nn
 import stylekernels
 from stylekernels import convert, revert
 from tests.conftest import Recorder, assert_accurate, random
+from tests.packaged_networks import dynunet, monai_unet, nnunet
 from tests.volume_networks import MonaiUNet, NnUNet
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def packaged_nnunet(norm_op: type[nn.Module] = nn.InstanceNorm3d) -> nn.Module:
-    unet = pytest.importorskip("dynamic_network_architectures.architectures.unet")
-    return unet.PlainConvUNet(
-        input_channels=1,
-        n_stages=2,
-        features_per_stage=[4, 8],
-        conv_op=nn.Conv3d,
-        kernel_sizes=3,
-        strides=[1, 2],
-        n_conv_per_stage=2,
-        num_classes=2,
-        n_conv_per_stage_decoder=1,
-        conv_bias=True,
-        norm_op=norm_op,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    )
-
-
-def packaged_monai_unet() -> nn.Module:
-    nets = pytest.importorskip("monai.networks.nets")
-    return nets.UNet(
-        spatial_dims=3,
-        in_channels=1,
-        out_channels=2,
-        channels=(4, 8),
-        strides=(2,),
-        num_res_units=2,
-        act=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
-    )
-
-
-def packaged_dynunet() -> nn.Module:
-    nets = pytest.importorskip("monai.networks.nets")
-    return nets.DynUNet(3, 1, 2, [3] * 3, [1, 2, 1], upsample_kernel_size=[2, 1], filters=[4, 6, 8])
 
 
 # The network, and how many norms it has.
 NETWORKS = {
     "nnU-Net, copied": (NnUNet, 3),
     "MONAI, copied": (MonaiUNet, 4),
-    "nnU-Net": (packaged_nnunet, 5),
-    "MONAI": (packaged_monai_unet, 5),
-    "MONAI, DynUNet": (packaged_dynunet, 10),
+    "nnU-Net": (nnunet, 5),
+    "MONAI": (monai_unet, 5),
+    "MONAI, DynUNet": (dynunet, 10),
 }
 
 
@@ -281,7 +244,7 @@ class TestByTheirOwnNames:
 
     def test_nnunet(self):
         norm = pydoc.locate(self.name)  # as nnU-Net finds the classes in its plans
-        model, theirs = packaged_nnunet(norm_op=norm), packaged_nnunet()
+        model, theirs = nnunet(norm_op=norm), nnunet()
         theirs.load_state_dict(model.state_dict())
         torch.testing.assert_close(model(volume()), theirs(volume()), rtol=1e-4, atol=1e-4)
         with Recorder() as recorder:
@@ -292,15 +255,10 @@ class TestByTheirOwnNames:
 
     def test_monai(self):
         factories = pytest.importorskip("monai.networks.layers.factories")
-        nets = pytest.importorskip("monai.networks.nets")
         line = 'Norm.add_factory_class("stylekernels", stylekernels.nn.InstanceNorm3d)'
         assert f"`{line}`" in (ROOT / "docs" / "drop-in.md").read_text()
         exec(line, {"Norm": factories.Norm, "stylekernels": stylekernels})
-
-        def unet(norm: str) -> nn.Module:
-            return nets.UNet(3, 1, 2, (4, 8), (2,), norm=(norm, {"affine": True}))
-
-        model, theirs = unet("stylekernels"), unet("instance")
+        model, theirs = monai_unet(norm="stylekernels"), monai_unet()
         norms = [m for m in model.modules() if type(m) is stylekernels.nn.InstanceNorm3d]
         assert len(norms) == sum(type(m) is nn.InstanceNorm3d for m in theirs.modules()) > 0
         model.load_state_dict(theirs.state_dict())
