@@ -4,10 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from benchmarks.timing import Summary, paired_ratio, summarize
 
 #: A ratio within this of 1 is noise.
 NOISE = 0.05
+
+_SMALLEST_SHARE = 1e-4
 
 
 @dataclass
@@ -36,6 +41,17 @@ def refusal(error_of_answer: Callable[[], float], allowed: float) -> str | None:
     if error <= allowed:
         return None
     return f"wrong: relative error {error:.2g}, allowed {allowed:.2g}"
+
+
+def gradient_error(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Return the largest error of gradients, each as a share of the right gradient's norm.
+
+    A gradient with a norm below 1e-4 of that of all together counts as if it had that norm: some
+    are only rounding errors, for the next norm cancels the effect of their weights. NaN stays NaN.
+    """
+    least = _SMALLEST_SHARE * torch.stack([gradient.norm() for gradient in right]).norm()
+    errors = [(a - b).norm() / b.norm().clamp_min(least) for a, b in zip(found, right, strict=True)]
+    return torch.stack(errors).max().item()
 
 
 def failure(exception: Exception) -> str:

@@ -53,6 +53,12 @@ def cyclegan_resnet(width: int = 64, blocks: int = 9) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def _has_biases(norm: Norm) -> bool:
+    """Return whether pix2pix' convolutions before a norm have biases: only if it is an instance
+    norm, which has none of its own there."""
+    return norm is nn.InstanceNorm2d
+
+
 class _Level(nn.Module):
     """One level of pix2pix' U-Net: down, all below, up, and the input beside the output."""
 
@@ -61,8 +67,9 @@ class _Level(nn.Module):
     ) -> None:
         super().__init__()
         self.top = top
-        down = [nn.Conv2d(3 if top else outer, inner, 4, 2, 1, bias=False)]
-        up = nn.ConvTranspose2d(inner * (2 if below else 1), outer, 4, 2, 1, bias=top)
+        biased = _has_biases(norm)
+        down = [nn.Conv2d(3 if top else outer, inner, 4, 2, 1, bias=biased)]
+        up = nn.ConvTranspose2d(inner * (2 if below else 1), outer, 4, 2, 1, bias=top or biased)
         if not top:
             down.insert(0, nn.LeakyReLU(0.2, True))
         if below and not top:
@@ -89,7 +96,7 @@ def patchgan(width: int = 64, norm: Norm = nn.InstanceNorm2d) -> nn.Module:
     for step, stride in enumerate((2, 2, 1)):
         channels = width * 2**step
         layers += [
-            nn.Conv2d(channels, 2 * channels, 4, stride, 1),
+            nn.Conv2d(channels, 2 * channels, 4, stride, 1, bias=_has_biases(norm)),
             norm(2 * channels),
             nn.LeakyReLU(0.2, True),
         ]

@@ -1,67 +1,37 @@
 """Published networks as a suite of ``python -m benchmarks``."""
 
 import argparse
-import copy
 import gc
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import race, suite
 from benchmarks.ceilings import Ceilings
 from benchmarks.dtypes import DTYPES, SHORT, leaves_bfloat16_out, notes
-from benchmarks.networks import models
-from benchmarks.race import Entry, Race
+from benchmarks.networks.cases import NETWORKS, WORKS, Case
+from benchmarks.networks.contenders import RIVALS, Answer, Problem, enter, norms_share
+from benchmarks.race import Race
 from benchmarks.report import (
     VERDICT_COLUMN,
     View,
     floor_cell,
+    percent,
     share_cell,
     speedup_cell,
     spread_cell,
     time_cell,
 )
 from benchmarks.timing import measure
-from stylekernels import fuse_convolutions
 
-_RIVALS = ("eager", "eager-nhwc", "compile")
-# The largest relative error, of the picture's norm, against float64.
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
-
-
-@dataclass(frozen=True)
-class _Network:
-    make: Callable[[], nn.Module]
-    size: tuple[int, int, int]
-
-
-#: Networks in the sizes of their papers.
-NETWORKS = {
-    "cyclegan": _Network(models.cyclegan_resnet, (3, 256, 256)),
-    "transformer": _Network(models.Transformer, (3, 512, 512)),
-    "adain": _Network(models.adain_decoder, (512, 64, 64)),
-    "animegan": _Network(models.AnimeGan, (3, 512, 512)),
-    "pix2pix": _Network(models.pix2pix_unet, (3, 256, 256)),
-    "pix2pix-batch": _Network(lambda: models.pix2pix_unet(norm=nn.BatchNorm2d), (3, 256, 256)),
-    "patchgan": _Network(models.patchgan, (3, 256, 256)),
+# The largest error of a right answer, see `_error`. Gradients have more of it than pictures: a
+# value on the other side of an activation's kink changes all that depends on it.
+_TOLERANCE = {
+    "forward": {"float32": 1e-3, "bfloat16": 0.2},
+    "step": {"float32": 0.05, "bfloat16": 0.5},
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table: a name in `NETWORKS`, and a dtype."""
-
-    network: str
-    dtype: str
-
-    @property
-    def id(self) -> str:
-        """A unique name, which ``--only`` searches."""
-        return f"{self.network}/{self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -69,13 +39,15 @@ class Row:
     """A measured case.
 
     Attributes:
-        counts: convolutions that were fused, norms that run alone, convolutions that were left.
+        counts: what was fused, norms that run alone, and what was left.
+        norms: share of norms in the time of eager; None on a GPU.
         floor: seconds for the multiplications at the peak; None if not measured.
     """
 
     case: Case
     race: Race
     counts: tuple[int, int, int]
+    norms: float | None
     floor: float | None
     verdict: str
     misses: list[str]
@@ -90,10 +62,12 @@ class Row:
 _VIEW = View(
     (
         ("network", 13, lambda row: row.case.network),
+        ("work", 7, lambda row: row.case.work),
         ("type", 4, lambda row: SHORT[row.case.dtype]),
         ("fused", 5, lambda row: str(row.counts[0])),
         ("alone", 5, lambda row: str(row.counts[1])),
         ("left", 4, lambda row: str(row.counts[2])),
+        ("norms", 5, lambda row: percent(row.norms)),
         ("ours", 5, time_cell("ours")),
         ("±", 4, spread_cell),
         ("eager", 5, time_cell("eager")),
@@ -106,26 +80,29 @@ _VIEW = View(
         ("/best", 5, speedup_cell()),
         VERDICT_COLUMN,
     ),
-    2,
+    3,
     """\
-Published networks with random weights, one image. ours: what `fuse_convolutions` makes of them;
-median milliseconds, and ±, its inter-quartile range. fused: convolutions that normalise their input
-themselves; alone: norms that run without one; left: convolutions that stay PyTorch's. Rivals: eager
-(contiguous), NHWC (eager in channels_last), comp. (torch.compile in channels_last; ours is in it
-too). floor: the multiplications of direct convolutions at the measured peak; share: the floor over
-our time. /eager, /comp and /best: our speed over eager, compile and the fastest rival, above 1 we
-are faster; medians of the ratios of each round. win: faster than all; even: within 5 %; loss: more
-than 5 % slower; alone: no rival ran; wrong: refused.""",
+Published networks with random weights, one image or volume. work: forward, or a step, forward and
+backward with the gradients of all parameters. ours: the network by `fuse_convolutions` for images
+forward, else by `convert`; median milliseconds, and ±, its inter-quartile range. fused: by
+`fuse_convolutions`, convolutions that normalise their input themselves, by `convert`, norms that
+are one op with their activation; alone: norms that run without one; left: convolutions or norms
+that stay PyTorch's. norms: their share of the time of eager PyTorch. Rivals: eager (contiguous),
+NHWC (eager in channels_last), comp. (torch.compile in channels_last; ours is in it too). floor: the
+multiplications of direct convolutions at the measured peak; share: the floor over our time. /eager,
+/comp and /best: our speed over eager, compile and the fastest rival, above 1 we are faster; medians
+of the ratios of each round. win: faster than all; even: within 5 %; loss: more than 5 % slower;
+alone: no rival ran; wrong: refused.""",
 )
 
 
 class NetworksSuite(suite.Suite[Case, Row]):
-    """Generators, a decoder and a discriminator."""
+    """Generators, decoders, a discriminator and networks for volumes."""
 
     name = "networks"
-    quick = "the first case"
+    quick = "the first two cases"
     devices = ("cpu", "cuda")
-    all_rivals = _RIVALS
+    all_rivals = RIVALS
     legend, table = _VIEW.legend, _VIEW.table
 
     @staticmethod
@@ -135,53 +112,44 @@ class NetworksSuite(suite.Suite[Case, Row]):
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
         dtypes = ("float32",) if leaves_bfloat16_out(options) else tuple(DTYPES)
-        cases = [Case(network, dtype) for dtype in dtypes for network in NETWORKS]
+        cases = [
+            Case(network, work, dtype) for dtype in dtypes for network in NETWORKS for work in WORKS
+        ]
         cases = [case for case in cases if suite.fits(options, case.id, case.dtype)]
-        self.cases = cases[:1] if options.quick else cases
-        self._notes = notes(options)
-        narrowed = options.quick or options.only or options.dtype
-        self.complete = not narrowed and set(self.rivals) == set(_RIVALS)
+        missing = {name: network.missing for name, network in NETWORKS.items() if network.missing}
+        self.cases = [case for case in cases if case.network not in missing]
+        if options.quick:
+            self.cases = self.cases[: len(WORKS)]
+        self._notes = notes(options) + [
+            f"{name}: left out, for its package is missing; pip install {package}"
+            for name, package in missing.items()
+            if any(case.network == name for case in cases)
+        ]
+        narrowed = options.quick or options.only or options.dtype or missing
+        self.complete = not narrowed and set(self.rivals) == set(RIVALS)
 
     def notes(self) -> list[str]:
         return self._notes
 
-    @torch.inference_mode()
     def measure(self, case: Case, ceilings: Ceilings) -> Row:
         gc.collect()
         torch.compiler.reset()
-        network = NETWORKS[case.network]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = network.make().eval()
-            x = torch.randn(1, *network.size)
-        with FlopCounterMode(display=False) as counter:
-            exact = copy.deepcopy(model).double()(x.double())
-        dtype, device = DTYPES[case.dtype], self.device.torch_device
-        model, x = model.to(device, dtype), x.to(device, dtype)
-        entries, counts = self._enter(model, x)
-        tolerance = _TOLERANCE[case.dtype]
-        for entry in entries:
-            entry.error = race.refusal(lambda call=entry.call: _error(call(), exact), tolerance)
-        calls = {entry.name: entry.call for entry in entries if entry.error is None}
-        samples = measure(calls, budget_s=self.budget_s, clock=self.device.clock) if calls else {}
+        with torch.inference_mode(case.work == "forward"):
+            problem = _problem(case)
+            with FlopCounterMode(display=False) as counter:
+                exact = problem.to(torch.float64).call()()
+            problem = problem.to(self.device.torch_device, DTYPES[case.dtype])
+            entries, counts = enter(problem, self.rivals, self.compile_mode)
+            tolerance = _TOLERANCE[case.work][case.dtype]
+            for entry in entries:
+                entry.error = race.refusal(lambda call=entry.call: _error(call(), exact), tolerance)
+            calls = {entry.name: entry.call for entry in entries if entry.error is None}
+            clock = self.device.clock
+            samples = measure(calls, budget_s=self.budget_s, clock=clock) if calls else {}
+            norms = norms_share(problem.call()) if self.device.name == "cpu" else None
         results = Race.of(entries, samples)
         floor = ceilings.floor_seconds(case.dtype, 0, counter.get_total_flops())
-        return Row(case, results, counts, floor, *results.judge())
-
-    def _enter(self, model: nn.Module, x: torch.Tensor) -> tuple[list[Entry], tuple[int, int, int]]:
-        """Return the contenders, and the counts of the report of ours."""
-        nhwc = x.contiguous(memory_format=torch.channels_last)
-        wide = copy.deepcopy(model).to(memory_format=torch.channels_last)
-        fused, report = fuse_convolutions(wide)
-        compiled = torch.compile(wide, mode=self.compile_mode)
-        entries = [
-            Entry("ours", "fuse_convolutions(model)[0](x) in channels_last", lambda: fused(nhwc)),
-            Entry("eager", "model(x)", lambda: model(x)),
-            Entry("eager-nhwc", "model(x) in channels_last", lambda: wide(nhwc)),
-            Entry("compile", "torch.compile(model)(x) in channels_last", lambda: compiled(nhwc)),
-        ]
-        chosen = [entry for entry in entries if entry.name in ("ours", *self.rivals)]
-        return chosen, (len(report.fused), len(report.alone), len(report.left))
+        return Row(case, results, counts, norms, floor, *results.judge())
 
     def line(self, row: Row) -> str:
         return _VIEW.line(row)
@@ -191,10 +159,12 @@ class NetworksSuite(suite.Suite[Case, Row]):
         return {
             "id": row.case.id,
             "network": row.case.network,
+            "work": row.case.work,
             "dtype": row.case.dtype,
             "fused": fused,
             "alone": alone,
             "left": left,
+            "norms_share_of_eager": row.norms,
             **row.race.as_json(),
             "floor_seconds": row.floor,
             "share_of_floor": row.share_of_floor,
@@ -203,6 +173,23 @@ class NetworksSuite(suite.Suite[Case, Row]):
         }
 
 
-def _error(y: torch.Tensor, exact: torch.Tensor) -> float:
-    """Return the relative error of a picture: of its norm."""
-    return float((y.cpu().double() - exact).norm() / exact.norm())
+def _problem(case: Case) -> Problem:
+    """Return the network with random weights, and a random image or volume."""
+    network = NETWORKS[case.network]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = network.make()
+        x = torch.randn(1, *network.size)
+        if case.work == "forward":
+            return Problem(model.eval(), x)
+        with torch.no_grad():
+            return Problem(model.train(), x, torch.randn_like(model(x)))
+
+
+def _error(found: Answer, exact: Answer) -> float:
+    """Return the relative error of the output, of its norm, or the largest one of the gradients if
+    that is larger."""
+    y, *grads = (tensor.cpu().double() for tensor in found)
+    error = ((y - exact[0]).norm() / exact[0].norm()).item()
+    errors = [error, race.gradient_error(grads, exact[1:])] if grads else [error]
+    return torch.tensor(errors).max().item()  # NaN stays NaN

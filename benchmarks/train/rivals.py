@@ -36,7 +36,6 @@ RIVALS = ("eager", "eager-nhwc", "compile")
 #: pixels, 0.02. A missing layer has 1.
 TOLERANCE = {"float32": 0.05, "tf32": 0.2, "bfloat16": 0.5}
 
-_SMALLEST_SHARE = 1e-4
 _LOSS = 100.0
 _LEARNING_RATE = 1e-5  # small: contenders that run more often stay comparable
 
@@ -130,19 +129,11 @@ def answer(step: OurStep | PlainStep, take: Step) -> list[Tensor]:
 
 
 def step_error(found: list[Tensor], truth: list[Tensor]) -> float:
-    """Return the error of a step: the largest of the gradients' errors, each as a share of the
-    right gradient's norm, and of 100 times the relative error of the loss, which is far more exact.
-
-    A gradient with a norm below 1e-4 of that of all together counts as if it had that norm: some
-    are only rounding errors, for the next norm cancels the effect of their weights.
-    """
-    least = _SMALLEST_SHARE * torch.stack([gradient.norm() for gradient in truth[1:]]).norm()
+    """Return the error of a step: the largest of the gradients' errors, see `race.gradient_error`,
+    and of 100 times the relative error of the loss, which is far more exact."""
     (loss, *gradients), (right_loss, *right) = found, truth
-    errors = [_LOSS * (loss - right_loss).abs() / right_loss.abs()]
-    errors += [
-        (a - b).norm() / b.norm().clamp_min(least) for a, b in zip(gradients, right, strict=True)
-    ]
-    return torch.stack(errors).max().item()  # NaN stays NaN
+    of_loss = (_LOSS * (loss - right_loss).abs() / right_loss.abs()).item()
+    return torch.tensor([of_loss, race.gradient_error(gradients, right)]).max().item()
 
 
 def enter(
