@@ -155,6 +155,23 @@ def test_arguments_of_the_call():
         fused(x)
 
 
+def test_a_required_argument_that_is_no_tensor():
+    """As the time embedding of diffusers' blocks, which a decoder leaves None."""
+
+    def forward(m, x, y):
+        z = m.norm1(m.conv1(x))
+        return m.conv2(m.relu(2 * z + 1 if y is None else z + y))
+
+    model = network(type("Pattern", (Blocks,), {"forward": forward}))
+    fused, report = fuse_convolutions(model)
+    assert len(report.fused) == 2
+    x = random(2, 3, 9, 11)
+    with torch.no_grad():
+        for y in (None, x, 3.0):
+            torch.testing.assert_close(fused(x, y), model(x, y), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(fused(x, y=y), model(x, y), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["any number", "any name", "a required name"])
 def test_arguments_without_a_position(kind):
     def any_number(m, *images):

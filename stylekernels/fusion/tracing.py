@@ -111,11 +111,15 @@ def _positional(options: dict) -> tuple[tuple, dict]:
 
 
 def _run(module: nn.Module, graph: fx.GraphModule, required: Sequence[str], *args, **options):
-    """Run the graph for a call with the required arguments, else the module's own forward."""
+    """Run the graph for a call with the required arguments, all tensors, else the module's own
+    forward: the graph has the branches for tensors, not for None."""
     named = required[len(args) :]
     if len(args) > len(required) or options.keys() != set(named):
         return type(module).forward(module, *args, **options)
-    return graph(*args, *(options[name] for name in named))
+    given = *args, *(options[name] for name in named)
+    if not all(isinstance(each, Tensor) for each in given):
+        return type(module).forward(module, *args, **options)
+    return graph(*given)
 
 
 def let_run(module: nn.Module, graph: fx.GraphModule) -> None:
