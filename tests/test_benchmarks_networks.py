@@ -41,7 +41,7 @@ def test_options_choose_the_cases(monkeypatch):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    network = cases.Network(packages.dynunet, (1, 64, 64, 64), ("no_such_module", "its-package"))
+    network = cases.Network(packages.dynunet, (1, 48, 48, 48), ("no_such_module", "its-package"))
     monkeypatch.setitem(suite.NETWORKS, "dynunet", network)
     found = suite.NetworksSuite.of(cli.parse(["networks"]))
     assert not any(case.network == "dynunet" for case in found.cases)
@@ -75,9 +75,9 @@ def test_networks_have_the_shapes_of_their_papers():
     expected = {name: (1, *suite.NETWORKS[name].size) for name in suite.NETWORKS} | {
         "adain": (1, 3, 512, 512),
         "patchgan": (1, 1, 30, 30),
-        "dynunet": (1, 3, 64, 64, 64),
-        "plainconvunet": (1, 3, 64, 64, 64),
-        "vae-decoder": (1, 3, 256, 256),
+        "dynunet": (1, 3, 48, 48, 48),
+        "plainconvunet": (1, 3, 48, 48, 48),
+        "vae-decoder": (1, 3, 128, 128),
     }
     assert shapes == {name: expected[name] for name in shapes}
 

@@ -1,4 +1,5 @@
-"""The cases: networks in the sizes of their papers, forward and as a training step."""
+"""The cases: networks in the sizes of their papers, forward and as a training step. Volumes, and
+the picture of the VAE decoder, are smaller than there: two cores take minutes for those."""
 
 import importlib.util
 from collections.abc import Callable
@@ -40,13 +41,13 @@ NETWORKS = {
     "pix2pix": Network(models.pix2pix_unet, (3, 256, 256)),
     "pix2pix-batch": Network(lambda: models.pix2pix_unet(norm=nn.BatchNorm2d), (3, 256, 256)),
     "patchgan": Network(models.patchgan, (3, 256, 256)),
-    "dynunet": Network(packages.dynunet, (1, 64, 64, 64), ("monai", "monai")),
+    "dynunet": Network(packages.dynunet, (1, 48, 48, 48), ("monai", "monai")),
     "plainconvunet": Network(
         packages.plain_conv_unet,
-        (1, 64, 64, 64),
+        (1, 48, 48, 48),
         ("dynamic_network_architectures", "dynamic-network-architectures"),
     ),
-    "vae-decoder": Network(packages.vae_decoder, (4, 32, 32), ("diffusers", "diffusers")),
+    "vae-decoder": Network(packages.vae_decoder, (4, 16, 16), ("diffusers", "diffusers")),
 }
 
 #: A call under torch.inference_mode; a call and the gradients of all parameters.

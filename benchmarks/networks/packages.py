@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-# nnU-Net's numbers of channels; its planner gives five levels to patches of 64 voxels a side.
+# nnU-Net's numbers of channels. Patches of 48 voxels a side have 3 at the fifth level.
 _FEATURES = (32, 64, 128, 256, 320)
 
 
