@@ -74,7 +74,7 @@ class Packaged(NamedTuple):
         size: (C, H, W) or (C, D, H, W) of an input.
         norms: how many of its norms `convert` fuses with an activation, and replaces alone.
         convolutions: of an image's network, how many convolutions `fuse_convolutions` fuses, how
-            many norms it runs alone, and how many convolutions it leaves.
+            many norms it runs alone, and how many layers it leaves.
     """
 
     make: Callable[[], nn.Module]
@@ -93,7 +93,7 @@ PACKAGED = {
     "MONAI, 2-D": Packaged(lambda: monai_unet(2), IMAGE, (5, 0), (7, 2, 1)),
     "MONAI, DynUNet": Packaged(dynunet, VOLUME, (10, 0)),
     "MONAI, DynUNet, residual": Packaged(lambda: dynunet(residual=True), VOLUME, (7, 6)),
-    "diffusers, VAE decoder": Packaged(vae_decoder, (4, 8, 10), (13, 1), (4, 0, 12)),
+    "diffusers, VAE decoder": Packaged(vae_decoder, (4, 8, 10), (13, 1), (4, 0, 22)),
 }
 
 

@@ -345,12 +345,35 @@ def test_models_that_are_refused():
         fuse_convolutions(small().train())
 
 
-def test_a_network_without_convolutions_is_a_copy():
-    model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU()).eval()
+def test_a_network_of_neither_convolutions_nor_norms_is_a_copy():
+    model = nn.Sequential(nn.Identity(), nn.ReLU()).eval()
     fused, report = fuse_convolutions(model)
     assert fused is not model
     assert type(fused) is nn.Sequential
     assert report == stylekernels.conversion.Report()
+
+
+def test_norms_without_a_convolution_run_as_one_op_with_their_activation():
+    model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU()).eval()
+    report = check(model, random(2, 3, 5, 7))
+    assert [entry.name for entry in report.alone] == ["0"]
+    assert not report.fused + report.left
+
+
+def test_norms_in_a_module_that_cannot_be_traced_are_reported():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv = nn.InstanceNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.norm(x) if x.sum() != 0 else x)
+
+    model = nn.Sequential(Block(), nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU()))
+    report = check(model.eval(), random(2, 3, 5, 7))
+    found = [(entry.name, entry.what) for entry in report.left]
+    assert found == [("0.norm", "InstanceNorm2d"), ("0.conv", "Conv2d")]
+    assert [entry.name for entry in report.alone] == ["1.0"]
 
 
 def test_only_fused_convolutions_are_added():

@@ -50,7 +50,7 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
 
     Returns:
         The network, and a `Report`: ``fused`` has the convolutions, ``alone`` the norms that run
-        without one, ``left`` the convolutions that stay PyTorch's, and why.
+        without one, ``left`` the convolutions and norms that stay PyTorch's, and why.
 
     Raises:
         TypeError: if model is not an eager `torch.nn.Module`.
@@ -93,7 +93,7 @@ def _fuse_in(
     known: set[nn.Module],
     why: str = "it is the network itself",
 ) -> None:
-    """Fuse the convolutions of a module, or those of the modules in it, if it cannot be traced.
+    """Fuse the layers of a module, or those of the modules in it, if it cannot be traced.
 
     Args:
         module: a module.
@@ -102,10 +102,11 @@ def _fuse_in(
         known: modules that were seen before.
         why: the reason why its owner cannot be traced.
     """
-    if module in known or not any(isinstance(each, CONVOLUTIONS) for each in module.modules()):
+    layers = *CONVOLUTIONS, *NORMS
+    if module in known or not any(isinstance(each, layers) for each in module.modules()):
         return
     known.add(module)
-    if isinstance(module, CONVOLUTIONS):
+    if isinstance(module, layers):
         what = type(module).__name__
         report.left.append(Entry(name, what, f"its caller cannot be traced: {why}"))
         return
