@@ -74,10 +74,13 @@ def _row(kind: str, row: dict[str, Any]) -> Row | None:
     rival = min(speedups, key=lambda name: row["seconds"][name]["median"], default=None)
     floor = row.get("floor_seconds")
     work = (row.get("bytes"), row.get("flops")) if kind == "ops" else (None, None)
+    group = f"{row['op']}, {row['direction']}" if kind == "ops" else KINDS[kind]
+    if "work" in row:  # of networks: forward or step
+        group += f", {row['work']}"
     return Row(
         row["id"],
         kind,
-        f"{row['op']}, {row['direction']}" if kind == "ops" else KINDS[kind],
+        group,
         row["dtype"],
         ours["median"],
         rival,
