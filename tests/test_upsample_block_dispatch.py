@@ -57,6 +57,34 @@ def test_few_pixels_are_pytorchs(upsample, kernel, padding_mode, pixels) -> None
     assert reason not in explain("upsample_block", enough, weight, **options)
 
 
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = ConvTranspose2d(64, 32, 4, stride=2, padding=1)
+        self.register_buffer("weight", random(32, 8, 4, 4, scale=0.05))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return upsample_block(self.up(x), self.weight)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_sizes_vary_in_an_exported_program(strict) -> None:
+    block, large, small = Block().eval(), random(1, 64, 40, 48), random(1, 64, 5, 6)
+    sizes = {2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
+    program = torch.export.export(block, (large,), dynamic_shapes=(sizes,), strict=strict)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(small), block(small), atol=1e-4, rtol=1e-4)
+
+
+def test_sizes_vary_without_a_second_compilation() -> None:
+    torch.compiler.reset()
+    block = Block().eval()
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        run = torch.compile(block, backend="eager", dynamic=True, fullgraph=True)
+        for x in (random(1, 64, 40, 48), random(1, 64, 5, 6)):
+            torch.testing.assert_close(run(x), block(x), atol=1e-4, rtol=1e-4)
+
+
 def test_the_module_asks_the_same() -> None:
     module = ConvTranspose2d(64, 64, 4, stride=2, padding=1)
     assert not convolves_in_pytorch(lambda: module(random(1, 64, 32, 32)))

@@ -383,9 +383,12 @@ def native_declines(
     if plain and _dense_channels_last(x) and (kernel == 3 or in_pairs):
         return _MEASURED
     fewest = _FEWEST_PIXELS["transpose with zeros" if plain else upsample]
-    if weight is not None and _pixels(x) ** 2 < fewest**2 * weight.shape[0] * weight.shape[1]:
-        return f"{_MEASURED} for few pixels"
-    return None
+    # An exported program that compared sizes could not vary them.
+    if weight is None or torch.compiler.is_compiling():
+        return None
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    few = pixels**2 < fewest**2 * weight.shape[0] * weight.shape[1]
+    return f"{_MEASURED} for few pixels" if few else None
 
 
 def triton_declines(
@@ -407,10 +410,6 @@ def triton_declines(
     if is_forced("triton") or (faster and _dense_channels_last(x)):
         return None
     return _MEASURED
-
-
-def _pixels(x: Tensor) -> int:
-    return x.shape[0] * x.shape[2] * x.shape[3]
 
 
 def _dense_channels_last(x: Tensor) -> bool:
