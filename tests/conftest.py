@@ -390,27 +390,6 @@ def training_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def training_config(training_folder, tmp_path) -> TrainConfig:
     """A config of eight steps from a tiny network, without all that a run can do without."""
-    torch.manual_seed(5)
-    tiny = StyleGenerator(GeneratorConfig(channels=(6, 8, 12), residual_blocks=1))
-    tiny.save_pretrained(tmp_path / "tiny")
-    return TrainConfig(
-        art=training_folder / "style.png",
-        photos=training_folder / "photos",
-        output=tmp_path / "out.safetensors",
-        init=str(tmp_path / "tiny"),
-        steps=8,
-        batch_size=2,
-        crop=32,
-        stroke=0.125,
-        features="mixed",
-        backbones=training_folder,
-        art_colors=0.0,
-        color_weight=0.0,
-        gan_weight=0.0,
-        flat=0.0,
-        ema=0.0,
-        tv_weight=1.0,
-        held_out=2,
-        log_every=4,
-        threads=1,  # at this size several only wait for each other
-    )
+    from tests.training_runs import config_of
+
+    return config_of(training_folder, tmp_path)

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from stylekernels.models import StyleGenerator
+from stylekernels.models import GeneratorConfig, StyleGenerator
+from stylekernels.training import TrainConfig
 from stylekernels.training.style import StyleTask
 
 
@@ -41,6 +42,35 @@ def fill(root):
             channels = 8
         save_file(weights, root / f"{name}.safetensors")
     return root
+
+
+def config_of(data, folder):
+    """Return a config of eight steps on ``data``, as `fill` writes it. The run goes to ``folder``,
+    from a tiny network there, without all that a run can do without."""
+    torch.manual_seed(5)
+    tiny = StyleGenerator(GeneratorConfig(channels=(6, 8, 12), residual_blocks=1))
+    tiny.save_pretrained(folder / "tiny")
+    return TrainConfig(
+        art=data / "style.png",
+        photos=data / "photos",
+        output=folder / "out.safetensors",
+        init=str(folder / "tiny"),
+        steps=8,
+        batch_size=2,
+        crop=32,
+        stroke=0.125,
+        features="mixed",
+        backbones=data,
+        art_colors=0.0,
+        color_weight=0.0,
+        gan_weight=0.0,
+        flat=0.0,
+        ema=0.0,
+        tv_weight=1.0,
+        held_out=2,
+        log_every=4,
+        threads=1,  # at this size several only wait for each other
+    )
 
 
 def weights_of(path):
