@@ -21,13 +21,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A case of which ours and a rival were timed, or ours alone.
+    """A case of which ours and rivals were timed.
 
     Attributes:
         kind: ``ops``, ``model``, ``networks`` or ``train``.
         group: label in the plots: an op and its direction, or the kind.
         speedup: median and quartiles over the best rival; None if none ran.
-        share: the floor over our time; None if there is no floor.
+        seconds: our time; None if our answer was wrong.
+        share: the floor over our time; None without one of them.
         bytes, flops: the work, both None for rows without one of them.
     """
 
@@ -35,7 +36,7 @@ class Row:
     kind: str
     group: str
     dtype: str
-    seconds: float
+    seconds: float | None
     rival: str | None
     rival_seconds: float | None
     speedup: dict[str, float] | None
@@ -66,11 +67,10 @@ class Machine:
 
 
 def _row(kind: str, row: dict[str, Any]) -> Row | None:
-    """Read a row; None if ours was not timed."""
-    ours = row.get("seconds", {}).get("ours")
-    if ours is None:
+    """Read a row; None if it has no times, as those of memory."""
+    if "seconds" not in row:
         return None
-    speedups = row["speedups"]
+    ours, speedups = row["seconds"].get("ours"), row["speedups"]
     rival = min(speedups, key=lambda name: row["seconds"][name]["median"], default=None)
     floor = row.get("floor_seconds")
     work = (row.get("bytes"), row.get("flops")) if kind == "ops" else (None, None)
@@ -82,11 +82,11 @@ def _row(kind: str, row: dict[str, Any]) -> Row | None:
         kind,
         group,
         row["dtype"],
-        ours["median"],
+        ours["median"] if ours else None,
         rival,
         row["seconds"][rival]["median"] if rival else None,
         speedups[rival] if rival else None,
-        floor / ours["median"] if floor else None,
+        floor / ours["median"] if floor and ours else None,
         row["verdict"],
         row["misses"],
         *(work if all(work) else (None, None)),
@@ -98,10 +98,10 @@ def _title(path: Path, machine: dict[str, Any]) -> tuple[str, str]:
     the generation is in the name of the file."""
     if "gpu" in machine:
         return machine["gpu"], slug(machine["gpu"])
-    generation = re.search(r"zen-?(\d)", path.name)
+    generation = re.search(r"\bzen-?(\d)", path.name)
     core = f"Zen {generation[1]}" if generation else machine["cpu"].replace("(R)", "")
-    capability = machine["capability"].upper().replace("_", "-")
-    return f"{machine['threads']} cores: {core}, {capability}", slug(f"{core} {capability}")
+    title = f"{machine['threads']} cores: {core}, {machine['capability'].upper().replace('_', '-')}"
+    return title, slug(title)
 
 
 def machines(paths: Iterable[Path]) -> list[Machine]:
@@ -118,6 +118,8 @@ def machines(paths: Iterable[Path]) -> list[Machine]:
         dates[name].add(document["machine"]["date"][:10])
         machine.about = f"torch {document['machine']['torch']}; measured on {_and(dates[name])}"
         machine.ceilings = document["ceilings"]
+        for failed in document.get("failed", {}):
+            machine.rows.pop(failed, None)
         for row in (_row(kind, row) for row in document["rows"]):
             if row is not None:
                 machine.rows[row.id] = row

@@ -104,8 +104,8 @@ def _section(machine: Machine, plots: list[Path]) -> str:
     for kind, rows in _by_kind(machine).items():
         table = _table(_TITLES, map(_cells, rows))
         parts.append(
-            f"<details><summary>All {len(rows)} cases: {KINDS[kind]}</summary>\n\n{table}\n\n"
-            "</details>"
+            f'<details markdown="1"><summary>All {len(rows)} cases: {KINDS[kind]}</summary>\n\n'
+            f"{table}\n\n</details>"
         )
     return "\n\n".join(parts)
 

@@ -105,7 +105,7 @@ def _speedups(machine: Machine) -> Figure:
 
 def _roofline(machine: Machine) -> Figure | None:
     """Williams, Waterman and Patterson, "Roofline", 2009. None without rows that multiply."""
-    rows = [row for row in machine.rows.values() if row.flops]
+    rows = [row for row in machine.rows.values() if row.flops and row.seconds]
     if not rows:
         return None
     figure = Figure(figsize=(9, 4.2), layout="constrained")

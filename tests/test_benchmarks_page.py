@@ -1,6 +1,7 @@
 """``python -m benchmarks report``: docs/benchmarks.md has every committed row, as it is."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,7 @@ def results(tmp_path):
 
 def test_the_later_file_of_a_machine_is_valid(results) -> None:
     zen, gpu = kept_results.machines(sorted(results.glob("*.json")))
-    assert (zen.title, zen.name) == ("2 cores: Zen 3, AVX2", "zen-3-avx2")
+    assert (zen.title, zen.name) == ("2 cores: Zen 3, AVX2", "2-cores-zen-3-avx2")
     assert (gpu.title, gpu.name) == ("NVIDIA H", "nvidia-h")
     (row,) = zen.rows.values()
     assert (row.seconds, row.rival, row.rival_seconds, row.verdict) == (1e-3, "eager", 2e-3, "win")
@@ -77,10 +78,32 @@ def test_the_command_writes_the_page_and_its_plots(results, tmp_path, monkeypatc
     monkeypatch.setattr(page, "IMAGES", tmp_path / "docs" / "images")
     assert cli.main(["report", "--results", str(results)]) == 0
     text = page.PAGE.read_text()
-    for plot in ("zen-3-avx2-speedups", "zen-3-avx2-roofline", "nvidia-h-speedups"):
+    for plot in ("2-cores-zen-3-avx2-speedups", "2-cores-zen-3-avx2-roofline", "nvidia-h-speedups"):
         assert f"](images/{plot}.png)" in text
         assert (page.IMAGES / f"{plot}.png").stat().st_size > 5000
     assert text.count("eager is 1.5 times faster") == 1  # the earlier file of zen3 is replaced
+
+
+def test_a_later_wrong_answer_or_failure_replaces_a_win(results) -> None:
+    path = results / "ops-cpu-zen3-2.json"
+    document = json.loads(path.read_text())
+    (row,) = document["rows"]
+    document["machine"]["date"] = "2026-03-03T00:00"
+    row |= {"seconds": {}, "speedups": {}, "verdict": "wrong", "misses": ["ours: wrong"]}
+    path.with_name("ops-cpu-zen3-3.json").write_text(json.dumps(document))
+    files = sorted(results.glob("*zen3*.json"))
+    (machine,) = kept_results.machines(files)
+    assert [row.verdict for row in machine.rows.values()] == ["wrong"]
+    assert "| ours: wrong |" in page.text([machine], {machine.name: []})
+    document |= {"rows": [], "failed": {row["id"]: "RuntimeError"}}
+    path.with_name("ops-cpu-zen3-3.json").write_text(json.dumps(document))
+    assert not kept_results.machines(files)
+
+
+def test_a_name_that_ends_in_zen_is_no_generation() -> None:
+    about = {"threads": 8, "cpu": "AMD Ryzen 7 5800X", "capability": "avx2"}
+    path = Path("ops-cpu-amd-ryzen-7-5800x-zen-3-2026-01-01.json")
+    assert kept_results._title(path, about)[0] == "8 cores: Zen 3, AVX2"
 
 
 def test_an_empty_folder_is_refused(tmp_path, capsys) -> None:
