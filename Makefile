@@ -25,7 +25,7 @@ help:
 	@echo "make test    install into .venv, then run the tests"
 	@echo "make fuzz    random cases of every op; CASES=1000 SEED=1 for fewer and other ones"
 	@echo "make sanitize  the ops' tests under sanitizers; SANITIZER=thread for ThreadSanitizer"
-	@echo "make bench   a few cases of each benchmark, into output/bench; at most ten minutes"
+	@echo "make bench   a few cases of each benchmark but live, into output/bench"
 	@echo "make docs    the documentation as pages, into output/docs; a warning is an error"
 	@echo "make build   install into .venv: again after a change under csrc/"
 	@echo "make gpu-check OUT=folder  what only a GPU can check, with PYTHON's own PyTorch; no .venv"

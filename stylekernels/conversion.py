@@ -37,6 +37,7 @@ _OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LazyInstanceNorm3d: LazyInstanceNorm3d,
 }
 _TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
+_NORM_NAMES = frozenset(kind.__name__ for kind in _OURS if kind is not nn.ConvTranspose2d)
 _OTHER_NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -100,8 +101,10 @@ def _why_left(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         scripted = getattr(module, "original_name", "") in {name.__name__ for name in _OURS}
         return "compiled by torch.jit; convert the model it was made from" if scripted else None
+    if isinstance(module, ConvTranspose2d):
+        return _ALREADY
     if isinstance(module, tuple(_TORCHS)):
-        plain = kind in _TORCHS and getattr(module, "activation", "none") == "none"
+        plain = kind in _TORCHS and module.activation == "none"
         return None if plain else _ALREADY
     if isinstance(module, tuple(_OURS)):
         if parametrize.is_parametrized(module):
@@ -216,7 +219,8 @@ def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[_
         why_left = _why_left(module)
         if why_left is not None:
             report.left.append(entry(why_left))
-            if not isinstance(module, (*_OTHER_NORMS, *_UPSAMPLING, *_TORCHS)):
+            is_norm = what in _NORM_NAMES or isinstance(module, tuple(_OURS))
+            if is_norm and not isinstance(module, (*_UPSAMPLING, *_TORCHS)):
                 report.missed.append(entry(why_left))
             continue
         if kind not in _OURS and kind not in _TORCHS:
@@ -240,9 +244,12 @@ def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[_
             reasons = dict.fromkeys(apart) or [why_apart(module, None)]
             report.alone.append(entry("; ".join(reasons) if fuse else "fuse=False"))
         if fuse:
-            for position, why in zip(found, apart, strict=True):
-                if why is not None and type(position.successor) in ACTIVATIONS:
-                    report.missed.append(entry(why))
+            missed = [
+                why
+                for position, why in zip(found, apart, strict=True)
+                if why is not None and type(position.successor) in ACTIVATIONS
+            ]
+            report.missed += map(entry, dict.fromkeys(missed))
     return report, replaced, fused
 
 

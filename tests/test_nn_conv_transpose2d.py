@@ -150,6 +150,36 @@ def test_convert_and_revert() -> None:
     assert type(revert(built)[0]) is ConvTranspose2d
 
 
+def test_it_is_no_norm_of_convert() -> None:
+    """Built with our class, or converted before: it is left, whatever follows it."""
+    activation = nn.ReLU()
+    activation.register_forward_hook(lambda *_: None)
+    for built in (ConvTranspose2d, nn.ConvTranspose2d):
+        model = nn.Sequential(built(6, 8, 4, 2, 1), activation)
+        convert(model, strict=True)
+        _, report = convert(model, strict=True)
+        assert [(entry.name, entry.what) for entry in report.left] == [("0", "ConvTranspose2d")]
+        assert not report.fused + report.alone + report.missed
+        assert type(model) is nn.Sequential
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.int32, torch.float32),
+    ],
+)
+def test_autocast_refuses_what_torchs_refuses(x, weight) -> None:
+    ours, theirs = (m.to(weight) for m in twins(6, 9, kernel_size=4, stride=2, padding=1))
+    image = torch.ones(1, 6, 8, 8, dtype=x)
+    with torch.autocast("cpu", torch.bfloat16):
+        for module in (theirs, ours):
+            with pytest.raises(RuntimeError):
+                module(image)
+
+
 def test_compiles() -> None:
     ours, theirs = twins(6, 9, kernel_size=4, stride=2, padding=1)
     torch.compiler.reset()

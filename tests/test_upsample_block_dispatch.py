@@ -5,7 +5,7 @@ import torch
 
 from stylekernels import explain, native, upsample_block, use_impl
 from stylekernels.nn import ConvTranspose2d
-from tests.conftest import Recorder, random
+from tests.conftest import Recorder, assert_layout_of, random
 
 pytestmark = [
     pytest.mark.skipif(
@@ -25,6 +25,13 @@ def convolves_in_pytorch(function) -> bool:
         function()
     assert ("convolution" in recorder.ops) != ("upsample_conv2d" in recorder.ops), recorder.ops
     return "convolution" in recorder.ops
+
+
+def calls_inside(arguments) -> set[str]:
+    """Return the ops that the kernel of upsample_conv2d calls."""
+    with torch.profiler.profile() as profiler:
+        torch.ops.stylekernels.upsample_conv2d(*arguments)
+    return {event.key.rpartition("::")[2] for event in profiler.key_averages()}
 
 
 # Pixels times the square root of 64 x 64 channels, from which our kernel is faster.
@@ -83,6 +90,30 @@ def test_sizes_vary_without_a_second_compilation() -> None:
         run = torch.compile(block, backend="eager", dynamic=True, fullgraph=True)
         for x in (random(1, 64, 40, 48), random(1, 64, 5, 6)):
             torch.testing.assert_close(run(x), block(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stats", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_op_itself_leaves_few_pixels_to_pytorch(layout, stats) -> None:
+    """Compiled and exported programs have the op for all sizes."""
+    weight = random(64, 32, 4, 4, scale=0.05)
+    for size, in_pytorch in ((32, False), (8, True)):
+        x = random(1, 64, size, size, layout=layout)
+        arguments = (x, weight, None, "transpose", "replicate", stats)
+        y, mean, _ = torch.ops.stylekernels.upsample_conv2d(*arguments)
+        assert_layout_of(y, x)
+        assert mean.shape == ((1, 32) if stats else (0,))
+        with use_impl("reference"):
+            exact = torch.ops.stylekernels.upsample_conv2d(
+                x.double(), weight.double(), *arguments[2:]
+            )
+        torch.testing.assert_close(y, exact[0].float(), atol=1e-5, rtol=1e-5)
+        assert ("norm_conv2d" not in calls_inside(arguments)) == in_pytorch
+
+
+@pytest.mark.parametrize(("x", "weight"), [((3, 8, 8), (3, 3, 4, 4)), ((1, 3, 8, 8), (3,))])
+def test_explain_takes_what_the_op_refuses(x, weight) -> None:
+    assert explain("upsample_block", random(*x), random(*weight)).startswith("upsample_block (")
 
 
 def test_the_module_asks_the_same() -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from stylekernels.ops import upsample_block
 from stylekernels.ops.dispatch import choose
 from stylekernels.ops.norm_conv2d import takes_kernel
+from stylekernels.tensors import DTYPES
 
 
 def doubles_size(conv: nn.ConvTranspose2d) -> bool:
@@ -27,7 +28,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     Arguments, parameters and state_dict are those of torch's class. With stride 2, padding 1 and a
     kernel of 4, or of 3 with output padding 1, the forward pass is that of `upsample_block` where
     this is faster: ``stylekernels.explain("upsample_block", x, weight, norm="none",
-    padding_mode="zeros")`` tells. All others, and the backward pass, are PyTorch's.
+    padding_mode="zeros")`` tells. All others, and the backward pass, are PyTorch's. Our kernel
+    spreads NaN and infinities, as NaN, to at most 7 pixels more than PyTorch's.
 
     Shape:
         (N, Cin, H, W) or (Cin, H, W) to (N, Cout, H', W') or (Cout, H', W'), in the input's dtype.
@@ -58,6 +60,13 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             )
         return super().forward(input, output_size)
 
+    def _casts(self, x: Tensor) -> bool:
+        """Return whether autocast gives the image and the weights one dtype: not in float64."""
+        return torch.is_autocast_enabled(x.device.type) and torch.float64 not in (
+            x.dtype,
+            self.weight.dtype,
+        )
+
     def _is_ours(self, x: Tensor) -> bool:
         """Return whether our kernel takes an image, and is faster. What does not fit is refused by
         PyTorch, in its words."""
@@ -67,8 +76,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             and x.shape[1] == self.in_channels
             and x.numel() > 0
             and x.device == self.weight.device
-            and (x.dtype == self.weight.dtype or torch.is_autocast_enabled(x.device.type))
-            and x.is_floating_point()
+            and x.dtype in DTYPES
+            and (x.dtype == self.weight.dtype or self._casts(x))
             and choose("upsample_conv2d", x.device.type, x, self.weight, "transpose", "zeros")
             != "reference"
         )

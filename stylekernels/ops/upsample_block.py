@@ -210,6 +210,10 @@ def _laid_out_for(x: Tensor, weight: Tensor) -> Tensor:
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str, stats: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if choose("upsample_conv2d", x.device.type, x, weight, upsample, padding_mode) == "reference":
+        # A compiled program has the op for all sizes.
+        y, mean, var = _upsample_conv2d_formula(x, weight, bias, upsample, padding_mode, stats)
+        return y.contiguous(memory_format=layout_of(x)), mean, var
     padding = weight.shape[2] // 2 if upsample == "nearest" else 0
     image = x
     half = x.dtype in (torch.bfloat16, torch.float16)
@@ -382,12 +386,10 @@ def native_declines(
     in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
     if plain and _dense_channels_last(x) and (kernel == 3 or in_pairs):
         return _MEASURED
-    fewest = _FEWEST_PIXELS["transpose with zeros" if plain else upsample]
-    # An exported program that compared sizes could not vary them.
+    # A program that compared sizes while it is compiled could not vary them: `_forward` does.
     if weight is None or torch.compiler.is_compiling():
         return None
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    few = pixels**2 < fewest**2 * weight.shape[0] * weight.shape[1]
+    few = _has_few_pixels(x, weight, upsample, padding_mode)
     return f"{_MEASURED} for few pixels" if few else None
 
 
@@ -412,6 +414,14 @@ def triton_declines(
     return _MEASURED
 
 
+def _has_few_pixels(x: Tensor, weight: Tensor, upsample: str, padding_mode: str) -> bool:
+    """Return whether PyTorch is faster on the CPU because the weights are large for the image."""
+    plain = upsample == "transpose" and padding_mode == "zeros"
+    fewest = _FEWEST_PIXELS["transpose with zeros" if plain else upsample]
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return pixels**2 < fewest**2 * weight.shape[0] * weight.shape[1]
+
+
 def _dense_channels_last(x: Tensor) -> bool:
     """Return whether ``x`` is channels_last, and not contiguous at the same time."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
@@ -421,6 +431,8 @@ def _dense_channels_last(x: Tensor) -> bool:
 def _note(x: Tensor, weight: object = None, *_: object, **options: object) -> str:
     """Return the text that `explain` adds if the convolution is PyTorch's."""
     given = weight if isinstance(weight, Tensor) else options.get("weight")
+    if x.dim() != 4 or (isinstance(given, Tensor) and given.dim() != 4):
+        return ""
     mode = options.get("upsample", "transpose"), options.get("padding_mode", "replicate")
     arguments = ("upsample_conv2d", x.device.type, x, given, *mode)
     if choose(*arguments) != "reference":
