@@ -85,7 +85,8 @@ def takes_few_pixels(monkeypatch) -> None:
     """Our upsampling convolution runs at the small sizes of tests, for which PyTorch is faster.
     tests/test_upsample_block_dispatch.py replaces this fixture."""
     op = importlib.import_module("stylekernels.ops.upsample_block")  # its package has a function
-    monkeypatch.setattr(op, "_FEWEST_PIXELS", dict.fromkeys(op._FEWEST_PIXELS, 0))
+    always = {cpu: dict.fromkeys(ways, 0) for cpu, ways in op._FEWEST_PIXELS.items()}
+    monkeypatch.setattr(op, "_FEWEST_PIXELS", always)
 
 
 @pytest.fixture

@@ -34,25 +34,36 @@ def calls_inside(arguments) -> set[str]:
     return {event.key.rpartition("::")[2] for event in profiler.key_averages()}
 
 
-# Pixels times the square root of 64 x 64 channels, from which our kernel is faster.
+AVX2 = native.cpu_capability == "avx2"
+
+in_pairs = pytest.mark.skipif(
+    native.cpu_capability != "avx512_bf16", reason="the CPU multiplies no pairs of bfloat16"
+)
+
+
+# Pixels over the square root of Cin x Cout from which our kernel is faster.
 @pytest.mark.parametrize(
-    ("upsample", "kernel", "padding_mode", "pixels"),
+    ("upsample", "kernel", "padding_mode", "dtype", "fewest"),
     [
-        ("nearest", 3, "zeros", 3 * 64),
-        ("nearest", 5, "reflect", 3 * 64),
-        ("transpose", 3, "replicate", 8 * 64),
-        ("transpose", 4, "reflect", 8 * 64),
-        ("transpose", 4, "zeros", 16 * 64),
+        ("nearest", 3, "zeros", torch.float32, 3),
+        ("nearest", 5, "reflect", torch.float32, 3),
+        ("transpose", 3, "replicate", torch.float32, 8),
+        ("transpose", 4, "reflect", torch.float32, 8),
+        ("transpose", 4, "zeros", torch.float32, 16 if AVX2 else 5),
+        pytest.param("nearest", 3, "zeros", torch.bfloat16, 8, marks=in_pairs),
+        pytest.param("transpose", 4, "reflect", torch.bfloat16, 48, marks=in_pairs),
+        pytest.param("transpose", 3, "zeros", torch.bfloat16, 48, marks=in_pairs),
     ],
 )
-def test_few_pixels_are_pytorchs(upsample, kernel, padding_mode, pixels) -> None:
-    weight = random(64, 64, kernel, kernel, scale=0.05)
+def test_few_pixels_are_pytorchs(upsample, kernel, padding_mode, dtype, fewest) -> None:
+    weight = random(64, 64, kernel, kernel, dtype=dtype, scale=0.05)
     options = {"upsample": upsample, "padding_mode": padding_mode}
 
     def run(x: torch.Tensor) -> bool:
         return convolves_in_pytorch(lambda: upsample_block(x, weight, **options))
 
-    enough, fewer = random(2, 64, 4, pixels // 8), random(1, 64, 4, pixels // 4 - 1)
+    enough = random(2, 64, 4, fewest * 8, dtype=dtype)
+    fewer = random(1, 64, 4, fewest * 16 - 1, dtype=dtype)
     assert not run(enough)
     assert run(fewer)
     for impl, in_pytorch in (("native", False), ("reference", True)):
@@ -118,5 +129,6 @@ def test_explain_takes_what_the_op_refuses(x, weight) -> None:
 
 def test_the_module_asks_the_same() -> None:
     module = ConvTranspose2d(64, 64, 4, stride=2, padding=1)
-    assert not convolves_in_pytorch(lambda: module(random(1, 64, 32, 32)))
-    assert convolves_in_pytorch(lambda: module(random(1, 64, 32, 31)))
+    height = (16 if AVX2 else 5) * 2
+    assert not convolves_in_pytorch(lambda: module(random(1, 64, height, 32)))
+    assert convolves_in_pytorch(lambda: module(random(1, 64, height, 31)))

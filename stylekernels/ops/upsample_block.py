@@ -55,9 +55,14 @@ SCHEMAS = (
 _MEASURED = "it was measured to be faster"
 
 # Our kernel transforms the weights at each call, which takes as long as the products of few pixels.
-# PyTorch is faster below so many pixels times the square root of Cin x Cout: two Zen 3 cores,
-# float32, 8x8 to 96x96 pixels, 16 to 256 channels.
-_FEWEST_PIXELS = {"nearest": 3, "transpose": 8, "transpose with zeros": 16}
+# PyTorch is faster below so many pixels times the square root of Cin x Cout: 8x8 to 96x96 pixels,
+# 16 to 256 channels, on two cores. AVX2 was measured on Zen 3 in float32, AVX-512 on Zen 4, there
+# also in bfloat16, for which PyTorch has instructions and our kernels have not.
+_FEWEST_PIXELS = {
+    "avx2": {"nearest": 3, "transpose": 8, "transpose with zeros": 16},
+    "avx512": {"nearest": 3, "transpose": 8, "transpose with zeros": 5},
+    "avx512_bf16": {"nearest": 8, "transpose": 48, "transpose with zeros": 48},
+}
 
 _KERNELS = {
     "transpose": ("k = 3 or 4", lambda k: k in (3, 4)),
@@ -383,8 +388,7 @@ def native_declines(
     if in_tiles or is_forced("native"):
         return None
     plain = upsample == "transpose" and padding_mode == "zeros"
-    in_pairs = x.dtype == torch.bfloat16 and capability == "avx512_bf16"
-    if plain and _dense_channels_last(x) and (kernel == 3 or in_pairs):
+    if plain and _dense_channels_last(x) and (kernel == 3 or _runs_in_pairs(x)):
         return _MEASURED
     # A program that compared sizes while it is compiled could not vary them: `_forward` does.
     if weight is None or torch.compiler.is_compiling():
@@ -414,10 +418,19 @@ def triton_declines(
     return _MEASURED
 
 
+def _runs_in_pairs(x: Tensor) -> bool:
+    """Return whether PyTorch multiplies by the instructions of AVX512-BF16."""
+    return x.dtype == torch.bfloat16 and native.cpu_capability == "avx512_bf16"
+
+
 def _has_few_pixels(x: Tensor, weight: Tensor, upsample: str, padding_mode: str) -> bool:
     """Return whether PyTorch is faster on the CPU because the weights are large for the image."""
+    if native.cpu_capability == "avx2":
+        measured = "avx2"
+    else:
+        measured = "avx512_bf16" if _runs_in_pairs(x) else "avx512"
     plain = upsample == "transpose" and padding_mode == "zeros"
-    fewest = _FEWEST_PIXELS["transpose with zeros" if plain else upsample]
+    fewest = _FEWEST_PIXELS[measured]["transpose with zeros" if plain else upsample]
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     return pixels**2 < fewest**2 * weight.shape[0] * weight.shape[1]
 
