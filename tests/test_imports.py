@@ -85,6 +85,7 @@ ORDER = (
     "native",
     "hardware",
     "tensors",
+    "namespace",
     "reference",
     "triton",
     "ops",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stylekernels.fusion.geometry import Geometry
+from stylekernels.namespace import ops
 from stylekernels.ops import norm_conv2d, norm_scale_shift
 from stylekernels.ops.arguments import check_conv_geometry
 from stylekernels.ops.dispatch import choose, use_reference
@@ -159,7 +160,6 @@ class Convolve(nn.Module):
             next_weight, next_bias = (
                 None if each is None else each.to(wide) for each in (next_weight, next_bias)
             )
-        ops = torch.ops.stylekernels
         needed = ops.norm_conv2d_workspace(weight, n, h, w, *self._mode)
         ops.norm_conv2d_out(
             x,
@@ -186,7 +186,7 @@ class Convolve(nn.Module):
         known = self._known
         if known is None or not known.fits(weight, used):
             contiguous = weight.contiguous()
-            packed = torch.ops.stylekernels.norm_conv2d_pack(contiguous, *self._mode)
+            packed = ops.norm_conv2d_pack(contiguous, *self._mode)
             self._known = known = _Packed(weight, weight._version, used, contiguous, packed)
         return known.contiguous, known.packed
 

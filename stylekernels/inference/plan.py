@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stylekernels.inference.layers import Layer
+from stylekernels.namespace import ops
 from stylekernels.ops.dispatch import use_reference
 from stylekernels.ops.norm_conv2d import norm_conv2d_out_formula
 
@@ -15,7 +16,6 @@ _ALIGNMENT = 64  # bytes: a cache line
 
 def pack(layers: Sequence[Layer]) -> list[Tensor]:
     """Return the weights of every layer in the order in which its kernel reads them."""
-    ops = torch.ops.stylekernels
     return [ops.norm_conv2d_pack(layer.weight, *layer.mode) for layer in layers]
 
 
@@ -95,7 +95,6 @@ class Plan:
         width: int,
         scale_shifts: Sequence[Tensor] | None = None,
     ) -> None:
-        ops = torch.ops.stylekernels
         device, dtype = layers[0].weight.device, layers[0].weight.dtype
         channels_in = [layers[0].in_channels, *(layer.out_channels for layer in layers)]
         sizes = [(height, width)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stylekernels import native
+from stylekernels.namespace import ops
 from stylekernels.ops.dispatch import choose
 from stylekernels.ops.transforms import inside_transform
 
@@ -100,7 +101,7 @@ class _Packed:
     def of(cls, module: FrozenConv2d) -> "_Packed":
         weight = module.weight.detach()
         turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-        pack = torch.ops.stylekernels.norm_conv2d_pack
+        pack = ops.norm_conv2d_pack
         mode = module.padding_mode
         border = 1 if mode == "zeros" else 2
         return cls(
@@ -157,7 +158,7 @@ def _run(
     x: Tensor, weight: Tensor, packed: Tensor, bias: Tensor | None, padding: int, mode: str
 ) -> Tensor:
     """Convolve x, (N, C, H, W) in channels_last."""
-    ops, (n, _, h, w) = torch.ops.stylekernels, x.shape
+    n, _, h, w = x.shape
     grown = 2 * padding - 2
     y = x.new_empty((n, h + grown, w + grown, weight.shape[0])).permute(0, 3, 1, 2)
     needed = ops.norm_conv2d_workspace(weight, n, h, w, 1, padding, mode, "none")

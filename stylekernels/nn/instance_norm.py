@@ -16,6 +16,86 @@ from stylekernels.ops.arguments import (
 )
 
 
+def normalize(
+    module: nn.Module,
+    x: Tensor,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    negative_slope: float = 0.01,
+    residual_first: bool = False,
+) -> Tensor:
+    """The forward pass of an instance norm of torch's, by `instance_norm`. It updates the running
+    statistics as torch's class does.
+
+    Args:
+        module: an instance norm of torch's, or of a subclass.
+        x: images, batched or not.
+        residual: as x, or None.
+        activation, negative_slope, residual_first: as for `instance_norm`.
+    """
+    module._check_input_dim(x)
+    unbatched = x.dim() == module._get_no_batch_dim()
+    dim = 0 if unbatched else 1
+    channels = x.shape[dim]
+    if channels != module.num_features:
+        if module.affine:
+            raise ValueError(
+                f"expected input's size at dim={dim} to match num_features "
+                f"({module.num_features}), but got: {channels}."
+            )
+        warnings.warn(
+            f"input's size at dim={dim} does not match num_features. "
+            "You can silence this warning by not passing in num_features, "
+            "which is not used because affine=False",
+            stacklevel=3,
+        )
+        if module.running_mean is not None:
+            raise RuntimeError(
+                f"running_mean should contain {channels} elements not {module.num_features}"
+            )
+    if unbatched:
+        x = x.unsqueeze(0)
+        residual = None if residual is None else residual.unsqueeze(0)
+    stats = None
+    if module.training or not module.track_running_stats:
+        if math.prod(x.shape[2:]) == 1:
+            raise ValueError(
+                f"Expected more than 1 spatial element when training, got input size {x.shape}"
+            )
+        if module.running_mean is not None and module.momentum:
+            _update_running_stats(module, x)
+    else:
+        stats = (module.running_mean, module.running_var)
+    y = instance_norm(
+        x,
+        module.weight,
+        module.bias,
+        residual=residual,
+        activation=activation,
+        negative_slope=negative_slope,
+        residual_first=residual_first,
+        eps=module.eps,
+        stats=stats,
+    )
+    return y.squeeze(0) if unbatched else y
+
+
+@torch.no_grad()
+def _update_running_stats(module: nn.Module, x: Tensor) -> None:
+    # This takes another pass over x. Passing these statistics to instance_norm would save it,
+    # but cost three in the backward pass, which has a fused op only for own statistics.
+    mean, var = instance_norm_stats(x)
+    pixels = math.prod(x.shape[2:])
+    for running, new in (
+        (module.running_mean, mean.mean(0)),
+        (module.running_var, var.mean(0) * (pixels / (pixels - 1))),
+    ):
+        # An alias, as in torch's own class: a function that torch.func differentiates cannot
+        # write to a tensor from outside, but can write to an alias of it.
+        update = torch.lerp(running.to(new.dtype), new, module.momentum)
+        torch.ops.aten.alias(running).copy_(update)
+
+
 class _InstanceNorm:
     """Mixin of the modules for 1, 2 and 3 spatial dimensions: the options, and ``forward``."""
 
@@ -54,70 +134,7 @@ class _InstanceNorm:
             then: activation and negative slope for this call, instead of the module's own.
         """
         activation = then or (self.activation, self.negative_slope)
-        self._check_input_dim(input)
-        unbatched = input.dim() == self._get_no_batch_dim()
-        dim = 0 if unbatched else 1
-        channels = input.shape[dim]
-        if channels != self.num_features:
-            if self.affine:
-                raise ValueError(
-                    f"expected input's size at dim={dim} to match num_features "
-                    f"({self.num_features}), but got: {channels}."
-                )
-            warnings.warn(
-                f"input's size at dim={dim} does not match num_features. "
-                "You can silence this warning by not passing in num_features, "
-                "which is not used because affine=False",
-                stacklevel=2,
-            )
-            if self.running_mean is not None:
-                raise RuntimeError(
-                    f"running_mean should contain {channels} elements not {self.num_features}"
-                )
-        if unbatched:
-            residual = None if residual is None else residual.unsqueeze(0)
-            return self._normalize(input.unsqueeze(0), residual, *activation).squeeze(0)
-        return self._normalize(input, residual, *activation)
-
-    def _normalize(
-        self, x: Tensor, residual: Tensor | None, activation: str, negative_slope: float
-    ) -> Tensor:
-        stats = None
-        if self.training or not self.track_running_stats:
-            if math.prod(x.shape[2:]) == 1:
-                raise ValueError(
-                    f"Expected more than 1 spatial element when training, got input size {x.shape}"
-                )
-            if self.running_mean is not None and self.momentum:
-                self._update_running_stats(x, self.momentum)
-        else:
-            stats = (self.running_mean, self.running_var)
-        return instance_norm(
-            x,
-            self.weight,
-            self.bias,
-            residual=residual,
-            activation=activation,
-            negative_slope=negative_slope,
-            residual_first=self.residual_first,
-            eps=self.eps,
-            stats=stats,
-        )
-
-    @torch.no_grad()
-    def _update_running_stats(self, x: Tensor, momentum: float) -> None:
-        # This takes another pass over x. Passing these statistics to instance_norm would save it,
-        # but cost three in the backward pass, which has a fused op only for own statistics.
-        mean, var = instance_norm_stats(x)
-        pixels = math.prod(x.shape[2:])
-        for running, new in (
-            (self.running_mean, mean.mean(0)),
-            (self.running_var, var.mean(0) * (pixels / (pixels - 1))),
-        ):
-            # An alias, as in torch's own class: a function that torch.func differentiates cannot
-            # write to a tensor from outside, but can write to an alias of it.
-            update = torch.lerp(running.to(new.dtype), new, momentum)
-            torch.ops.aten.alias(running).copy_(update)
+        return normalize(self, input, residual, *activation, self.residual_first)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + options_repr(self)

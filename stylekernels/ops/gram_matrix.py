@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
+from stylekernels.namespace import ops
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_channels,
@@ -142,12 +143,11 @@ define(SCHEMAS[1], _gram_matrix_backward_formula, _gram_matrix_backward_fake, tr
 define(SCHEMAS[2], _gram_loss_formula, _gram_loss_fake, triton="gram_matrix")
 define(SCHEMAS[3], _gram_losses_formula, _gram_losses_fake, triton="gram_matrix")
 define(SCHEMAS[4], _gram_losses_backward_formula, _gram_losses_backward_fake, triton="gram_matrix")
-_ops = torch.ops.stylekernels
-_gram_matrix_op = _ops.gram_matrix.default
-_gram_matrix_backward_op = _ops.gram_matrix_backward.default
-_gram_loss_op = _ops.gram_loss.default
-_gram_losses_op = _ops.gram_losses.default
-_gram_losses_backward_op = _ops.gram_losses_backward.default
+_gram_matrix_op = ops.gram_matrix.default
+_gram_matrix_backward_op = ops.gram_matrix_backward.default
+_gram_loss_op = ops.gram_loss.default
+_gram_losses_op = ops.gram_losses.default
+_gram_losses_backward_op = ops.gram_losses_backward.default
 
 
 class _GramMatrix(torch.autograd.Function):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
+from stylekernels.namespace import ops
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_choice,
@@ -130,9 +131,9 @@ def _backward_fake(
 define(SCHEMAS[0], _stats_formula, _stats_fake, triton="instance_norm")
 define(SCHEMAS[1], _instance_norm_formula, _instance_norm_fake, triton="instance_norm")
 define(SCHEMAS[2], _backward_formula, _backward_fake, triton="instance_norm")
-_stats_op = torch.ops.stylekernels.instance_norm_stats.default
-_instance_norm_op = torch.ops.stylekernels.instance_norm.default
-_backward_op = torch.ops.stylekernels.instance_norm_backward.default
+_stats_op = ops.instance_norm_stats.default
+_instance_norm_op = ops.instance_norm.default
+_backward_op = ops.instance_norm_backward.default
 
 
 class _Stats(torch.autograd.Function):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
+from stylekernels.namespace import ops
 from stylekernels.ops.arguments import (
     CONV_KERNELS,
     autocast_dtype,
@@ -169,7 +170,7 @@ define(SCHEMAS[0], _formula, _fake, triton="norm_conv2d")
 define(SCHEMAS[1], lambda weight, *mode: weight.clone(), None, triton="norm_conv2d")
 define(SCHEMAS[2], lambda *arguments: 0, None, triton="norm_conv2d")
 define(SCHEMAS[3], norm_conv2d_out_formula, lambda *arguments: None, triton="norm_conv2d")
-_op = torch.ops.stylekernels.norm_conv2d.default
+_op = ops.norm_conv2d.default
 _INSTEAD = (
     "call it under torch.no_grad() or torch.inference_mode(), or train with upsample_block and "
     "instance_norm and use it afterwards"

@@ -8,11 +8,10 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from stylekernels.namespace import NAMESPACE, ops
 from stylekernels.ops import checks, dispatch
 from stylekernels.ops.autograd import autograd_kernel, below_autograd, by_formula, needs_grad
 from stylekernels.ops.forcing import is_forced
-
-NAMESPACE = "stylekernels"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -32,7 +31,7 @@ def define(
         triton: the module of ``stylekernels.triton`` that has a launcher of the op's name.
     """
     name = schema[: schema.index("(")]
-    if not hasattr(getattr(torch.ops, NAMESPACE), name):
+    if not hasattr(ops, name):
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, formula, "CompositeExplicitAutograd")
     if fake is not None:
@@ -104,7 +103,7 @@ def _launcher(module: str, name: str, formula: Callable) -> Callable:
         tensors = (x,) if isinstance(x, Tensor) else x
         if any(tensor.numel() == 0 for tensor in tensors):
             return formula(x, *arguments)
-        launcher = getattr(import_module(f"stylekernels.triton.{module}"), name)
+        launcher = getattr(import_module(f"..triton.{module}", __package__), name)
         if tensors[0].device.type != "cuda":
             return launcher(x, *arguments)
         with torch.cuda.device(tensors[0].device):  # Triton launches on the current device

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import native, reference
+from stylekernels.namespace import ops
 from stylekernels.ops.arguments import (
     autocast_dtype,
     check_can_reflect,
@@ -224,9 +225,9 @@ def _forward(
     half = x.dtype in (torch.bfloat16, torch.float16)
     if upsample == "nearest" and half and choose("norm_conv2d", x.device.type) == "triton":
         # If norm_conv2d enlarged the image, it would round sums of weights.
-        image = torch.ops.stylekernels.upsampled_image.default(x, padding, padding_mode)
+        image = ops.upsampled_image.default(x, padding, padding_mode)
         padding, padding_mode, upsample = 0, "zeros", "none"
-    y, mean, var, _ = torch.ops.stylekernels.norm_conv2d.default(
+    y, mean, var, _ = ops.norm_conv2d.default(
         image,
         weight,
         bias,
@@ -359,7 +360,7 @@ def _fake_upsampled_image(x: Tensor, border: int, padding_mode: str) -> Tensor:
 
 define(SCHEMAS[0], _upsampled_image, _fake_upsampled_image, triton="upsample_block")
 define(SCHEMAS[1], _forward, _fake_upsample_conv2d)
-_upsample_conv2d_op = torch.ops.stylekernels.upsample_conv2d.default
+_upsample_conv2d_op = ops.upsample_conv2d.default
 differentiate(_upsample_conv2d_op, _upsample_conv2d_formula, _record)
 
 
