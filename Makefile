@@ -16,7 +16,7 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .NOTPARALLEL:
-.PHONY: help demo webcam serve test fuzz sanitize bench docs build gpu-check lint format clean
+.PHONY: help demo webcam serve test fuzz sanitize bench docs hub-kernel build gpu-check lint format clean
 
 help:
 	@echo "make demo    install into .venv, then paint a photo in the bundled styles"
@@ -27,6 +27,7 @@ help:
 	@echo "make sanitize  the ops' tests under sanitizers; SANITIZER=thread for ThreadSanitizer"
 	@echo "make bench   a few cases of each benchmark but live, into output/bench"
 	@echo "make docs    the documentation as pages, into output/docs; a warning is an error"
+	@echo "make hub-kernel  the kernel for Hugging Face kernels, into output/hub-kernel"
 	@echo "make build   install into .venv: again after a change under csrc/"
 	@echo "make gpu-check OUT=folder  what only a GPU can check, with PYTHON's own PyTorch; no .venv"
 	@echo "make format  format the code;  make lint  check it"
@@ -68,6 +69,11 @@ docs: .venv/tools
 	@$(PIP) --requirement requirements-docs.txt
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "The first page is $(CURDIR)/output/docs/index.html"
+
+hub-kernel:
+	@rm -rf output/hub-kernel
+	@$(PYTHON) hub/generate.py output/hub-kernel
+	@echo "The kernel is in $(CURDIR)/output/hub-kernel"
 
 build: .venv/tools .venv/built
 
