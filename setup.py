@@ -1,9 +1,14 @@
 """Decides whether the native code can be built here, and has CMake build it.
 
 ``STYLEKERNELS_BUILD=0`` builds nothing native; ``MAX_JOBS`` limits the compilers that run at once;
-``CXX`` names the compiler. For .ci/sanitize.py, ``STYLEKERNELS_SANITIZE`` has what ``-fsanitize=``
-takes, and ``STYLEKERNELS_ONLY_CAPABILITIES`` the capabilities to compile, with semicolons.
-Everything else about the package is in pyproject.toml.
+``CXX`` names the compiler. Kernels for GPUs are built if nvcc is there (in ``CUDACXX``,
+``CUDA_HOME``, ``PATH`` or /usr/local/cuda) and the installed torch has CUDA; ``FORCE_CUDA=1``
+builds them for any torch, ``FORCE_CUDA=0`` for none. ``TORCH_CUDA_ARCH_LIST`` names GPUs as torch
+does, for example ``8.0;9.0a+PTX``.
+
+For .ci/sanitize.py, ``STYLEKERNELS_SANITIZE`` has what ``-fsanitize=`` takes, and
+``STYLEKERNELS_ONLY_CAPABILITIES`` the capabilities to compile, with semicolons. Everything else
+about the package is in pyproject.toml.
 """
 
 import importlib.util
@@ -23,6 +28,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 PACKAGE = "stylekernels"
 OLDEST_TORCH = (2, 11)
+#: A100, H100 and B200, and PTX for later GPUs, as CMake names them.
+GPUS = "80-real;90a-real;100a-real;90-virtual"
 #: Where the package says why it has no native code; it reads this when it warns.
 REASON_FILE = "not_built.txt"
 
@@ -81,6 +88,40 @@ def find_torch() -> tuple[Path, str]:
     return folder, version
 
 
+def find_nvcc(torch_folder: Path) -> str | None:
+    """The compiler of the kernels for GPUs; None if they are not to be built."""
+    forced = os.environ.get("FORCE_CUDA")
+    version = (torch_folder / "version.py").read_text()
+    if forced == "0" or (not forced and re.search(r"^cuda\b.*= None$", version, re.MULTILINE)):
+        return None
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates = [f"{home}/bin/nvcc" for home in homes] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
+    if named := os.environ.get("CUDACXX"):
+        candidates = [named]
+    nvcc = next(filter(None, map(shutil.which, candidates)), None)
+    if nvcc is None and forced:
+        raise SystemExit(f"FORCE_CUDA: expected nvcc, found none of {', '.join(candidates)}")
+    return nvcc
+
+
+def gpu_architectures() -> str:
+    """The GPUs to compile for, as CMake names them."""
+    requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if not requested:
+        return GPUS
+    names = []
+    for gpu in re.split(r"[;, ]+", requested):
+        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", gpu)
+        if match is None:
+            raise SystemExit(
+                "TORCH_CUDA_ARCH_LIST: expected compute capabilities such as '8.0;9.0+PTX', got "
+                f"{gpu!r}"
+            )
+        major, minor, ptx = match.groups()
+        names += [f"{major}{minor}-{kind}" for kind in ("real", "virtual")[: 2 if ptx else 1]]
+    return ";".join(names)
+
+
 def find_pybind11() -> str:
     try:
         import pybind11
@@ -114,9 +155,13 @@ def cmake_commands(build_folder: Path, output_folder: Path) -> list[list[str]]:
         f"-DTORCH_FOLDER={torch_folder}",
         f"-DTORCH_VERSION={torch_version}",
     ]
+    nvcc = find_nvcc(torch_folder)
+    # Each time, even if empty: CMake remembers what it was given before.
+    configure.append(f"-DCUDA_ARCHITECTURES={gpu_architectures() if nvcc else ''}")
+    if nvcc is not None:
+        configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
     sanitizers = os.environ.get("STYLEKERNELS_SANITIZE", "")
     only = os.environ.get("STYLEKERNELS_ONLY_CAPABILITIES", "")
-    # Each time, even if empty: CMake remembers what it was given before.
     configure += [f"-DSANITIZE={sanitizers}", f"-DONLY_CAPABILITIES={only}"]
     if compiler is not None:
         configure.append(f"-DCMAKE_CXX_COMPILER={compiler}")

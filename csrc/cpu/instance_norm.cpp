@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../tensors.h"
+#include "../instance_norm_checks.h"
 #include "capability.h"
 #include "exact_mean.h"
 
@@ -57,13 +57,6 @@ PlaneGrid grid_of(const Tensor& x, Layout layout, int64_t group) {
   g.whole_groups = layout == Layout::contiguous && g.chunks == 1 &&
                    (group == 1 || g.n * g.c / group >= kManyPlanes);
   return g;
-}
-
-// Checks that groups of `group` channels divide the channels of x.
-void check_group(const Tensor& x, int64_t group) {
-  STD_TORCH_CHECK(group >= 1 && x.size(1) % group == 0,
-                  "group: expected a number that divides the channels, ", x.size(1), ", got ",
-                  group);
 }
 
 Tensor partials_for(const PlaneGrid& g, const Tensor& like) {
@@ -158,15 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
                                                  std::optional<Tensor> var, Name activation,
                                                  double negative_slope, bool residual_first,
                                                  double eps, bool own_stats, int64_t group) {
-  check_rank(x, "x", 4, 4);
-  check_group(x, group);
-  check_per_channel(weight, "weight", x.size(0), x.size(1));
-  check_per_channel(bias, "bias", x.size(0), x.size(1));
-  check_per_channel(mean, "mean", x.size(0), x.size(1));
-  check_per_channel(var, "var", x.size(0), x.size(1));
-  check_like(residual, "residual", x);
-  STD_TORCH_CHECK(mean.has_value() == var.has_value(),
-                  "mean, var: expected both or neither, got one of them; pass both");
+  check_instance_norm(x, weight, bias, residual, mean, var, group);
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
   if (residual.has_value()) residual = with_layout(*residual, layout);
@@ -215,16 +200,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
     Tensor grad, Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
     std::optional<Tensor> residual, Tensor mean, Tensor rstd, Name activation,
     double negative_slope, bool own_stats, bool want_residual, int64_t group) {
-  check_rank(x, "x", 4, 4);
-  check_group(x, group);
-  check_like(grad, "grad", x);
-  check_like(residual, "residual", x);
-  check_per_channel(weight, "weight", x.size(0), x.size(1));
-  check_per_channel(bias, "bias", x.size(0), x.size(1));
-  check_shape(mean, "mean", {2, x.size(0), x.size(1)});
-  check_shape(rstd, "rstd", {x.size(0), x.size(1)});
-  check_dtype(mean, "mean", wide_dtype(x));
-  check_dtype(rstd, "rstd", wide_dtype(x));
+  check_instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, group);
   rstd = torch::stable::contiguous(rstd);
   const float* deviations = static_cast<const float*>(rstd.const_data_ptr());
   if (wide_dtype(x) == ScalarType::Float &&

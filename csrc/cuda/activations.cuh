@@ -1,0 +1,87 @@
+// Activations and their derivatives.
+#pragma once
+
+#include <cmath>
+
+#include "device.cuh"
+
+namespace stylekernels::device {
+
+// The tanh of GELU's approximation is 2 sigmoid(2 u) - 1 with u = z (a + b z^2).
+constexpr double kGeluA = 0.7978845608028654, kGeluB = 0.044715 * kGeluA;
+
+template <class W>
+__device__ inline W sigmoid(W z) {
+  return W(1) / (W(1) + exp(-z));
+}
+
+// The share of a normal distribution below z.
+template <class W>
+__device__ inline W normal_cdf(W z) {
+  return W(0.5) * erfc(z * W(-0.7071067811865476));
+}
+
+template <class W>
+__device__ inline W gelu_tanh_gate(W z) {
+  return sigmoid(z * (W(2 * kGeluA) + W(2 * kGeluB) * (z * z)));
+}
+
+// NaN stays NaN.
+template <class W>
+__device__ inline W activate(W z, Activation activation, W negative_slope) {
+  switch (activation) {
+    case Activation::none:
+      return z;
+    case Activation::relu:
+      return z < 0 ? W(0) : z;
+    case Activation::leaky_relu:
+      return z > 0 ? z : z * negative_slope;
+    case Activation::tanh:
+      return tanh(z);
+    case Activation::sigmoid:
+      return sigmoid(z);
+    case Activation::silu:
+      return z * sigmoid(z);
+    case Activation::gelu:
+      return z * normal_cdf(z);
+    case Activation::gelu_tanh:
+      break;
+  }
+  return z * gelu_tanh_gate(z);
+}
+
+// Returns the gradient before the activation: grad times the activation's derivative at z.
+template <class W>
+__device__ inline W activation_gradient(W grad, W z, Activation activation, W negative_slope) {
+  switch (activation) {
+    case Activation::none:
+      return grad;
+    case Activation::relu:
+      return z <= 0 ? W(0) : grad;
+    case Activation::leaky_relu:
+      return z > 0 ? grad : grad * negative_slope;
+    case Activation::tanh: {
+      const W y = tanh(z);
+      return grad * (1 - y * y);
+    }
+    case Activation::sigmoid: {
+      const W y = sigmoid(z);
+      return grad * (y * (1 - y));
+    }
+    case Activation::silu: {
+      const W y = sigmoid(z);
+      return grad * (y + z * (y * (1 - y)));
+    }
+    case Activation::gelu: {
+      const W density = exp(W(-0.5) * z * z) * W(0.3989422804014327);  // 1 / sqrt(2 pi)
+      return grad * (normal_cdf(z) + z * density);
+    }
+    case Activation::gelu_tanh:
+      break;
+  }
+  const W y = gelu_tanh_gate(z);
+  const W slope = W(2 * kGeluA) + W(6 * kGeluB) * (z * z);
+  return grad * (y + z * (slope * (y * (1 - y))));
+}
+
+}  // namespace stylekernels::device

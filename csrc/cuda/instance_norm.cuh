@@ -1,0 +1,101 @@
+// Kernels of instance and group norm: arguments, and what forward and backward share.
+#pragma once
+
+#include "activations.cuh"
+#include "moments.cuh"
+#include "strips.cuh"
+#include "team.cuh"
+#include "vectors.cuh"
+
+namespace stylekernels::device {
+
+constexpr int kNormThreads = 256, kNormWarps = kNormThreads / kWarp;
+
+// A parameter (C,) or (N, C), or none: `missing` takes its place.
+struct Parameter {
+  const void* data;
+  DType dtype;
+  int64_t stride;  // from image to image
+
+  template <class W>
+  __device__ W at(int image, int channel, W missing) const {
+    if (data == nullptr) return missing;
+    const int64_t index = image * stride + channel;
+    switch (dtype) {
+      case DType::float32:
+        return W(static_cast<const float*>(data)[index]);
+      case DType::bfloat16:
+        return W(widen(static_cast<const BFloat16*>(data)[index]));
+      case DType::float16:
+        return W(widen(static_cast<const Float16*>(data)[index]));
+      case DType::float64:
+        break;
+    }
+    return W(static_cast<const double*>(data)[index]);
+  }
+};
+
+// Where a block's shared memory has what, in bytes. The kept vectors are at its beginning.
+struct NormMemory {
+  int64_t kept;  // vectors of a tensor that the block keeps
+  int table;     // partial results of warps and spans
+  int row;       // entries in a row of the table, one for each row of warps
+  int rows;
+  int own;      // what the block tells its team
+  int results;  // what the team found
+};
+
+struct NormArguments {
+  Strips strips;
+  TeamPlan team;
+  NormMemory memory;
+  const void* x;
+  const void* residual;
+  void* y;  // forward; none: statistics only
+  Parameter weight, bias, mean_in, var_in;
+  Activation activation;
+  double negative_slope;
+  bool residual_first;
+  double eps;
+  void* mean;  // (N, C), and behind it its rounding error if `exact`
+  bool exact;
+  void* rstd;  // (N, C), none: not wanted
+  void* var;   // (N, C), none: not wanted
+  // Backward.
+  const void* grad;
+  void* grad_x;
+  void* grad_residual;  // none: not wanted
+  void* sum_grad;
+  void* sum_grad_normalized;
+  bool own_stats;
+};
+
+// Mean, its rounding error and 1 / deviation of a group.
+template <class W>
+struct GroupStatistics {
+  W mean, error, rstd;
+};
+
+// What turns x into the value before the activation, for an element of a vector.
+template <class W>
+struct Affine {
+  W mean, error, rstd, weight, bias;
+
+  template <class T>
+  __device__ W normalized(T x) const {
+    return ((widen(x) - mean) - error) * rstd;
+  }
+};
+
+// 1 / sqrt(var + eps), or 0 where that is infinite: constant planes without eps become 0.
+__device__ inline double inverse_deviation(double var, double eps) {
+  const double square = var + eps;
+  return square == 0 ? 0 : 1 / sqrt(square);
+}
+
+template <class T, int kLanes>
+__device__ inline Vector<T, kLanes>* kept_vectors(int tensor, const NormMemory& memory) {
+  return reinterpret_cast<Vector<T, kLanes>*>(shared_memory()) + tensor * memory.kept;
+}
+
+}  // namespace stylekernels::device

@@ -1,0 +1,98 @@
+// What an op's host code uses of CUDA: the current device and its stream, and launches.
+#pragma once
+
+#include "device.cuh"
+
+#ifdef __CUDACC__  // else tests/cuda_emulation/device.h has the same names
+
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <type_traits>
+
+// Registers the kernels of ops: STYLEKERNELS_CUDA_OPS(m) { m.impl(name, function); }
+#define STYLEKERNELS_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(stylekernels, CUDA, m)
+
+namespace stylekernels::device {
+
+inline void check(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+}
+
+inline int attribute(cudaDeviceAttr attribute) {
+  int device, value;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// Limits of the current device.
+inline Properties properties() {
+  const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+  return {attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), clusters ? kLargestCluster : 1};
+}
+
+// Makes the device of a call's tensors current, and has PyTorch's stream there.
+//
+// The function that returns the stream is in libtorch_cuda.so, which the library is not linked to:
+// it would not load into a PyTorch without CUDA.
+class Current {
+ public:
+  explicit Current(int device) : guard_(device) {
+    using Function = int32_t (*)(int32_t, void**);
+    static const auto function = [] {
+      void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+      return reinterpret_cast<Function>(
+          dlsym(library != nullptr ? library : RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+    }();
+    STD_TORCH_CHECK(function != nullptr, "expected a PyTorch with CUDA, found no libtorch_cuda.so");
+    STD_TORCH_CHECK(function(device, &stream_) == 0, "PyTorch has no current stream on device ",
+                    device);
+  }
+
+  void* stream() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  void* stream_ = nullptr;
+};
+
+// Launches a kernel on the current device.
+template <class... Parameters>
+void launch(const Launch& config, void* stream, void (*kernel)(Parameters...),
+            std::type_identity_t<Parameters>... arguments) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (config.shared_bytes > 48 << 10)
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               config.shared_bytes),
+          "shared memory");
+  if (config.cluster > 8)
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "cluster");
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t grid{};
+  grid.gridDim = dim3(unsigned(config.blocks));
+  grid.blockDim = dim3(unsigned(config.threads));
+  grid.dynamicSmemBytes = size_t(config.shared_bytes);
+  grid.stream = static_cast<cudaStream_t>(stream);
+  grid.attrs = attributes;
+  if (config.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[grid.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {unsigned(config.cluster), 1, 1};
+  }
+  if (config.cooperative) {
+    cudaLaunchAttribute& cooperative = attributes[grid.numAttrs++];
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+  }
+  void* pointers[] = {&arguments...};
+  check(cudaLaunchKernelExC(&grid, function, pointers), "launch");
+}
+
+}  // namespace stylekernels::device
+
+#endif

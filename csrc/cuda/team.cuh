@@ -1,0 +1,72 @@
+// Teams: the blocks that share a strip, and how they exchange results.
+#pragma once
+
+#include "device.cuh"
+
+namespace stylekernels::device {
+
+// single: a block alone. cluster: the blocks of a cluster, over their shared memory. grid: blocks
+// of a cooperative grid, over global memory; the teams take turns through the strips, in rounds.
+enum class TeamKind { single, cluster, grid };
+
+struct TeamPlan {
+  TeamKind kind;
+  int size;                // blocks of a team
+  int teams;               // at the same time
+  unsigned char* letters;  // grid: memory for two rounds of all blocks
+  int letter_bytes;        // what a block tells its team
+};
+
+// A block's place in its team. Every block writes to `own()`, all pass `barrier`, and read `of`
+// every rank; `leave` follows once at the end.
+class Team {
+ public:
+  __device__ Team(const TeamPlan& plan, unsigned char* shared) : plan_(plan), shared_(shared) {}
+
+  __device__ int rank() const { return block_index() % plan_.size; }
+  __device__ int size() const { return plan_.size; }
+
+  // The strip of a round; it may be behind the last one.
+  __device__ int64_t strip(int round) const {
+    return int64_t(round) * plan_.teams + block_index() / plan_.size;
+  }
+
+  __device__ unsigned char* own(int round) const {
+    return plan_.kind == TeamKind::grid ? letter(block_index(), round) : shared_;
+  }
+
+  __device__ const unsigned char* of(int rank, int round) const {
+    if (plan_.kind == TeamKind::cluster) return shared_of(shared_, rank);
+    if (plan_.kind == TeamKind::single) return shared_;
+    return letter(block_index() - this->rank() + rank, round);
+  }
+
+  __device__ void barrier() const {
+    if (plan_.kind == TeamKind::grid) {
+      grid_barrier();
+    } else if (plan_.kind == TeamKind::cluster) {
+      cluster_arrive();
+      cluster_wait();
+    } else {
+      block_barrier();
+    }
+  }
+
+  // Says that this block reads no more, and waits until none reads its shared memory.
+  __device__ void leave() const {
+    if (plan_.kind != TeamKind::cluster) return;
+    cluster_arrive();
+    cluster_wait();
+  }
+
+ private:
+  // Rounds alternate between two letters: a block may write the next one while others read this.
+  __device__ unsigned char* letter(int block, int round) const {
+    return plan_.letters + (int64_t(round % 2) * grid_blocks() + block) * plan_.letter_bytes;
+  }
+
+  const TeamPlan& plan_;
+  unsigned char* shared_;
+};
+
+}  // namespace stylekernels::device
