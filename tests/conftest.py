@@ -30,6 +30,7 @@ from stylekernels import native, use_impl
 from stylekernels.models import GeneratorConfig, StyleGenerator
 from stylekernels.ops import dispatch
 from stylekernels.training import TrainConfig
+from tests import emulated_cuda
 from tests.guarded_memory import guard
 
 # torch.compile keeps graphs on disk, and would bring back one from before an op was changed.
@@ -92,9 +93,14 @@ def takes_few_pixels(monkeypatch) -> None:
 @pytest.fixture
 def implementation(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]:
     """Run a test through ``torch.ops.stylekernels`` (``kernels``, the default: compiled if the
-    library was built, else in Python). By an indirect parameter it runs through ``reference`` or
-    ``triton``: on a GPU, or without one in Triton's interpreter."""
+    library was built, else in Python). By an indirect parameter it runs through ``reference``,
+    ``triton`` (on a GPU, or without one in Triton's interpreter) or ``cuda`` (on an emulated
+    GPU)."""
     name = getattr(request, "param", "kernels")
+    if name == "cuda":
+        with use_impl("native"), emulated_cuda.emulated_cuda():
+            yield name
+        return
     if name == "triton":
         on_gpu = "device" in request.fixturenames and request.getfixturevalue("device") != "cpu"
         if not (dispatch.triton_missing is None if on_gpu else dispatch.interprets_triton):
@@ -107,8 +113,13 @@ def implementation(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]
             yield name
 
 
-#: Marks of a module whose tests, and those it imports from the tests of an op, run in Triton's
-#: kernels.
+#: Marks of a module whose tests, and those it imports from the tests of an op, run in CUDA kernels.
+CUDA = [
+    pytest.mark.usefixtures("implementation"),
+    pytest.mark.parametrize("implementation", ["cuda"], indirect=True),
+]
+
+#: The same, in Triton's kernels.
 TRITON = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),  # NaN, Inf
     pytest.mark.usefixtures("implementation"),

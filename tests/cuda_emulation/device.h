@@ -1,0 +1,126 @@
+// What csrc/cuda/device.cuh and launch.cuh define for nvcc, for the emulated device.
+//
+// Compile kernels with `g++ -x c++ -std=c++20 -I tests/cuda_emulation`, and link the .cpp files of
+// this folder. A tensor's memory is the emulated device's global memory.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "conversions.h"
+#include "launch.h"
+#include "operations.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+// Ops of the emulated device have a namespace of their own: tests/emulated_cuda.py defines them.
+#define STYLEKERNELS_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(stylekernels_emulated, CPU, m)
+
+namespace stylekernels::device {
+
+// -- indices -----------------------------------------------------------------------------------
+
+using emulation::block_index;
+using emulation::block_threads;
+using emulation::grid_blocks;
+using emulation::shared_memory;
+using emulation::thread_index;
+
+// -- warps and blocks --------------------------------------------------------------------------
+
+using emulation::block_barrier;
+using emulation::warp_barrier;
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+  static_assert(std::is_arithmetic_v<T> && sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = emulation::shuffle_xor(bits, mask);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+template <class T>
+T shuffle(T value, int lane) {
+  static_assert(std::is_arithmetic_v<T> && sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = emulation::shuffle(bits, lane);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+// -- global memory -----------------------------------------------------------------------------
+
+inline Vector16 load16(const void* from) {
+  emulation::check_global(from, 16, 16, "reads 16 bytes from");
+  Vector16 value;
+  std::memcpy(&value, from, 16);
+  return value;
+}
+
+inline void store16(void* to, const Vector16& value) {
+  emulation::check_global(to, 16, 16, "writes 16 bytes to");
+  std::memcpy(to, &value, 16);
+}
+
+using emulation::commit_copies;
+using emulation::copy16_async;
+
+template <int kPending>
+void wait_for_copies() {
+  static_assert(kPending >= 0);
+  emulation::wait_for_copies(kPending);
+}
+
+// -- clusters ----------------------------------------------------------------------------------
+
+using emulation::cluster_arrive;
+using emulation::cluster_blocks;
+using emulation::cluster_rank;
+using emulation::cluster_wait;
+
+template <class T>
+const T* shared_of(const T* shared, int rank) {
+  return static_cast<const T*>(emulation::shared_of(shared, rank));
+}
+
+// -- grids -------------------------------------------------------------------------------------
+
+using emulation::grid_barrier;
+
+// -- values ------------------------------------------------------------------------------------
+
+inline float widen(float value) { return value; }
+inline double widen(double value) { return value; }
+inline float widen(BFloat16 value) { return emulation::widened(value); }
+inline float widen(Float16 value) { return emulation::widened(value); }
+
+inline void round_to(float value, float& result) { result = value; }
+inline void round_to(double value, double& result) { result = value; }
+inline void round_to(float value, BFloat16& result) { result = emulation::to_bfloat16(value); }
+inline void round_to(float value, Float16& result) { result = emulation::to_float16(value); }
+
+// -- launches ----------------------------------------------------------------------------------
+
+using emulation::properties;
+
+// A call's device and stream: there is one of each.
+class Current {
+ public:
+  explicit Current(int) {}
+  void* stream() const { return nullptr; }
+};
+
+template <class... Parameters>
+void launch(const Launch& config, void*, void (*kernel)(Parameters...),
+            std::type_identity_t<Parameters>... arguments) {
+  emulation::run(config, [&] { kernel(arguments...); });
+}
+
+}  // namespace stylekernels::device

@@ -1,0 +1,23 @@
+// Launches on the emulated device.
+#pragma once
+
+#include <functional>
+
+namespace stylekernels::device {
+struct Launch;
+struct Properties;
+}  // namespace stylekernels::device
+
+namespace stylekernels::device::emulation {
+
+// Limits of the emulated device. The environment variables CUDA_EMULATION_MULTIPROCESSORS,
+// CUDA_EMULATION_SHARED_BYTES and CUDA_EMULATION_LARGEST_CLUSTER change them.
+Properties properties();
+
+// Calls the kernel in each thread of a grid, and returns when all have exited. Throws if a GPU
+// would refuse the launch, if threads wait for what never happens, and what the kernel throws. A
+// thread's access to an inaccessible address ends the process after a message. CUDA_EMULATION_SEED
+// sets the order of the threads; without it, each launch has another one.
+void run(const Launch& config, const std::function<void()>& kernel);
+
+}  // namespace stylekernels::device::emulation

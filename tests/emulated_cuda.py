@@ -1,0 +1,133 @@
+"""The CUDA kernels without a GPU: csrc/cuda compiled for the emulated one of tests/cuda_emulation.
+
+Tensors on the CPU go to them inside `emulated_cuda`. Environment variables that begin with
+``CUDA_EMULATION_`` set the limits of the GPU and the seed of the order of its threads.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from stylekernels.ops.instance_norm import SCHEMAS as INSTANCE_NORM
+from stylekernels.ops.registration import NAMESPACE
+
+ROOT = Path(__file__).resolve().parents[1]
+EMULATION = ROOT / "tests/cuda_emulation"
+FLAGS = ("-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
+
+TORCH = Path(torch.__file__).parent
+
+#: Limits of the emulated GPU, as environment variables without their prefix: those of a large one;
+#: one without clusters, whose blocks meet in a grid; and one that cannot keep what it has read.
+LIMITS = {
+    "clusters": {"MULTIPROCESSORS": 8, "SHARED_BYTES": 227 << 10, "LARGEST_CLUSTER": 16},
+    "grid": {"MULTIPROCESSORS": 6, "SHARED_BYTES": 32 << 10, "LARGEST_CLUSTER": 1},
+    "little memory": {"MULTIPROCESSORS": 3, "SHARED_BYTES": 24 << 10, "LARGEST_CLUSTER": 2},
+}
+
+#: The ops that have CUDA kernels.
+OPS = {schema[: schema.index("(")]: schema for schema in INSTANCE_NORM}
+_EMULATED = f"{NAMESPACE}_emulated"
+
+
+def build(
+    name: str,
+    sources: Sequence[Path],
+    *,
+    flags: Sequence[str] = (),
+    link_flags: Sequence[str] = (),
+) -> Path:
+    """Return a program, or a library with ``-shared`` in ``link_flags``, of ``sources`` and the
+    emulation. It is kept in build/ for as long as nothing in csrc/ and the emulation changes.
+
+    Raises:
+        AssertionError: With the compiler's messages, if it fails.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None or not (ROOT / "csrc").is_dir():
+        pytest.skip("needs a C++ compiler and the source tree")
+    sources = [*sources, *sorted(EMULATION.glob("*.cpp"))]
+    command = [compiler, *FLAGS, "-I", str(EMULATION), *flags]
+
+    digest = hashlib.sha256(repr((command, link_flags, sources)).encode())
+    files = [file for folder in (ROOT / "csrc", EMULATION) for file in folder.rglob("*.*")]
+    for file in sorted({*files, *sources}):
+        digest.update(file.read_bytes())
+    folder = ROOT / "build/cuda_emulation"
+    result = folder / f"{name}-{digest.hexdigest()[:16]}"
+    if result.exists():
+        return result
+
+    objects = folder / f"{name}-{os.getpid()}"
+    objects.mkdir(parents=True)
+
+    def compile_one(numbered: tuple[int, Path]) -> Path:
+        number, source = numbered
+        output = objects / f"{number}-{source.stem}.o"
+        run([*command, "-x", "c++", "-c", str(source), "-o", str(output)])
+        return output
+
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = list(pool.map(compile_one, enumerate(sources)))
+        linked = objects / name
+        run([compiler, "-pthread", *map(str, compiled), *link_flags, "-o", str(linked)])
+        for outdated in folder.glob(f"{name}-{'?' * 16}"):
+            outdated.unlink(missing_ok=True)
+        linked.replace(result)
+    finally:
+        shutil.rmtree(objects)
+    return result
+
+
+def run(command: Sequence[str]) -> None:
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, f"{' '.join(command)}\n{finished.stderr[-8000:]}"
+
+
+def build_kernels(name: str, csrc: Path = ROOT / "csrc", flags: Sequence[str] = ()) -> Path:
+    """Return the library of the kernels of a folder like csrc, see `build`."""
+    include = ("-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(TORCH / "include"))
+    return build(
+        name,
+        sorted((csrc / "cuda").glob("*.cu")),
+        flags=(*include, "-ffp-contract=off", *flags),
+        link_flags=("-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu"),
+    )
+
+
+def define_and_load(library: Path) -> None:
+    """Define the ops in a namespace of their own, and load their kernels."""
+    for name, schema in OPS.items():
+        torch.library.define(f"{_EMULATED}::{name}", schema.removeprefix(name))
+    torch.ops.load_library(library)
+
+
+@cache
+def _load() -> None:
+    define_and_load(build_kernels("kernels"))
+
+
+@contextmanager
+def emulated_cuda() -> Iterator[None]:
+    """Tensors on the CPU go to the emulated CUDA kernels of the ops that have some."""
+    _load()
+    library = torch.library.Library(NAMESPACE, "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Oo]verrid")  # overriding is intended
+        for name in OPS:
+            library.impl(name, getattr(getattr(torch.ops, _EMULATED), name), "CPU")
+    try:
+        yield
+    finally:
+        library._destroy()

@@ -1,0 +1,71 @@
+"""instance_norm, instance_norm_stats and their gradients in CUDA kernels, on an emulated GPU.
+
+The tests are those of Triton's kernels. They run on GPUs of different limits, so that small images
+have all kinds of teams: a block alone, clusters, and a grid that reads twice what it cannot keep.
+"""
+
+import pytest
+import torch
+
+from stylekernels import instance_norm
+from tests.conftest import CUDA, poisoned_memory, random
+from tests.emulated_cuda import LIMITS
+from tests.test_instance_norm import (
+    test_eps,  # noqa: F401
+    test_expanded_input_and_gradient,  # noqa: F401
+    test_nan_and_inf_go_where_torch_sends_them,  # noqa: F401
+    test_nan_with_all_bits_set_stays_nan,  # noqa: F401
+    test_planes_of_one_and_two_pixels,  # noqa: F401
+    test_planes_without_pixels,  # noqa: F401
+    test_saturated_activations_stay_finite,  # noqa: F401
+    test_sigmoid_far_below_zero_is_zero,  # noqa: F401
+    test_stats_of_another_call_give_the_same_output_and_gradient,  # noqa: F401
+)
+from tests.test_instance_norm_gradients import (
+    test_a_gradient_alone_is_the_one_among_all,  # noqa: F401
+    test_backward_keeps_only_the_input,  # noqa: F401
+    test_gradient_penalty,  # noqa: F401
+)
+from tests.test_triton_instance_norm import (
+    test_a_bad_pixel_of_a_plane_in_chunks,  # noqa: F401
+    test_a_large_mean_takes_no_digits,  # noqa: F401
+    test_chunks_of_several_tiles,  # noqa: F401
+    test_deterministic_and_equal_without_grad,  # noqa: F401
+    test_gradcheck,  # noqa: F401
+    test_gradcheck_of_stats,  # noqa: F401
+    test_magnitudes,  # noqa: F401
+    test_options,  # noqa: F401
+    test_signals_and_volumes,  # noqa: F401
+    test_stats,  # noqa: F401
+    test_sums_of_chunks_that_cancel,  # noqa: F401
+)
+
+pytestmark = CUDA
+
+
+@pytest.fixture(autouse=True, params=LIMITS)
+def limits(request, monkeypatch) -> None:
+    """The GPU has these limits."""
+    for name, value in LIMITS[request.param].items():
+        monkeypatch.setenv(f"CUDA_EMULATION_{name}", str(value))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((1, 2, 150, 170), "contiguous"), ((1, 24, 60, 70), "channels_last")],
+)
+def test_the_order_of_threads_changes_nothing(shape, layout, dtype, device, monkeypatch) -> None:
+    """Threads run in another order for each seed; blocks too."""
+    x = random(*shape, dtype=dtype, layout=layout, device=device, shift=3.0).requires_grad_()
+    weight = random(shape[1], device=device).requires_grad_()
+    cotangent = random(*x.shape, dtype=dtype, device=device, seed=1)
+    runs = []
+    for seed in range(3):
+        monkeypatch.setenv("CUDA_EMULATION_SEED", str(seed))
+        with poisoned_memory():
+            y = instance_norm(x, weight, activation="relu")
+        runs.append((y, *torch.autograd.grad(y, (x, weight), cotangent)))
+    for run in runs[1:]:
+        for first, again in zip(runs[0], run, strict=True):
+            assert torch.equal(first, again)
