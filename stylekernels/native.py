@@ -14,6 +14,10 @@ def _load(device: str) -> str | None:
     path = _FOLDER / f"libstylekernels_{device}.so"
     if os.environ.get("STYLEKERNELS_NATIVE", "1") == "0":
         return "switched off by STYLEKERNELS_NATIVE=0"
+    if device == "cuda" and torch.version.cuda is None:
+        return "for a PyTorch with CUDA"
+    if device == "cuda" and not path.exists():
+        return "not built: there was no nvcc; install the CUDA toolkit and reinstall stylekernels"
     if not path.exists():
         reason = _FOLDER / "not_built.txt"  # written by setup.py
         if reason.exists():
@@ -43,6 +47,9 @@ if cpu_missing is None:
     from stylekernels import _C
 
     cpu_capability = _C.cpu_capability()
+
+#: The reason why the CUDA kernels are not in use; None if they are.
+cuda_missing: str | None = cpu_missing or _load("cuda")
 
 if cpu_missing is not None and os.environ.get("STYLEKERNELS_NATIVE", "1") != "0":
     warnings.warn(

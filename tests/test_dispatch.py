@@ -163,6 +163,21 @@ def test_the_interpreter_runs_only_where_triton_is_forced(monkeypatch) -> None:
     assert "): reference (the C++ library is not built; Triton's interpreter is only" in line
 
 
+@pytest.mark.parametrize("op", ["instance_norm", "instance_norm_stats", "group_norm"])
+def test_cuda_kernels_follow_tritons(op, monkeypatch) -> None:
+    monkeypatch.setattr(native, "cuda_missing", None)
+    monkeypatch.setattr(dispatch, "triton_missing", None)
+    assert dispatch.choose(op, "cuda") == "triton"
+    with use_impl("native"):
+        assert dispatch.choose(op, "cuda") == "native"
+    monkeypatch.setattr(dispatch, "triton_missing", "Triton is not installed")
+    assert dispatch.choose(op, "cuda") == "native"
+    monkeypatch.setattr(native, "cuda_missing", "not built: a reason")
+    assert dispatch.choose(op, "cuda") == "reference"
+    with use_impl("native"), pytest.raises(RuntimeError, match="the CUDA library is not built"):
+        dispatch.choose(op, "cuda")
+
+
 def test_explain() -> None:
     x = random(2, 6, 9, 7, dtype=torch.bfloat16, layout="channels_last")
     line = explain("instance_norm", x, activation="relu")

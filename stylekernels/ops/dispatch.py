@@ -1,6 +1,6 @@
 """The table of implementations: (op, type of device) -> implementations in order of preference.
 
-``native``     C++ kernels behind ``torch.ops.stylekernels``
+``native``     C++ kernels, on a GPU CUDA C++, behind ``torch.ops.stylekernels``
 ``triton``     Triton kernels on a GPU, or on the CPU in Triton's interpreter
 ``reference``  plain PyTorch, on every device, which a compiler can inline; the last of every row
 
@@ -153,7 +153,9 @@ def _is_interpreter(name: str, device_type: str) -> bool:
 def _missing(name: str, device_type: str) -> str | None:
     """Return why an implementation of a row can't run here; None if it can."""
     if name == "native":
-        return None if native.cpu_missing is None else f"the C++ library is {native.cpu_missing}"
+        missing = {"cpu": native.cpu_missing, "cuda": native.cuda_missing}[device_type]
+        library = {"cpu": "C++", "cuda": "CUDA"}[device_type]
+        return None if missing is None else f"the {library} library is {missing}"
     if triton_missing is not None:
         return triton_missing
     if device_type == "cpu" and not interprets_triton:

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from stylekernels.ops.arguments import check_channels
-from stylekernels.ops.dispatch import register
+from stylekernels.ops.dispatch import NATIVE, TRITON, register
 from stylekernels.ops.instance_norm import check_operands, run
 
-register("group_norm")
+register("group_norm", cuda=(TRITON, NATIVE))
 
 
 def group_norm(

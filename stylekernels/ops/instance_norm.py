@@ -18,7 +18,7 @@ from stylekernels.ops.arguments import (
     check_tensor,
 )
 from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
-from stylekernels.ops.dispatch import register, use_reference
+from stylekernels.ops.dispatch import NATIVE, TRITON, register, use_reference
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.tensors import ACTIVATIONS, as_images, dense_like, new_like, wide_dtype
 
@@ -267,8 +267,9 @@ def _record_instance_norm(*arguments) -> tuple[Tensor, Tensor, Tensor]:
 differentiate(_stats_op, _stats_formula, _record_stats)
 differentiate(_instance_norm_op, _instance_norm_formula, _record_instance_norm)
 differentiate(_backward_op, _backward_formula)
-register("instance_norm")
-register("instance_norm_stats")
+# Triton's kernels are measured on GPUs, those in CUDA C++ are not yet.
+for _op in ("instance_norm", "instance_norm_stats"):
+    register(_op, cuda=(TRITON, NATIVE))
 
 
 def instance_norm_stats(x: Tensor) -> tuple[Tensor, Tensor]:

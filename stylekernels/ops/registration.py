@@ -38,9 +38,12 @@ def define(
         torch.library.register_fake(f"{NAMESPACE}::{name}", _on_one_device(fake), lib=_library)
     if triton is not None and dispatch.triton_missing is None:
         launch = _launcher(triton, name, formula)
-        _library.impl(name, launch, "CUDA")  # AMD's GPUs have this key as well
+        if _is_compiled(name, "CUDA"):
+            _put_over(name, "CUDA", launch, lambda: not is_forced("native"))
+        else:
+            _library.impl(name, launch, "CUDA")  # AMD's GPUs have this key as well
         if dispatch.interprets_triton:
-            _interpret_on_cpu(name, launch)
+            _put_over(name, "CPU", launch, lambda: is_forced("triton"))
 
 
 def _on_one_device(fake: Callable) -> Callable:
@@ -112,15 +115,21 @@ def _launcher(module: str, name: str, formula: Callable) -> Callable:
     return launch
 
 
-def _interpret_on_cpu(name: str, launch: Callable) -> None:
-    """Send tensors on the CPU to Triton's interpreter if ``triton`` is forced."""
-    otherwise = torch.library.get_kernel(f"{NAMESPACE}::{name}", "CPU")
+def _is_compiled(name: str, key: str) -> bool:
+    """Return whether a library has a kernel for a dispatch key."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)
+
+
+def _put_over(name: str, key: str, launch: Callable, chosen: Callable[[], bool]) -> None:
+    """Send calls to ``launch`` where ``chosen()`` says so, and others to the kernel that ``key``
+    has already."""
+    otherwise = torch.library.get_kernel(f"{NAMESPACE}::{name}", key)
 
     def choose(keys, *arguments):
-        if is_forced("triton"):
+        if chosen():
             return launch(*arguments)
         return otherwise.call_boxed(keys, *arguments)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Oo]verrid")  # overriding is intended
-        _library.impl(name, choose, "CPU", with_keyset=True)
+        _library.impl(name, choose, key, with_keyset=True)
