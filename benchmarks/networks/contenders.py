@@ -60,7 +60,8 @@ def enter(
     """Return the contenders, ours first, and the counts of the report of ours: what it fused, what
     runs alone, what it left.
 
-    Ours is `fuse_convolutions` for images without gradients, else `convert`.
+    Ours is `fuse_convolutions` for images without gradients, else `convert`, which is also entered
+    as ``both``, compiled.
     """
     wide, ours = problem.channels_last(), problem.channels_last()
     if problem.x.dim() == 4 and problem.cotangent is None:
@@ -77,6 +78,10 @@ def enter(
         Entry("compile", "torch.compile(model)(x) in channels_last", wide.call(compiled)),
     ]
     chosen = [entry for entry in entries if entry.name in ("ours", *rivals)]
+    if expression.startswith("convert") and "compile" in rivals:
+        expression = "torch.compile(convert(model)[0])(x) in channels_last"
+        both = torch.compile(fused, mode=compile_mode)
+        chosen.append(Entry("both", expression, ours.call(both)))
     return chosen, (len(report.fused), len(report.alone), len(report.left))
 
 

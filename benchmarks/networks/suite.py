@@ -27,10 +27,12 @@ from benchmarks.report import (
 from benchmarks.timing import measure
 
 # The largest error of a right answer, see `_error`. Gradients have more of it than pictures: a
-# value on the other side of an activation's kink changes all that depends on it.
+# value on the other side of an activation's kink changes all that depends on it. In bfloat16 those
+# of first layers may be rounding errors alone, in any implementation. A step may therefore have
+# twice the error of eager PyTorch, if that is more.
 _TOLERANCE = {
     "forward": {"float32": 1e-3, "bfloat16": 0.2},
-    "step": {"float32": 0.05, "bfloat16": 0.5},
+    "step": {"float32": 0.05, "bfloat16": 0.05},
 }
 
 
@@ -73,6 +75,7 @@ _VIEW = View(
         ("eager", 5, time_cell("eager")),
         ("NHWC", 5, time_cell("eager-nhwc")),
         ("comp.", 5, time_cell("compile")),
+        ("both", 5, time_cell("both")),
         ("floor", 5, floor_cell()),
         ("share", 5, share_cell),
         ("/eager", 6, speedup_cell("eager")),
@@ -88,11 +91,12 @@ forward, else by `convert`; median milliseconds, and ±, its inter-quartile rang
 `fuse_convolutions`, convolutions that normalise their input themselves, by `convert`, norms that
 are one op with their activation; alone: norms that run without one; left: convolutions or norms
 that stay PyTorch's. norms: their share of the time of eager PyTorch. Rivals: eager (contiguous),
-NHWC (eager in channels_last), comp. (torch.compile in channels_last; ours is in it too). floor: the
-multiplications of direct convolutions at the measured peak; share: the floor over our time. /eager,
-/comp and /best: our speed over eager, compile and the fastest rival, above 1 we are faster; medians
-of the ratios of each round. win: faster than all; even: within 5 %; loss: more than 5 % slower;
-alone: no rival ran; wrong: refused.""",
+NHWC (eager in channels_last), comp. (torch.compile in channels_last; ours is in it too). both:
+torch.compile of the network by `convert`, which nothing is judged by. floor: the multiplications of
+direct convolutions at the measured peak; share: the floor over our time. /eager, /comp and /best:
+our speed over eager, compile and the fastest rival, above 1 we are faster; medians of the ratios of
+each round. win: faster than all; even: within 5 %; loss: more than 5 % slower; alone: no rival ran;
+wrong: refused.""",
 )
 
 
@@ -141,6 +145,8 @@ class NetworksSuite(suite.Suite[Case, Row]):
             problem = problem.to(self.device.torch_device, DTYPES[case.dtype])
             entries, counts = enter(problem, self.rivals, self.compile_mode)
             tolerance = _TOLERANCE[case.work][case.dtype]
+            if case.work == "step":
+                tolerance = max(tolerance, 2 * _error(problem.call()(), exact))
             for entry in entries:
                 entry.error = race.refusal(lambda call=entry.call: _error(call(), exact), tolerance)
             calls = {entry.name: entry.call for entry in entries if entry.error is None}
