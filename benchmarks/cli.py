@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, live, model, networks, ops, page, train
+from benchmarks import compare, live, model, networks, ops, overhead, page, train
 from benchmarks.dtypes import DTYPES
 from benchmarks.environment import restart_with
 from benchmarks.live.suite import LiveSuite
@@ -27,7 +27,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     _add_verb(verbs, NetworksSuite, networks.__doc__)
     _add_verb(verbs, TrainSuite, train.__doc__)
     _add_verb(verbs, LiveSuite, live.__doc__)
-    for name, module in (("report", page), ("compare", compare)):
+    for name, module in (("report", page), ("compare", compare), ("overhead", overhead)):
         about = module.__doc__.partition("\n")[0].partition(": ``")[0]
         verb = verbs.add_parser(name, help=about, description=module.__doc__)
         verb.set_defaults(suite=None, run=module.run)

@@ -59,9 +59,21 @@ PlaneGrid grid_of(const Tensor& x, Layout layout, int64_t group) {
   return g;
 }
 
-Tensor partials_for(const PlaneGrid& g, const Tensor& like) {
-  return workspace(g.n * g.c * g.chunks * 2, like);
-}
+// Scratch memory of a call, in one allocation: sums of chunks, and behind them arrays of
+// coefficients.
+struct Scratch {
+  Scratch(const PlaneGrid& g, int64_t arrays, const Tensor& like)
+      : sums(whole_lines(g.n * g.c * g.chunks * 2)),
+        memory(workspace(sums + arrays * kernels().coefficient_elements(g), like)) {}
+
+  double* partials() const { return static_cast<double*>(memory.mutable_data_ptr()); }
+  double* coefficients() const { return partials() + sums; }
+
+  static int64_t whole_lines(int64_t doubles) { return (doubles + 7) / 8 * 8; }
+
+  int64_t sums;
+  Tensor memory;
+};
 
 // Tells whether y can take streaming stores, which need every vector aligned to its size. New
 // tensors start on 64 bytes; the kernels align the beginning of a plane, but not rows of channels.
@@ -160,8 +172,7 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
   Tensor y = empty_like(x, layout);
   Tensor used_mean = empty({2, grid.n, grid.c}, x, wide_dtype(x));
   Tensor rstd = empty({grid.n, grid.c}, x, wide_dtype(x));
-  Tensor partials = partials_for(grid, x);
-  Tensor coefficients = workspace(3 * kernels().coefficient_elements(grid), x);
+  const Scratch scratch(grid, 3, x);
   kernels().forward({
       .grid = grid,
       .x = x.const_data_ptr(),
@@ -182,8 +193,8 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
       .eps = eps,
       .mean = used_mean.mutable_data_ptr(),
       .rstd = rstd.mutable_data_ptr(),
-      .partials = static_cast<double*>(partials.mutable_data_ptr()),
-      .coefficients = coefficients.mutable_data_ptr(),
+      .partials = scratch.partials(),
+      .coefficients = scratch.coefficients(),
   });
   const auto overflows = [](float value) { return !(value > 1 / kLargestDeviation); };
   if ((own_stats || !mean.has_value()) && exceeds_float32(x, grid, rstd, overflows)) {
@@ -227,8 +238,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   Tensor grad_residual = want_residual ? empty_like(x, layout) : empty({0}, x, x.scalar_type());
   Tensor sum_grad = empty({grid.n, grid.c}, x, wide_dtype(x));
   Tensor sum_grad_normalized = empty({grid.n, grid.c}, x, wide_dtype(x));
-  Tensor partials = partials_for(grid, x);
-  Tensor coefficients = workspace(5 * kernels().coefficient_elements(grid), x);
+  const Scratch scratch(grid, 5, x);
   kernels().backward({
       .grid = grid,
       .grad = grad.const_data_ptr(),
@@ -248,8 +258,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
       .stream = streams(grid, grad_x) && (!want_residual || streams(grid, grad_residual)),
       .sum_grad = sum_grad.mutable_data_ptr(),
       .sum_grad_normalized = sum_grad_normalized.mutable_data_ptr(),
-      .partials = static_cast<double*>(partials.mutable_data_ptr()),
-      .coefficients = coefficients.mutable_data_ptr(),
+      .partials = scratch.partials(),
+      .coefficients = scratch.coefficients(),
   });
   return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
 }
@@ -260,7 +270,7 @@ void write_statistics(Tensor x, const Tensor& mean, int64_t rows, const Tensor& 
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
   const PlaneGrid grid = grid_of(x, layout, 1);
-  Tensor partials = partials_for(grid, x);
+  const Scratch scratch(grid, 0, x);
   char* values = static_cast<char*>(mean.mutable_data_ptr());
   kernels().stats({
       .grid = grid,
@@ -268,7 +278,7 @@ void write_statistics(Tensor x, const Tensor& mean, int64_t rows, const Tensor& 
       .mean = values,
       .mean_error = rows == 1 ? nullptr : values + grid.n * grid.c * int64_t(mean.element_size()),
       .var = var.mutable_data_ptr(),
-      .partials = static_cast<double*>(partials.mutable_data_ptr()),
+      .partials = scratch.partials(),
   });
 }
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function, unwrap_dead_wrappers
+from torch._functorch.utils import enable_single_level_autograd_function
 from torch.utils import _pytree as pytree
 
 from stylekernels.ops.transforms import inside_transform, transformed
 from stylekernels.tensors import without_autocast
+
+_unwrap = torch._C._functorch.unwrap_if_dead
 
 
 def below_autograd(op: Callable, *arguments):
@@ -47,7 +49,9 @@ def apply(function: type[torch.autograd.Function], *inputs):
     """
     record = super(torch.autograd.Function, function).apply
     if torch._C._functorch.peek_interpreter_stack() is None:
-        return record(*unwrap_dead_wrappers(inputs))
+        # What a transform that has ended left behind: PyTorch's unwrap_dead_wrappers, in half the
+        # time.
+        return record(*[_unwrap(x) if isinstance(x, Tensor) else x for x in inputs])
     with enable_single_level_autograd_function():
         return record(*inputs)
 

@@ -153,9 +153,11 @@ def _is_interpreter(name: str, device_type: str) -> bool:
 def _missing(name: str, device_type: str) -> str | None:
     """Return why an implementation of a row can't run here; None if it can."""
     if name == "native":
-        missing = {"cpu": native.cpu_missing, "cuda": native.cuda_missing}[device_type]
-        library = {"cpu": "C++", "cuda": "CUDA"}[device_type]
-        return None if missing is None else f"the {library} library is {missing}"
+        on_cpu = device_type == "cpu"
+        missing = native.cpu_missing if on_cpu else native.cuda_missing
+        return (
+            None if missing is None else f"the {'C++' if on_cpu else 'CUDA'} library is {missing}"
+        )
     if triton_missing is not None:
         return triton_missing
     if device_type == "cpu" and not interprets_triton:
