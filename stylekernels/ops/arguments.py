@@ -104,8 +104,7 @@ def fits(tensor: Tensor, *shapes: tuple[int, ...]) -> bool:
     Only shapes of the same rank are compared. Python compares tuples from the left: comparing a
     dynamic batch size with a number of channels would become a guard in torch.export.
     """
-    rank = tensor.dim()
-    return tensor.shape in [shape for shape in shapes if len(shape) == rank]
+    return any(tensor.shape == shape for shape in shapes if len(shape) == tensor.dim())
 
 
 def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | None = None) -> None:
