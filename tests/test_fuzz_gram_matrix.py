@@ -7,7 +7,7 @@ cases have several pixels and no constant planes.
 import pytest
 import torch
 
-from stylekernels import gram_loss, gram_matrix
+from stylekernels import gram_loss, gram_matrix, native
 from tests.fuzzing import (
     IMPLEMENTATIONS,
     INTERPRETED,
@@ -40,6 +40,9 @@ given, st = hypothesis.given, hypothesis.strategies
 channels = st.one_of(few_or_many, st.sampled_from((96, 100, 128, 130)))
 VARYING = tuple(name for name in MAGNITUDES if name not in ("constant planes", "constant", "zero"))
 
+# The instructions that multiply pairs of bfloat16 take denormal values for zeros.
+MULTIPLIES_PAIRS = native.cpu_capability in ("avx512_bf16", "amx")
+
 
 def cases(most_elements: int = 20_000):
     return st.fixed_dictionaries(
@@ -63,6 +66,8 @@ def is_comparable(case: dict) -> bool:
     large = case["magnitude"] not in ("unit", "small", "denormal", "zero")
     if case["dtype"] == torch.float16 and large and case["scale"] is not None:
         return False  # gradients exceed float16
+    if case["magnitude"] == "denormal" and case["dtype"] == torch.bfloat16 and MULTIPLIES_PAIRS:
+        return False
     pixels = torch.Size(case["shape"][2:]).numel()
     return not case["center"] or pixels > 4
 
@@ -117,7 +122,8 @@ def test_gram_losses(impl, layers, dtype, scales, center, seed) -> None:
         values((max(1, shape[0]), *shape[1:-1], shape[-1] + 4), dtype, layout, "unit", seed + i)
         for i, (shape, layout) in enumerate(layers)
     ]
-    factors = (0.25, 3e-5, 1.0, -0.5, 2.0, 1.5)[: len(features)] if scales else None
+    scaled = scales and dtype != torch.float16  # whose gradients exceed it
+    factors = (0.25, 3e-5, 1.0, -0.5, 2.0, 1.5)[: len(features)] if scaled else None
     with forced(impl):
         check_losses(features, factors, center)
 

@@ -51,7 +51,7 @@ void chunk_moments(const T* x, int64_t channels, int64_t pixels, double* mean, d
 template <class T>
 void partial_moments(const PlaneGrid& g, const void* x, double* partials) {
   const int64_t channels = channels_of_unit(g);
-  parallel_tasks(units_of(g) * g.chunks, g.chunk_pixels * channels, [&](int64_t task) {
+  parallel_small_tasks(units_of(g) * g.chunks, g.chunk_pixels * channels, [&](int64_t task) {
     const int64_t unit = task / g.chunks, chunk = task % g.chunks;
     const T* p = at<T>(x, (unit * g.pixels + chunk_begin(g, chunk)) * channels);
     double* mean = partials + task * 2 * channels;

@@ -288,12 +288,68 @@ inline void lane_moments(const T* x, int64_t pitch, int64_t pixels, int64_t widt
   }
 }
 
+template <class V>
+inline double sum_of_vector(V v) {
+  constexpr int kChains = 4;  // of additions
+  ElementOf<V> lanes[kLanes<V>];
+  store(lanes, v);
+  double sums[kChains] = {};
+  for (int j = 0; j < kLanes<V>; ++j) sums[j % kChains] += double(lanes[j]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Rows of a run, of kPairsAtOnce vector pairs each, that are summed about one shift.
+constexpr int64_t kShortRows = 32;
+
+// Returns the moments of a run of 1 to kShortRows rows and a rest, about the mean of four rows. Few
+// values take no longer than reducing the lanes one by one does. A run whose shift would not be
+// finite has no moments: its count is 0.
+template <class T>
+inline Moments moments_of_short_run(const T* x, int64_t rows, int64_t count) {
+  using V = Vec<T>;
+  constexpr int kVectors = 2 * kPairsAtOnce, kWidth = kVectors * kLanes<V>;
+  V total{};
+  int64_t used = 0;
+  for (int64_t row = 0; row < rows; row += rows < 4 ? 1 : rows / 4, used += kWidth) {
+    for (int v = 0; v < kPairsAtOnce; ++v) {
+      const Pair<V> pair = load_pair(x + row * kWidth + v * kPairLanes<V>);
+      total += pair.a + pair.b;
+    }
+  }
+  const auto shift = ElementOf<V>(sum_of_vector(total) / double(used));
+  if (!(shift - shift == 0)) return {};
+  const V center = splat<V>(shift);
+  V sums[kVectors] = {}, squares[kVectors] = {};
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int v = 0; v < kPairsAtOnce; ++v) {
+      const Pair<V> pair = load_pair(x + row * kWidth + v * kPairLanes<V>);
+      const V a = pair.a - center, b = pair.b - center;
+      sums[2 * v] += a, sums[2 * v + 1] += b;
+      squares[2 * v] = multiply_add(a, a, squares[2 * v]);
+      squares[2 * v + 1] = multiply_add(b, b, squares[2 * v + 1]);
+    }
+  }
+  for (int v = 1; v < kVectors; ++v) sums[0] += sums[v], squares[0] += squares[v];
+  double sum = sum_of_vector(sums[0]), square = sum_of_vector(squares[0]);
+  for (int64_t i = rows * kWidth; i < count; ++i) {
+    const double difference = double(load<Wide<T>>(x + i)) - double(shift);
+    sum += difference;
+    square += difference * difference;
+  }
+  const double offset = sum / double(count), m2 = square - sum * offset;
+  return {double(count), double(shift) + offset, m2 < 0 ? 0 : m2};  // NaN stays
+}
+
 // Returns the moments of a run of `count` values.
 template <class T>
 inline Moments moments_of_run(const T* x, int64_t count) {
   constexpr int kWidth = kPairsAtOnce * kPairLanes<Vec<T>>;
   const int64_t rows = count / kWidth, done = rows * kWidth;
   Moments result;
+  if (rows > 0 && rows <= kShortRows) {
+    result = moments_of_short_run(x, rows, count);
+    if (result.count > 0) return result;
+  }
   if (rows > 0) {
     double mean[kSegment], m2[kSegment];
     lane_moments(x, kWidth, rows, kWidth, mean, m2);
