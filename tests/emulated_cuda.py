@@ -44,25 +44,32 @@ def build(
     name: str,
     sources: Sequence[Path],
     *,
+    csrc: Path = ROOT / "csrc",
     flags: Sequence[str] = (),
     link_flags: Sequence[str] = (),
 ) -> Path:
     """Return a program, or a library with ``-shared`` in ``link_flags``, of ``sources`` and the
-    emulation. It is kept in build/ for as long as nothing in csrc/ and the emulation changes.
+    emulation. It is kept in build/ for as long as nothing in ``csrc`` and the emulation changes.
 
     Raises:
         AssertionError: With the compiler's messages, if it fails.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None or not (ROOT / "csrc").is_dir():
-        pytest.skip("needs a C++ compiler and the source tree")
-    sources = [*sources, *sorted(EMULATION.glob("*.cpp"))]
-    command = [compiler, *FLAGS, "-I", str(EMULATION), *flags]
+    own = sorted(EMULATION.glob("*.cpp"))
+    emulation = _compiled("emulation", own, ROOT / "csrc", (), ("-r", "-nostdlib"))
+    return _compiled(name, [*sources, emulation], csrc, flags, ("-pthread", *link_flags))
 
-    digest = hashlib.sha256(repr((command, link_flags, sources)).encode())
-    files = [file for folder in (ROOT / "csrc", EMULATION) for file in folder.rglob("*.*")]
-    for file in sorted({*files, *sources}):
-        digest.update(file.read_bytes())
+
+def _compiled(
+    name: str, sources: Sequence[Path], csrc: Path, flags: Sequence[str], link_flags: Sequence[str]
+) -> Path:
+    """Return what is linked of ``sources``; one without a suffix is an object already."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None or not csrc.is_dir():
+        pytest.skip("needs a C++ compiler and the source tree")
+    digest = hashlib.sha256(repr((compiler, FLAGS, flags, link_flags)).encode())
+    files = [file for folder in (csrc, EMULATION) for file in sorted(folder.rglob("*.*"))]
+    for file in [*files, *sources]:
+        digest.update(file.name.encode() + file.read_bytes())
     folder = ROOT / "build/cuda_emulation"
     result = folder / f"{name}-{digest.hexdigest()[:16]}"
     if result.exists():
@@ -73,7 +80,10 @@ def build(
 
     def compile_one(numbered: tuple[int, Path]) -> Path:
         number, source = numbered
+        if source.suffix == "":
+            return source
         output = objects / f"{number}-{source.stem}.o"
+        command = [compiler, *FLAGS, "-I", str(csrc), "-I", str(EMULATION), *flags]
         run([*command, "-x", "c++", "-c", str(source), "-o", str(output)])
         return output
 
@@ -81,7 +91,7 @@ def build(
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             compiled = list(pool.map(compile_one, enumerate(sources)))
         linked = objects / name
-        run([compiler, "-pthread", *map(str, compiled), *link_flags, "-o", str(linked)])
+        run([compiler, *map(str, compiled), *link_flags, "-o", str(linked)])
         for outdated in folder.glob(f"{name}-{'?' * 16}"):
             outdated.unlink(missing_ok=True)
         linked.replace(result)
@@ -101,6 +111,7 @@ def build_kernels(name: str, csrc: Path = ROOT / "csrc", flags: Sequence[str] = 
     return build(
         name,
         sorted((csrc / "cuda").glob("*.cu")),
+        csrc=csrc,
         flags=(*include, "-ffp-contract=off", *flags),
         link_flags=("-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu"),
     )
@@ -114,14 +125,15 @@ def define_and_load(library: Path) -> None:
 
 
 @cache
-def _load() -> None:
-    define_and_load(build_kernels("kernels"))
+def _load(library: Path | None) -> None:
+    define_and_load(library or build_kernels("kernels"))
 
 
 @contextmanager
-def emulated_cuda() -> Iterator[None]:
-    """Tensors on the CPU go to the emulated CUDA kernels of the ops that have some."""
-    _load()
+def emulated_cuda(library: Path | None = None) -> Iterator[None]:
+    """Tensors on the CPU go to the emulated CUDA kernels of the ops that have some, or to those of
+    a library of `build_kernels`; a process can have one."""
+    _load(library)
     library = torch.library.Library(NAMESPACE, "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Oo]verrid")  # overriding is intended

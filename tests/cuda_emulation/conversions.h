@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../../csrc/types.h"
+#include "types.h"
 
 namespace stylekernels::device::emulation {
 

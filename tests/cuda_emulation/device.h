@@ -1,7 +1,7 @@
 // What csrc/cuda/device.cuh and launch.cuh define for nvcc, for the emulated device.
 //
-// Compile kernels with `g++ -x c++ -std=c++20 -I tests/cuda_emulation`, and link the .cpp files of
-// this folder. A tensor's memory is the emulated device's global memory.
+// Compile kernels with `g++ -x c++ -std=c++20 -I csrc -I tests/cuda_emulation`, and link the .cpp
+// files of this folder. A tensor's memory is the emulated device's global memory.
 #pragma once
 
 #include <cstring>

@@ -50,6 +50,7 @@ Thread& self() {
 Grid::Grid(const Launch& config, const std::function<void()>& kernel, unsigned seed)
     : config(config), kernel_(kernel), seed_(seed), random_(seed + 1) {
   random_.discard(8);  // small seeds begin alike
+  newest_first_ = random_() % 2 == 0;
   order_.resize(size_t(config.blocks / config.cluster));
   std::iota(order_.begin(), order_.end(), 0);
   std::shuffle(order_.begin(), order_.end(), random_);
@@ -113,7 +114,7 @@ void Grid::start(Cluster& cluster, int group) {
 }
 
 void Grid::wake_all(const std::vector<Thread*>& threads) {
-  newest_first_ = random_() % 2 == 0;
+  if (random_() % 8 == 0) newest_first_ = !newest_first_;
   const size_t first = random_() % threads.size();
   for (size_t i = 0; i < threads.size(); i++) wake(*threads[(first + i) % threads.size()]);
 }
@@ -172,7 +173,8 @@ void Grid::wake(Thread& thread) {
 }
 
 // Newest first, a warp runs as far ahead of others as it can; else all advance evenly. Each shows
-// missing barriers that the other does not.
+// missing barriers that the other does not. Both last for some eight barriers, so that a block can
+// run to its end.
 Thread& Grid::choose() {
   if (!newest_first_) std::swap(runnable_[random_() % runnable_.size()], runnable_.back());
   Thread& chosen = *runnable_.back();
