@@ -1,0 +1,216 @@
+"""What nvcc makes of the CUDA kernels: ``cuda_report.py`` builds libstylekernels_cuda in
+``build/cuda-report`` for the GPUs of setup.py, and prints a table. It needs no GPU, and does
+nothing without nvcc.
+
+A row is a kernel, with one number for each GPU: registers and stack of a thread in bytes, 16-byte
+loads and stores of global memory, and 16-byte loads of shared memory, as instructions. The exit
+status is 1 after a compiler's warning or a spilled register, if a kernel of 16-byte vectors has no
+16-byte load or store on `CHECKED`, or if the library does not load into a PyTorch without CUDA.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+#: The GPU whose kernels must move 16 bytes at once.
+CHECKED = "sm_90a"
+BYTES = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}
+LOAD = "import ctypes, os, sys, torch; ctypes.CDLL(sys.argv[1], os.RTLD_NOW)"
+
+
+@dataclass
+class Kernel:
+    """A kernel for one GPU, see the module. ``name`` is demangled, without namespaces."""
+
+    name: str
+    gpu: str
+    registers: int
+    stack: int
+    spilled: int
+    wide: dict[str, int] = field(default_factory=dict)  # 16-byte instructions: LDG, STG, LDS
+
+    @property
+    def moves_16_bytes(self) -> bool:
+        """Whether its vectors have 16 bytes: its first arguments are their elements."""
+        match = re.match(r"\w+<(\w+), (\d+)\b", self.name)
+        return match is not None and BYTES.get(match[1], 0) * int(match[2]) == 16
+
+
+def demangled(names: Iterable[str]) -> dict[str, str]:
+    """Return short names of functions."""
+    names = sorted(set(names))
+    filtered = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    short = (
+        re.sub(r"\(.*?\)(?=\d)|\([^()]*\)$|\b\w+::|^void ", "", name)
+        for name in filtered.stdout.splitlines()
+    )
+    return dict(zip(names, short, strict=True))
+
+
+def read_resources(output: str) -> dict[tuple[str, str], Kernel]:
+    """Return the kernels of ptxas' output (``--resource-usage``) by mangled name and GPU.
+
+    Raises:
+        ValueError: If the output lacks numbers of a kernel.
+    """
+    kernels = {}
+    parts = re.split(r"Compiling entry function '(\S+)' for '(\S+)'", output)[1:]
+    names = demangled(parts[::3])
+    for mangled, gpu, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        registers = re.search(r"Used (\d+) registers", text)
+        spills = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text
+        )
+        if registers is None or spills is None:
+            raise ValueError(f"ptxas' output: expected registers and spills of {mangled}, {gpu}")
+        stack, stores, loads = map(int, spills.groups())
+        kernels[mangled, gpu] = Kernel(
+            names[mangled], gpu, int(registers[1]), stack, max(stores, loads)
+        )
+    return kernels
+
+
+def read_instructions(sass: str) -> dict[str, dict[str, int]]:
+    """Return the numbers of 16-byte instructions by mangled name, from ``cuobjdump -sass``."""
+    parts = re.split(r"Function : (\S+)", sass)[1:]
+    return {
+        mangled: {
+            name: len(re.findall(rf"\b{name}\.\S*\b128\b", text)) for name in ("LDG", "STG", "LDS")
+        }
+        for mangled, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def read_undefined(symbols: str) -> list[str]:
+    """Return what ``nm -D --undefined-only`` names that is not of PyTorch's stable ABI, libc or
+    libstdc++."""
+    known = re.compile(r"^(aoti_)?torch_|@(GLIBC|GLIBCXX|CXXABI|GCC)_")
+    lines = (line.split() for line in symbols.splitlines())
+    return [name for kind, name in lines if kind not in "wv" and not known.search(name)]
+
+
+def judge(output: str, kernels: Iterable[Kernel], undefined: Iterable[str]) -> list[str]:
+    """Return what is wrong, a line each."""
+    problems = [
+        line.strip() for line in output.splitlines() if re.search(r"\bwarning\b", line, re.I)
+    ]
+    for kernel in kernels:
+        where = f"{kernel.name}, {kernel.gpu}"
+        if kernel.spilled:
+            problems.append(f"{where}: {kernel.spilled} bytes of registers spilled; expected none")
+        if kernel.gpu == CHECKED and kernel.moves_16_bytes:
+            problems += [
+                f"{where}: no {name}.128; expected some, as its vectors have 16 bytes"
+                for name in ("LDG", "STG")
+                if not kernel.wide.get(name)
+            ]
+    problems += [
+        f"{name}: undefined; expected symbols of the stable ABI alone" for name in undefined
+    ]
+    return problems
+
+
+def table(kernels: Iterable[Kernel]) -> str:
+    """Return a row for each kernel, with the numbers of all GPUs."""
+    rows: dict[str, list[Kernel]] = {}
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.name, len(kernel.gpu), kernel.gpu)):
+        rows.setdefault(kernel.name, []).append(kernel)
+    gpus = list(dict.fromkeys(kernel.gpu for row in rows.values() for kernel in row))
+    lines = [("kernel", "registers", "stack", "spilled", "LDG.128", "STG.128", "LDS.128")]
+    for name, row in rows.items():
+        columns = [
+            [kernel.registers for kernel in row],
+            [kernel.stack for kernel in row],
+            [kernel.spilled for kernel in row],
+            *([kernel.wide.get(access, 0) for kernel in row] for access in ("LDG", "STG", "LDS")),
+        ]
+        lines.append((name, *(" ".join(f"{number:3}" for number in column) for column in columns)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = (
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+    return "\n".join([f"Numbers of {', '.join(gpus)}:", *text])
+
+
+def load_setup():
+    """Return setup.py as a module, which has CMake's commands."""
+    spec = importlib.util.spec_from_file_location("setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(setup, folder: Path) -> tuple[Path, str]:
+    """Return the library and what its compilers printed."""
+    configure, compile_all, _ = setup.cmake_commands(folder, folder / "output")
+    command = [*compile_all, "--target", "stylekernels_cuda"]
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode != 0:
+        raise SystemExit(f"cuda_report: FAIL: the build\n{result.stdout[-8000:]}")
+    return folder / "libstylekernels_cuda.so", result.stdout
+
+
+def find_cuobjdump(nvcc: str) -> str:
+    """Return the disassembler of CUDA, or that of Triton."""
+    triton = importlib.util.find_spec("triton")
+    folders = [Path(nvcc).resolve().parent]
+    if triton is not None:
+        folders.append(Path(triton.origin).parent / "backends/nvidia/bin")
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
+    found = shutil.which("cuobjdump", path=path)
+    if found is None:
+        raise SystemExit(f"cuobjdump: expected one in {path}; install Triton or CUDA's tools")
+    return found
+
+
+def main() -> int:
+    # The environment's CMake: older ones do not know C++20 in CUDA.
+    folders = (sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))
+    os.environ.update(PATH=os.pathsep.join(folders), FORCE_CUDA="1")
+    setup = load_setup()
+    try:
+        nvcc = setup.find_nvcc(setup.find_torch()[0])
+    except SystemExit as missing:
+        print(f"cuda_report: skipped: {missing}")
+        return 0
+    folder = ROOT / "build/cuda-report"
+    shutil.rmtree(folder, ignore_errors=True)  # a compiler speaks once
+    library, output = build(setup, folder)
+    kernels = read_resources(output)
+    cuobjdump = find_cuobjdump(nvcc)
+    for gpu in sorted({gpu for _, gpu in kernels}):
+        command = [cuobjdump, "-sass", "-arch", gpu, library]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for mangled, wide in read_instructions(sass).items():
+            kernels[mangled, gpu].wide = wide
+    symbols = subprocess.run(
+        ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
+    ).stdout
+    print(table(kernels.values()))
+    problems = judge(output, kernels.values(), read_undefined(symbols))
+    if not kernels:
+        problems.append("ptxas' output: expected kernels, found none")
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD, library], capture_output=True, text=True, check=False
+    )
+    if loaded.returncode != 0:
+        problems.append(f"{library.name} does not load: {loaded.stderr.strip()}")
+    print(*problems, sep="\n")
+    print(f"cuda_report: {'FAIL' if problems else 'PASS'}: {len(kernels)} kernels")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
