@@ -63,7 +63,7 @@ class Current {
 // Launches a kernel on the current device.
 template <class... Parameters>
 void launch(const Launch& config, void* stream, void (*kernel)(Parameters...),
-            std::type_identity_t<Parameters>... arguments) {
+            std::decay_t<Parameters>... arguments) {
   const void* function = reinterpret_cast<const void*>(kernel);
   if (config.shared_bytes > 48 << 10)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,

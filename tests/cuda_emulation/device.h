@@ -119,7 +119,7 @@ class Current {
 
 template <class... Parameters>
 void launch(const Launch& config, void*, void (*kernel)(Parameters...),
-            std::type_identity_t<Parameters>... arguments) {
+            std::decay_t<Parameters>... arguments) {
   emulation::run(config, [&] { kernel(arguments...); });
 }
 
