@@ -30,7 +30,9 @@ def test_the_table(monkeypatch, capsys) -> None:
         torch.set_num_threads(threads)
     header, *rows, empty, last = capsys.readouterr().out.splitlines()
     assert header.split() == ["op", "mode", "ours", "kernel", "overhead", "PyTorch"]
-    assert len(rows) == 8 and not empty and last.startswith("import torch: ")
+    assert len(rows) == 8
+    assert not empty
+    assert last.startswith("import torch: ")
     for row in rows:
         ours, kernel, more, _pytorch = map(float, row.split()[-4:])
         assert more == pytest.approx(ours - kernel, abs=1.0)
