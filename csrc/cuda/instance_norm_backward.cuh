@@ -7,7 +7,9 @@
 //
 // Bytes: grad, x and a residual before the activation are read once and grad_x is written once, if
 // both slices fit into shared memory (the residual is read twice). Operations: some 20 a value, and
-// the activation's derivative twice. Floor on an H200: three times the size of x at 4.25 TB/s.
+// the activation's derivative twice. Occupancy on an H200: 70 to 128 registers, 2 blocks of 256
+// threads a multiprocessor. Floor there: three times the size of x at 4.25 TB/s, 24 us for 8 x 32 x
+// 256 x 256 in bfloat16; predicted 30 us, not measured.
 #pragma once
 
 #include "instance_norm.cuh"
