@@ -12,7 +12,7 @@
 // Floor on an H200: twice the size of x at 4.25 TB/s. Predicted, not measured, in bfloat16:
 //   8 x 32 x 256 x 256, 34 MB, clusters of 4: floor 16 us, with a launch and an exchange 20
 //   128 x 270 x 480, 33 MB, clusters of 8: the same
-//   32 x 1080 x 1920, 133 MB: floor 62 us. A plane exceeds a cluster; 6 teams of 21 blocks take 6
+//   32 x 1080 x 1920, 133 MB: floor 62 us. A plane exceeds a cluster; 6 teams of 20 blocks take 6
 //   rounds, in which reading, a barrier and writing follow each other: 90 us
 #pragma once
 
