@@ -94,17 +94,20 @@ def takes_few_pixels(monkeypatch) -> None:
 def implementation(request: pytest.FixtureRequest, monkeypatch) -> Iterator[str]:
     """Run a test through ``torch.ops.stylekernels`` (``kernels``, the default: compiled if the
     library was built, else in Python). By an indirect parameter it runs through ``reference``,
-    ``triton`` (on a GPU, or without one in Triton's interpreter) or ``cuda`` (on an emulated
-    GPU)."""
+    ``triton`` (on a GPU, or without one in Triton's interpreter) or ``cuda`` (on a GPU, or on an
+    emulated one)."""
     name = getattr(request, "param", "kernels")
+    on_gpu = "device" in request.fixturenames and request.getfixturevalue("device") != "cpu"
     if name == "cuda":
-        with use_impl("native"), emulated_cuda.emulated_cuda():
+        if on_gpu and native.cuda_missing is not None:
+            pytest.skip(f"the CUDA library is {native.cuda_missing}")
+        emulated = contextlib.nullcontext() if on_gpu else emulated_cuda.emulated_cuda()
+        with use_impl("native"), emulated:
             yield name
         return
-    if name == "triton":
-        on_gpu = "device" in request.fixturenames and request.getfixturevalue("device") != "cpu"
-        if not (dispatch.triton_missing is None if on_gpu else dispatch.interprets_triton):
-            pytest.skip("Triton is not here, or has a GPU to run on")
+    has_triton = dispatch.triton_missing is None if on_gpu else dispatch.interprets_triton
+    if name == "triton" and not has_triton:
+        pytest.skip("Triton is not here, or has a GPU to run on")
     if name == "kernels":
         monkeypatch.setattr(native, "cpu_missing", None)
         yield name
