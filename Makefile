@@ -112,4 +112,4 @@ format: .venv/tools
 
 clean:
 	rm -rf .venv build dist *.egg-info
-	rm -f stylekernels/*.so stylekernels/not_built.txt
+	rm -f stylekernels/*.so stylekernels/*not_built.txt

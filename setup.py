@@ -29,9 +29,9 @@ ROOT = Path(__file__).parent.resolve()
 PACKAGE = "stylekernels"
 OLDEST_TORCH = (2, 11)
 #: A100, H100 and B200, and PTX for later GPUs, as CMake names them.
-GPUS = "80-real;90a-real;100a-real;90-virtual"
-#: Where the package says why it has no native code; it reads this when it warns.
-REASON_FILE = "not_built.txt"
+GPUS = ("80-real", "90a-real", "100a-real", "90-virtual")
+#: Where the package says why it has no native code, or none for GPUs; it reads this when it warns.
+REASON_FILE, CUDA_REASON_FILE = "not_built.txt", "cuda_not_built.txt"
 
 
 class CannotBuild(Exception):
@@ -88,27 +88,39 @@ def find_torch() -> tuple[Path, str]:
     return folder, version
 
 
-def find_nvcc(torch_folder: Path) -> str | None:
-    """The compiler of the kernels for GPUs; None if they are not to be built."""
+def find_nvcc(torch_folder: Path) -> str:
+    """The compiler of the kernels for GPUs."""
     forced = os.environ.get("FORCE_CUDA")
     version = (torch_folder / "version.py").read_text()
-    if forced == "0" or (not forced and re.search(r"^cuda\b.*= None$", version, re.MULTILINE)):
-        return None
+    torch_cuda = re.search(r"^cuda\b[^=]*= ['\"](\d+)", version, re.MULTILINE)
+    if forced == "0":
+        raise CannotBuild("it was installed with FORCE_CUDA=0")
+    if not forced and torch_cuda is None:
+        raise CannotBuild("the torch beside which it was installed has no CUDA")
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     candidates = [f"{home}/bin/nvcc" for home in homes] + ["nvcc", "/usr/local/cuda/bin/nvcc"]
     if named := os.environ.get("CUDACXX"):
         candidates = [named]
     nvcc = next(filter(None, map(shutil.which, candidates)), None)
-    if nvcc is None and forced:
-        raise SystemExit(f"FORCE_CUDA: expected nvcc, found none of {', '.join(candidates)}")
+    if nvcc is None:
+        raise CannotBuild("nvcc was not found; install the CUDA toolkit")
+    found = re.search(r"release (\d+)", subprocess.check_output([nvcc, "--version"], text=True))
+    if not forced and found and int(found[1]) > int(torch_cuda[1]):
+        raise CannotBuild(
+            f"nvcc is of CUDA {found[1]}, and torch of CUDA {torch_cuda[1]}; install that version "
+            "of the toolkit, or set FORCE_CUDA=1"
+        )
     return nvcc
 
 
-def gpu_architectures() -> str:
-    """The GPUs to compile for, as CMake names them."""
+def gpu_architectures(nvcc: str) -> str:
+    """The GPUs to compile for, as CMake names them: those asked for, else those of `GPUS` that nvcc
+    knows."""
     requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if not requested:
-        return GPUS
+        known = subprocess.check_output([nvcc, "--list-gpu-code"], text=True).split()
+        wanted = (name for name in GPUS if f"sm_{re.match(r'[0-9]+', name)[0]}" in known)
+        return ";".join(wanted)
     names = []
     for gpu in re.split(r"[;, ]+", requested):
         match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", gpu)
@@ -130,8 +142,11 @@ def find_pybind11() -> str:
     return pybind11.get_cmake_dir()
 
 
-def cmake_commands(build_folder: Path, output_folder: Path) -> list[list[str]]:
-    """The commands that configure, build and install into ``output_folder``."""
+def cmake_commands(
+    build_folder: Path, output_folder: Path, nvcc: str | None = None
+) -> list[list[str]]:
+    """The commands that configure, build and install into ``output_folder``. With ``nvcc`` they
+    configure and build the kernels for GPUs alone."""
     if os.environ.get("STYLEKERNELS_BUILD", "1") == "0":
         raise CannotBuild("it was installed with STYLEKERNELS_BUILD=0")
     if sys.platform == "win32":
@@ -155,13 +170,9 @@ def cmake_commands(build_folder: Path, output_folder: Path) -> list[list[str]]:
         f"-DTORCH_FOLDER={torch_folder}",
         f"-DTORCH_VERSION={torch_version}",
     ]
-    nvcc = find_nvcc(torch_folder)
-    # Each time, even if empty: CMake remembers what it was given before.
-    configure.append(f"-DCUDA_ARCHITECTURES={gpu_architectures() if nvcc else ''}")
-    if nvcc is not None:
-        configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
     sanitizers = os.environ.get("STYLEKERNELS_SANITIZE", "")
     only = os.environ.get("STYLEKERNELS_ONLY_CAPABILITIES", "")
+    # Each time, even if empty: CMake remembers what it was given before.
     configure += [f"-DSANITIZE={sanitizers}", f"-DONLY_CAPABILITIES={only}"]
     if compiler is not None:
         configure.append(f"-DCMAKE_CXX_COMPILER={compiler}")
@@ -170,10 +181,33 @@ def cmake_commands(build_folder: Path, output_folder: Path) -> list[list[str]]:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     build = [cmake, "--build", build_folder, "--parallel", jobs]
+    if nvcc is not None:
+        configure += [
+            f"-DCMAKE_CUDA_COMPILER={nvcc}",
+            f"-DCUDA_ARCHITECTURES={gpu_architectures(nvcc)}",
+            f"-DCUDA_THREADS={jobs}",
+        ]
+        if requested := os.environ.get("CXX"):
+            configure.append(f"-DCMAKE_CUDA_HOST_COMPILER={shlex.split(requested)[0]}")
+        build += ["--target", "stylekernels_cuda"]
+        return [[str(word) for word in command] for command in (configure, build)]
     install = [cmake, "--install", build_folder]
     if not sanitizers:  # their reports name lines
         install.append("--strip")
     return [[str(word) for word in command] for command in (configure, build, install)]
+
+
+def build_cuda(build_folder: Path, output_folder: Path) -> Path:
+    """Build the kernels for GPUs, and return their library."""
+    if os.environ.get("STYLEKERNELS_SANITIZE"):
+        raise CannotBuild("it was built for sanitizers")
+    nvcc = find_nvcc(find_torch()[0])
+    try:
+        for command in cmake_commands(build_folder, output_folder, nvcc):
+            subprocess.run(command, check=True)
+    except subprocess.CalledProcessError as error:
+        raise CannotBuild(f"{nvcc} failed, see the output of the installation") from error
+    return build_folder / "libstylekernels_cuda.so"
 
 
 class CMakeBuild(build_ext):
@@ -200,6 +234,15 @@ class CMakeBuild(build_ext):
             for command in commands:
                 subprocess.run(command, check=True)
             libraries = sorted(output_folder.glob("*.so"))
+        cuda_reason = reason
+        if reason is None:
+            try:
+                folder = build_folder.with_name(f"{build_folder.name}-cuda")
+                libraries.append(build_cuda(folder, output_folder))
+            except CannotBuild as missing:
+                cuda_reason = str(missing)
+                if os.environ.get("FORCE_CUDA", "0") != "0":
+                    raise SystemExit(f"FORCE_CUDA: {cuda_reason}") from missing
 
         for old in package.glob("*.so"):
             if old.name not in {library.name for library in libraries}:
@@ -209,10 +252,11 @@ class CMakeBuild(build_ext):
             partial = package / f"{library.name}.partial"
             shutil.copy2(library, partial)
             partial.replace(package / library.name)
-        if reason is None:
-            (package / REASON_FILE).unlink(missing_ok=True)
-        else:
-            (package / REASON_FILE).write_text(reason + "\n")
+        for file, why in ((REASON_FILE, reason), (CUDA_REASON_FILE, cuda_reason)):
+            if why is None:
+                (package / file).unlink(missing_ok=True)
+            else:
+                (package / file).write_text(why + "\n")
 
 
 if __name__ == "__main__":  # .ci/cuda_report.py imports this

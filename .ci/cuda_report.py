@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,10 +150,9 @@ def load_setup():
     return module
 
 
-def build(setup, folder: Path) -> tuple[Path, str]:
+def build(setup, nvcc: str, folder: Path) -> tuple[Path, str]:
     """Return the library and what its compilers printed."""
-    configure, compile_all, _ = setup.cmake_commands(folder, folder / "output")
-    command = [*compile_all, "--target", "stylekernels_cuda"]
+    configure, command = setup.cmake_commands(folder, folder / "output", nvcc)
     subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if result.returncode != 0:
@@ -176,18 +174,16 @@ def find_cuobjdump(nvcc: str) -> str:
 
 
 def main() -> int:
-    # The environment's CMake: older ones do not know C++20 in CUDA.
-    folders = (sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath))
-    os.environ.update(PATH=os.pathsep.join(folders), FORCE_CUDA="1")
+    os.environ["FORCE_CUDA"] = "1"
     setup = load_setup()
     try:
         nvcc = setup.find_nvcc(setup.find_torch()[0])
-    except SystemExit as missing:
+    except setup.CannotBuild as missing:
         print(f"cuda_report: skipped: {missing}")
         return 0
     folder = ROOT / "build/cuda-report"
-    shutil.rmtree(folder, ignore_errors=True)  # a compiler speaks once
-    library, output = build(setup, folder)
+    shutil.rmtree(folder, ignore_errors=True)  # so that the compiler prints
+    library, output = build(setup, nvcc, folder)
     kernels = read_resources(output)
     cuobjdump = find_cuobjdump(nvcc)
     for gpu in sorted({gpu for _, gpu in kernels}):

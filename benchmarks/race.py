@@ -46,15 +46,15 @@ def refusal(error_of_answer: Callable[[], float], allowed: float) -> str | None:
     return f"wrong: relative error {error:.2g}, allowed {allowed:.2g}"
 
 
-def gradient_error(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Return the largest error of gradients, each as a share of the right gradient's norm.
+def gradient_errors(found: Sequence[Tensor], right: Sequence[Tensor]) -> list[float]:
+    """Return the errors of gradients, each as a share of the right gradient's norm.
 
     A gradient with a norm below 1e-4 of that of all together counts as if it had that norm: some
     are only rounding errors, for the next norm cancels the effect of their weights. NaN stays NaN.
     """
     least = _SMALLEST_SHARE * torch.stack([gradient.norm() for gradient in right]).norm()
-    errors = [(a - b).norm() / b.norm().clamp_min(least) for a, b in zip(found, right, strict=True)]
-    return torch.stack(errors).max().item()
+    pairs = zip(found, right, strict=True)
+    return [((a - b).norm() / b.norm().clamp_min(least)).item() for a, b in pairs]
 
 
 def failure(exception: Exception) -> str:

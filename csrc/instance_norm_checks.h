@@ -12,6 +12,13 @@ inline void check_group(const Tensor& x, int64_t group) {
                   group);
 }
 
+// Checks that an operand is where x is: kernels follow its pointer.
+inline void check_device(const std::optional<Tensor>& operand, const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(!operand.has_value() || (operand->is_cpu() == x.is_cpu() &&
+                                           operand->get_device_index() == x.get_device_index()),
+                  name, ": expected the device of x, got another one; move it there");
+}
+
 inline void check_instance_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                 const std::optional<Tensor>& bias,
                                 const std::optional<Tensor>& residual,
@@ -24,6 +31,11 @@ inline void check_instance_norm(const Tensor& x, const std::optional<Tensor>& we
   check_per_channel(mean, "mean", x.size(0), x.size(1));
   check_per_channel(var, "var", x.size(0), x.size(1));
   check_like(residual, "residual", x);
+  check_device(weight, "weight", x);
+  check_device(bias, "bias", x);
+  check_device(residual, "residual", x);
+  check_device(mean, "mean", x);
+  check_device(var, "var", x);
   STD_TORCH_CHECK(mean.has_value() == var.has_value(),
                   "mean, var: expected both or neither, got one of them; pass both");
 }
@@ -43,6 +55,12 @@ inline void check_instance_norm_backward(const Tensor& grad, const Tensor& x,
   check_shape(rstd, "rstd", {x.size(0), x.size(1)});
   check_dtype(mean, "mean", wide_dtype(x));
   check_dtype(rstd, "rstd", wide_dtype(x));
+  check_device(grad, "grad", x);
+  check_device(weight, "weight", x);
+  check_device(bias, "bias", x);
+  check_device(residual, "residual", x);
+  check_device(mean, "mean", x);
+  check_device(rstd, "rstd", x);
 }
 
 }  // namespace stylekernels

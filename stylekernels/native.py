@@ -16,10 +16,9 @@ def _load(device: str) -> str | None:
         return "switched off by STYLEKERNELS_NATIVE=0"
     if device == "cuda" and torch.version.cuda is None:
         return "for a PyTorch with CUDA"
-    if device == "cuda" and not path.exists():
-        return "not built: there was no nvcc; install the CUDA toolkit and reinstall stylekernels"
     if not path.exists():
-        reason = _FOLDER / "not_built.txt"  # written by setup.py
+        file = {"cpu": "not_built.txt", "cuda": "cuda_not_built.txt"}[device]
+        reason = _FOLDER / file  # written by setup.py
         if reason.exists():
             return f"not built: {reason.read_text().strip()}; mend that and reinstall"
         if (_FOLDER.parent / "setup.py").exists():

@@ -169,7 +169,7 @@ BARRIERS = {
         "large groups",
         READ_TWICE,
     ),
-    "team: letters alternate": Fault(
+    "team: buffers alternate": Fault(
         "team.cuh",
         "int64_t(round % 2)",
         "int64_t(0)",
@@ -194,34 +194,34 @@ TAILS = {
     ),
     "sums: before the plane": Fault(
         BACKWARD,
-        "(element + i < span.lo || element + i >= span.hi)",
-        "element + i >= span.hi",
+        "(element + j < span.lo || element + j >= span.hi)",
+        "element + j >= span.hi",
         "odd planes",
     ),
     "sums: behind the plane": Fault(
         BACKWARD,
-        "(element + i < span.lo || element + i >= span.hi)",
-        "element + i < span.lo",
+        "(element + j < span.lo || element + j >= span.hi)",
+        "element + j < span.lo",
         "odd planes",
     ),
     "stores: before the plane": Fault(
         "vectors.cuh",
-        "if (first >= begin && first + kLanes <= end)",
-        "if (first + kLanes > begin && first + kLanes <= end)",
+        "if (kLanes > 1 && first >= begin && first + kLanes <= end)",
+        "if (kLanes > 1 && first + kLanes > begin && first + kLanes <= end)",
         "odd planes",
         seen=0.5,
     ),
     "stores: behind the plane": Fault(
         "vectors.cuh",
-        "if (first >= begin && first + kLanes <= end)",
-        "if (first >= begin && first < end)",
+        "if (kLanes > 1 && first >= begin && first + kLanes <= end)",
+        "if (kLanes > 1 && first >= begin && first < end)",
         "odd planes",
         seen=0.5,
     ),
     "loads: end of the tensor": Fault(
         "vectors.cuh",
-        "if (first + lane < count) vector.elements[lane]",
-        "if (first + lane + 1 < count) vector.elements[lane]",
+        "if (first + lane < count) vector.set",
+        "if (first + lane + 1 < count) vector.set",
         "odd planes",
     ),
     "channels_last: pixels of the last block": Fault(
@@ -283,15 +283,15 @@ INDICES = {
     ),
     "forward: takes what was not kept": Fault(
         FORWARD,
-        "values = span.slot < a.memory.kept",
-        "values = span.slot <= a.memory.kept",
+        "values[i] = slot < a.memory.kept",
+        "values[i] = slot <= a.memory.kept",
         "large groups",
         LITTLE,
     ),
     "backward: takes what was not kept": Fault(
         BACKWARD,
-        "const bool kept = span.slot < a.memory.kept;",
-        "const bool kept = span.slot <= a.memory.kept;",
+        "const bool kept = slot < a.memory.kept;",
+        "const bool kept = slot <= a.memory.kept;",
         "large groups",
         READ_TWICE,
     ),
@@ -333,15 +333,15 @@ INDICES = {
     ),
     "backward: part of a plane in the next block": Fault(
         BACKWARD,
-        "      for (int rank = team.rank() + 1; rank * slice < end; ++rank) "
-        "sums.add(sums_of(rank)[1]);\n",
+        "      for (int rank = team.rank() + 1 + lane; rank * slice < end; rank += kWarp)\n"
+        "        sums.add(sums_of(rank)[1]);\n",
         "",
         "large groups",
     ),
     "backward: a plane that ends with its block": Fault(
         BACKWARD,
-        "rank * slice < end; ++rank",
-        "rank * slice <= end && rank < team.size(); ++rank",
+        "rank * slice < end; rank += kWarp",
+        "rank * slice <= end && rank < team.size(); rank += kWarp",
         "whole planes",
         CLUSTERS,
     ),

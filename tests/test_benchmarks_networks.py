@@ -1,6 +1,7 @@
 """The benchmark of published networks: the cases, right answers only, the table."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -121,3 +122,23 @@ def test_a_wrong_answer_is_refused(tiny, monkeypatch, capsys, work):
     monkeypatch.setattr(contenders, name, wrong)
     assert cli.main([*tiny, "--only", work]) == 1
     assert "wrong: relative error 0.1" in capsys.readouterr().out
+
+
+def test_gradients_of_zero_are_refused(tiny, monkeypatch, capsys):
+    right = contenders.convert
+
+    def wrong(model):
+        ours, report = right(model)
+        return lambda x: ours(x).detach() + 0 * ours(x), report
+
+    monkeypatch.setattr(contenders, "convert", wrong)
+    assert cli.main([*tiny, "--only", "step"]) == 1
+    assert "wrong: relative error 0.02, allowed 0.001" in capsys.readouterr().out
+
+
+def test_gradients_may_have_twice_eagers_error():
+    exact = [torch.ones(2), torch.ones(4), torch.ones(4)]
+    found = [torch.ones(2), torch.full((4,), 1.1), torch.full((4,), 9.0)]
+    assert suite._error(found, exact, [1e-3, 0.2, math.inf]) == pytest.approx(5e-4)
+    found[2][0] = math.nan
+    assert math.isnan(suite._error(found, exact, [1e-3, 0.2, math.inf]))

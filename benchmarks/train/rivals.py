@@ -129,11 +129,11 @@ def answer(step: OurStep | PlainStep, take: Step) -> list[Tensor]:
 
 
 def step_error(found: list[Tensor], truth: list[Tensor]) -> float:
-    """Return the error of a step: the largest of the gradients' errors, see `race.gradient_error`,
+    """Return the error of a step: the largest of the gradients' errors, see `race.gradient_errors`,
     and of 100 times the relative error of the loss, which is far more exact."""
     (loss, *gradients), (right_loss, *right) = found, truth
     of_loss = (_LOSS * (loss - right_loss).abs() / right_loss.abs()).item()
-    return torch.tensor([of_loss, race.gradient_error(gradients, right)]).max().item()
+    return torch.tensor([of_loss, *race.gradient_errors(gradients, right)]).max().item()
 
 
 def enter(

@@ -102,7 +102,7 @@ int64_t divide_memory(NormMemory& memory, TeamPlan& team, const Strips& s, const
     memory.row = int(contiguous ? 1 : whole_vectors ? s.width : width);
     table = memory.row * memory.rows * int64_t(sizeof(Moments));
     own = (contiguous ? 1 : divided(width, s.group)) * sizeof(Moments);
-    results = planes * sizeof(GroupStatistics<double>);
+    results = (contiguous && needs.exchanges ? 1 : planes) * sizeof(GroupStatistics<double>);
   }
   const int64_t others = table + own + results;
   if (others > limit) return others;
@@ -113,7 +113,7 @@ int64_t divide_memory(NormMemory& memory, TeamPlan& team, const Strips& s, const
   memory.table = int(whole(memory.kept * bytes, 16));
   memory.own = memory.table + int(table);
   memory.results = memory.own + int(own);
-  team.letter_bytes = int(own);
+  team.exchange_bytes = int(own);
   return memory.table + others;
 }
 
@@ -152,7 +152,8 @@ Launch plan(NormArguments& a, const Needs& needs) {
                      : s.count;
   const int64_t spans = divide_slices(s, needs);
   Launch launch;
-  launch.shared_bytes = int(divide_memory(a.memory, a.team, s, needs, spans, gpu.shared_bytes));
+  launch.shared_bytes = int(std::min<int64_t>(
+      divide_memory(a.memory, a.team, s, needs, spans, gpu.shared_bytes), gpu.shared_bytes + 1));
   launch.threads = kNormThreads;
   launch.blocks = a.team.teams * a.team.size;
   launch.cluster = a.team.kind == TeamKind::cluster ? a.team.size : 1;
@@ -183,10 +184,10 @@ bool run(NormArguments& a, const Tensor& like) {
                     a.strips.group, "; force the implementation \"triton\"");
     return false;
   }
-  std::optional<Tensor> letters;
+  std::optional<Tensor> exchange;
   if (config.cooperative) {
-    letters = empty({2 * int64_t(config.blocks) * a.team.letter_bytes}, like, ScalarType::Byte);
-    a.team.letters = static_cast<unsigned char*>(letters->mutable_data_ptr());
+    exchange = empty({2 * int64_t(config.blocks) * a.team.exchange_bytes}, like, ScalarType::Byte);
+    a.team.exchange = static_cast<unsigned char*>(exchange->mutable_data_ptr());
   }
   if constexpr (kBackward) {
     launch(config, current.stream(), instance_norm_backward_kernel<T, kLanes, kLayout>, a);

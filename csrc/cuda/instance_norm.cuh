@@ -41,7 +41,7 @@ struct NormMemory {
   int table;     // partial results of warps and spans
   int row;       // entries in a row of the table, one for each row of warps
   int rows;
-  int own;      // what the block tells its team
+  int own;      // what the block publishes for its team
   int results;  // what the team found
 };
 

@@ -57,7 +57,8 @@ template <class T, int kLanes, Layout kLayout>
 __device__ void read_sums(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   using W = Wide<T>;
   constexpr bool kContiguous = kLayout == Layout::contiguous;
-  constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount, kSummed = 16;
+  constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount, kSummed = 16,
+                kAtOnce = sizeof(W) == 8 ? 1 : 2;
   const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
   const T* residual = static_cast<const T*>(a.residual);
   auto *kept_x = kept_vectors<T, kLanes>(0, a.memory),
@@ -72,29 +73,41 @@ __device__ void read_sums(const NormArguments& a, const Walk<kLanes, kLayout>& w
       W first[kLanes]{}, second[kLanes]{};
       int added = 0;
       while (span.vector < span.end) {
-        const auto xs = load_vector<T, kLanes>(x, span.vector, a.strips.elements);
-        const auto grads = load_vector<T, kLanes>(grad, span.vector, a.strips.elements);
-        Vector<T, kLanes> residuals{};
-        if (residual != nullptr)
-          residuals = load_vector<T, kLanes>(residual, span.vector, a.strips.elements);
-        if (span.slot < a.memory.kept) {
-          kept_x[span.slot] = xs;
-          kept_grad[span.slot] = grads;
+        Vector<T, kLanes> xs[kAtOnce], grads[kAtOnce], residuals[kAtOnce];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int64_t vector = span.vector + i * span.step;
+          if (vector >= span.end) continue;
+          xs[i] = load_vector<T, kLanes>(x, vector, a.strips.elements);
+          grads[i] = load_vector<T, kLanes>(grad, vector, a.strips.elements);
+          residuals[i] = residual == nullptr
+                             ? Vector<T, kLanes>{}
+                             : load_vector<T, kLanes>(residual, vector, a.strips.elements);
         }
-        const int64_t element = span.vector * kLanes;
-        for (int i = 0; i < kLanes; ++i) {
-          const W normalized = gradient.affine(i).normalized(xs.elements[i]);
-          const W g = gradient.before(grads.elements[i], normalized, residuals.elements[i], i);
-          if (kContiguous && (element + i < span.lo || element + i >= span.hi)) continue;
-          first[i] += g;
-          second[i] += g * normalized;
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (span.vector >= span.end) continue;
+          if (span.slot < a.memory.kept) {
+            kept_x[span.slot] = xs[i];
+            kept_grad[span.slot] = grads[i];
+          }
+          const int64_t element = span.vector * kLanes;
+          for (int j = 0; j < kLanes; ++j) {
+            const W normalized = gradient.affine(j).normalized(xs[i].get(j));
+            const W g = gradient.before(grads[i].get(j), normalized, residuals[i].get(j), j);
+            if (kContiguous && (element + j < span.lo || element + j >= span.hi)) continue;
+            first[j] += g;
+            second[j] += g * normalized;
+          }
+          span.vector += span.step;
+          span.slot += span.slot_step;
+          ++added;
         }
-        span.vector += span.step;
-        span.slot += span.slot_step;
-        if (++added % kSummed != 0 && span.vector < span.end) continue;
-        for (int i = 0; i < kLanes; ++i) {
-          sums[kContiguous ? 0 : i].add({double(first[i]), double(second[i])});
-          first[i] = second[i] = 0;
+        if (added < kSummed && span.vector < span.end) continue;
+        added = 0;
+        for (int j = 0; j < kLanes; ++j) {
+          sums[kContiguous ? 0 : j].add({double(first[j]), double(second[j])});
+          first[j] = second[j] = 0;
         }
       }
     }
@@ -109,10 +122,10 @@ __device__ void read_sums(const NormArguments& a, const Walk<kLanes, kLayout>& w
   }
 }
 
-// Adds up the sums of each plane of the block, and tells them to the team, with weighted sums of
+// Adds up the sums of each plane of the block, and publishes them, with weighted sums of
 // all its planes behind them.
 template <class W, int kLanes, Layout kLayout>
-__device__ void tell_sums(const NormArguments& a, const Walk<kLanes, kLayout>& walk, Sums* own) {
+__device__ void publish_sums(const NormArguments& a, const Walk<kLanes, kLayout>& walk, Sums* own) {
   const bool contiguous = kLayout == Layout::contiguous;
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   const Sums* table = reinterpret_cast<const Sums*>(shared_memory() + a.memory.table);
@@ -162,15 +175,21 @@ __device__ void find_means(const NormArguments& a, const Walk<kLanes, kLayout>& 
       weighted = sum_over_lanes(weighted);
       if (lane == 0) results[0] = {weighted.first / count, weighted.second / count};
     }
-    // The block that has the first element of a plane adds up the parts of those after it.
+    // The block that has the first element of a plane adds up the parts of those after it. Only its
+    // last plane may have such parts.
     const int64_t length = a.strips.group * a.strips.pixels, slice = a.strips.slice;
-    for (int i = thread_index(); i < walk.planes(); i += kNormThreads) {
-      if (!walk.begins(i)) continue;
-      Sums sums = sums_of(team.rank())[1 + i];
-      const int64_t plane = walk.first_plane() + i, start = plane / a.strips.group * length;
+    const int last = walk.planes() - 1;
+    for (int i = thread_index(); i < last; i += kNormThreads)
+      if (walk.begins(i)) write_sums<W>(a, walk.first_plane() + i, sums_of(team.rank())[1 + i]);
+    if (warp == 1 && last >= 0 && walk.begins(last)) {
+      const int64_t plane = walk.first_plane() + last, start = plane / a.strips.group * length;
       const int64_t end = (plane + 1) * a.strips.pixels - start;
-      for (int rank = team.rank() + 1; rank * slice < end; ++rank) sums.add(sums_of(rank)[1]);
-      write_sums<W>(a, plane, sums);
+      Sums sums;
+      if (lane == 0) sums = sums_of(team.rank())[1 + last];
+      for (int rank = team.rank() + 1 + lane; rank * slice < end; rank += kWarp)
+        sums.add(sums_of(rank)[1]);
+      sums = sum_over_lanes(sums);
+      if (lane == 0) write_sums<W>(a, plane, sums);
     }
   } else {
     Sums* of_channels = results + walk.groups();
@@ -201,7 +220,7 @@ template <class T, int kLanes, Layout kLayout>
 __device__ void write_gradients(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   using W = Wide<T>;
   constexpr bool kContiguous = kLayout == Layout::contiguous;
-  constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount;
+  constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount, kAtOnce = sizeof(W) == 8 ? 1 : 2;
   const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
   const T* residual = static_cast<const T*>(a.residual);
   const auto *kept_x = kept_vectors<T, kLanes>(0, a.memory),
@@ -223,31 +242,41 @@ __device__ void write_gradients(const NormArguments& a, const Walk<kLanes, kLayo
     const int64_t count = (span.end - 1 - span.vector) / span.step;
     span.vector += count * span.step;
     span.slot += count * span.slot_step;
-    for (int64_t i = 0; i <= count; ++i) {
-      const bool kept = span.slot < a.memory.kept;
-      Vector<T, kLanes> xs =
-          kept ? kept_x[span.slot] : load_vector<T, kLanes>(x, span.vector, a.strips.elements);
-      Vector<T, kLanes> grads = kept ? kept_grad[span.slot]
-                                     : load_vector<T, kLanes>(grad, span.vector, a.strips.elements);
-      Vector<T, kLanes> residuals{};
-      if (residual != nullptr)
-        residuals = load_vector<T, kLanes>(residual, span.vector, a.strips.elements);
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const int of = kContiguous ? 0 : lane;
-        const Affine<W>& affine = gradient.affine(lane);
-        const W normalized = affine.normalized(xs.elements[lane]);
-        const W g =
-            gradient.before(grads.elements[lane], normalized, residuals.elements[lane], lane);
-        W projected = g * affine.weight;
-        if (a.own_stats) projected -= level[of] + normalized * slope[of];
-        round_to(projected * affine.rstd, xs.elements[lane]);
-        round_to(g, grads.elements[lane]);
+    for (int64_t done = 0; done <= count; done += kAtOnce) {
+      Vector<T, kLanes> xs[kAtOnce], grads[kAtOnce], residuals[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (done + i > count) continue;
+        const int64_t vector = span.vector - i * span.step, slot = span.slot - i * span.slot_step;
+        const bool kept = slot < a.memory.kept;
+        xs[i] = kept ? kept_x[slot] : load_vector<T, kLanes>(x, vector, a.strips.elements);
+        grads[i] = kept ? kept_grad[slot] : load_vector<T, kLanes>(grad, vector, a.strips.elements);
+        residuals[i] = residual == nullptr
+                           ? Vector<T, kLanes>{}
+                           : load_vector<T, kLanes>(residual, vector, a.strips.elements);
       }
-      store_vector(static_cast<T*>(a.grad_x), span.vector, xs, span.lo, span.hi);
-      if (a.grad_residual != nullptr)
-        store_vector(static_cast<T*>(a.grad_residual), span.vector, grads, span.lo, span.hi);
-      span.vector -= span.step;
-      span.slot -= span.slot_step;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (done + i > count) continue;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const int of = kContiguous ? 0 : lane;
+          const Affine<W>& affine = gradient.affine(lane);
+          const W normalized = affine.normalized(xs[i].get(lane));
+          const W g = gradient.before(grads[i].get(lane), normalized, residuals[i].get(lane), lane);
+          W projected = g * affine.weight;
+          if (a.own_stats) projected -= level[of] + normalized * slope[of];
+          T rounded;
+          round_to(projected * affine.rstd, rounded);
+          xs[i].set(lane, rounded);
+          round_to(g, rounded);
+          grads[i].set(lane, rounded);
+        }
+        store_vector(static_cast<T*>(a.grad_x), span.vector, xs[i], span.lo, span.hi);
+        if (a.grad_residual != nullptr)
+          store_vector(static_cast<T*>(a.grad_residual), span.vector, grads[i], span.lo, span.hi);
+        span.vector -= span.step;
+        span.slot -= span.slot_step;
+      }
     }
   }
 }
@@ -264,7 +293,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
                                      present ? team.rank() : a.strips.team);
     if (present) read_sums<T>(a, walk);
     block_barrier();
-    if (present) tell_sums<W>(a, walk, reinterpret_cast<Sums*>(team.own(round)));
+    if (present) publish_sums<W>(a, walk, reinterpret_cast<Sums*>(team.own(round)));
     team.barrier();
     if (present) find_means<W>(a, walk, team, round);
     block_barrier();

@@ -42,12 +42,15 @@ __device__ void read_moments(const NormArguments& a, const Walk<kLanes, kLayout>
     if (!kContiguous) moments = {};
     while (span.vector < span.end) {
       Vector<T, kLanes> vectors[kAtOnce];
+#pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const int64_t vector = span.vector + i * span.step;
         if (vector < span.end) vectors[i] = load_vector<T, kLanes>(x, vector, a.strips.elements);
       }
       if (moments.empty()) moments.choose_shift(vectors[0], span.vector * kLanes, span.lo, span.hi);
-      for (int i = 0; i < kAtOnce && span.vector < span.end; ++i) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (span.vector >= span.end) continue;
         if (a.y != nullptr && span.slot < a.memory.kept) kept[span.slot] = vectors[i];
         moments.add(vectors[i], span.vector * kLanes, span.lo, span.hi);
         span.vector += span.step;
@@ -83,10 +86,10 @@ __device__ void read_moments(const NormArguments& a, const Walk<kLanes, kLayout>
   }
 }
 
-// Adds up the moments of each group over the warps of the block, and tells them to the team.
+// Adds up the moments of each group over the warps of the block, and publishes them.
 template <int kLanes, Layout kLayout>
-__device__ void tell_moments(const NormArguments& a, const Walk<kLanes, kLayout>& walk,
-                             Moments* own) {
+__device__ void publish_moments(const NormArguments& a, const Walk<kLanes, kLayout>& walk,
+                                Moments* own) {
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   const Moments* table = reinterpret_cast<const Moments*>(shared_memory() + a.memory.table);
   const int entries =
@@ -156,7 +159,9 @@ template <class T, int kLanes, Layout kLayout>
 __device__ void write_normalized(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   using W = Wide<T>;
   constexpr bool kContiguous = kLayout == Layout::contiguous;
-  constexpr int kCount = LaneMoments<T, kLanes, kLayout>::kCount;
+  constexpr int kCount = LaneMoments<T, kLanes, kLayout>::kCount, kAtOnce = kContiguous   ? 4
+                                                                            : kCount == 8 ? 1
+                                                                                          : 2;
   const T* x = static_cast<const T*>(a.x);
   const T* residual = static_cast<const T*>(a.residual);
   const auto* kept = kept_vectors<T, kLanes>(0, a.memory);
@@ -179,25 +184,34 @@ __device__ void write_normalized(const NormArguments& a, const Walk<kLanes, kLay
     const int64_t count = (span.end - 1 - span.vector) / span.step;
     span.vector += count * span.step;
     span.slot += count * span.slot_step;
-    for (int64_t i = 0; i <= count; ++i) {
-      Vector<T, kLanes> values, added{};
-      if (residual != nullptr)
-        added = load_vector<T, kLanes>(residual, span.vector, a.strips.elements);
-      values = span.slot < a.memory.kept
-                   ? kept[span.slot]
-                   : load_vector<T, kLanes>(x, span.vector, a.strips.elements);
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const Affine<W>& affine_of = affine[kContiguous ? 0 : lane];
-        const W r = widen(added.elements[lane]);
-        W z = affine_of.normalized(values.elements[lane]) * affine_of.weight + affine_of.bias;
-        if (residual != nullptr && a.residual_first) z += r;
-        z = activate(z, a.activation, slope);
-        if (residual != nullptr && !a.residual_first) z += r;
-        round_to(z, values.elements[lane]);
+    for (int64_t done = 0; done <= count; done += kAtOnce) {
+      Vector<T, kLanes> values[kAtOnce], added[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (done + i > count) continue;
+        const int64_t vector = span.vector - i * span.step, slot = span.slot - i * span.slot_step;
+        values[i] = slot < a.memory.kept ? kept[slot]
+                                         : load_vector<T, kLanes>(x, vector, a.strips.elements);
+        if (residual != nullptr)
+          added[i] = load_vector<T, kLanes>(residual, vector, a.strips.elements);
       }
-      store_vector(static_cast<T*>(a.y), span.vector, values, span.lo, span.hi);
-      span.vector -= span.step;
-      span.slot -= span.slot_step;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (done + i > count) continue;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const Affine<W>& affine_of = affine[kContiguous ? 0 : lane];
+          W z = affine_of.normalized(values[i].get(lane)) * affine_of.weight + affine_of.bias;
+          if (residual != nullptr && a.residual_first) z += widen(added[i].get(lane));
+          z = activate(z, a.activation, slope);
+          if (residual != nullptr && !a.residual_first) z += widen(added[i].get(lane));
+          T rounded;
+          round_to(z, rounded);
+          values[i].set(lane, rounded);
+        }
+        store_vector(static_cast<T*>(a.y), span.vector, values[i], span.lo, span.hi);
+        span.vector -= span.step;
+        span.slot -= span.slot_step;
+      }
     }
   }
 }
@@ -217,7 +231,7 @@ __global__ void __launch_bounds__(kNormThreads, 2) instance_norm_kernel(const No
     } else {
       if (present) read_moments<T>(a, walk);
       block_barrier();
-      if (present) tell_moments(a, walk, reinterpret_cast<Moments*>(team.own(round)));
+      if (present) publish_moments(a, walk, reinterpret_cast<Moments*>(team.own(round)));
       team.barrier();
       if (present) find_statistics<W>(a, walk, team, round);
     }

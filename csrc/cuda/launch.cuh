@@ -10,7 +10,10 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <mutex>
+#include <set>
 #include <type_traits>
+#include <utility>
 
 // Registers the kernels of ops: STYLEKERNELS_CUDA_OPS(m) { m.impl(name, function); }
 #define STYLEKERNELS_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(stylekernels, CUDA, m)
@@ -21,18 +24,48 @@ inline void check(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 
-inline int attribute(cudaDeviceAttr attribute) {
-  int device, value;
+inline int current_device() {
+  int device;
   check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return device;
+}
+
+inline int attribute(cudaDeviceAttr attribute) {
+  int value;
+  check(cudaDeviceGetAttribute(&value, attribute, current_device()), "cudaDeviceGetAttribute");
   return value;
 }
 
-// Limits of the current device.
-inline Properties properties() {
-  const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
-  return {attribute(cudaDevAttrMultiProcessorCount),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), clusters ? kLargestCluster : 1};
+// Limits of the current device. Clusters of 16 are those of data centres' Hopper and Blackwell;
+// every GPU with clusters has 8.
+inline const Properties& properties() {
+  thread_local int device = -1;
+  thread_local Properties found;
+  if (const int current = current_device(); current != device) {
+    const int major = attribute(cudaDevAttrComputeCapabilityMajor);
+    found = {attribute(cudaDevAttrMultiProcessorCount),
+             attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+             major < 9     ? 1
+             : major <= 10 ? kLargestCluster
+                           : 8};
+    device = current;
+  }
+  return found;
+}
+
+// Lets a kernel have all the shared memory and clusters that its device has, once for each device.
+// The same values are set by every thread, whatever it launches.
+inline void permit(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> done;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!done.insert({kernel, current_device()}).second) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             properties().shared_bytes),
+        "shared memory");
+  if (properties().largest_cluster > 8)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "cluster");
 }
 
 // Makes the device of a call's tensors current, and has PyTorch's stream there.
@@ -65,13 +98,7 @@ template <class... Parameters>
 void launch(const Launch& config, void* stream, void (*kernel)(Parameters...),
             std::decay_t<Parameters>... arguments) {
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (config.shared_bytes > 48 << 10)
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               config.shared_bytes),
-          "shared memory");
-  if (config.cluster > 8)
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-          "cluster");
+  permit(function);
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t grid{};
   grid.gridDim = dim3(unsigned(config.blocks));

@@ -87,12 +87,12 @@ class LaneMoments {
       int values = 0;
       for (int i = 0; i < kLanes; ++i) {
         const bool inside = first + i >= lo && first + i < hi;
-        sum += inside ? W(widen(vector.elements[i])) : W(0);
+        sum += inside ? W(widen(vector.get(i))) : W(0);
         values += inside;
       }
       shift_[0] = finite(sum / W(values), W(0));
     } else {
-      for (int i = 0; i < kLanes; ++i) shift_[i] = finite(W(widen(vector.elements[i])), W(0));
+      for (int i = 0; i < kLanes; ++i) shift_[i] = finite(W(widen(vector.get(i))), W(0));
     }
   }
 
@@ -101,7 +101,7 @@ class LaneMoments {
     const bool whole = !kContiguous || (first >= lo && first + kLanes <= hi);
     for (int i = 0; i < kLanes; ++i) {
       const bool inside = whole || (first + i >= lo && first + i < hi);
-      const W value = widen(vector.elements[i]) - shift_[kContiguous ? 0 : i];
+      const W value = widen(vector.get(i)) - shift_[kContiguous ? 0 : i];
       const W difference = inside ? value : W(0);
       sum_[i] += difference;
       squares_[i] += difference * difference;

@@ -26,7 +26,7 @@ struct Strips {
 
 // A lane's part of a span.
 struct Span {
-  int64_t vector, end, step;  // its vectors in the tensor: first, behind the last, distance
+  int64_t vector, end, step;  // its vectors in the tensor: first, end, distance
   int64_t slot, slot_step;    // those of a block, counted from the beginning of its slice
   int64_t lo, hi;             // contiguous: elements of the span; vectors may reach over both ends
   int plane;                  // of its first element: image * C + channel

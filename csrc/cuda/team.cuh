@@ -11,10 +11,10 @@ enum class TeamKind { single, cluster, grid };
 
 struct TeamPlan {
   TeamKind kind;
-  int size;                // blocks of a team
-  int teams;               // at the same time
-  unsigned char* letters;  // grid: memory for two rounds of all blocks
-  int letter_bytes;        // what a block tells its team
+  int size;                 // blocks of a team
+  int teams;                // at the same time
+  unsigned char* exchange;  // grid: memory for two rounds of all blocks
+  int exchange_bytes;       // what a block publishes
 };
 
 // A block's place in its team. Every block writes to `own()`, all pass `barrier`, and read `of`
@@ -26,19 +26,19 @@ class Team {
   __device__ int rank() const { return block_index() % plan_.size; }
   __device__ int size() const { return plan_.size; }
 
-  // The strip of a round; it may be behind the last one.
+  // The strip of a round; there may be none.
   __device__ int64_t strip(int round) const {
     return int64_t(round) * plan_.teams + block_index() / plan_.size;
   }
 
   __device__ unsigned char* own(int round) const {
-    return plan_.kind == TeamKind::grid ? letter(block_index(), round) : shared_;
+    return plan_.kind == TeamKind::grid ? buffer(block_index(), round) : shared_;
   }
 
   __device__ const unsigned char* of(int rank, int round) const {
     if (plan_.kind == TeamKind::cluster) return shared_of(shared_, rank);
     if (plan_.kind == TeamKind::single) return shared_;
-    return letter(block_index() - this->rank() + rank, round);
+    return buffer(block_index() - this->rank() + rank, round);
   }
 
   __device__ void barrier() const {
@@ -52,7 +52,7 @@ class Team {
     }
   }
 
-  // Says that this block reads no more, and waits until none reads its shared memory.
+  // Waits until no block reads this block's shared memory.
   __device__ void leave() const {
     if (plan_.kind != TeamKind::cluster) return;
     cluster_arrive();
@@ -60,9 +60,9 @@ class Team {
   }
 
  private:
-  // Rounds alternate between two letters: a block may write the next one while others read this.
-  __device__ unsigned char* letter(int block, int round) const {
-    return plan_.letters + (int64_t(round % 2) * grid_blocks() + block) * plan_.letter_bytes;
+  // Rounds alternate between two buffers: a block may write the next one while others read this.
+  __device__ unsigned char* buffer(int block, int round) const {
+    return plan_.exchange + (int64_t(round % 2) * grid_blocks() + block) * plan_.exchange_bytes;
   }
 
   const TeamPlan& plan_;

@@ -1,14 +1,43 @@
 // Vectors of elements: what a thread loads or stores at once.
 #pragma once
 
+#include <type_traits>
+
 #include "device.cuh"
 
 namespace stylekernels::device {
 
-// kLanes elements, 16 bytes as a rule, or one element where rows are not aligned.
+// kLanes elements, 16 bytes as a rule, or one element where rows are not aligned. They are kept in
+// whole words: elements of 2 bytes in registers of their own would make the compiler wait for each
+// load before the next.
 template <class T, int kLanes>
 struct alignas(sizeof(T) * kLanes) Vector {
-  T elements[kLanes];
+  using Word = std::conditional_t<sizeof(T) * kLanes % 4 == 0, uint32_t, uint16_t>;
+  static constexpr int kWords = sizeof(T) * kLanes / sizeof(Word);
+
+  Word words[kWords];
+
+  __device__ T get(int lane) const {
+    T element;
+    if constexpr (sizeof(T) < sizeof(Word)) {
+      const auto bits = uint16_t(words[lane / 2] >> (lane % 2 * 16));
+      __builtin_memcpy(&element, &bits, sizeof(T));
+    } else {
+      __builtin_memcpy(&element, &words[lane * (sizeof(T) / sizeof(Word))], sizeof(T));
+    }
+    return element;
+  }
+
+  __device__ void set(int lane, const T& element) {
+    if constexpr (sizeof(T) < sizeof(Word)) {
+      uint16_t bits;
+      __builtin_memcpy(&bits, &element, sizeof(T));
+      const int shift = lane % 2 * 16;
+      words[lane / 2] = (words[lane / 2] & ~(0xffffu << shift)) | (uint32_t(bits) << shift);
+    } else {
+      __builtin_memcpy(&words[lane * (sizeof(T) / sizeof(Word))], &element, sizeof(T));
+    }
+  }
 };
 
 // The most elements of type T that a thread loads at once.
@@ -21,17 +50,17 @@ template <class T, int kLanes>
 __device__ inline Vector<T, kLanes> load_vector(const T* tensor, int64_t index, int64_t count) {
   Vector<T, kLanes> vector{};
   const int64_t first = index * kLanes;
-  if constexpr (kLanes > 1) {
-    if (first + kLanes <= count) {
-      if constexpr (sizeof(vector) < sizeof(Vector16))
-        return *reinterpret_cast<const Vector<T, kLanes>*>(tensor + first);
+  if (kLanes > 1 && first + kLanes <= count) {
+    if constexpr (sizeof(vector) == sizeof(Vector16)) {
       const Vector16 bits = load16(tensor + first);
       __builtin_memcpy(&vector, &bits, sizeof(vector));
-      return vector;
+    } else {
+      vector = *reinterpret_cast<const Vector<T, kLanes>*>(tensor + first);
     }
+    return vector;
   }
   for (int lane = 0; lane < kLanes; ++lane)
-    if (first + lane < count) vector.elements[lane] = tensor[first + lane];
+    if (first + lane < count) vector.set(lane, tensor[first + lane]);
   return vector;
 }
 
@@ -40,20 +69,18 @@ template <class T, int kLanes>
 __device__ inline void store_vector(T* tensor, int64_t index, const Vector<T, kLanes>& vector,
                                     int64_t begin, int64_t end) {
   const int64_t first = index * kLanes;
-  if constexpr (kLanes > 1) {
-    if (first >= begin && first + kLanes <= end) {
-      if constexpr (sizeof(vector) < sizeof(Vector16)) {
-        *reinterpret_cast<Vector<T, kLanes>*>(tensor + first) = vector;
-      } else {
-        Vector16 bits;
-        __builtin_memcpy(&bits, &vector, sizeof(vector));
-        store16(tensor + first, bits);
-      }
-      return;
+  if (kLanes > 1 && first >= begin && first + kLanes <= end) {
+    if constexpr (sizeof(vector) == sizeof(Vector16)) {
+      Vector16 bits;
+      __builtin_memcpy(&bits, &vector, sizeof(vector));
+      store16(tensor + first, bits);
+    } else {
+      *reinterpret_cast<Vector<T, kLanes>*>(tensor + first) = vector;
     }
+    return;
   }
   for (int lane = 0; lane < kLanes; ++lane)
-    if (first + lane >= begin && first + lane < end) tensor[first + lane] = vector.elements[lane];
+    if (first + lane >= begin && first + lane < end) tensor[first + lane] = vector.get(lane);
 }
 
 }  // namespace stylekernels::device

@@ -426,9 +426,8 @@ def _runs_in_pairs(x: Tensor) -> bool:
 
 def _has_few_pixels(x: Tensor, weight: Tensor, upsample: str, padding_mode: str) -> bool:
     """Return whether PyTorch is faster on the CPU because the weights are large for the image."""
-    if native.cpu_capability == "avx2":
-        measured = "avx2"
-    else:
+    measured = "avx2"  # also without vectors of ours, and emulated
+    if native.cpu_capability in ("avx512", "avx512_bf16", "amx"):
         measured = "avx512_bf16" if _runs_in_pairs(x) else "avx512"
     plain = upsample == "transpose" and padding_mode == "zeros"
     fewest = _FEWEST_PIXELS[measured]["transpose with zeros" if plain else upsample]

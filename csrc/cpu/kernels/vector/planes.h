@@ -298,25 +298,26 @@ inline double sum_of_vector(V v) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// Rows of a run, of kPairsAtOnce vector pairs each, that are summed about one shift.
-constexpr int64_t kShortRows = 32;
+// Rows of a run, of kPairsAtOnce vector pairs each, that are summed about their mean in float32:
+// sums of more equal values would be rounded in the same direction too often.
+constexpr int64_t kShortRows = 8;
 
-// Returns the moments of a run of 1 to kShortRows rows and a rest, about the mean of four rows. Few
-// values take no longer than reducing the lanes one by one does. A run whose shift would not be
-// finite has no moments: its count is 0.
+// Returns the moments of a run of 1 to kShortRows rows and a rest, about the mean of the rows: they
+// are read twice. Few values take no longer than reducing the lanes one by one does. A run whose
+// shift would not be finite has no moments: its count is 0.
 template <class T>
 inline Moments moments_of_short_run(const T* x, int64_t rows, int64_t count) {
   using V = Vec<T>;
   constexpr int kVectors = 2 * kPairsAtOnce, kWidth = kVectors * kLanes<V>;
-  V total{};
-  int64_t used = 0;
-  for (int64_t row = 0; row < rows; row += rows < 4 ? 1 : rows / 4, used += kWidth) {
+  V totals[kPairsAtOnce] = {};
+  for (int64_t row = 0; row < rows; ++row) {
     for (int v = 0; v < kPairsAtOnce; ++v) {
       const Pair<V> pair = load_pair(x + row * kWidth + v * kPairLanes<V>);
-      total += pair.a + pair.b;
+      totals[v] += pair.a + pair.b;
     }
   }
-  const auto shift = ElementOf<V>(sum_of_vector(total) / double(used));
+  for (int v = 1; v < kPairsAtOnce; ++v) totals[0] += totals[v];
+  const auto shift = ElementOf<V>(sum_of_vector(totals[0]) / double(rows * kWidth));
   if (!(shift - shift == 0)) return {};
   const V center = splat<V>(shift);
   V sums[kVectors] = {}, squares[kVectors] = {};
@@ -329,7 +330,8 @@ inline Moments moments_of_short_run(const T* x, int64_t rows, int64_t count) {
       squares[2 * v + 1] = multiply_add(b, b, squares[2 * v + 1]);
     }
   }
-  for (int v = 1; v < kVectors; ++v) sums[0] += sums[v], squares[0] += squares[v];
+  for (int apart = kVectors / 2; apart > 0; apart /= 2)
+    for (int v = 0; v < apart; ++v) sums[v] += sums[v + apart], squares[v] += squares[v + apart];
   double sum = sum_of_vector(sums[0]), square = sum_of_vector(squares[0]);
   for (int64_t i = rows * kWidth; i < count; ++i) {
     const double difference = double(load<Wide<T>>(x + i)) - double(shift);
