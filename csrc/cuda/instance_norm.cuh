@@ -11,6 +11,10 @@ namespace stylekernels::device {
 
 constexpr int kNormThreads = 256, kNormWarps = kNormThreads / kWarp;
 
+// Blocks of a multiprocessor, which limit the registers of a thread. Sums of float64 need more.
+template <class T>
+constexpr int kNormBlocks = sizeof(T) == 8 ? 1 : 2;
+
 // A parameter (C,) or (N, C), or none: `missing` takes its place.
 struct Parameter {
   const void* data;

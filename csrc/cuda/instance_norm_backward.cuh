@@ -7,7 +7,7 @@
 //
 // Bytes: grad, x and a residual before the activation are read once and grad_x is written once, if
 // both slices fit into shared memory (the residual is read twice). Operations: some 20 a value, and
-// the activation's derivative twice. Occupancy on an H200: 70 to 128 registers, 2 blocks of 256
+// the activation's derivative twice. Occupancy on an H200: up to 128 registers, 2 blocks of 256
 // threads a multiprocessor. Floor there: three times the size of x at 4.25 TB/s, 24 us for 8 x 32 x
 // 256 x 256 in bfloat16; predicted 30 us, not measured.
 #pragma once
@@ -282,7 +282,7 @@ __device__ void write_gradients(const NormArguments& a, const Walk<kLanes, kLayo
 }
 
 template <class T, int kLanes, Layout kLayout>
-__global__ void __launch_bounds__(kNormThreads, 2)
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks<T>)
     instance_norm_backward_kernel(const NormArguments a) {
   using W = Wide<T>;
   const Team team(a.team, shared_memory() + a.memory.own);

@@ -5,7 +5,7 @@
 // so that the newest part comes from the L2 cache. Operations: 3 additions and multiplications a
 // value for the moments, 4 and the activation to write it.
 //
-// Occupancy on an H200: 71 to 128 registers, so that 2 blocks of 256 threads share a multiprocessor
+// Occupancy on an H200: up to 128 registers, so that 2 blocks of 256 threads share a multiprocessor
 // with 40 KB of x each. 512 threads with 4 loads of 16 bytes in flight are 32 KB; 4.25 TB/s times a
 // latency of 800 ns are 26 KB for each of 132.
 //
@@ -217,7 +217,8 @@ __device__ void write_normalized(const NormArguments& a, const Walk<kLanes, kLay
 }
 
 template <class T, int kLanes, Layout kLayout>
-__global__ void __launch_bounds__(kNormThreads, 2) instance_norm_kernel(const NormArguments a) {
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks<T>)
+    instance_norm_kernel(const NormArguments a) {
   using W = Wide<T>;
   const Team team(a.team, shared_memory() + a.memory.own);
   const bool given = a.mean_in.data != nullptr;
