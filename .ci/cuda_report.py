@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: ``cuda_report.py`` builds libstylekernels_cuda in
+"""A report on the compiled CUDA kernels: ``cuda_report.py`` builds libstylekernels_cuda in
 ``build/cuda-report`` for the GPUs of setup.py, and prints a table. It needs no GPU, and does
 nothing without nvcc.
 
@@ -38,7 +38,7 @@ class Kernel:
 
     @property
     def moves_16_bytes(self) -> bool:
-        """Whether its vectors have 16 bytes: its first arguments are their elements."""
+        """True if its vectors have 16 bytes, by its template arguments: element type and lanes."""
         match = re.match(r"\w+<(\w+), (\d+)\b", self.name)
         return match is not None and BYTES.get(match[1], 0) * int(match[2]) == 16
 

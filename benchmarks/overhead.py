@@ -1,4 +1,4 @@
-"""What a call costs before its kernel works, and an import: ``python -m benchmarks overhead``.
+"""The overhead of a call and of an import: ``python -m benchmarks overhead``.
 
 Tensors are so small that their arithmetic takes no time. ours: the public function, in training
 (gradients are recorded) or without gradients. kernel: the compiled op alone, which checks its

@@ -1,4 +1,4 @@
-// What kernels use of CUDA: indices, barriers, shuffles, asynchronous copies, clusters.
+// CUDA's builtins for kernels: indices, barriers, shuffles, asynchronous copies, clusters.
 //
 // nvcc compiles it to instructions. Any other compiler takes the same names from
 // tests/cuda_emulation/device.h, which runs blocks as fibers on the CPU, so that tests need no GPU.

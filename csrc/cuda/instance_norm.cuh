@@ -39,14 +39,14 @@ struct Parameter {
   }
 };
 
-// Where a block's shared memory has what, in bytes. The kept vectors are at its beginning.
+// Layout of a block's shared memory: offsets in bytes. The kept vectors are at its beginning.
 struct NormMemory {
   int64_t kept;  // vectors of a tensor that the block keeps
   int table;     // partial results of warps and spans
   int row;       // entries in a row of the table, one for each row of warps
   int rows;
   int own;      // what the block publishes for its team
-  int results;  // what the team found
+  int results;  // statistics of the strip
 };
 
 struct NormArguments {
@@ -80,7 +80,7 @@ struct GroupStatistics {
   W mean, error, rstd;
 };
 
-// What turns x into the value before the activation, for an element of a vector.
+// Statistics and parameters of a channel: they turn x into the value before the activation.
 template <class W>
 struct Affine {
   W mean, error, rstd, weight, bias;

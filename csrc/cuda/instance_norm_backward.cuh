@@ -16,7 +16,7 @@
 
 namespace stylekernels::device {
 
-// What both passes of the backward kernel compute for an element of a vector.
+// Gradient before the activation, for an element of a vector. Both passes compute it.
 template <class T, int kLanes, Layout kLayout>
 class Gradient {
  public:
@@ -122,8 +122,8 @@ __device__ void read_sums(const NormArguments& a, const Walk<kLanes, kLayout>& w
   }
 }
 
-// Adds up the sums of each plane of the block, and publishes them, with weighted sums of
-// all its planes behind them.
+// Adds up the sums of each plane of the block, and publishes them. The weighted sums of all its
+// planes come first.
 template <class W, int kLanes, Layout kLayout>
 __device__ void publish_sums(const NormArguments& a, const Walk<kLanes, kLayout>& walk, Sums* own) {
   const bool contiguous = kLayout == Layout::contiguous;

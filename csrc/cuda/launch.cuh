@@ -1,4 +1,4 @@
-// What an op's host code uses of CUDA: the current device and its stream, and launches.
+// CUDA's runtime for the host code of ops: the current device, its stream, and launches.
 #pragma once
 
 #include "device.cuh"
