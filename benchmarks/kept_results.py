@@ -55,7 +55,7 @@ class Machine:
         title: its heading on the page.
         name: the part of the plots' file names that tells it from others.
         about: one line: versions and dates.
-        ceilings: of its newest file.
+        ceilings: the highest of its files: another program can only lower what was measured.
         rows: by id.
     """
 
@@ -117,13 +117,24 @@ def machines(paths: Iterable[Path]) -> list[Machine]:
         machine = found.setdefault(name, Machine(title, name))
         dates[name].add(document["machine"]["date"][:10])
         machine.about = f"torch {document['machine']['torch']}; measured on {_and(dates[name])}"
-        machine.ceilings = document["ceilings"]
+        machine.ceilings = _highest(machine.ceilings, document["ceilings"])
         for failed in document.get("failed", {}):
             machine.rows.pop(failed, None)
         for row in (_row(kind, row) for row in document["rows"]):
             if row is not None:
                 machine.rows[row.id] = row
     return [machine for machine in found.values() if machine.rows]
+
+
+def _highest(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Merge ceilings of two files, the larger number of each."""
+    merged = {**before, **after}
+    for name, value in before.items():
+        if isinstance(value, dict):
+            merged[name] = _highest(value, after.get(name) or {})
+        elif isinstance(value, (int, float)) and isinstance(after.get(name), (int, float)):
+            merged[name] = max(value, after[name])
+    return merged
 
 
 def _and(words: Iterable[str]) -> str:

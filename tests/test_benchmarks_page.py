@@ -109,3 +109,10 @@ def test_a_name_that_ends_in_zen_is_no_generation() -> None:
 def test_an_empty_folder_is_refused(tmp_path, capsys) -> None:
     assert cli.main(["report", "--results", str(tmp_path)]) == 2
     assert "--results: expected files" in capsys.readouterr().out
+
+
+def test_ceilings_are_the_highest_of_a_machine() -> None:
+    before = {"copy_bytes_per_s": 3.0, "flops_per_s": {"float32": 5.0, "bfloat16": None}}
+    after = {"copy_bytes_per_s": 2.0, "flops_per_s": {"float32": 7.0, "bfloat16": 9.0}}
+    merged = kept_results._highest(before, after)
+    assert merged == {"copy_bytes_per_s": 3.0, "flops_per_s": {"float32": 7.0, "bfloat16": 9.0}}
