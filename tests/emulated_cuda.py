@@ -55,7 +55,7 @@ def build(
         AssertionError: With the compiler's messages, if it fails.
     """
     own = sorted(EMULATION.glob("*.cpp"))
-    emulation = _compiled("emulation", own, ROOT / "csrc", (), ("-r", "-nostdlib"))
+    emulation = _compiled("emulation", own, ROOT / "csrc", ("-O3",), ("-r", "-nostdlib"))
     return _compiled(name, [*sources, emulation], csrc, flags, ("-pthread", *link_flags))
 
 

@@ -47,7 +47,14 @@ RIGHT = [
     "reverse",
     "order",
     "sum_rows",
+    "copy_parts",
+    "last_block_sums",
     "move16",
+    "product",
+    "load_tile",
+    "product_tf32",
+    "product_float64",
+    "sums_are_truncated",
     "access",
     "first_contents",
     "alignment",
@@ -90,6 +97,10 @@ RACES = {
     "sum_rows/late_wait": 20,
     "sum_rows/no_barrier_after_wait": 20,
     "sum_rows/no_barrier_before_refill": 20,
+    "last_block_sums/no_barrier": 20,
+    "product/no_barrier": 20,
+    "product/no_barrier_transposed": 20,
+    "load_tile/no_warp_barrier": 20,
     "cluster_sums/no_barrier": 20,
     "grid_sums/no_barrier": 20,
     "grid_sums/no_second_barrier": 20,
@@ -116,6 +127,23 @@ REFUSED = {
     "sum_rows/misaligned_to": "begins to copy to an address that is not a multiple of 16",
     "sum_rows/to_global": "begins to copy to .*; expected its block's shared memory",
     "sum_rows/from_shared": "begins to copy from shared memory, byte 0 of 2048; expected global",
+    "sum_rows/minus_1_byte": "begins to copy -1 bytes; expected 0 to 16",
+    "sum_rows/17_bytes": "begins to copy 17 bytes; expected 0 to 16",
+    "last_block_sums/misaligned": "counts at an address that is not a multiple of 4",
+    "last_block_sums/shared_counter": "counts at shared memory, byte 0 of 4; expected global",
+    "product/divergent": "exits while others wait for it|waits for lanes that have exited",
+    "product/two_types": "meets its warp at another operation: .* wait at a multiply of BFloat16, "
+    ".* wait at a multiply of Float16",
+    "load_tile/divergent": "exits while others wait for it|waits for lanes that have exited",
+    "load_tile/two_operations": "meets its warp at another operation: .* wait at a load_matrices, "
+    ".* wait at a load_matrices_transposed",
+    "load_tile/misaligned": "loads a row of a matrix from byte 24 of 1280; expected a multiple",
+    "load_tile/outside": "loads a row of a matrix from byte 1280 of 1280; expected 16 bytes of its "
+    "block's shared memory",
+    "load_tile/partly_outside": "loads a row of a matrix from byte 1264 of 1272; expected 16 bytes",
+    "load_tile/from_global": "loads a row of a matrix from byte .* of 1280; expected 16 bytes",
+    "product_tf32/divergent": "exits while others wait for it|waits for lanes that have exited",
+    "product_float64/divergent": "exits while others wait for it|waits for lanes that have exited",
     "move16/misaligned_load": "reads 16 bytes from an address that is not a multiple of 16",
     "move16/misaligned_store": "writes 16 bytes to an address that is not a multiple of 16",
     "move16/store_into_shared": "writes 16 bytes to shared memory, byte 0 of 256; expected global",
@@ -210,6 +238,14 @@ def test_a_larger_device_takes_larger_launches(checks) -> None:
     assert run(checks, "launch/too_much_shared", shared_bytes=1 << 20).stdout == "right\n"
 
 
+def converted(checks: Path, x: np.ndarray) -> np.ndarray:
+    result = subprocess.run([checks, "convert"], input=x.tobytes(), capture_output=True, check=True)
+    fields = [("bf16", "u2"), ("f16", "u2"), ("from_bf16", "f4"), ("from_f16", "f4")]
+    ours = np.frombuffer(result.stdout, dtype=[*fields, ("tf32", "u4")])
+    assert len(ours) == len(x)
+    return ours
+
+
 def test_conversions_are_torchs(checks) -> None:
     """All values of 16 bits, numbers halfway between two of them and next to these, and others."""
     every = np.arange(1 << 16, dtype=np.uint16)
@@ -220,10 +256,7 @@ def test_conversions_are_torchs(checks) -> None:
         half = 0x8000 if widened.dtype == np.uint32 else 0x1000
         values += [(bits + offset).view(np.float32) for offset in (0, half - 1, half, half + 1)]
     x = np.concatenate(values)
-    result = subprocess.run([checks, "convert"], input=x.tobytes(), capture_output=True, check=True)
-    fields = [("bf16", "u2"), ("f16", "u2"), ("from_bf16", "f4"), ("from_f16", "f4")]
-    ours = np.frombuffer(result.stdout, dtype=fields)
-    assert len(ours) == len(x)
+    ours = converted(checks, x)
     nan = np.isnan(x)
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "f16")):
         expected = torch.from_numpy(x).to(dtype)
@@ -231,3 +264,24 @@ def test_conversions_are_torchs(checks) -> None:
         np.testing.assert_array_equal(ours[name][~nan], bits[~nan])
         assert (ours[name][nan] == 0x7FFF).all()
         np.testing.assert_array_equal(ours[f"from_{name}"], expected.float().numpy())
+
+
+def test_tf32_is_the_nearest_of_11_bits_with_ties_away_from_zero(checks) -> None:
+    """Numbers halfway between two values and next to these, with every exponent, and others."""
+    generator = np.random.default_rng(0)
+    bits = generator.integers(0, 1 << 32, 50_000, dtype=np.uint32)
+    on_values = bits & ~np.uint32(0x1FFF)
+    every = [bits, *(on_values + np.uint32(offset) for offset in (0, 0xFFF, 0x1000, 0x1001))]
+    ends = [0, 1, 0xFFF, 0x1000, 0x7F7FEFFF, 0x7F7FF000, 0x7F7FFFFF, 0x7F800000, 0x7FC00000]
+    x = np.concatenate([*every, np.array(ends, np.uint32), np.array(ends, np.uint32) | 1 << 31])
+    x = x.astype(np.uint32).view(np.float32)
+    finite, nan = np.isfinite(x), np.isnan(x)
+    wide = np.abs(x[finite].astype(np.float64))
+    unit = np.ldexp(1.0, np.maximum(np.frexp(wide)[1] - 11, -136))  # in the last place
+    with np.errstate(over="ignore"):
+        expected = np.copysign(np.floor(wide / unit + 0.5) * unit, x[finite]).astype(np.float32)
+    assert np.isinf(expected).any()
+    ours = converted(checks, x)["tf32"]
+    np.testing.assert_array_equal(ours[finite], expected.view(np.uint32))
+    assert (ours[nan] == 0x7FFFFFFF).all()
+    np.testing.assert_array_equal(ours[np.isinf(x)], x[np.isinf(x)].view(np.uint32))

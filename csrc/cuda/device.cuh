@@ -1,4 +1,5 @@
-// CUDA's builtins for kernels: indices, barriers, shuffles, asynchronous copies, clusters.
+// CUDA's builtins for kernels: indices, barriers, shuffles, asynchronous copies, tensor cores,
+// clusters.
 //
 // nvcc compiles it to instructions. Any other compiler takes the same names from
 // tests/cuda_emulation/device.h, which runs blocks as fibers on the CPU, so that tests need no GPU.
@@ -51,6 +52,8 @@ struct Properties {
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 namespace stylekernels::device {
 
 // -- indices -----------------------------------------------------------------------------------
@@ -100,11 +103,12 @@ __device__ inline void store16(void* to, const Vector16& value) {
          make_uint4(value.words[0], value.words[1], value.words[2], value.words[3]));
 }
 
-// Begins to copy 16 aligned bytes from global to shared memory.
-__device__ inline void copy16_async(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+// Begins to copy `bytes` of 16 aligned bytes from global to shared memory; zeros follow them. With
+// 0 bytes nothing is read, and `global` may be any address.
+__device__ inline void copy16_async(void* shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
-               : "r"(uint32_t(__cvta_generic_to_shared(shared))), "l"(global)
+               : "r"(uint32_t(__cvta_generic_to_shared(shared))), "l"(global), "r"(bytes)
                : "memory");
 }
 
@@ -116,6 +120,83 @@ __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" :
 template <int kPending>
 __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
+}
+
+// Adds 1 to a counter in global memory and returns its value before. One thread of a block calls it
+// after a `block_barrier`: what the block wrote is visible to the block that gets the last number.
+__device__ inline int count_arrival(int* counter) {
+  __threadfence();
+  const int before = atomicAdd(counter, 1);
+  __threadfence();
+  return before;
+}
+
+// -- matrices ----------------------------------------------------------------------------------
+//
+// All lanes of a warp take part. Below, group = lane / 4 and member = lane % 4.
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory. Lane l gives the address of row l % 8
+// of matrix l / 8: 16 aligned bytes. Word m has the elements (group, 2 member) and (group,
+// 2 member + 1) of matrix m, the first one in the low bits.
+__device__ inline Vector16 load_matrices(const void* row) {
+  Vector16 result;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(result.words[0]), "=r"(result.words[1]), "=r"(result.words[2]),
+                 "=r"(result.words[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+  return result;
+}
+
+// The same, transposed: word m has the elements (2 member, group) and (2 member + 1, group).
+__device__ inline Vector16 load_matrices_transposed(const void* row) {
+  Vector16 result;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(result.words[0]), "=r"(result.words[1]), "=r"(result.words[2]),
+                 "=r"(result.words[3])
+               : "r"(uint32_t(__cvta_generic_to_shared(row)))
+               : "memory");
+  return result;
+}
+
+// sums += a b of 16 x 16 and 16 x 8 BFloat16 or Float16. Word i of a has the rows group + 8 (i % 2)
+// and the columns 2 member + 8 (i / 2) and + 1; word i of b the rows 2 member + 8 i and + 1 of
+// column group; sum i is that of row group + 8 (i / 2) and column 2 member + i % 2.
+template <class T>
+__device__ inline void multiply(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static_assert(std::is_same_v<T, BFloat16> || std::is_same_v<T, Float16>);
+  if constexpr (std::is_same_v<T, BFloat16>)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// sums += a b of 16 x 8 and 8 x 8 tf32: bits of float32, whose low 13 are ignored. Word i of a is
+// the element (group + 8 (i % 2), member + 4 (i / 2)), word i of b (member + 4 i, group); sums as
+// above.
+__device__ inline void multiply_tf32(float (&sums)[4], const uint32_t (&a)[4],
+                                     const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// sums += a b of 8 x 4 and 4 x 8 float64. a is the element (group, member), b (member, group); sum
+// i is that of row group and column 2 member + i.
+__device__ inline void multiply_float64(double (&sums)[2], double a, double b) {
+  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+               : "+d"(sums[0]), "+d"(sums[1])
+               : "d"(a), "d"(b));
 }
 
 // -- clusters ----------------------------------------------------------------------------------
@@ -183,6 +264,13 @@ __device__ inline void round_to(float value, BFloat16& result) {
 }
 __device__ inline void round_to(float value, Float16& result) {
   result = {__half_as_ushort(__float2half_rn(value))};
+}
+
+// Rounds float32 to the nearest tf32, ties away from zero, and returns its bits as a float32.
+__device__ inline uint32_t to_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
 }
 
 }  // namespace stylekernels::device

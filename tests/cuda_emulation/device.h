@@ -9,6 +9,7 @@
 
 #include "conversions.h"
 #include "launch.h"
+#include "matrices.h"
 #include "operations.h"
 
 #define __global__
@@ -71,11 +72,34 @@ inline void store16(void* to, const Vector16& value) {
 
 using emulation::commit_copies;
 using emulation::copy16_async;
+using emulation::count_arrival;
 
 template <int kPending>
 void wait_for_copies() {
   static_assert(kPending >= 0);
   emulation::wait_for_copies(kPending);
+}
+
+// -- matrices ----------------------------------------------------------------------------------
+
+using emulation::load_matrices;
+using emulation::load_matrices_transposed;
+
+template <class T>
+void multiply(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  static_assert(std::is_same_v<T, BFloat16> || std::is_same_v<T, Float16>);
+  if constexpr (std::is_same_v<T, BFloat16>)
+    emulation::multiply_bfloat16(sums, a, b);
+  else
+    emulation::multiply_float16(sums, a, b);
+}
+
+inline void multiply_tf32(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulation::multiply_tf32(sums, a, b);
+}
+
+inline void multiply_float64(double (&sums)[2], double a, double b) {
+  emulation::multiply_float64(sums, a, b);
 }
 
 // -- clusters ----------------------------------------------------------------------------------
@@ -105,6 +129,8 @@ inline void round_to(float value, float& result) { result = value; }
 inline void round_to(double value, double& result) { result = value; }
 inline void round_to(float value, BFloat16& result) { result = emulation::to_bfloat16(value); }
 inline void round_to(float value, Float16& result) { result = emulation::to_float16(value); }
+
+using emulation::to_tf32;
 
 // -- launches ----------------------------------------------------------------------------------
 

@@ -28,6 +28,18 @@ const char* text_of(State state) {
       return "wait at a shuffle";
     case State::shuffle_xor:
       return "wait at a shuffle_xor";
+    case State::load_matrices:
+      return "wait at a load_matrices";
+    case State::load_matrices_transposed:
+      return "wait at a load_matrices_transposed";
+    case State::multiply_bfloat16:
+      return "wait at a multiply of BFloat16";
+    case State::multiply_float16:
+      return "wait at a multiply of Float16";
+    case State::multiply_tf32:
+      return "wait at a multiply_tf32";
+    case State::multiply_float64:
+      return "wait at a multiply_float64";
     case State::cluster_barrier:
       return "wait at the cluster barrier";
     case State::grid_barrier:

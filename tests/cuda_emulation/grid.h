@@ -30,6 +30,12 @@ enum class State {
   warp_barrier,
   shuffle,
   shuffle_xor,
+  load_matrices,
+  load_matrices_transposed,
+  multiply_bfloat16,
+  multiply_float16,
+  multiply_tf32,
+  multiply_float64,
   cluster_barrier,
   grid_barrier,
   exited,
@@ -39,6 +45,7 @@ enum class State {
 struct Copy {
   void* shared;
   const void* global;
+  int bytes;  // of 16; the others become zero
   int group;
 };
 
@@ -51,9 +58,8 @@ struct Thread {
   int index = 0;
   State state = State::exited;
 
-  // Given to a shuffle, and returned from it.
-  uint64_t value = 0;
-  int source_lane = 0;
+  // What the thread gives to the operation at which it meets its warp, and gets from it.
+  void* operands = nullptr;
 
   std::vector<Copy> copies;
   int groups = 0;  // of copies that were committed

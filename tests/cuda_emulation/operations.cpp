@@ -1,9 +1,10 @@
 #include "operations.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
-#include "grid.h"
+#include "warps.h"
 
 namespace stylekernels::device::emulation {
 
@@ -11,50 +12,22 @@ namespace {
 
 using std::to_string;
 
-Warp& warp_of(const Thread& thread) { return thread.block->warps[size_t(thread.index / kWarp)]; }
-
-// The lanes of the thread's warp.
-Thread** lanes_of(const Thread& thread) {
-  return &thread.block->threads[size_t(thread.index / kWarp * kWarp)];
-}
-
-// Waits for all lanes of the warp. The last one calls `finish` before any goes on.
-template <class F>
-void meet(Thread& thread, State operation, const F& finish) {
-  Warp& warp = warp_of(thread);
-  Grid& grid = *thread.grid;
-  if (warp.exited > 0)
-    grid.fail(thread, "waits for lanes that have exited: " + grid.describe(*thread.block));
-  if (warp.waiting > 0 && warp.operation != operation) {
-    thread.state = operation;
-    grid.fail(thread, "meets its warp at another operation: " + grid.describe(*thread.block));
-  }
-  warp.operation = operation;
-  if (++warp.waiting < kWarp) return grid.wait(thread, operation);
-  warp.waiting = 0;
-  Thread** lanes = lanes_of(thread);
-  finish(lanes);
-  for (int lane = 0; lane < kWarp; lane++) grid.wake(*lanes[lane]);
-  grid.leave(thread);
-}
+// A value of up to 8 bytes, and the lane whose value replaces it.
+struct Exchanged {
+  uint64_t value;
+  int source_lane;
+};
 
 uint64_t exchange(Thread& thread, State operation, uint64_t value, int source_lane) {
   if (source_lane < 0 || source_lane >= kWarp)
     thread.grid->fail(thread, "shuffles from lane " + to_string(source_lane) + " of 32");
-  thread.value = value;
-  thread.source_lane = source_lane;
-  meet(thread, operation, [](Thread** lanes) {
+  Exchanged own{value, source_lane};
+  meet(thread, operation, own, [](Exchanged* const* lanes) {
     uint64_t values[kWarp];
     for (int lane = 0; lane < kWarp; lane++) values[lane] = lanes[lane]->value;
     for (int lane = 0; lane < kWarp; lane++) lanes[lane]->value = values[lanes[lane]->source_lane];
   });
-  return thread.value;
-}
-
-std::string offset_text(const Thread& thread, const void* address) {
-  return "byte " +
-         to_string(static_cast<const std::byte*>(address) - thread.block->memory.begin()) + " of " +
-         to_string(thread.block->memory.bytes());
+  return own.value;
 }
 
 }  // namespace
@@ -86,7 +59,9 @@ void block_barrier() {
 }
 
 void warp_barrier() {
-  meet(self(), State::warp_barrier, [](Thread**) {});
+  struct Nothing {
+  } own;
+  meet(self(), State::warp_barrier, own, [](Nothing* const*) {});
 }
 
 uint64_t shuffle_xor(uint64_t value, int mask) {
@@ -105,20 +80,22 @@ void check_global(const void* address, size_t bytes, size_t alignment, const cha
                                   to_string(alignment));
   if (thread.block->memory.contains(address, bytes))
     thread.grid->fail(thread, std::string(what) + " shared memory, " +
-                                  offset_text(thread, address) + "; expected global memory");
+                                  thread.block->memory.place(address) + "; expected global memory");
 }
 
 // The bytes are unknown until the copy has ended: NaN shows who reads them earlier.
-void copy16_async(void* shared, const void* global) {
+void copy16_async(void* shared, const void* global, int bytes) {
   Thread& thread = self();
-  check_global(global, 16, 16, "begins to copy from");
+  if (bytes < 0 || bytes > 16)
+    thread.grid->fail(thread, "begins to copy " + to_string(bytes) + " bytes; expected 0 to 16");
+  if (bytes > 0) check_global(global, size_t(bytes), 16, "begins to copy from");
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0)
     thread.grid->fail(thread, "begins to copy to an address that is not a multiple of 16");
   if (!thread.block->memory.contains(shared, 16))
-    thread.grid->fail(thread, "begins to copy to " + offset_text(thread, shared) +
+    thread.grid->fail(thread, "begins to copy to " + thread.block->memory.place(shared) +
                                   "; expected its block's shared memory");
   std::memset(shared, 0xFF, 16);
-  thread.copies.push_back({shared, global, thread.groups});
+  thread.copies.push_back({shared, global, bytes, thread.groups});
 }
 
 void commit_copies() { self().groups++; }
@@ -129,9 +106,16 @@ void wait_for_copies(int pending) {
   for (; done < thread.copies.size(); done++) {
     const Copy& copy = thread.copies[done];
     if (copy.group >= thread.groups - pending) break;
-    std::memcpy(copy.shared, copy.global, 16);
+    auto* to = static_cast<std::byte*>(copy.shared);
+    to = std::copy_n(static_cast<const std::byte*>(copy.global), copy.bytes, to);
+    std::fill_n(to, 16 - copy.bytes, std::byte{0});
   }
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + ptrdiff_t(done));
+}
+
+int count_arrival(int* counter) {
+  check_global(counter, sizeof(int), alignof(int), "counts at");
+  return (*counter)++;
 }
 
 // -- clusters ----------------------------------------------------------------------------------
@@ -170,7 +154,7 @@ const void* shared_of(const void* shared, int rank) {
   const Block& block = *thread.block;
   if (!block.memory.contains(shared, 1))
     thread.grid->fail(
-        thread, "maps " + offset_text(thread, shared) + "; expected its block's shared memory");
+        thread, "maps " + block.memory.place(shared) + "; expected its block's shared memory");
   if (rank < 0 || rank >= thread.grid->config.cluster)
     thread.grid->fail(thread, "maps shared memory of rank " + to_string(rank) +
                                   " in a cluster of " + to_string(thread.grid->config.cluster));

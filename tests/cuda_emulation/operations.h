@@ -20,9 +20,10 @@ uint64_t shuffle(uint64_t value, int lane);
 
 // Throws if an address is not in global memory, or not a multiple of the alignment.
 void check_global(const void* address, size_t bytes, size_t alignment, const char* what);
-void copy16_async(void* shared, const void* global);
+void copy16_async(void* shared, const void* global, int bytes);
 void commit_copies();
 void wait_for_copies(int pending);
+int count_arrival(int* counter);
 
 int cluster_blocks();
 int cluster_rank();

@@ -49,6 +49,11 @@ bool SharedMemory::contains(const void* address, size_t count) const {
   return byte >= begin_ && byte + count <= begin_ + bytes_;
 }
 
+std::string SharedMemory::place(const void* address) const {
+  const ptrdiff_t offset = static_cast<const std::byte*>(address) - begin_;
+  return "byte " + std::to_string(offset) + " of " + std::to_string(bytes_);
+}
+
 bool SharedMemory::surrounds(const void* address) const {
   const auto* byte = static_cast<const std::byte*>(address);
   return byte >= mapping_ && byte < mapping_ + pages_bytes_ + 2 * page_;

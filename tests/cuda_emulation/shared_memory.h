@@ -28,6 +28,8 @@ class SharedMemory {
   bool closed() const { return closed_; }
   // Whether it contains `count` bytes at an address.
   bool contains(const void* address, size_t count) const;
+  // An address as text: its offset, and the size.
+  std::string place(const void* address) const;
   // Whether an address is in it or in the pages around it.
   bool surrounds(const void* address) const;
   // Offset of a byte outside of it that was written, as text; empty if there is none.

@@ -1,4 +1,4 @@
-// Asynchronous copies, and accesses of 16 bytes.
+// Asynchronous copies, accesses of 16 bytes, and counters in global memory.
 
 #include "checks.h"
 
@@ -17,6 +17,11 @@ enum class Fault {
   misaligned_to,
   to_global,
   from_shared,
+  minus_1_byte,
+  bytes_17,
+  no_barrier,
+  misaligned,
+  shared_counter,
 };
 
 constexpr int kThreads = 64, kSteps = 5, kStages = 2;
@@ -33,7 +38,10 @@ __global__ void sum_rows(const float* x, float* y) {
     if constexpr (kFault == Fault::misaligned_to) to++;
     if constexpr (kFault == Fault::to_global) to = y;
     if constexpr (kFault == Fault::from_shared) from = stages;
-    copy16_async(to, from);
+    int bytes = 16;
+    if constexpr (kFault == Fault::minus_1_byte) bytes = -1;
+    if constexpr (kFault == Fault::bytes_17) bytes = 17;
+    copy16_async(to, from, bytes);
   };
   const int neighbour = (thread_index() + 33) % kThreads;
   float sums[4] = {};
@@ -66,6 +74,62 @@ bool check_sum_rows() {
   return right;
 }
 
+// Thread i copies i bytes of a row of 16.
+__global__ void copy_parts(const unsigned char* x, unsigned char* y) {
+  const int i = thread_index();
+  if (i <= 16) {
+    copy16_async(shared_memory() + i * 16, i == 0 ? shared_memory() + 1 : x + i * 16, i);
+    commit_copies();
+    wait_for_copies<0>();
+    for (int byte = 0; byte < 16; byte++) y[i * 16 + byte] = shared_memory()[i * 16 + byte];
+  }
+}
+
+bool check_copy_parts() {
+  struct alignas(16) Row {
+    unsigned char bytes[16];
+  };
+  std::vector<Row> x(17), y(17);
+  for (size_t i = 0; i < x.size(); i++)
+    for (int byte = 0; byte < 16; byte++)
+      x[i].bytes[byte] = static_cast<unsigned char>(1 + i * 14 + size_t(byte));
+  launch({.blocks = 1, .threads = kWarp, .shared_bytes = 17 * 16}, nullptr, copy_parts, x[0].bytes,
+         y[0].bytes);
+  bool right = true;
+  for (size_t i = 0; i < x.size(); i++)
+    for (int byte = 0; byte < 16; byte++)
+      right &= y[i].bytes[byte] == (byte < int(i) ? x[i].bytes[byte] : 0);
+  return right;
+}
+
+constexpr int kBlocks = 6;
+
+// The block that arrives last sums what all blocks wrote.
+template <Fault kFault>
+__global__ void last_block_sums(const float* x, float* y, int* counter, float* sum) {
+  const int i = block_index() * kThreads + thread_index();
+  y[i] = x[i];
+  if constexpr (kFault != Fault::no_barrier) block_barrier();
+  if (thread_index() != 0) return;
+  if constexpr (kFault == Fault::shared_counter) counter = reinterpret_cast<int*>(shared_memory());
+  if constexpr (kFault == Fault::misaligned)
+    counter = reinterpret_cast<int*>(reinterpret_cast<char*>(counter) + 2);
+  if (count_arrival(counter) != kBlocks - 1) return;
+  *sum = 0;
+  for (int k = 0; k < kBlocks * kThreads; k++) *sum += y[k];
+}
+
+template <Fault kFault>
+bool check_last_block_sums() {
+  const std::vector<float> x = random(kBlocks * kThreads);
+  std::vector<float> y(kBlocks * kThreads, NAN);
+  int counters[2] = {};
+  float total = NAN;
+  launch({.blocks = kBlocks, .threads = kThreads, .shared_bytes = 4, .cooperative = true}, nullptr,
+         last_block_sums<kFault>, x.data(), y.data(), counters, &total);
+  return near(total, sum(x.data(), kBlocks * kThreads)) && counters[0] == kBlocks;
+}
+
 __global__ void move16(const float* from, float* to, bool into_shared, bool out_of_shared) {
   float* shared = reinterpret_cast<float*>(shared_memory());
   store16(into_shared ? shared : to, load16(out_of_shared ? shared : from));
@@ -91,6 +155,13 @@ const Registration registrations[] = {
     {"sum_rows/misaligned_to", check_sum_rows<Fault::misaligned_to>},
     {"sum_rows/to_global", check_sum_rows<Fault::to_global>},
     {"sum_rows/from_shared", check_sum_rows<Fault::from_shared>},
+    {"sum_rows/minus_1_byte", check_sum_rows<Fault::minus_1_byte>},
+    {"sum_rows/17_bytes", check_sum_rows<Fault::bytes_17>},
+    {"copy_parts", check_copy_parts},
+    {"last_block_sums", check_last_block_sums<Fault::none>},
+    {"last_block_sums/no_barrier", check_last_block_sums<Fault::no_barrier>},
+    {"last_block_sums/misaligned", check_last_block_sums<Fault::misaligned>},
+    {"last_block_sums/shared_counter", check_last_block_sums<Fault::shared_counter>},
     {"move16", [] { return check_move16(0, 0, false, false); }},
     {"move16/misaligned_load", [] { return check_move16(1, 0, false, false); }},
     {"move16/misaligned_store", [] { return check_move16(0, 1, false, false); }},

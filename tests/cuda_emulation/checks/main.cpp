@@ -1,5 +1,5 @@
 // Usage: checks NAME [SEED ...]      runs a check once for each seed, a line of output each
-//        checks convert < floats     writes their conversions to and from 16 bits
+//        checks convert < floats     writes their conversions to and from 16 bits, and to tf32
 
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +15,7 @@ void convert() {
     stylekernels::BFloat16 bfloat16;
     stylekernels::Float16 float16;
     float from_bfloat16, from_float16;
+    uint32_t tf32;
   };
   float value;
   while (std::fread(&value, sizeof(value), 1, stdin) == 1) {
@@ -23,6 +24,7 @@ void convert() {
     stylekernels::device::round_to(value, result.float16);
     result.from_bfloat16 = stylekernels::device::widen(result.bfloat16);
     result.from_float16 = stylekernels::device::widen(result.float16);
+    result.tf32 = stylekernels::device::to_tf32(value);
     std::fwrite(&result, sizeof(result), 1, stdout);
   }
 }
