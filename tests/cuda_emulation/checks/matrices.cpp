@@ -26,8 +26,8 @@ enum class Fault {
   from_global,
 };
 
-// How fragments come from shared memory: by elements, or by matrices of a's rows and b's columns,
-// or of the transposed ones.
+// How fragments are loaded from shared memory: by single elements, by `load_matrices`, or by
+// `load_matrices_transposed`.
 enum class Source { elements, rows, transposed };
 
 // -- layouts -----------------------------------------------------------------------------------
@@ -71,12 +71,13 @@ __device__ inline Place sum_of_float64(int lane, int i) { return {lane >> 2, lan
 constexpr int kThreads = 128;
 constexpr int kRows = kThreads / kWarp * 16, kInner = 48, kColumns = 16;
 
-// y = a b. A warp has 16 rows and all columns. Fragments of a and b are those of `Source`.
+// y = a b. A warp computes 16 rows with all columns.
 template <class T, Source kSource, Fault kFault>
 __global__ void product(const T* a, const T* b, float* y) {
   T* own_a = reinterpret_cast<T*>(shared_memory());
   T* own_b = own_a + kRows * kInner;
-  // a and b lie by rows; by matrices, b is needed by columns, or a when both are transposed.
+  // Rows of a are contiguous, or its columns for transposed loads. Rows of b are contiguous, or its
+  // columns for `load_matrices`.
   const auto at_a = [](int row, int inner) {
     return kSource == Source::transposed ? inner * kRows + row : row * kInner + inner;
   };
