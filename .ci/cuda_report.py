@@ -2,10 +2,10 @@
 ``build/cuda-report`` for the GPUs of setup.py, and prints a table. It needs no GPU, and does
 nothing without nvcc.
 
-A row is a kernel, with one number for each GPU: registers and stack of a thread in bytes, 16-byte
-loads and stores of global memory, and 16-byte loads of shared memory, as instructions. The exit
-status is 1 after a compiler's warning or a spilled register, if a kernel of 16-byte vectors has no
-16-byte load or store on `CHECKED`, or if the library does not load into a PyTorch without CUDA.
+A row is a kernel, with one number for each GPU: registers and stack of a thread in bytes, and
+numbers of `INSTRUCTIONS`. The exit status is 1 after a compiler's warning or a spilled register, if
+a kernel lacks one of the instructions that it is written for on `CHECKED`, or if the library does
+not load into a PyTorch without CUDA.
 """
 
 import importlib.util
@@ -19,8 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-#: The GPU whose kernels must move 16 bytes at once.
+#: The GPU whose kernels must have their instructions.
 CHECKED = "sm_90a"
+#: Instructions that are counted: 16-byte loads and stores of global memory, 16-byte loads of shared
+#: memory, 16-byte asynchronous copies, loads of matrices, and products of tensor cores.
+INSTRUCTIONS = {
+    "LDG.128": r"\bLDG\.\S*\b128\b",
+    "STG.128": r"\bSTG\.\S*\b128\b",
+    "LDS.128": r"\bLDS\.\S*\b128\b",
+    "LDGSTS.128": r"\bLDGSTS\.\S*\b128\b",
+    "LDSM": r"\bLDSM\.",
+    "HMMA": r"\bHMMA\.",
+    "DMMA": r"\bDMMA\.",
+}
 BYTES = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}
 LOAD = "import ctypes, os, sys, torch; ctypes.CDLL(sys.argv[1], os.RTLD_NOW)"
 
@@ -34,13 +45,20 @@ class Kernel:
     registers: int
     stack: int
     spilled: int
-    wide: dict[str, int] = field(default_factory=dict)  # 16-byte instructions: LDG, STG, LDS
+    instructions: dict[str, int] = field(default_factory=dict)  # numbers of `INSTRUCTIONS`
 
     @property
-    def moves_16_bytes(self) -> bool:
-        """True if its vectors have 16 bytes, by its template arguments: element type and lanes."""
-        match = re.match(r"\w+<(\w+), (\d+)\b", self.name)
-        return match is not None and BYTES.get(match[1], 0) * int(match[2]) == 16
+    def wanted(self) -> list[str]:
+        """The instructions that it is written for, by its template arguments: an element type, and
+        the lanes of a vector or, of a product, whether features are centred, in float32."""
+        match = re.match(r"\w+<(\w+), (\w+)\b", self.name)
+        if match is None:
+            return []
+        element, other = match.groups()
+        if other.isdigit():
+            return ["LDG.128", "STG.128"] if BYTES.get(element, 0) * int(other) == 16 else []
+        wanted = ["LDGSTS.128", "DMMA" if element == "double" else "HMMA"]
+        return wanted + ["LDSM"] * (BYTES.get(element) == 2 and other == "false")
 
 
 def demangled(names: Iterable[str]) -> dict[str, str]:
@@ -80,12 +98,10 @@ def read_resources(output: str) -> dict[tuple[str, str], Kernel]:
 
 
 def read_instructions(sass: str) -> dict[str, dict[str, int]]:
-    """Return the numbers of 16-byte instructions by mangled name, from ``cuobjdump -sass``."""
+    """Return the numbers of `INSTRUCTIONS` by mangled name, from ``cuobjdump -sass``."""
     parts = re.split(r"Function : (\S+)", sass)[1:]
     return {
-        mangled: {
-            name: len(re.findall(rf"\b{name}\.\S*\b128\b", text)) for name in ("LDG", "STG", "LDS")
-        }
+        mangled: {name: len(re.findall(pattern, text)) for name, pattern in INSTRUCTIONS.items()}
         for mangled, text in zip(parts[::2], parts[1::2], strict=True)
     }
 
@@ -107,11 +123,11 @@ def judge(output: str, kernels: Iterable[Kernel], undefined: Iterable[str]) -> l
         where = f"{kernel.name}, {kernel.gpu}"
         if kernel.spilled:
             problems.append(f"{where}: {kernel.spilled} bytes of registers spilled; expected none")
-        if kernel.gpu == CHECKED and kernel.moves_16_bytes:
+        if kernel.gpu == CHECKED:
             problems += [
-                f"{where}: no {name}.128; expected some, as its vectors have 16 bytes"
-                for name in ("LDG", "STG")
-                if not kernel.wide.get(name)
+                f"{where}: no {name}; expected some"
+                for name in kernel.wanted
+                if not kernel.instructions.get(name)
             ]
     problems += [
         f"{name}: undefined; expected symbols of the stable ABI alone" for name in undefined
@@ -125,13 +141,13 @@ def table(kernels: Iterable[Kernel]) -> str:
     for kernel in sorted(kernels, key=lambda kernel: (kernel.name, len(kernel.gpu), kernel.gpu)):
         rows.setdefault(kernel.name, []).append(kernel)
     gpus = list(dict.fromkeys(kernel.gpu for row in rows.values() for kernel in row))
-    lines = [("kernel", "registers", "stack", "spilled", "LDG.128", "STG.128", "LDS.128")]
+    lines = [("kernel", "registers", "stack", "spilled", *INSTRUCTIONS)]
     for name, row in rows.items():
         columns = [
             [kernel.registers for kernel in row],
             [kernel.stack for kernel in row],
             [kernel.spilled for kernel in row],
-            *([kernel.wide.get(access, 0) for kernel in row] for access in ("LDG", "STG", "LDS")),
+            *([kernel.instructions.get(name, 0) for kernel in row] for name in INSTRUCTIONS),
         ]
         lines.append((name, *(" ".join(f"{number:3}" for number in column) for column in columns)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -189,8 +205,8 @@ def main() -> int:
     for gpu in sorted({gpu for _, gpu in kernels}):
         command = [cuobjdump, "-sass", "-arch", gpu, library]
         sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        for mangled, wide in read_instructions(sass).items():
-            kernels[mangled, gpu].wide = wide
+        for mangled, numbers in read_instructions(sass).items():
+            kernels[mangled, gpu].instructions = numbers
     symbols = subprocess.run(
         ["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True
     ).stdout

@@ -34,6 +34,7 @@ OLDEST_SETUPTOOLS = 77  # as in pyproject.toml
 #: Files with GPU tests. Others are not collected: some import packages that such a machine lacks.
 TEST_FILES = (
     "test_benchmarks_cuda.py",
+    "test_cuda_gram_matrix.py",
     "test_cuda_group_norm.py",
     "test_cuda_instance_norm.py",
     "test_dispatch.py",

@@ -12,13 +12,6 @@ inline void check_group(const Tensor& x, int64_t group) {
                   group);
 }
 
-// Checks that an operand is where x is: kernels follow its pointer.
-inline void check_device(const std::optional<Tensor>& operand, const char* name, const Tensor& x) {
-  STD_TORCH_CHECK(!operand.has_value() || (operand->is_cpu() == x.is_cpu() &&
-                                           operand->get_device_index() == x.get_device_index()),
-                  name, ": expected the device of x, got another one; move it there");
-}
-
 inline void check_instance_norm(const Tensor& x, const std::optional<Tensor>& weight,
                                 const std::optional<Tensor>& bias,
                                 const std::optional<Tensor>& residual,

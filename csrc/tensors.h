@@ -191,6 +191,13 @@ inline void check_like(const std::optional<Tensor>& x, const char* name, const T
   check_dtype(*x, name, other.scalar_type());
 }
 
+// Checks that an operand is where x is: kernels follow its pointer.
+inline void check_device(const std::optional<Tensor>& operand, const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(!operand.has_value() || (operand->is_cpu() == x.is_cpu() &&
+                                           operand->get_device_index() == x.get_device_index()),
+                  name, ": expected the device of x, got another one; move it there");
+}
+
 // Checks for shape (C,) or (N, C), in any floating-point dtype.
 inline void check_per_channel(const std::optional<Tensor>& x, const char* name, int64_t n,
                               int64_t c) {

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stylekernels.ops.gram_matrix import SCHEMAS as GRAM_MATRIX
 from stylekernels.ops.instance_norm import SCHEMAS as INSTANCE_NORM
 from stylekernels.ops.registration import NAMESPACE
 
@@ -36,7 +37,7 @@ LIMITS = {
 }
 
 #: The ops that have CUDA kernels.
-OPS = {schema[: schema.index("(")]: schema for schema in INSTANCE_NORM}
+OPS = {schema[: schema.index("(")]: schema for schema in (*INSTANCE_NORM, *GRAM_MATRIX)}
 _EMULATED = f"{NAMESPACE}_emulated"
 
 

@@ -14,9 +14,11 @@ pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="no source tree")
 
 NORM = "_ZN12stylekernels6device20instance_norm_kernelINS_8BFloat16ELi{}ELNS_6LayoutE0EEEvi"
 BACKWARD = "_ZN12stylekernels6device29instance_norm_backward_kernelIfLi4ELNS_6LayoutE1EEEvi"
-SHORT, SHORT_BACKWARD = (
+GRAM = "_ZN12stylekernels6device18gram_matrix_kernelINS_8BFloat16ELb0EEEvi"
+SHORT, SHORT_BACKWARD, SHORT_GRAM = (
     "instance_norm_kernel<BFloat16, {}, 0>",
     "instance_norm_backward_kernel<float, 4, 1>",
+    "gram_matrix_kernel<BFloat16, false>",
 )
 
 
@@ -35,6 +37,7 @@ OUTPUT = "[1/2] Building CUDA object\nptxas info    : 28 bytes gmem\n" + "".join
         ptxas(NORM.format(1), "sm_90a", 71),
         ptxas(BACKWARD, "sm_90a", 112, stack=48, stores=16, loads=24),
         ptxas(NORM.format(8), "sm_100a", 124),
+        ptxas(GRAM, "sm_90a", 200),
     )
 )
 SASS = f"""
@@ -48,6 +51,11 @@ arch = sm_90a
 		Function : {BACKWARD}
         /*0420*/                   LDG.E.128.CONSTANT R4, desc[UR6][R4.64] ;
         /*0450*/                   STG.E.64 desc[UR6][R2.64], R8 ;
+		Function : {GRAM}
+        /*0420*/                   LDGSTS.E.BYPASS.128.ZFILL [R9], desc[UR6][R4.64], P0 ;
+        /*0430*/                   LDSM.16.MT88.4 R4, [R9] ;
+        /*0440*/                   HMMA.16816.F32.BF16 R8, R4, R2, R8 ;
+        /*0450*/                   HMMA.16816.F32.BF16 R12, R4, R3, R12 ;
 """
 SYMBOLS = """                 U aoti_torch_get_dim
                  U torch_list_size
@@ -74,16 +82,25 @@ def report(monkeypatch):
 def kernels(report):
     """Those of the recorded texts."""
     found = report.read_resources(OUTPUT)
-    for name, wide in report.read_instructions(SASS).items():
-        found[name, "sm_90a"].wide = wide
+    for name, numbers in report.read_instructions(SASS).items():
+        found[name, "sm_90a"].instructions = numbers
     return found
 
 
 def test_resources(report, kernels) -> None:
     first, backward = kernels[NORM.format(8), "sm_90a"], kernels[BACKWARD, "sm_90a"]
-    assert len(kernels) == 4
+    assert len(kernels) == 5
     assert (first.name, first.registers, first.spilled) == (SHORT.format(8), 116, 0)
-    assert first.wide == {"LDG": 1, "STG": 2, "LDS": 1}
+    assert {name: n for name, n in first.instructions.items() if n} == {
+        "LDG.128": 1,
+        "STG.128": 2,
+        "LDS.128": 1,
+    }
+    assert {name: n for name, n in kernels[GRAM, "sm_90a"].instructions.items() if n} == {
+        "LDGSTS.128": 1,
+        "LDSM": 1,
+        "HMMA": 2,
+    }
     assert (backward.name, backward.stack, backward.spilled) == (SHORT_BACKWARD, 48, 24)
     assert kernels[NORM.format(8), "sm_100a"].registers == 124
 
@@ -93,9 +110,19 @@ def test_a_kernel_without_numbers_is_an_error(report) -> None:
         report.read_resources(OUTPUT[: OUTPUT.rindex("ptxas info    : Used")])
 
 
-def test_kernels_of_16_bytes(kernels) -> None:
-    wide = {kernel.name: kernel.moves_16_bytes for kernel in kernels.values()}
-    assert wide == {SHORT.format(8): True, SHORT.format(1): False, SHORT_BACKWARD: True}
+def test_wanted_instructions(report, kernels) -> None:
+    assert {kernel.name: kernel.wanted for kernel in kernels.values()} == {
+        SHORT.format(8): ["LDG.128", "STG.128"],
+        SHORT.format(1): [],
+        SHORT_BACKWARD: ["LDG.128", "STG.128"],
+        SHORT_GRAM: ["LDGSTS.128", "HMMA", "LDSM"],
+    }
+    for types, wanted in (
+        ("float, false", ["LDGSTS.128", "HMMA"]),
+        ("Float16, true", ["LDGSTS.128", "HMMA"]),
+        ("double, true", ["LDGSTS.128", "DMMA"]),
+    ):
+        assert report.Kernel(f"gram_matrix_kernel<{types}>", "sm_90a", 1, 0, 0).wanted == wanted
 
 
 def test_what_fails(report, kernels) -> None:
@@ -104,7 +131,7 @@ def test_what_fails(report, kernels) -> None:
     assert found == [
         warning,
         f"{SHORT_BACKWARD}, sm_90a: 24 bytes of registers spilled; expected none",
-        f"{SHORT_BACKWARD}, sm_90a: no STG.128; expected some, as its vectors have 16 bytes",
+        f"{SHORT_BACKWARD}, sm_90a: no STG.128; expected some",
         "cuInit: undefined; expected symbols of the stable ABI alone",
     ]
 
@@ -125,5 +152,5 @@ def test_undefined_symbols(report, name) -> None:
 def test_the_table_has_a_row_for_each_kernel(report, kernels) -> None:
     lines = report.table(kernels.values()).splitlines()
     assert lines[0] == "Numbers of sm_90a, sm_100a:"
-    assert lines[4].split(">")[1].split() == ["116", "124", *"0000102010"]
-    assert len(lines) == 5
+    assert lines[5].split(">")[1].split() == ["116", "124", *"000010201000000000"]
+    assert len(lines) == 6

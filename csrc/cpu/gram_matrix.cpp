@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../tensors.h"
+#include "../gram_matrix_checks.h"
 #include "capability.h"
 #include "exact_mean.h"
 #include "parallel.h"
@@ -47,34 +47,13 @@ const GramMatrixKernels& kernels() {
 constexpr int64_t kChunkPixels = 512, kEnoughPixels = 4096;
 constexpr int64_t kChunks = 16, kFewestTasks = 4;
 
-// Features as the kernels see them: C channels of P pixels, in one of the two layouts.
-struct Features {
-  Layout layout;
-  Tensor x;
-  int64_t n, c, pixels;
-
-  explicit Features(const Tensor& features)
-      : layout((check_rank(features, "x", 3, 4), layout_of(features))),
-        x(with_layout(features, layout)),
-        n(x.size(0)),
-        c(x.size(1)),
-        pixels(x.size(2) * (x.dim() == 4 ? x.size(3) : 1)) {
-    STD_TORCH_CHECK(c > 0 && pixels > 0, "x: expected at least one channel and one pixel, got ",
-                    text_of(shape_of(features)));
-  }
-
-  double scale(std::optional<double> scale) const {
-    return scale.value_or(1.0 / (double(c) * double(pixels)));
-  }
-};
-
 // Largest norm of what is subtracted from sums to centre them, relative to the norm of the result.
 // Products of bfloat16 are exact, and sums of them in float32 have a relative error of 6e-8, so
 // that this allows 1e-6. Loss networks have 0.7 to 12.
 constexpr double kLargestCancelled = 16;
 
 // Tells whether sums were centred that are much larger than the result, of some image.
-bool cancels(const Features& f, const float* mean, const float* gram, double scale) {
+bool cancels(const GramFeatures& f, const float* mean, const float* gram, double scale) {
   constexpr int64_t kSums = 16;  // at a time
   for (int64_t n = 0; n < f.n; ++n) {
     double subtracted = 0, squares[kSums] = {};
@@ -92,7 +71,7 @@ bool cancels(const Features& f, const float* mean, const float* gram, double sca
   return false;
 }
 
-Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, double scale) {
+Tensor gram_of(const GramFeatures& f, const std::optional<Tensor>& mean, double scale) {
   const DType dtype = dtype_of(f.x);
   const int64_t wanted =
       std::max(f.pixels / kChunks, std::min(kEnoughPixels, f.n * f.pixels / kFewestTasks));
@@ -133,33 +112,22 @@ Tensor gram_of(const Features& f, const std::optional<Tensor>& mean, double scal
 
 // Returns (2, N, C), the mean of features that are to be centred and its rounding error, or nothing
 // of others.
-std::optional<Tensor> mean_of(const Features& f, bool center) {
+std::optional<Tensor> mean_of(const GramFeatures& f, bool center) {
   if (!center) return std::nullopt;
   return exact_mean(f.x.dim() == 4 ? f.x : torch::stable::unsqueeze(f.x, 3));
 }
 
-// Returns the result `mean` of an op.
-Tensor or_empty(const std::optional<Tensor>& mean, const Tensor& x) {
-  return mean.has_value() ? *mean : empty({0}, x, wide_dtype(x));
-}
-
 std::tuple<Tensor, Tensor> gram_matrix(Tensor x, std::optional<double> scale, bool center) {
-  const Features f(x);
+  const GramFeatures f(x);
   const std::optional<Tensor> mean = mean_of(f, center);
   return {gram_of(f, mean, f.scale(scale)), or_empty(mean, x)};
 }
 
 // Returns scale (grad + grad^T) (x - mean).
-Tensor product_with(Tensor grad, const Features& f, std::optional<Tensor> mean, double scale) {
+Tensor product_with(Tensor grad, const GramFeatures& f, std::optional<Tensor> mean, double scale) {
   const DType dtype = dtype_of(f.x);
-  if (mean.has_value()) {
-    check_shape(*mean, "mean", {2, f.n, f.c});
-    check_dtype(*mean, "mean", wide_dtype(f.x));
-    mean = torch::stable::contiguous(*mean);
-  }
-  check_shape(grad, "grad", {f.n, f.c, f.c});
-  check_dtype(grad, "grad", wide_dtype(f.x));
-  grad = torch::stable::contiguous(grad);
+  mean = checked_mean(mean, f);
+  grad = checked_gradient(grad, f);
   const int64_t width = kernels().padded_channels(dtype, f.c);
   Tensor grad_x = empty_like(f.x, f.layout);
   Tensor product = empty({f.n * width * width}, f.x, wide_dtype(f.x));
@@ -187,7 +155,7 @@ Tensor product_with(Tensor grad, const Features& f, std::optional<Tensor> mean, 
 
 Tensor gram_matrix_backward(Tensor grad, Tensor x, std::optional<Tensor> mean,
                             std::optional<double> scale) {
-  const Features f(x);
+  const GramFeatures f(x);
   return product_with(grad, f, mean, f.scale(scale));
 }
 
@@ -214,18 +182,12 @@ double squared_error(W* gram, const W* target, int64_t n, int64_t target_n, int6
 }
 
 // Returns the gradient with respect to the Gram matrix, and writes the loss to loss[layer].
-Tensor loss_of(const Features& f, const std::optional<Tensor>& mean, Tensor target,
+Tensor loss_of(const GramFeatures& f, const std::optional<Tensor>& mean, Tensor target,
                std::optional<double> scale, Tensor& loss, int64_t layer) {
   const Tensor& x = f.x;
-  check_dtype(target, "target", wide_dtype(x));
-  check_dtype(loss, "features", wide_dtype(x));
-  STD_TORCH_CHECK(has_shape(target, {f.n, f.c, f.c}) || has_shape(target, {1, f.c, f.c}) ||
-                      has_shape(target, {f.c, f.c}),
-                  "target: expected shape (N, C, C) = ", text_of({f.n, f.c, f.c}),
-                  ", (1, C, C) or (C, C), got ", text_of(shape_of(target)));
+  target = checked_target(target, f);
   Tensor gram = gram_of(f, mean, f.scale(scale));
-  target = torch::stable::contiguous(target);
-  const int64_t target_n = target.dim() == 3 ? target.size(0) : 1;
+  const int64_t target_n = is_shared(target) ? 1 : f.n;
   if (wide_dtype(x) == ScalarType::Double)
     static_cast<double*>(loss.mutable_data_ptr())[layer] =
         squared_error(static_cast<double*>(gram.mutable_data_ptr()),
@@ -239,32 +201,22 @@ Tensor loss_of(const Features& f, const std::optional<Tensor>& mean, Tensor targ
 
 std::tuple<Tensor, Tensor, Tensor> gram_loss(Tensor x, Tensor target, std::optional<double> scale,
                                              bool center) {
-  const Features f(x);
+  const GramFeatures f(x);
   const std::optional<Tensor> mean = mean_of(f, center);
   Tensor loss = empty({}, x, wide_dtype(x));
   Tensor grad_gram = loss_of(f, mean, target, scale, loss, 0);
   return {loss, grad_gram, or_empty(mean, x)};
 }
 
-using Scales = std::optional<std::vector<double>>;
-
-std::optional<double> scale_of(const Scales& scales, size_t layer) {
-  return scales.has_value() ? std::optional((*scales)[layer]) : std::nullopt;
-}
-
 // Takes layer by layer: one alone fills the machine.
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> gram_losses(
     std::vector<Tensor> features, std::vector<Tensor> targets, Scales scales, bool center) {
-  STD_TORCH_CHECK(!features.empty() && features.size() == targets.size() &&
-                      (!scales.has_value() || scales->size() == features.size()),
-                  "targets, scales: expected one for each layer, and at least one layer, got ",
-                  features.size(), " layers, ", targets.size(), " targets and ",
-                  scales.has_value() ? scales->size() : features.size(), " scales");
+  check_layers(features, targets, scales);
   const Tensor& first = features[0];
   Tensor losses = empty({int64_t(features.size())}, first, wide_dtype(first));
   std::vector<Tensor> grad_grams, means;
   for (size_t i = 0; i < features.size(); ++i) {
-    const Features f(features[i]);
+    const GramFeatures f(features[i]);
     const std::optional<Tensor> mean = mean_of(f, center);
     grad_grams.push_back(loss_of(f, mean, targets[i], scale_of(scales, i), losses, i));
     if (center) means.push_back(*mean);
@@ -276,17 +228,10 @@ std::vector<Tensor> gram_losses_backward(std::vector<Tensor> features,
                                          std::vector<Tensor> grad_grams, std::vector<Tensor> means,
                                          Tensor grad, Scales scales) {
   grad = torch::stable::contiguous(grad);
-  STD_TORCH_CHECK(features.size() == grad_grams.size() &&
-                      (means.empty() || means.size() == features.size()) &&
-                      (!scales.has_value() || scales->size() == features.size()),
-                  "grad_grams, means, scales: expected one for each layer, got ", features.size(),
-                  " layers, ", grad_grams.size(), " gradients, ", means.size(), " means and ",
-                  scales.has_value() ? scales->size() : features.size(), " scales");
-  check_shape(grad, "grad", {int64_t(features.size())});
+  check_gradients_of_layers(features, grad_grams, means, grad, scales);
   std::vector<Tensor> grad_features;
   for (size_t i = 0; i < features.size(); ++i) {
-    const Features f(features[i]);
-    check_dtype(grad, "grad", wide_dtype(f.x));
+    const GramFeatures f(features[i]);
     const double factor = wide_dtype(f.x) == ScalarType::Double
                               ? static_cast<const double*>(grad.const_data_ptr())[i]
                               : static_cast<const float*>(grad.const_data_ptr())[i];

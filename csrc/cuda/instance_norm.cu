@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../instance_norm_checks.h"
+#include "exact_mean.h"
 #include "instance_norm_backward.cuh"
 #include "instance_norm_forward.cuh"
 #include "launch.cuh"
@@ -349,6 +350,20 @@ std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {
 }
 
 }  // namespace
+
+Tensor device::exact_mean(Tensor x) {
+  const Layout layout = layout_of(x);
+  x = with_layout(x, layout);
+  Tensor mean = empty({2, x.size(0), x.size(1)}, x, wide_dtype(x));
+  if (x.numel() == 0) return mean;  // no images: features have channels and pixels
+  NormArguments a{};
+  a.strips = strips_of(x, 1);
+  a.x = x.const_data_ptr();
+  a.mean = mean.mutable_data_ptr();
+  a.exact = true;
+  run<false>(a, x, layout);
+  return mean;
+}
 
 STYLEKERNELS_CUDA_OPS(m) {
   m.impl("instance_norm_stats", TORCH_BOX(&instance_norm_stats));

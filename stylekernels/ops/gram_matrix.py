@@ -17,7 +17,7 @@ from stylekernels.ops.arguments import (
     fits,
 )
 from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
-from stylekernels.ops.dispatch import register, use_reference
+from stylekernels.ops.dispatch import NATIVE, TRITON, register, use_reference
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.tensors import DTYPES, as_images, dense_like, new_like, wide_dtype
 
@@ -327,7 +327,7 @@ def _checked_target(target: Tensor, x: Tensor, name: str = "target", of: str = "
 
 
 for _name in ("gram_matrix", "gram_loss", "gram_losses"):
-    register(_name)
+    register(_name, cuda=(TRITON, NATIVE))
 
 
 def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) -> Tensor:

@@ -1,0 +1,94 @@
+"""gram_matrix, gram_loss, gram_losses and their gradients in CUDA kernels, on a GPU or emulated.
+
+The tests are those of Triton's kernels. Emulated GPUs differ in their number of multiprocessors,
+among which tiles are divided, and in the shared memory for stages.
+"""
+
+import pytest
+import torch
+
+from stylekernels import gram_losses, gram_matrix
+from tests.conftest import CUDA, DTYPES, poisoned_memory, random
+from tests.test_gram_losses import check_losses, layers_of, targets_for
+from tests.test_gram_matrix import check_gram, check_loss, target_for
+from tests.test_triton_gram_matrix import (
+    test_a_layer_without_images,  # noqa: F401
+    test_backward_keeps_only_the_input,  # noqa: F401
+    test_deterministic_and_equal_without_grad,  # noqa: F401
+    test_each_is_that_of_its_layer,  # noqa: F401
+    test_expanded_images,  # noqa: F401
+    test_gradcheck,  # noqa: F401
+    test_gradcheck_of_loss,  # noqa: F401
+    test_gradcheck_of_losses,  # noqa: F401
+    test_huge_values_do_not_overflow,  # noqa: F401
+    test_known_value,  # noqa: F401
+    test_layers,  # noqa: F401
+    test_layers_of_one_tile_and_of_several,  # noqa: F401
+    test_layers_with_a_large_mean,  # noqa: F401
+    test_layout_of_the_gradient_of_the_result,  # noqa: F401
+    test_loss_of_several_tiles_of_channels,  # noqa: F401
+    test_loss_options,  # noqa: F401
+    test_magnitudes,  # noqa: F401
+    test_nan_and_inf_go_where_torch_sends_them,  # noqa: F401
+    test_options,  # noqa: F401
+    test_several_tiles_of_channels,  # noqa: F401
+)
+
+pytestmark = CUDA
+
+#: As environment variables, see tests/emulated_cuda.py: four stages of panels, and two.
+LIMITS = {
+    "four stages": {"MULTIPROCESSORS": 5, "SHARED_BYTES": 227 << 10},
+    "two stages": {"MULTIPROCESSORS": 3, "SHARED_BYTES": 99 << 10},
+}
+
+
+@pytest.fixture(autouse=True, params=LIMITS)
+def limits(request, device, monkeypatch) -> None:
+    """An emulated GPU has these limits."""
+    if device != "cpu" and request.param != next(iter(LIMITS)):
+        pytest.skip("a GPU has limits of its own")
+    for name, value in LIMITS[request.param].items():
+        monkeypatch.setenv(f"CUDA_EMULATION_{name}", str(value))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 64, 16, 24), (1, 136, 9, 16), (1, 72, 13, 17)])
+def test_aligned_lines_and_others(shape, dtype, layout, device) -> None:
+    """Asynchronous copies where lines are aligned, and loads through registers elsewhere; tiles of
+    64 and 128 channels."""
+    x = random(*shape, dtype=dtype, layout=layout, device=device, shift=0.5)
+    check_gram(x)
+    check_loss(x, target_for(x))
+
+
+@pytest.mark.parametrize(("channels", "pixels"), [(8, 4700), (130, 1500)])
+def test_many_parts_of_a_tile(channels, pixels, device, monkeypatch) -> None:
+    """Parts of so many blocks that all warps of a block add them up."""
+    monkeypatch.setenv("CUDA_EMULATION_MULTIPROCESSORS", "11")
+    x = random(1, channels, pixels, dtype=torch.bfloat16, device=device, shift=0.5)
+    check_loss(x, target_for(x))
+
+
+def test_more_layers_than_a_launch_has(device) -> None:
+    shapes = [(1, 3 + i, 2, 5) for i in range(18)]
+    check_losses(layers_of(shapes, torch.float32, ["contiguous"] * 18, device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_order_of_threads_changes_nothing(dtype, device, monkeypatch) -> None:
+    """Threads run in another order for each seed; blocks too."""
+    shapes = ((1, 70, 13, 16), (2, 24, 16, 16))
+    features = [x.requires_grad_() for x in layers_of(shapes, dtype, device=device)]
+    targets = targets_for(features)
+    runs = []
+    for seed in range(3):
+        monkeypatch.setenv("CUDA_EMULATION_SEED", str(seed))
+        with poisoned_memory():
+            losses = gram_losses(features, targets)
+            gram = gram_matrix(features[0].detach())
+        runs.append((gram, losses, *torch.autograd.grad(losses.sum(), features)))
+    for run in runs[1:]:
+        for first, again in zip(runs[0], run, strict=True):
+            assert torch.equal(first, again)
