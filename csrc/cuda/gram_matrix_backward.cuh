@@ -132,6 +132,7 @@ __device__ inline void write_product(const GradientArguments& a, int layer) {
     W divisor = 1;
     if (l.powers != nullptr) {
       float largest = 0;
+#pragma unroll 4
       for (int64_t k = lane; k < c; k += kWarp) {
         const float size = fabsf(float(value(k)));
         if (size - size == 0 && size > largest) largest = size;  // finite
@@ -144,6 +145,7 @@ __device__ inline void write_product(const GradientArguments& a, int layer) {
       if (lane == 0) l.powers[row] = power;
       divisor = W(power);
     }
+#pragma unroll 4
     for (int64_t k = lane; k < c; k += kWarp) {
       const W scaled = value(k) / divisor;
       round_to(scaled, to[k]);
