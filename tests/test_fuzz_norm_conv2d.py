@@ -148,6 +148,10 @@ def test_bad_values(impl, case, bad, seed) -> None:
     with forced(impl):
         y, mean, var, _ = norm_conv2d(**tensors, **options)
     exact = in_torch(**{name: t.double() for name, t in tensors.items()}, **options)[0]
-    assert_finite_where_exact_is(y, exact, 0 if impl == "reference" else reach_of_bad_values(case))
+    if impl == "reference":  # PyTorch's convolutions in bfloat16: docs/pytorch-faults.md
+        reach = int(case["dtype"] == torch.bfloat16)
+    else:
+        reach = reach_of_bad_values(case)
+    assert_finite_where_exact_is(y, exact, reach)
     for stat in (mean, var):
         assert torch.equal(stat.isfinite(), y.isfinite().all((2, 3)))
