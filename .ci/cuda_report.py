@@ -4,8 +4,8 @@ nothing without nvcc.
 
 A row is a kernel, with one number for each GPU: registers and stack of a thread in bytes, and
 numbers of `INSTRUCTIONS`. The exit status is 1 after a compiler's warning or a spilled register, if
-a kernel lacks one of the instructions that it is written for on `CHECKED`, or if the library does
-not load into a PyTorch without CUDA.
+a kernel lacks one of the instructions that it is written for on `CHECKED` or loads elements byte by
+byte, or if the library does not load into a PyTorch without CUDA.
 """
 
 import importlib.util
@@ -21,17 +21,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: The GPU whose kernels must have their instructions.
 CHECKED = "sm_90a"
-#: Instructions that are counted: 16-byte loads and stores of global memory, 16-byte loads of shared
-#: memory, 16-byte asynchronous copies, loads of matrices, and products of tensor cores.
+#: Instructions that are counted: 16-byte loads and stores of global memory, loads of single bytes,
+#: 16-byte loads of shared memory, 16-byte asynchronous copies, loads of matrices, and products of
+#: tensor cores.
 INSTRUCTIONS = {
     "LDG.128": r"\bLDG\.\S*\b128\b",
     "STG.128": r"\bSTG\.\S*\b128\b",
+    "LDG.U8": r"\bLDG\.\S*\bU8\b",
     "LDS.128": r"\bLDS\.\S*\b128\b",
     "LDGSTS.128": r"\bLDGSTS\.\S*\b128\b",
     "LDSM": r"\bLDSM\.",
     "HMMA": r"\bHMMA\.",
     "DMMA": r"\bDMMA\.",
 }
+#: Loads of single bytes that a kernel may have, of flags for example.
+MOST_BYTES = 16
 BYTES = {"float": 4, "double": 8, "BFloat16": 2, "Float16": 2}
 LOAD = "import ctypes, os, sys, torch; ctypes.CDLL(sys.argv[1], os.RTLD_NOW)"
 
@@ -129,6 +133,9 @@ def judge(output: str, kernels: Iterable[Kernel], undefined: Iterable[str]) -> l
                 for name in kernel.wanted
                 if not kernel.instructions.get(name)
             ]
+            bytewise = kernel.instructions.get("LDG.U8", 0)
+            if bytewise > MOST_BYTES:
+                problems.append(f"{where}: {bytewise} LDG.U8; expected loads of whole elements")
     problems += [
         f"{name}: undefined; expected symbols of the stable ABI alone" for name in undefined
     ]

@@ -23,9 +23,13 @@ struct GramFeatures {
                     text_of(shape_of(features)));
   }
 
-  double scale(std::optional<double> scale) const {
-    return scale.value_or(1.0 / (double(c) * double(pixels)));
+  // The scale of the Gram matrices, unless one is given.
+  double scale(std::optional<double> given) const {
+    return given.value_or(1.0 / (double(c) * double(pixels)));
   }
+
+  // x with four dimensions.
+  Tensor images() const { return x.dim() == 4 ? x : torch::stable::unsqueeze(x, 3); }
 };
 
 // One factor for each layer, or none.

@@ -136,6 +136,13 @@ def test_what_fails(report, kernels) -> None:
     ]
 
 
+def test_elements_that_are_loaded_byte_by_byte_fail(report) -> None:
+    kernel = report.Kernel("k", "sm_90a", 64, 0, 0, {"LDG.U8": 48})
+    assert report.judge("", [kernel], []) == [
+        "k, sm_90a: 48 LDG.U8; expected loads of whole elements"
+    ]
+
+
 def test_nothing_fails_without_cause(report, kernels) -> None:
     good = [kernel for kernel in kernels.values() if kernel.name != SHORT_BACKWARD]
     assert report.judge(OUTPUT, good, report.read_undefined(SYMBOLS)) == []
@@ -152,5 +159,5 @@ def test_undefined_symbols(report, name) -> None:
 def test_the_table_has_a_row_for_each_kernel(report, kernels) -> None:
     lines = report.table(kernels.values()).splitlines()
     assert lines[0] == "Numbers of sm_90a, sm_100a:"
-    assert lines[5].split(">")[1].split() == ["116", "124", *"000010201000000000"]
+    assert lines[5].split(">")[1].split() == ["116", "124", *"00001020001000000000"]
     assert len(lines) == 6

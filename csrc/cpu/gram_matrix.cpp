@@ -114,7 +114,7 @@ Tensor gram_of(const GramFeatures& f, const std::optional<Tensor>& mean, double 
 // of others.
 std::optional<Tensor> mean_of(const GramFeatures& f, bool center) {
   if (!center) return std::nullopt;
-  return exact_mean(f.x.dim() == 4 ? f.x : torch::stable::unsqueeze(f.x, 3));
+  return exact_mean(f.images());
 }
 
 std::tuple<Tensor, Tensor> gram_matrix(Tensor x, std::optional<double> scale, bool center) {

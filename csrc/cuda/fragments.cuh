@@ -1,8 +1,8 @@
 // Matrix products of a warp: operands from panels in shared memory, sums in registers.
 //
-// A panel holds lines of elements: the rows of an operand, each with the depth that products are
-// summed over, or the other way round. Both orders give the same fragments: 16 rows of some depth.
-// A fragment is a left operand, or a right one, whose rows are columns of the product.
+// A panel holds lines of elements: rows of an operand, along the depth that products are summed
+// over, or the other way round. Both orders give the same fragments: 16 rows of some depth. The
+// rows of a right operand are columns of the product.
 //
 // Products of float32 are three products of tf32: each operand is the sum of two tf32 numbers, and
 // the product of the small parts is dropped. Their error is that of float32.
@@ -15,41 +15,76 @@ namespace stylekernels::device {
 // Rows of a fragment.
 constexpr int kBlockRows = 16;
 
-// Fragments of operands of type O, and their depth.
+// Depth of the fragments of operands of type O.
 template <class O>
-struct Fragment {
-  static constexpr int kDepth = 16;
+constexpr int kFragmentDepth = sizeof(O) == 2   ? 16
+                               : sizeof(O) == 4 ? 8
+                                                : 4;
+
+// Fragments of left and right operands of 16 bits.
+template <class O>
+struct Left {
   uint32_t words[4];
 };
+template <class O>
+struct Right {
+  uint32_t words[2][2];  // of both halves of the rows
+};
 
-template <>
-struct Fragment<float> {
-  static constexpr int kDepth = 8;
-  // A number is high + low. finite: high, or zero if that is infinite or NaN, so that such a number
-  // has one product with each other, whose signs cannot differ.
-  uint32_t high[4], finite[4], low[4];
+// A number is high + low. finite: high, or zero where that is infinite or NaN; with high in all
+// three products there would be infinite ones of both signs, whose sum is NaN.
+struct Tf32 {
+  uint32_t high, finite, low;
 
-  __device__ void set(int i, float value) {
-    high[i] = to_tf32(value) & ~0x1FFFu;  // the bits that a tf32 has
+  __device__ explicit Tf32(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof(bits));
+    const uint32_t size = bits & 0x7FFFFFFF;
+    // To nearest; but numbers that would become infinite are truncated.
+    high = (bits + (size < 0x7F7FF000 ? 0x1000 : 0)) & ~0x1FFFu;
+    const bool is_finite = size < 0x7F800000;
+    finite = is_finite ? high : 0;
     float rounded;
-    __builtin_memcpy(&rounded, &high[i], sizeof(rounded));
-    const bool is_finite = rounded - rounded == 0;
-    finite[i] = is_finite ? high[i] : 0;
-    low[i] = to_tf32(is_finite ? value - rounded : 0);
+    __builtin_memcpy(&rounded, &high, sizeof(rounded));
+    low = to_tf32(is_finite ? value - rounded : 0);
   }
 };
 
 template <>
-struct Fragment<double> {
-  static constexpr int kDepth = 4;
-  double values[2];
+struct Left<float> {
+  uint32_t high[4], finite[4], low[4];
+
+  __device__ void set(int i, int j, float value) {
+    const Tf32 parts(value);
+    high[i + 2 * j] = parts.high;
+    finite[i + 2 * j] = parts.finite;
+    low[i + 2 * j] = parts.low;
+  }
+};
+template <>
+struct Right<float> {
+  uint32_t high[2][2], finite[2][2], low[2][2];
+
+  __device__ void set(int i, int j, float value) {
+    const Tf32 parts(value);
+    high[i][j] = parts.high;
+    finite[i][j] = parts.finite;
+    low[i][j] = parts.low;
+  }
 };
 
-// A panel of elements of type T: kRows rows of kDepth. In a line the depth is dense, or else the
-// rows are.
+template <>
+struct Left<double> {
+  double values[2];
+
+  __device__ void set(int i, int, double value) { values[i] = value; }
+};
+template <>
+struct Right<double> : Left<double> {};
+
+// A panel of elements of type T: kRows rows of kDepth. Lines are rows if kDepthDense, else depths.
 template <class T, bool kDepthDense, int kRows, int kDepth>
 struct Panel {
-  using Element = T;
   static constexpr int kLines = kDepthDense ? kRows : kDepth;
   static constexpr int kLength = kDepthDense ? kDepth : kRows;
   // Bytes behind each line. They let the lanes of a warp read from different banks.
@@ -62,40 +97,47 @@ struct Panel {
   }
 
   // Reads the fragment that begins at a row and depth. All lanes of the warp take part.
-  __device__ static Fragment<T> fragment(const T* panel, int row, int depth) {
+  __device__ static Left<T> left(const T* panel, int row, int depth) {
     if constexpr (sizeof(T) == 2) {
       const int lane = thread_index() % kWarp;
-      const int line = lane % 8, second = lane / 8 % 2 * 8, last = lane / 16 * 8;
-      const Vector16 words =
-          kDepthDense ? load_matrices(panel + offset(row + second + line, depth + last))
-                      : load_matrices_transposed(panel + offset(row + second, depth + last + line));
-      Fragment<T> result;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) result.words[i] = words.words[i];
-      return result;
+      const Vector16 words = matrices(panel, row + lane / 8 % 2 * 8, depth + lane / 16 * 8);
+      return {{words.words[0], words.words[1], words.words[2], words.words[3]}};
     } else {
-      return fragment<T>(panel, row, depth, [](T value, int, int) { return value; });
+      return widened<Left<T>>(panel, row, depth, [](T value, int, int) { return value; });
     }
   }
 
-  // The same of widened elements, operands of type O: value(element, i, j) of a row, the lane's
-  // first or second, and of a depth, its first or second.
-  template <class O, class F>
-  __device__ static Fragment<O> fragment(const T* panel, int row, int depth, const F& value) {
+  __device__ static Right<T> right(const T* panel, int row, int depth) {
+    if constexpr (sizeof(T) == 2) {
+      const int lane = thread_index() % kWarp;
+      const Vector16 words = matrices(panel, row + lane / 16 * 8, depth + lane / 8 % 2 * 8);
+      return {{{words.words[0], words.words[1]}, {words.words[2], words.words[3]}}};
+    } else {
+      return widened<Right<T>>(panel, row, depth, [](T value, int, int) { return value; });
+    }
+  }
+
+  // Reads a fragment F of wide operands. value(element, i, j) turns an element into one, that of
+  // row lane / 4 + 8 i and of depth lane % 4 + 4 j.
+  template <class F, class V>
+  __device__ static F widened(const T* panel, int row, int depth, const V& value) {
     const int lane = thread_index() % kWarp;
     const T* at = panel + offset(row + lane / 4, depth + lane % 4);
-    Fragment<O> result;
+    F result;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if constexpr (sizeof(O) == 8) {
-        result.values[i] = value(widen(at[offset(i * 8, 0)]), i, 0);
-      } else {
+    for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int j = 0; j < 2; ++j)
-          result.set(i + 2 * j, value(widen(at[offset(i * 8, j * 4)]), i, j));
-      }
-    }
+      for (int j = 0; j < (sizeof(Wide<T>) == 8 ? 1 : 2); ++j)
+        result.set(i, j, value(widen(at[offset(i * 8, j * 4)]), i, j));
     return result;
+  }
+
+ private:
+  // Loads four matrices, of which this lane gives the address of a row of the one at (row, depth).
+  __device__ static Vector16 matrices(const T* panel, int row, int depth) {
+    const int line = thread_index() % 8;
+    return kDepthDense ? load_matrices(panel + offset(row + line, depth))
+                       : load_matrices_transposed(panel + offset(row, depth + line));
   }
 };
 
@@ -130,33 +172,25 @@ struct Block {
   }
 };
 
-// Words of a right operand for one half of its rows.
-struct Half {
-  uint32_t words[2];
-
-  __device__ Half(const uint32_t (&all)[4], int half) : words{all[half], all[half + 2]} {}
-};
-
 template <class O>
-__device__ inline void multiply_add(Block<float>& block, const Fragment<O>& left,
-                                    const Fragment<O>& right) {
+__device__ inline void multiply_add(Block<float>& block, const Left<O>& left,
+                                    const Right<O>& right) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half)
-    multiply<O>(block.sums[half], left.words, Half(right.words, half).words);
+  for (int half = 0; half < 2; ++half) multiply<O>(block.sums[half], left.words, right.words[half]);
 }
 
-__device__ inline void multiply_add(Block<float>& block, const Fragment<float>& left,
-                                    const Fragment<float>& right) {
+__device__ inline void multiply_add(Block<float>& block, const Left<float>& left,
+                                    const Right<float>& right) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    multiply_tf32(block.sums[half], left.low, Half(right.finite, half).words);
-    multiply_tf32(block.sums[half], left.finite, Half(right.low, half).words);
-    multiply_tf32(block.sums[half], left.high, Half(right.high, half).words);
+    multiply_tf32(block.sums[half], left.low, right.finite[half]);
+    multiply_tf32(block.sums[half], left.finite, right.low[half]);
+    multiply_tf32(block.sums[half], left.high, right.high[half]);
   }
 }
 
-__device__ inline void multiply_add(Block<double>& block, const Fragment<double>& left,
-                                    const Fragment<double>& right) {
+__device__ inline void multiply_add(Block<double>& block, const Left<double>& left,
+                                    const Right<double>& right) {
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll

@@ -15,9 +15,10 @@ namespace {
 
 using namespace device;
 
-// The least cost of a block: fewer blocks take the work of small layers, since each part of a tile
-// has to be added up.
-constexpr int64_t kLeastCost = 4;
+// The least cost of a part. A step costs up to two, and each part has to hold one: the parts of a
+// tile are those from its first step's to its last step's.
+constexpr int64_t kLeastCost = 2;
+static_assert(kLeastCost >= 2);
 
 int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -55,7 +56,7 @@ void check_steps(int64_t steps) {
                   " tiles of them; force the implementation \"triton\"");
 }
 
-// Sets the blocks and shared memory of a launch, and the stages of its pipeline.
+// Sets the parts of all costs, and the shared memory of a launch and the stages of its pipeline.
 template <class A>
 Launch plan(A& a, int64_t exchange_bytes) {
   const Properties gpu = properties();
@@ -64,8 +65,9 @@ Launch plan(A& a, int64_t exchange_bytes) {
                   " bytes of shared memory for a block, got ", gpu.shared_bytes,
                   "; force the implementation \"triton\"");
   a.stages = int(std::min<int64_t>(stages, kMostStages));
+  a.parts = int(std::clamp<int64_t>(a.cost / kLeastCost, 1, gpu.multiprocessors));
   Launch launch;
-  launch.blocks = int(std::clamp<int64_t>(a.cost / kLeastCost, 1, gpu.multiprocessors));
+  launch.blocks = gpu.multiprocessors;
   launch.threads = kGramThreads;
   launch.shared_bytes = int(a.stages * a.stage_bytes + exchange_bytes);
   launch.cooperative = true;
@@ -77,7 +79,7 @@ Scales one_scale(std::optional<double> scale) {
   return std::vector<double>{*scale};
 }
 
-// Layers of a call, and what is wanted of them.
+// Layers of a call.
 struct Call {
   std::vector<GramFeatures> features;
   std::vector<std::optional<Tensor>> means;
@@ -89,8 +91,7 @@ struct Call {
 
   // Centres the features.
   void center() {
-    for (const GramFeatures& f : features)
-      means.push_back(exact_mean(f.x.dim() == 4 ? f.x : torch::stable::unsqueeze(f.x, 3)));
+    for (const GramFeatures& f : features) means.push_back(exact_mean(f.images()));
   }
 
   const Tensor& first() const { return features[0].x; }
@@ -111,13 +112,29 @@ GramLayer layer_of(const Call& call, size_t number) {
   layer.wide = is_wide<T, kCentered>(f);
   layer.n = int(f.n);
   layer.c = int(f.c);
-  layer.rows = int(divided(f.c, layer.wide ? 128 : 64));
+  const int size = layer.wide ? 128 : 64;
+  layer.rows = int(divided(f.c, size));
+  layer.side = int(std::min<int64_t>(size, divided(f.c, kBlockRows) * kBlockRows));
   layer.pixels = f.pixels;
   const int64_t steps = divided(f.pixels, kStepDepth<T> * gram_groups<T>(layer.wide));
   check_steps(2 * f.n * layer.rows * layer.rows * steps);
   layer.steps = int(steps);
   layer.scale = call.scale(number);
   return layer;
+}
+
+// Divides the sums of a layer's tiles among turns of blocks. More warps share an element if a tile
+// has more parts.
+void divide_sums(GramArguments& a, GramLayer& layer) {
+  const int64_t tile_cost = 2 * int64_t(layer.steps);
+  const int64_t parts =
+      std::min<int64_t>(a.parts, tile_cost * a.parts / std::max<int64_t>(a.cost, 1) + 1);
+  layer.ways = 1;
+  while (layer.ways < kGramWarps && 2 * layer.ways <= parts) layer.ways *= 2;
+  const int64_t units = int64_t(layer.side / kUnitRows) * (layer.side / kUnitColumns);
+  layer.turns = int(divided(units * layer.ways, kGramWarps));
+  layer.first_turn = a.turns;
+  a.turns += int64_t(layer.turns) * layer.tiles();
 }
 
 // Computes the Gram matrices of some layers; or, with targets, the gradients of their losses, and
@@ -136,11 +153,12 @@ void run_layers(const Call& call, size_t first, size_t last, std::vector<Tensor>
       layer.target = targets[i].const_data_ptr();
       layer.target_stride = is_shared(targets[i]) ? 0 : int64_t(layer.c) * layer.c;
     }
+    layer.slope = 2 / (double(layer.n) * layer.c * layer.c);
     layer.first_tile = int(tiles);
     layer.first_cost = a.cost;
     tiles += layer.tiles();
     a.cost += layer.cost();
-    a.slot = std::max(a.slot, layer.wide ? 128 * 128 : 64 * 64);
+    a.slot = std::max(a.slot, layer.side * layer.side);
     a.layers[a.count++] = layer;
   }
   check_steps(tiles);
@@ -148,7 +166,8 @@ void run_layers(const Call& call, size_t first, size_t last, std::vector<Tensor>
   const Current current(x.get_device_index());
   a.stage_bytes = gram_stage_bytes<T>();
   const Launch config = plan(a, kGramExchangeBytes);
-  Tensor partial = empty({(tiles + config.blocks) * a.slot}, x, wide_dtype(x));
+  for (int i = 0; i < a.count; ++i) divide_sums(a, a.layers[i]);
+  Tensor partial = empty({(tiles + a.parts) * a.slot}, x, wide_dtype(x));
   a.partial = partial.mutable_data_ptr();
   std::optional<Tensor> squares;
   if (losses.has_value()) {

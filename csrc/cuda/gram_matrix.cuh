@@ -1,13 +1,13 @@
-// Kernels of Gram matrices: arguments, and how layers are divided among blocks.
+// Kernels of Gram matrices: what products and their gradient share.
 //
 // All layers of a call share one launch of a cooperative grid, with a block on each multiprocessor.
-// The work of all layers is one line of costs, and each block takes an equal part of it, which may
+// The work of all layers is one line of costs. Each block takes an equal part of it, which may
 // begin and end in the middle of a tile.
 #pragma once
 
 #include <type_traits>
 
-#include "panel_loads.cuh"
+#include "pipeline.cuh"
 
 namespace stylekernels::device {
 
@@ -16,14 +16,16 @@ constexpr int kGramThreads = 256, kGramWarps = kGramThreads / kWarp;
 // Layers of a launch at most.
 constexpr int kMostLayers = 16;
 
-// Stages of the pipelines of panels at most: all but one are being loaded.
-constexpr int kMostStages = 4;
-
-// Depth of the products of a step, of one group of warps: pixels, or channels of the gradient.
+// Pixels, or channels in the gradient, that a group of warps multiplies in a step.
 template <class T>
 constexpr int kStepDepth = sizeof(T) == 2   ? 64
                            : sizeof(T) == 4 ? 32
                                             : 16;
+
+// Depths of a step that are unrolled, so that fragments are loaded ahead of products. Those of wide
+// operands would take more registers than there are.
+template <class O>
+constexpr int kUnrolled = sizeof(O) == 2 ? 4 : 1;
 
 // Operands of products of features of type T. Those of 16 bits are centred in float32.
 template <class T, bool kCentered>
@@ -34,29 +36,29 @@ struct Range {
   int64_t begin, end;
 };
 
-// The part of a block.
-__device__ inline Range part_of(int block, int blocks, int64_t cost) {
-  return {block * cost / blocks, (block + 1) * cost / blocks};
+// One of several equal parts; empty behind the last one.
+__device__ inline Range part_of(int part, int parts, int64_t cost) {
+  if (part >= parts) return {cost, cost};
+  return {part * cost / parts, (part + 1) * cost / parts};
 }
 
-// The block whose part contains a unit of cost.
-__device__ inline int block_with(int64_t unit, int blocks, int64_t cost) {
-  return int(((unit + 1) * blocks - 1) / cost);
+// The part that contains a unit of cost.
+__device__ inline int part_with(int64_t unit, int parts, int64_t cost) {
+  return int(((unit + 1) * parts - 1) / cost);
 }
 
 __device__ inline int64_t clamp64(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : value > high ? high : value;
 }
 
-// Waits for the panels of the oldest stage.
-__device__ inline void wait_for_stage(int stages) {
-  if (stages == 2)
-    wait_for_copies<0>();
-  else if (stages == 3)
-    wait_for_copies<1>();
-  else
-    wait_for_copies<kMostStages - 2>();
-}
+__device__ inline int warp_index() { return thread_index() / kWarp; }
+__device__ inline int lane_index() { return thread_index() % kWarp; }
+
+// Rows and columns that a warp takes of a matrix in memory, whose transposed one it reads or writes
+// as well: eight rows are a sector of 32 bytes there. A lane has some columns of one row.
+constexpr int kUnitRows = 8, kUnitColumns = 16, kEach = 4;
+__device__ inline int unit_row() { return lane_index() / 4; }
+__device__ inline int unit_column() { return lane_index() % 4 * kEach; }
 
 // The mean of a channel, and its rounding error. Behind the last channel they are zeros.
 template <class W>
@@ -77,7 +79,7 @@ struct Center {
 template <class T, Layout kLayout>
 __device__ inline Lines<T> lines_of(const void* x, int image, int c, int64_t pixels, bool aligned,
                                     int channel, int64_t pixel) {
-  const T* data = static_cast<const T*>(x) + image * c * pixels;
+  const T* data = static_cast<const T*>(x) + int64_t(image) * c * pixels;
   if (kLayout == Layout::contiguous)
     return {data + channel * pixels + pixel, pixels, c - channel, pixels - pixel, aligned};
   return {data + pixel * c + channel, c, pixels - pixel, c - channel, aligned};

@@ -17,11 +17,16 @@ struct GramLayer {
   bool wide;     // tiles of 128 channels, else of 64
   int n, c;
   int rows;        // tiles of a side
+  int side;        // rows and columns of a tile that are stored, a multiple of 16
   int steps;       // of a tile
   int first_tile;  // number of the layer's first tile among all
+  int ways;        // warps that add up the same elements: a power of two
+  int turns;       // of a tile: a block adds up all of it in so many
+  int64_t first_turn;
   int64_t pixels;
   int64_t first_cost;
   double scale;
+  double slope;  // of the loss: 2 / elements of the Gram matrices
 
   __host__ __device__ int diagonal() const { return n * rows; }
   __host__ __device__ int below() const { return n * (rows * (rows - 1) / 2); }
@@ -44,11 +49,13 @@ struct GramLayer {
 struct GramArguments {
   GramLayer layers[kMostLayers];
   int count;
-  int64_t cost;  // of all layers
+  int parts;      // of all costs, one for each of the first blocks
+  int64_t cost;   // of all layers
+  int64_t turns;  // of all tiles
   int stages;
   int stage_bytes;
   int slot;         // elements of a slot of partial sums: the largest tile
-  void* partial;    // slots, as many as tiles and blocks
+  void* partial;    // slots, as many as tiles and parts
   double* squares;  // (layers, blocks): sums of squared differences; none: no loss
   void* losses;     // (layers,)
   int* finished;    // number of blocks that have added up
@@ -59,10 +66,6 @@ struct GramTile {
   int image, row, column;
 
   __device__ GramTile(const GramLayer& layer, int tile) {
-    if (tile >= layer.tiles()) {
-      image = row = column = 0;  // none
-      return;
-    }
     if (tile < layer.diagonal()) {
       image = tile / layer.rows;
       row = column = tile % layer.rows;
@@ -73,33 +76,8 @@ struct GramTile {
     column = (tile - layer.diagonal()) % each;
     for (row = 1; column >= row; ++row) column -= row;
   }
-};
 
-// A place in a layer's line of steps.
-class GramCursor {
- public:
-  __device__ GramCursor(const GramLayer& layer, int step)
-      : layer_(layer),
-        number_(step / layer.steps),
-        step_(step % layer.steps),
-        tile_(layer, number_) {}
-
-  __device__ int number() const { return number_; }
-  __device__ int step() const { return step_; }  // of the tile
-  __device__ const GramTile& tile() const { return tile_; }
-  __device__ bool is_last() const { return step_ + 1 == layer_.steps; }
-  __device__ bool is_diagonal() const { return tile_.row == tile_.column; }
-
-  __device__ void advance() {
-    if (++step_ < layer_.steps) return;
-    step_ = 0;
-    tile_ = GramTile(layer_, ++number_);
-  }
-
- private:
-  const GramLayer& layer_;
-  int number_, step_;
-  GramTile tile_;
+  __device__ bool is_diagonal() const { return row == column; }
 };
 
 // Groups of warps, which sum over different pixels. There are two in narrow tiles, but one in
@@ -151,178 +129,79 @@ class GramProducts {
   __device__ GramProducts(const GramArguments& arguments, const GramLayer& layer)
       : a_(arguments),
         l_(layer),
-        group_(warp() / Shape::kWarps),
-        row_(warp() % Shape::kWarps / Shape::kColumns * kLeft * kBlockRows),
-        column_(warp_column() * kRight * kBlockRows) {}
+        group_(warp_index() / Shape::kWarps),
+        row_(warp_index() % Shape::kWarps / Shape::kColumns * kLeft * kBlockRows),
+        column_(warp_column() * kRight * kBlockRows),
+        scale_(W(layer.scale)) {}
 
   // Adds up the products of some steps, and stores the sums of each tile.
   __device__ void run(int begin, int end) {
-    const int ahead = a_.stages - 1;
-    GramCursor loaded(l_, begin), multiplied(l_, begin);
-    for (int i = 0; i < ahead; ++i, loaded.advance()) {
-      if (begin + i < end) load(loaded, i);
-      commit_copies();
-    }
-    begin_tile(multiplied.tile());
-    int slot = 0;
-    for (int step = begin; step < end; ++step, loaded.advance()) {
-      const int next = slot == 0 ? ahead : slot - 1;  // the slot of the step before
-      wait_for_stage(a_.stages);
-      block_barrier();
-      if (step + ahead < end) load(loaded, next);
-      commit_copies();
-      multiply_step(multiplied, slot);
-      const bool is_last = multiplied.is_last();
-      if (is_last || step + 1 == end) store(multiplied);
-      multiplied.advance();
-      if (is_last && step + 1 < end) begin_tile(multiplied.tile());
-      slot = slot == ahead ? 0 : slot + 1;
+    int loaded_tile = begin / l_.steps, loaded_step = begin % l_.steps, unloaded = end - begin;
+    GramTile loaded(l_, loaded_tile);
+    const auto load = [&](int stage) {
+      if (unloaded == 0) return;
+      const int64_t pixel = int64_t(loaded_step) * Shape::kPixels;
+      load_channels(loaded.image, loaded.row, pixel, panel(stage, 0));
+      if (!loaded.is_diagonal()) load_channels(loaded.image, loaded.column, pixel, panel(stage, 1));
+      --unloaded;
+      if (++loaded_step < l_.steps || unloaded == 0) return;
+      loaded_step = 0;
+      loaded = GramTile(l_, ++loaded_tile);
+    };
+    Pipeline pipeline(a_.stages, load);
+    int step = begin % l_.steps, left = end - begin;
+    for (int number = begin / l_.steps; left > 0; ++number, step = 0) {
+      const GramTile tile(l_, number);
+      const int last = step + left < l_.steps ? step + left : l_.steps;
+      left -= last - step;
+      begin_tile(tile);
+      for (; step < last; ++step) {
+        const int stage = pipeline.next(load);
+        if (blocks_ != 0) multiply_step(tile, step, stage);
+      }
+      store(number);
     }
     block_barrier();  // before others use the stages
   }
 
  private:
-  __device__ static int warp() { return thread_index() / kWarp; }
-
   // The columns of a warp's blocks. In wide tiles the upper warps take them in another order than
   // the lower ones, so that each quarter of a multiprocessor has about the same number of blocks
   // below the diagonal: warps w and w + 4 share one.
   __device__ static int warp_column() {
-    const int column = warp() % Shape::kColumns;
-    if (!kWide || warp() >= Shape::kColumns) return column;
+    const int column = warp_index() % Shape::kColumns;
+    if (!kWide || warp_index() >= Shape::kColumns) return column;
     return column < 2 ? column + 2 : 3 - column;
   }
 
-  __device__ T* panel(int slot, int which) const {
-    return reinterpret_cast<T*>(shared_memory() + slot * a_.stage_bytes + which * P::kBytes);
+  __device__ T* panel(int stage, int which) const {
+    return reinterpret_cast<T*>(shared_memory() + stage * a_.stage_bytes + which * P::kBytes);
   }
 
-  // Begins to load the panels of a step.
-  __device__ void load(const GramCursor& at, int slot) const {
-    const GramTile& tile = at.tile();
-    load_channels(at, tile.row, panel(slot, 0));
-    if (!at.is_diagonal()) load_channels(at, tile.column, panel(slot, 1));
+  __device__ W* exchange() const {
+    return reinterpret_cast<W*>(shared_memory() + a_.stages * a_.stage_bytes);
   }
 
-  __device__ void load_channels(const GramCursor& at, int tiles, T* panel) const {
+  __device__ void load_channels(int image, int tiles, int64_t pixel, T* panel) const {
     load_panel<P, kGramThreads>(
-        panel, lines_of<T, kLayout>(l_.x, at.tile().image, l_.c, l_.pixels, l_.aligned,
-                                    tiles * Shape::kTile, int64_t(at.step()) * Shape::kPixels));
+        panel, lines_of<T, kLayout>(l_.x, image, l_.c, l_.pixels, l_.aligned, tiles * Shape::kTile,
+                                    pixel));
   }
 
-  // Whether a block has products that are wanted: below the diagonal or on it, of channels of x.
-  __device__ bool wanted(const GramTile& tile, int i, int j) const {
-    const int row = row_ + i * kBlockRows, column = column_ + j * kBlockRows;
-    return tile.row * Shape::kTile + row < l_.c && tile.column * Shape::kTile + column < l_.c &&
-           (tile.row != tile.column || column <= row);
-  }
-
-  // Reads a fragment of a panel, of which `pixels` are inside of the image.
-  __device__ Fragment<O> fragment(const T* panel, int row, int depth, int pixels,
-                                  const Center<W> (&centers)[2]) const {
-    if constexpr (kCentered) {
-      const int first = depth + thread_index() % kWarp % 4;
-      return P::template fragment<O>(panel, row, depth, [&](W value, int i, int j) {
-        return first + 4 * j < pixels ? centers[i](value) : W(0);
-      });
-    } else {
-      return P::fragment(panel, row, depth);
-    }
-  }
-
-  __device__ void multiply_step(const GramCursor& at, int slot) {
-    using F = Fragment<O>;
-    const GramTile& tile = at.tile();
-    const T* left = panel(slot, 0);
-    const T* right = panel(slot, at.is_diagonal() ? 0 : 1);
-    bool any = false;
-#pragma unroll
-    for (int i = 0; i < kLeft; ++i) any |= wanted(tile, i, 0);
-    if (!any) return;
-    const int64_t behind = l_.pixels - int64_t(at.step()) * Shape::kPixels;
-    const int pixels = behind < Shape::kPixels ? int(behind) : Shape::kPixels;
-    Block<W> products[kLeft][kRight];
-#pragma unroll
-    for (auto& row : products)
-#pragma unroll
-      for (Block<W>& block : row) block.clear();
-    for (int depth = 0; depth < Shape::kDepth; depth += F::kDepth) {
-      const int from = group_ * Shape::kDepth + depth;
-      F rights[kRight];
-#pragma unroll
-      for (int j = 0; j < kRight; ++j)
-        rights[j] = fragment(right, column_ + j * kBlockRows, from, pixels, column_centers_[j]);
-#pragma unroll
-      for (int i = 0; i < kLeft; ++i) {
-        const F own = fragment(left, row_ + i * kBlockRows, from, pixels, row_centers_[i]);
-#pragma unroll
-        for (int j = 0; j < kRight; ++j)
-          if (wanted(tile, i, j)) multiply_add(products[i][j], own, rights[j]);
-      }
-    }
-    const W scale = W(l_.scale);
-#pragma unroll
-    for (int i = 0; i < kLeft; ++i)
-#pragma unroll
-      for (int j = 0; j < kRight; ++j) sums_[i][j].add(products[i][j], scale);
-  }
-
-  // Stores the sums of a tile's part to its slot, rows one after the other.
-  __device__ void store(const GramCursor& at_end) {
-    const GramTile& tile = at_end.tile();
-    W* exchange = reinterpret_cast<W*>(shared_memory() + a_.stages * a_.stage_bytes);
-    W* slot = static_cast<W*>(a_.partial) +
-              (int64_t(l_.first_tile) + at_end.number() + block_index()) * a_.slot;
-    if (Shape::kGroups == 2) {
-      if (group_ == 1)
-        for_each_pair(tile, [&](int row, int column, W first, W second) {
-          exchange[row * Shape::kTile + column] = first;
-          exchange[row * Shape::kTile + column + 1] = second;
-        });
-      block_barrier();
-    }
-    if (group_ == 0)
-      for_each_pair(tile, [&](int row, int column, W first, W second) {
-        const int at = row * Shape::kTile + column;
-        if (Shape::kGroups == 2) {
-          first += exchange[at];
-          second += exchange[at + 1];
-        }
-        Vector<W, 2> pair;
-        pair.set(0, first);
-        pair.set(1, second);
-        *reinterpret_cast<Vector<W, 2>*>(slot + at) = pair;
-      });
-  }
-
-  template <class F>
-  __device__ void for_each_pair(const GramTile& tile, const F& f) const {
-#pragma unroll
-    for (int i = 0; i < kLeft; ++i)
-#pragma unroll
-      for (int j = 0; j < kRight; ++j)
-#pragma unroll
-        for (const bool lower : {false, true})
-          if (wanted(tile, i, j))
-            sums_[i][j].for_each_pair(lower, [&](int row, int column, W first, W second) {
-              f(row_ + i * kBlockRows + row, column_ + j * kBlockRows + column, first, second);
-            });
-  }
-
-  // Reads the means of a lane's two rows of a block.
-  __device__ void read_centers(int image, int tiles, int row, Center<W> (&centers)[2]) const {
-    const int channel = tiles * Shape::kTile + row + thread_index() % kWarp / 4;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      centers[i] = Center<W>::of(l_.mean, l_.n, l_.c, image, channel + i * 8);
-  }
-
-  // Sets the sums of a tile to zero, and reads the means of its channels.
+  // Sets the sums of a tile to zero, finds the blocks that are wanted, below the diagonal or on it
+  // and of channels of x, and reads the means of their channels.
   __device__ void begin_tile(const GramTile& tile) {
+    blocks_ = 0;
 #pragma unroll
-    for (auto& row : sums_)
+    for (int i = 0; i < kLeft; ++i)
 #pragma unroll
-      for (Block<W>& block : row) block.clear();
+      for (int j = 0; j < kRight; ++j) {
+        sums_[i][j].clear();
+        const int row = row_ + i * kBlockRows, column = column_ + j * kBlockRows;
+        if (tile.row * Shape::kTile + row < l_.c && tile.column * Shape::kTile + column < l_.c &&
+            (!tile.is_diagonal() || column <= row))
+          blocks_ |= 1u << (i * kRight + j);
+      }
     if constexpr (kCentered) {
 #pragma unroll
       for (int i = 0; i < kLeft; ++i)
@@ -333,9 +212,114 @@ class GramProducts {
     }
   }
 
+  // Reads the means of a lane's two rows of a block.
+  __device__ void read_centers(int image, int tiles, int row, Center<W> (&centers)[2]) const {
+    const int channel = tiles * Shape::kTile + row + lane_index() / 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      centers[i] = Center<W>::of(l_.mean, l_.n, l_.c, image, channel + i * 8);
+  }
+
+  // Reads a centred fragment F of a panel, of which `pixels` are inside of the image.
+  template <class F>
+  __device__ static F centered(const T* panel, int row, int depth, int pixels,
+                               const Center<W> (&centers)[2]) {
+    const int first = depth + lane_index() % 4;
+    return P::template widened<F>(panel, row, depth, [&](W value, int i, int j) {
+      return first + 4 * j < pixels ? centers[i](value) : W(0);
+    });
+  }
+
+  __device__ void multiply_step(const GramTile& tile, int step, int stage) {
+    const T* left = panel(stage, 0);
+    const T* right = panel(stage, tile.is_diagonal() ? 0 : 1);
+    const int pixels = clamp_to(l_.pixels - int64_t(step) * Shape::kPixels, Shape::kPixels);
+    Block<W> products[kLeft][kRight];
+#pragma unroll
+    for (auto& row : products)
+#pragma unroll
+      for (Block<W>& block : row) block.clear();
+#pragma unroll(kUnrolled<O>)
+    for (int depth = 0; depth < Shape::kDepth; depth += kFragmentDepth<O>) {
+      const int from = group_ * Shape::kDepth + depth;
+      Left<O> lefts[kLeft];
+      Right<O> rights[kRight];
+#pragma unroll
+      for (int j = 0; j < kRight; ++j) {
+        const int row = column_ + j * kBlockRows;
+        if constexpr (kCentered)
+          rights[j] = centered<Right<O>>(right, row, from, pixels, column_centers_[j]);
+        else
+          rights[j] = P::right(right, row, from);
+      }
+#pragma unroll
+      for (int i = 0; i < kLeft; ++i) {
+        const int row = row_ + i * kBlockRows;
+        if constexpr (kCentered)
+          lefts[i] = centered<Left<O>>(left, row, from, pixels, row_centers_[i]);
+        else
+          lefts[i] = P::left(left, row, from);
+      }
+      // The busiest warps of a narrow tile have all their blocks, so that skipping saves nothing.
+#pragma unroll
+      for (int i = 0; i < kLeft; ++i)
+#pragma unroll
+        for (int j = 0; j < kRight; ++j)
+          if (!kWide || (blocks_ >> (i * kRight + j) & 1))
+            multiply_add(products[i][j], lefts[i], rights[j]);
+    }
+#pragma unroll
+    for (int i = 0; i < kLeft; ++i)
+#pragma unroll
+      for (int j = 0; j < kRight; ++j) sums_[i][j].add(products[i][j], scale_);
+  }
+
+  // Stores the sums of a tile's part to its slot, rows one after the other.
+  __device__ void store(int number) {
+    if constexpr (Shape::kGroups == 2) {
+      add_groups();
+      if (group_ == 1) return;
+    }
+    W* slot =
+        static_cast<W*>(a_.partial) + (int64_t(l_.first_tile) + number + block_index()) * a_.slot;
+#pragma unroll
+    for (int i = 0; i < kLeft; ++i)
+#pragma unroll
+      for (int j = 0; j < kRight; ++j) {
+        const int first = row_ + i * kBlockRows, column = column_ + j * kBlockRows;
+        if (blocks_ == 0 || first >= l_.side || column >= l_.side) continue;
+#pragma unroll
+        for (const bool lower : {false, true})
+          sums_[i][j].for_each_pair(lower, [&](int row, int behind, W sum, W next) {
+            Vector<W, 2> pair;
+            pair.set(0, sum);
+            pair.set(1, next);
+            *reinterpret_cast<Vector<W, 2>*>(slot + (first + row) * l_.side + column + behind) =
+                pair;
+          });
+      }
+  }
+
+  // Adds the sums of the second group to those of the first, whose threads have the same places.
+  __device__ void add_groups() {
+    constexpr int kThreads = kGramThreads / 2;
+    W* at = exchange() + thread_index() % kThreads;
+    if (group_ == 1)
+#pragma unroll
+      for (int i = 0; i < kLeft * kRight * 8; ++i) at[i * kThreads] = sum(i);
+    block_barrier();
+    if (group_ == 0)
+#pragma unroll
+      for (int i = 0; i < kLeft * kRight * 8; ++i) sum(i) += at[i * kThreads];
+  }
+
+  __device__ W& sum(int i) { return sums_[i / 8 / kRight][i / 8 % kRight].sums[i / 4 % 2][i % 4]; }
+
   const GramArguments& a_;
   const GramLayer& l_;
   const int group_, row_, column_;
+  const W scale_;
+  uint32_t blocks_ = 0;  // a bit for each block that is wanted
   Block<W> sums_[kLeft][kRight];
   Center<W> row_centers_[kLeft][2], column_centers_[kRight][2];  // of a lane's channels
 };

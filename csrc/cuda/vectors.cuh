@@ -28,7 +28,7 @@ struct alignas(sizeof(T) * kLanes) Vector {
     return element;
   }
 
-  __device__ void set(int lane, const T& element) {
+  __device__ void set(int lane, T element) {
     if constexpr (sizeof(T) < sizeof(Word)) {
       uint16_t bits;
       __builtin_memcpy(&bits, &element, sizeof(T));
