@@ -92,3 +92,11 @@ def test_the_order_of_threads_changes_nothing(dtype, device, monkeypatch) -> Non
     for run in runs[1:]:
         for first, again in zip(runs[0], run, strict=True):
             assert torch.equal(first, again)
+
+
+def test_numbers_next_to_the_largest_have_a_gradient(device) -> None:
+    """They round to an infinite tf32."""
+    largest = torch.finfo(torch.float32).max
+    x = torch.full((1, 1, 1, 3), largest, device=device).requires_grad_()
+    (grad,) = torch.autograd.grad(gram_matrix(x, scale=1e-3), x, torch.ones(1, 1, 1, device=device))
+    torch.testing.assert_close(grad, torch.full_like(grad, 2e-3 * largest))
