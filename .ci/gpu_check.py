@@ -37,6 +37,7 @@ TEST_FILES = (
     "test_cuda_gram_matrix.py",
     "test_cuda_group_norm.py",
     "test_cuda_instance_norm.py",
+    "test_cuda_streams.py",
     "test_dispatch.py",
     "test_frame_graphs.py",
     "test_gram_losses.py",
