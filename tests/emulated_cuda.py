@@ -106,14 +106,34 @@ def run(command: Sequence[str]) -> None:
     assert finished.returncode == 0, f"{' '.join(command)}\n{finished.stderr[-8000:]}"
 
 
-def build_kernels(name: str, csrc: Path = ROOT / "csrc", flags: Sequence[str] = ()) -> Path:
-    """Return the library of the kernels of a folder like csrc, see `build`."""
+def build_kernels(
+    name: str,
+    csrc: Path = ROOT / "csrc",
+    flags: Sequence[str] = (),
+    *,
+    sources: Sequence[str] | None = None,
+    unchanged: Sequence[str] = (),
+) -> Path:
+    """Return the library of the kernels of a folder like csrc, see `build`.
+
+    Args:
+        sources: files of its folder cuda that are compiled; all of them if it is None.
+        unchanged: further ones, taken from the source tree and kept as an object of their own for
+            other libraries with the same flags.
+    """
     include = ("-DTORCH_TARGET_VERSION=0x020b000000000000", "-isystem", str(TORCH / "include"))
+    flags = (*include, "-ffp-contract=off", *flags)
+    folder = csrc / "cuda"
+    files = sorted(folder.glob("*.cu")) if sources is None else [folder / file for file in sources]
+    for file in unchanged:
+        own = [ROOT / "csrc/cuda" / file]
+        object_name = f"unchanged-{Path(file).stem}"
+        files.append(_compiled(object_name, own, ROOT / "csrc", flags, ("-r", "-nostdlib")))
     return build(
         name,
-        sorted((csrc / "cuda").glob("*.cu")),
+        files,
         csrc=csrc,
-        flags=(*include, "-ffp-contract=off", *flags),
+        flags=flags,
         link_flags=("-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu"),
     )
 

@@ -14,15 +14,10 @@ import pytest
 import torch
 
 from stylekernels import use_impl
-from tests.cuda_faults import CHECKS, FAULTS
-from tests.emulated_cuda import LIMITS, ROOT, build_kernels, emulated_cuda
+from tests.cuda_faults import KERNELS
+from tests.emulated_cuda import ROOT, build_kernels, emulated_cuda
 
 SEEDS = range(3)
-
-# Kernels of float32 alone take less time to compile.
-ALL_DTYPES = "  return for_dtype(dtype_of(x), [&](auto element) {"
-FLOAT32 = """  const auto for_float32 = [](DType, const auto& f) { return f(float{}); };
-  return for_float32(dtype_of(x), [&](auto element) {"""
 
 pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="no source tree")
 
@@ -38,28 +33,42 @@ def csrc(tmp_path) -> Path:
     """A copy of csrc/, to change."""
     folder = tmp_path / "csrc"
     shutil.copytree(ROOT / "csrc", folder, ignore=shutil.ignore_patterns("cpu"))
-    replace(folder / "cuda/instance_norm.cu", ALL_DTYPES, FLOAT32)
     return folder
 
 
-def run(library: Path, check: str, limits: str, seed: int, log: Path) -> None:
+def build(name: str, of: str, csrc: Path) -> Path:
+    """The library of the kernels ``of``. It has no other kernels, which take time to compile."""
+    kernels = KERNELS[of]
+    for old, new in kernels.fewer_types:
+        replace(csrc / "cuda" / kernels.source, old, new)
+    return build_kernels(
+        re.sub(r"\W+", "-", f"{of} {name}"),
+        csrc,
+        flags=("-O0",),
+        sources=(kernels.source,),
+        unchanged=kernels.needs,
+    )
+
+
+def run(library: Path, of: str, check: str, limits: str, seed: int, log: Path) -> None:
     """A process of its own: the emulation ends it where memory must not be accessed."""
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
-    for name, value in (LIMITS[limits] | {"SEED": seed}).items():
+    for name, value in (KERNELS[of].limits[limits] | {"SEED": seed}).items():
         os.environ[f"CUDA_EMULATION_{name}"] = str(value)
     torch.set_num_threads(1)
     with use_impl("native"), emulated_cuda(library):
-        CHECKS[check]()
+        KERNELS[of].checks[check]()
 
 
-def outcomes(library: Path, check: str, limits: Iterable[str], log: Path) -> list[str]:
+def outcomes(library: Path, of: str, check: str, limits: Iterable[str], log: Path) -> list[str]:
     """What a check says for each of the limits and `SEEDS`: the error, or nothing if it passes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._inductor"])  # seconds, for poisoned_memory
     texts = []
     for of_gpu, seed in product(limits, SEEDS):
-        process = context.Process(target=run, args=(library, check, of_gpu, seed, log), daemon=True)
+        arguments = (library, of, check, of_gpu, seed, log)
+        process = context.Process(target=run, args=arguments, daemon=True)
         process.start()
         process.join(60)
         assert process.exitcode is not None, f"{of_gpu}, seed {seed}: no end within 60 seconds"
@@ -68,17 +77,22 @@ def outcomes(library: Path, check: str, limits: Iterable[str], log: Path) -> lis
     return texts
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_kernels_as_they_are_pass(check, csrc, tmp_path) -> None:
-    library = build_kernels("unchanged", csrc, flags=("-O0",))
-    assert set(outcomes(library, check, LIMITS, tmp_path / "log")) == {""}
+@pytest.mark.parametrize(
+    ("of", "check"), [(of, check) for of, kernels in KERNELS.items() for check in kernels.checks]
+)
+def test_kernels_as_they_are_pass(of, check, csrc, tmp_path) -> None:
+    library = build("unchanged", of, csrc)
+    assert set(outcomes(library, of, check, KERNELS[of].limits, tmp_path / "log")) == {""}
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_found(name, csrc, tmp_path) -> None:
-    fault = FAULTS[name]
+@pytest.mark.parametrize(
+    ("of", "name"), [(of, name) for of, kernels in KERNELS.items() for name in kernels.faults]
+)
+def test_faults_are_found(of, name, csrc, tmp_path) -> None:
+    fault = KERNELS[of].faults[name]
     replace(csrc / "cuda" / fault.file, fault.old, fault.new)
-    library = build_kernels(re.sub(r"\W+", "-", name), csrc, flags=("-O0",))
-    said = outcomes(library, fault.check, fault.limits, tmp_path / "log")
+    library = build(name, of, csrc)
+    limits = fault.limits or KERNELS[of].limits
+    said = outcomes(library, of, fault.check, limits, tmp_path / "log")
     found = [text for text in said if text and re.search(fault.message, text)]
     assert len(found) >= fault.seen * len(said), [text[-300:] or "passes" for text in said]

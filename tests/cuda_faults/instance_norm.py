@@ -1,12 +1,12 @@
-"""Faults put into the CUDA kernels on purpose, and the checks that find them.
+"""Faults of the kernels of instance and group norm.
 
 A check is that of the tests of group norm: output and gradients by the accuracy rule.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from tests.conftest import assert_accurate, random
+from tests.cuda_faults.fault import Fault, Kernels
 from tests.emulated_cuda import LIMITS
 from tests.instance_norms import exact, in_torch, ours
 from tests.test_group_norm import check
@@ -42,26 +42,6 @@ CHECKS = {
     "large channels_last": norm((1, 40, 60, 70), 5, "channels_last"),
     "given stats": given_stats,
 }
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A text of a file of csrc/cuda, which occurs there once, and what replaces it.
-
-    Attributes:
-        check: what finds the fault, of `CHECKS`.
-        limits: the GPUs on which it does, of `LIMITS`.
-        seen: the share of orders of threads that must show it.
-        message: a pattern of the error that must show it; else a wrong result may.
-    """
-
-    file: str
-    old: str
-    new: str
-    check: str
-    limits: tuple[str, ...] = tuple(LIMITS)
-    seen: float = 1.0
-    message: str = ""
 
 
 FORWARD, BACKWARD = "instance_norm_forward.cuh", "instance_norm_backward.cuh"
@@ -366,8 +346,18 @@ INDICES = {
     ),
 }
 
-FAULTS = {
-    f"{kind}, {name}": fault
-    for kind, faults in (("barrier", BARRIERS), ("tail", TAILS), ("index", INDICES))
-    for name, fault in faults.items()
-}
+ALL_DTYPES = "  return for_dtype(dtype_of(x), [&](auto element) {"
+FLOAT32 = """  const auto for_float32 = [](DType, const auto& f) { return f(float{}); };
+  return for_float32(dtype_of(x), [&](auto element) {"""
+
+KERNELS = Kernels(
+    source="instance_norm.cu",
+    limits=LIMITS,
+    checks=CHECKS,
+    fewer_types=((ALL_DTYPES, FLOAT32),),
+    faults={
+        f"{kind}, {name}": fault
+        for kind, faults in (("barrier", BARRIERS), ("tail", TAILS), ("index", INDICES))
+        for name, fault in faults.items()
+    },
+)

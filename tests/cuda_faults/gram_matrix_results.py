@@ -1,0 +1,235 @@
+"""Faults of the kernels of Gram matrices in the division of tiles among blocks, and in results."""
+
+from tests.cuda_faults.fault import Fault
+
+SHARES = "gram_matrix.cuh"
+PRODUCTS = "gram_matrix_products.cuh"
+SUMS = "gram_matrix_forward.cuh"
+GRADIENT = "gram_matrix_backward.cuh"
+SOURCE = "gram_matrix.cu"
+FOUR = ("four stages",)
+TWO = ("two stages",)
+MANY = ("many parts",)
+
+PARTS = {
+    "step in the middle": Fault(
+        PRODUCTS,
+        "(cost + once + 1) / 2",
+        "(cost + once) / 2",
+        "layers",
+        MANY,
+    ),
+    "block of a cost": Fault(
+        SHARES,
+        "(((unit + 1) * blocks - 1) / cost)",
+        "(unit * blocks / cost)",
+        "layers",
+        FOUR,
+    ),
+    "last part of a tile": Fault(
+        SUMS,
+        "block <= last; block += ways",
+        "block < last; block += ways",
+        "many parts",
+        FOUR,
+    ),
+    "slots of layers": Fault(
+        PRODUCTS,
+        "(int64_t(l_.first_tile) + at_end.number() + block_index())",
+        "(int64_t(at_end.number()) + block_index())",
+        "layers",
+        FOUR,
+    ),
+    "slots of blocks": Fault(
+        PRODUCTS,
+        "(int64_t(l_.first_tile) + at_end.number() + block_index())",
+        "(int64_t(l_.first_tile) + at_end.number())",
+        "float32",
+        FOUR,
+    ),
+    "part of a tile that another block ends": Fault(
+        PRODUCTS,
+        "if (is_last || step + 1 == end) store",
+        "if (is_last) store",
+        "float32",
+        FOUR,
+    ),
+    "sums of the next tile": Fault(
+        PRODUCTS,
+        "if (is_last && step + 1 < end) begin_tile(multiplied.tile());",
+        "",
+        "float32",
+        TWO,
+    ),
+    "ways of a sum": Fault(
+        SUMS,
+        "first + warp() % ways; block <= last",
+        "first; block <= last",
+        "many parts",
+        MANY,
+    ),
+    "tile of an image": Fault(
+        PRODUCTS,
+        "image = (tile - layer.diagonal()) / each;",
+        "image = 0;",
+        "images of several tiles",
+        FOUR,
+    ),
+    "columns of upper warps": Fault(
+        PRODUCTS,
+        "return column < 2 ? column + 2 : 3 - column;",
+        "return column < 2 ? column + 2 : 2 - column;",
+        "wide tiles",
+        FOUR,
+    ),
+    "pixels of a tile of the gradient": Fault(
+        GRADIENT,
+        "int64_t(column % l_.columns)",
+        "int64_t(column)",
+        "images of several tiles",
+        FOUR,
+    ),
+    "scratch memory of a layer's gradient": Fault(
+        SOURCE,
+        "    product += int64_t(layer.n) * layer.c * layer.stride;\n",
+        "",
+        "layers",
+        FOUR,
+    ),
+}
+
+NUMBERS = {
+    "centre of another tile's channels": Fault(
+        PRODUCTS,
+        "read_centers(tile.image, tile.column,",
+        "read_centers(tile.image, tile.row,",
+        "centred",
+        FOUR,
+    ),
+    "rounding error of a mean": Fault(
+        SHARES,
+        "return (value - mean) - error;",
+        "return value - mean;",
+        "centred",
+        FOUR,
+    ),
+    "scale after the sum": Fault(
+        PRODUCTS,
+        "sums_[i][j].add(products[i][j], scale);",
+        "sums_[i][j].add(sums_[i][j], 1 / scale - 1), sums_[i][j].add(products[i][j], "
+        "1), sums_[i][j].add(sums_[i][j], scale - 1);",
+        "huge float16",
+        FOUR,
+    ),
+    "truncated sums of tensor cores": Fault(
+        GRADIENT,
+        "if constexpr (sizeof(O) == 4) {\n      Blocks",
+        "if constexpr (sizeof(O) == 0) {\n      Blocks",
+        "many channels",
+        FOUR,
+    ),
+    "powers of two of float16": Fault(
+        GRADIENT,
+        "const float power = row_power(largest);",
+        "const float power = 1;",
+        "small gradients",
+        FOUR,
+    ),
+    "powers of another row": Fault(
+        GRADIENT,
+        "l.powers[row] = power;",
+        "l.powers[i] = power;",
+        "small gradients",
+        FOUR,
+    ),
+    "power of a row of zeros": Fault(
+        GRADIENT,
+        "bits < low ? low : bits > high",
+        "bits > high",
+        "gradient of a row of zeros",
+        FOUR,
+    ),
+    "gradient is symmetrised": Fault(
+        GRADIENT,
+        "(grad[i * c + k] + grad[k * c + i])",
+        "(2 * grad[i * c + k])",
+        "float32",
+        FOUR,
+    ),
+    "gradient of a layer's loss": Fault(
+        GRADIENT,
+        "static_cast<const W*>(a.grad_losses)[layer]",
+        "static_cast<const W*>(a.grad_losses)[0]",
+        "layers",
+        FOUR,
+    ),
+}
+
+LOSSES = {
+    "target shared by images": Fault(
+        SUMS,
+        "+ image * l_.target_stride;",
+        "+ image * c * c;",
+        "shared target",
+        FOUR,
+    ),
+    "target above the diagonal": Fault(
+        SUMS,
+        "const double above = double(W(sum)) - double(target[there]);",
+        "const double above = double(W(sum)) - double(target[here]);",
+        "float32",
+        FOUR,
+    ),
+    "gradients above and below": Fault(
+        SUMS,
+        "gram[there] = W(above * slope);",
+        "gram[there] = W(below * slope);",
+        "float32",
+        FOUR,
+    ),
+    "slope of several images": Fault(
+        SUMS,
+        "2 / (double(l_.n) * c * c)",
+        "2 / (double(c) * c)",
+        "shared target",
+        FOUR,
+    ),
+    "diagonal counts twice": Fault(
+        SUMS,
+        "    if (i == j) return below * below;\n",
+        "",
+        "float32",
+        FOUR,
+    ),
+    "first block instead of the last": Fault(
+        SUMS,
+        "== grid_blocks() - 1;",
+        "== 0;",
+        "many parts",
+        FOUR,
+    ),
+    "squares of more blocks than lanes": Fault(
+        SUMS,
+        "block < grid_blocks(); block += kWarp)",
+        "block < grid_blocks() && block < kWarp; block += kWarp)",
+        "more blocks than lanes",
+        FOUR,
+    ),
+    "losses of more layers than warps": Fault(
+        SUMS,
+        "layer < a.count; layer += kGramWarps",
+        "layer < a.count && layer < kGramWarps; layer += kGramWarps",
+        "more layers than warps",
+        FOUR,
+    ),
+}
+
+FAULTS = {
+    f"{kind}, {name}": fault
+    for kind, faults in (
+        ("part", PARTS),
+        ("number", NUMBERS),
+        ("loss", LOSSES),
+    )
+    for name, fault in faults.items()
+}
