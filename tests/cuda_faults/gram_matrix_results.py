@@ -116,10 +116,13 @@ NUMBERS = {
     "scale after the sum": Fault(
         PRODUCTS,
         "sums_[i][j].add(products[i][j], scale);",
-        "sums_[i][j].add(sums_[i][j], 1 / scale - 1), sums_[i][j].add(products[i][j], "
-        "1), sums_[i][j].add(sums_[i][j], scale - 1);",
-        "huge float16",
+        "for (int k = 0; k < 8; ++k) {\n"
+        "          W& sum = sums_[i][j].sums[k / 4][k % 4];\n"
+        "          sum = (sum / scale + products[i][j].sums[k / 4][k % 4]) * scale;\n"
+        "        }",
+        "huge float32",
         FOUR,
+        message="not finite",
     ),
     "truncated sums of tensor cores": Fault(
         GRADIENT,
