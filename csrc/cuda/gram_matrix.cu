@@ -169,11 +169,12 @@ void run_layers(const Call& call, size_t first, size_t last, std::vector<Tensor>
   for (int i = 0; i < a.count; ++i) divide_sums(a, a.layers[i]);
   Tensor partial = empty({(tiles + a.parts) * a.slot}, x, wide_dtype(x));
   a.partial = partial.mutable_data_ptr();
-  std::optional<Tensor> squares;
+  std::optional<Tensor> squares, finished;
   if (losses.has_value()) {
-    squares = workspace(int64_t(a.count) * config.blocks + 1, x);
+    squares = workspace(int64_t(a.count) * config.blocks, x);
+    finished = empty({1}, x, ScalarType::Int);
     a.squares = static_cast<double*>(squares->mutable_data_ptr());
-    a.finished = reinterpret_cast<int*>(a.squares + int64_t(a.count) * config.blocks);
+    a.finished = static_cast<int*>(finished->mutable_data_ptr());
     a.losses = static_cast<W*>(losses->mutable_data_ptr()) + first;
   }
   launch(config, current.stream(), gram_matrix_kernel<T, kCentered>, a);

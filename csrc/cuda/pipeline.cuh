@@ -58,7 +58,8 @@ __device__ inline int clamp_to(int64_t value, int highest) {
 }
 
 // Begins to load a panel P, by kThreads threads. Elements outside of the tensor become zeros.
-// Aligned lines take asynchronous copies; others are there when it returns.
+// Aligned lines, which are whole vectors, take asynchronous copies; others are there when it
+// returns.
 template <class P, int kThreads, class T>
 __device__ inline void load_panel(T* panel, const Lines<T>& from) {
   constexpr int kLanes = kVectorLanes<T>, kLineVectors = P::kLength / kLanes;
@@ -72,8 +73,7 @@ __device__ inline void load_panel(T* panel, const Lines<T>& from) {
   if (from.aligned) {
 #pragma unroll
     for (int line = 0; line < P::kLines; line += kLines) {
-      const int bytes = own + line < lines ? elements * int(sizeof(T)) : 0;
-      copy16_async(to + line * P::kStride, data, bytes);
+      copy16_async(to + line * P::kStride, data, own + line < lines && elements > 0 ? 16 : 0);
       data += kLines * from.stride;
     }
     return;

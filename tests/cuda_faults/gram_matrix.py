@@ -94,6 +94,14 @@ def zero_row() -> None:
     assert_accurate(*gradients(random(1, 20, 9, 13, dtype=FP16), grad))
 
 
+def largest_numbers() -> None:
+    """The gradient of numbers that round to an infinite tf32."""
+    x = torch.full((1, 1, 1, 3), torch.finfo(FP32).max)
+    x[..., 1] = 1.0
+    ours, _, exact = gradients(x, torch.ones(1, 1, 1), 1e-3)
+    torch.testing.assert_close(ours, exact.float())
+
+
 def infinite_channels() -> None:
     """Products of two channels with infinite elements are infinite, with the sign of both."""
     x = random(1, 70, 5, 9)
@@ -109,6 +117,7 @@ CHECKS = {
     "float64": loss((1, 70, 5, 7), FP64),
     "images of several tiles": loss((3, 130, 3, 5), BF16),
     "many parts": loss((1, 8, 4700), BF16, blocks=11),
+    "many turns": loss((1, 64, 2400), BF16, blocks=11),
     "more blocks than lanes": loss((40, 5, 250), FP32, blocks=40),
     "shared target": loss((3, 17, 6, 7), FP32, target="(C, C)"),
     "layers": layers([(1, 70, 13, 16), (2, 24, 16, 16), (1, 17, 5, 6), (1, 130, 3, 3)], FP32),
@@ -121,6 +130,7 @@ CHECKS = {
     "many channels": many_channels,
     "small gradients": small_gradients,
     "gradient of a row of zeros": zero_row,
+    "largest numbers": largest_numbers,
     "infinite channels": infinite_channels,
     "infinite mean": lambda: check_infinite(FP32, "contiguous", True, torch.inf, "cpu"),
 }

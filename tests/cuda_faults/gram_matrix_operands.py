@@ -6,22 +6,23 @@ SHARES = "gram_matrix.cuh"
 PRODUCTS = "gram_matrix_products.cuh"
 SUMS = "gram_matrix_forward.cuh"
 GRADIENT = "gram_matrix_backward.cuh"
+SYMMETRIC = "gram_matrix_symmetric.cuh"
 FRAGMENT = "fragments.cuh"
-PANELS = "panel_loads.cuh"
+PANELS = "pipeline.cuh"
 FOUR = ("four stages",)
 
 FRAGMENTS = {
     "matrices of 16 bits: rows and depth": Fault(
         FRAGMENT,
-        "load_matrices(panel + offset(row + second + line, depth + last))",
-        "load_matrices(panel + offset(row + last + line, depth + second))",
+        "load_matrices(panel + offset(row + line, depth))",
+        "load_matrices(panel + offset(row, depth + line))",
         "wide tiles",
         FOUR,
     ),
     "transposed matrices: rows and depth": Fault(
         FRAGMENT,
-        "load_matrices_transposed(panel + offset(row + second, depth + last + line))",
-        "load_matrices_transposed(panel + offset(row + last, depth + second + line))",
+        "load_matrices_transposed(panel + offset(row, depth + line))",
+        "load_matrices_transposed(panel + offset(row + line, depth))",
         "channels_last",
         FOUR,
     ),
@@ -32,24 +33,38 @@ FRAGMENTS = {
         "channels_last",
         FOUR,
     ),
+    "words of a left operand": Fault(
+        FRAGMENT,
+        "{{words.words[0], words.words[1], words.words[2], words.words[3]}}",
+        "{{words.words[0], words.words[2], words.words[1], words.words[3]}}",
+        "wide tiles",
+        FOUR,
+    ),
     "words of a right operand": Fault(
         FRAGMENT,
-        "words{all[half], all[half + 2]}",
-        "words{all[2 * half], all[2 * half + 1]}",
+        "matrices(panel, row + lane / 16 * 8, depth + lane / 8 % 2 * 8)",
+        "matrices(panel, row + lane / 8 % 2 * 8, depth + lane / 16 * 8 + 0)",
         "wide tiles",
         FOUR,
     ),
     "halves of a right operand": Fault(
         FRAGMENT,
-        "words{all[half], all[half + 2]}",
-        "words{all[half ^ 1], all[(half ^ 1) + 2]}",
+        "multiply<O>(block.sums[half], left.words, right.words[half]);",
+        "multiply<O>(block.sums[half], left.words, right.words[1 - half]);",
         "wide tiles",
         FOUR,
     ),
-    "tf32: words": Fault(
+    "tf32: words of a left operand": Fault(
         FRAGMENT,
-        "result.set(i + 2 * j,",
-        "result.set(2 * i + j,",
+        "    high[i + 2 * j] = parts.high;",
+        "    high[2 * i + j] = parts.high;",
+        "float32",
+        FOUR,
+    ),
+    "tf32: words of a right operand": Fault(
+        FRAGMENT,
+        "    low[i][j] = parts.low;",
+        "    low[j][i] = parts.low;",
         "float32",
         FOUR,
     ),
@@ -62,37 +77,44 @@ FRAGMENTS = {
     ),
     "tf32: low part of the left": Fault(
         FRAGMENT,
-        "    multiply_tf32(block.sums[half], left.low, Half(right.finite, half).words);\n",
+        "    multiply_tf32(block.sums[half], left.low, right.finite[half]);\n",
         "",
         "float32",
         FOUR,
     ),
     "tf32: low part of the right": Fault(
         FRAGMENT,
-        "    multiply_tf32(block.sums[half], left.finite, Half(right.low, half).words);\n",
+        "    multiply_tf32(block.sums[half], left.finite, right.low[half]);\n",
         "",
         "float32",
         FOUR,
     ),
     "tf32: infinite high times low, right": Fault(
         FRAGMENT,
-        "left.low, Half(right.finite, half).words",
-        "left.low, Half(right.high, half).words",
+        "left.low, right.finite[half]",
+        "left.low, right.high[half]",
         "infinite channels",
         FOUR,
     ),
     "tf32: infinite left": Fault(
         FRAGMENT,
-        "left.high, Half(right.high",
-        "left.finite, Half(right.high",
+        "left.high, right.high[half]",
+        "left.finite, right.high[half]",
         "infinite channels",
         FOUR,
     ),
     "tf32: low part of infinity": Fault(
         FRAGMENT,
-        "low[i] = to_tf32(is_finite ? value - rounded : 0);",
-        "low[i] = to_tf32(value - rounded);",
+        "low = to_tf32(is_finite ? value - rounded : 0);",
+        "low = to_tf32(value - rounded);",
         "infinite channels",
+        FOUR,
+    ),
+    "tf32: numbers next to the largest": Fault(
+        FRAGMENT,
+        "(size < 0x7F7FF000 ? 0x1000 : 0)",
+        "0x1000",
+        "largest numbers",
         FOUR,
     ),
     "float64: halves": Fault(
@@ -114,16 +136,30 @@ FRAGMENTS = {
 TAILS = {
     "panels: lines behind the last": Fault(
         PANELS,
-        "line < from.lines ? from.length - first : 0",
-        "from.length - first",
+        "own + line < lines && elements > 0 ? 16 : 0",
+        "elements > 0 ? 16 : 0",
         "wide tiles",
         FOUR,
     ),
-    "panels: bytes of a copy": Fault(
+    "panels: vectors behind the last": Fault(
         PANELS,
-        "elements * int(sizeof(T))",
-        "16",
-        "channels_last",
+        "own + line < lines && elements > 0 ? 16 : 0",
+        "own + line < lines ? 16 : 0",
+        "wide tiles",
+        FOUR,
+    ),
+    "panels: unaligned lines behind the last": Fault(
+        PANELS,
+        "if (own + line < lines && lane < elements)",
+        "if (lane < elements)",
+        "unaligned",
+        FOUR,
+    ),
+    "panels: unaligned elements behind the last": Fault(
+        PANELS,
+        "if (own + line < lines && lane < elements)",
+        "if (own + line < lines)",
+        "unaligned",
         FOUR,
     ),
     "centres: channels behind the last": Fault(
@@ -142,22 +178,29 @@ TAILS = {
     ),
     "blocks: last rows": Fault(
         PRODUCTS,
-        "return tile.row * Shape::kTile + row < l_.c",
-        "return tile.row * Shape::kTile + row + kBlockRows <= l_.c",
+        "if (tile.row * Shape::kTile + row < l_.c",
+        "if (tile.row * Shape::kTile + row + kBlockRows <= l_.c",
         "wide tiles",
         FOUR,
     ),
     "blocks: on the diagonal": Fault(
         PRODUCTS,
-        "column <= row);",
-        "column < row);",
+        "column <= row))",
+        "column < row))",
         "wide tiles",
         FOUR,
     ),
-    "blocks: whether a warp has any": Fault(
+    "blocks: bits": Fault(
         PRODUCTS,
-        "any |= wanted(tile, i, 0);",
-        "any |= wanted(tile, 0, 0);",
+        "1u << (i * kRight + j)",
+        "1u << (i * kLeft + j)",
+        "wide tiles",
+        FOUR,
+    ),
+    "stored side of a tile": Fault(
+        PRODUCTS,
+        "first >= l_.side || column >= l_.side",
+        "first + kBlockRows >= l_.side || column >= l_.side",
         "wide tiles",
         FOUR,
     ),
@@ -168,10 +211,10 @@ TAILS = {
         "wide tiles",
         FOUR,
     ),
-    "gradient: columns behind the last": Fault(
-        GRADIENT,
-        "l_.c - tile.channel, l_.c - depth, true",
-        "l_.c - tile.channel, l_.stride - depth, true",
+    "gradient: zeros behind a row of S": Fault(
+        SYMMETRIC,
+        "if (end > l_.stride) end = l_.stride;",
+        "if (end > l_.c) end = l_.c;",
         "float32",
         FOUR,
     ),

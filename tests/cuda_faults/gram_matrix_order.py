@@ -2,7 +2,7 @@
 
 from tests.cuda_faults.fault import Fault
 
-SHARES = "gram_matrix.cuh"
+PIPELINE = "pipeline.cuh"
 PRODUCTS = "gram_matrix_products.cuh"
 SUMS = "gram_matrix_forward.cuh"
 GRADIENT = "gram_matrix_backward.cuh"
@@ -10,17 +10,17 @@ FOUR = ("four stages",)
 TWO = ("two stages",)
 
 BARRIERS = {
-    "products: panels of a stage": Fault(
-        PRODUCTS,
-        "wait_for_stage(a_.stages);\n      block_barrier();",
-        "wait_for_stage(a_.stages);",
+    "panels of a stage": Fault(
+        PIPELINE,
+        "    block_barrier();\n    load(",
+        "    load(",
         "float32",
         FOUR,
     ),
     "products: exchange of groups of warps": Fault(
         PRODUCTS,
-        "      block_barrier();\n    }\n    if (group_ == 0)",
-        "    }\n    if (group_ == 0)",
+        "    block_barrier();\n    if (group_ == 0)",
+        "    if (group_ == 0)",
         "float32",
         FOUR,
     ),
@@ -42,7 +42,7 @@ BARRIERS = {
         SUMS,
         "      block_barrier();  // the sums before have been read\n",
         "",
-        "many parts",
+        "many turns",
         FOUR,
     ),
     "sums: exchange of warps": Fault(
@@ -54,15 +54,15 @@ BARRIERS = {
     ),
     "squares: exchange before is read": Fault(
         SUMS,
-        "    block_barrier();\n    if (thread_index() % kWarp == 0) exchange",
-        "    if (thread_index() % kWarp == 0) exchange",
+        "    block_barrier();  // what is there has been read\n    if (lane_index() == 0) exchange",
+        "    if (lane_index() == 0) exchange",
         "more layers than warps",
         FOUR,
     ),
     "squares: exchange of warps": Fault(
         SUMS,
-        "exchange[warp()] = squares;\n    block_barrier();\n",
-        "exchange[warp()] = squares;\n",
+        "exchange()[warp_index()] = squares;\n    block_barrier();\n",
+        "exchange()[warp_index()] = squares;\n",
         "float32",
         FOUR,
     ),
@@ -77,13 +77,6 @@ BARRIERS = {
         GRADIENT,
         "  grid_barrier();\n",
         "",
-        "float32",
-        FOUR,
-    ),
-    "gradient: panels of a stage": Fault(
-        GRADIENT,
-        "wait_for_stage(a_.stages);\n      block_barrier();",
-        "wait_for_stage(a_.stages);",
         "float32",
         FOUR,
     ),
@@ -112,59 +105,59 @@ BARRIERS = {
 
 PIPELINES = {
     "wait: two stages": Fault(
-        SHARES,
+        PIPELINE,
         "wait_for_copies<0>();",
         "wait_for_copies<1>();",
         "wide tiles",
         TWO,
     ),
     "wait: three stages": Fault(
-        SHARES,
+        PIPELINE,
         "wait_for_copies<1>();",
         "wait_for_copies<2>();",
         "float32",
         TWO,
     ),
     "wait: four stages": Fault(
-        SHARES,
+        PIPELINE,
         "wait_for_copies<kMostStages - 2>();",
         "wait_for_copies<kMostStages - 1>();",
         "wide tiles",
         FOUR,
     ),
-    "products: slot of a load": Fault(
-        PRODUCTS,
-        "slot == 0 ? ahead : slot - 1;",
-        "slot;",
+    "stage of a load": Fault(
+        PIPELINE,
+        "load(stage == 0 ? last_ : stage - 1);",
+        "load(stage);",
         "wide tiles",
-        FOUR,
-    ),
-    "products: commit of a step": Fault(
-        PRODUCTS,
-        "if (step + ahead < end) load(loaded, next);\n      commit_copies();",
-        "if (step + ahead < end) load(loaded, next);",
-        "wide tiles",
-        FOUR,
-    ),
-    "products: commit without a load": Fault(
-        PRODUCTS,
-        "if (step + ahead < end) load(loaded, next);\n      commit_copies();",
-        "if (step + ahead < end) {\n load(loaded, next);\n      commit_copies();}",
-        "wide tiles",
-        FOUR,
-    ),
-    "gradient: slot of a load": Fault(
-        GRADIENT,
-        "slot == 0 ? ahead : slot - 1;",
-        "slot;",
-        "float32",
         TWO,
     ),
-    "gradient: commit of a step": Fault(
-        GRADIENT,
-        "if (i + ahead < count) load(loaded, next);\n      commit_copies();",
-        "if (i + ahead < count) load(loaded, next);",
+    "first commits": Fault(
+        PIPELINE,
+        "      load(stage);\n      commit_copies();",
+        "      load(stage);",
+        "wide tiles",
+        FOUR,
+    ),
+    "commit of a step": Fault(
+        PIPELINE,
+        "    commit_copies();\n    stage_",
+        "    stage_",
+        "wide tiles",
+        FOUR,
+    ),
+    "products: loads behind the last step": Fault(
+        PRODUCTS,
+        "if (++loaded_step < l_.steps || unloaded == 0) return;",
+        "if (++loaded_step <= l_.steps || unloaded == 0) return;",
         "float32",
+        FOUR,
+    ),
+    "gradient: tiles of loads": Fault(
+        GRADIENT,
+        "loaded = tile_of(++loaded_tile);",
+        "++loaded_tile;",
+        "wide layers",
         FOUR,
     ),
 }

@@ -6,6 +6,7 @@ SHARES = "gram_matrix.cuh"
 PRODUCTS = "gram_matrix_products.cuh"
 SUMS = "gram_matrix_forward.cuh"
 GRADIENT = "gram_matrix_backward.cuh"
+SYMMETRIC = "gram_matrix_symmetric.cuh"
 SOURCE = "gram_matrix.cu"
 FOUR = ("four stages",)
 TWO = ("two stages",)
@@ -21,52 +22,66 @@ PARTS = {
     ),
     "block of a cost": Fault(
         SHARES,
-        "(((unit + 1) * blocks - 1) / cost)",
-        "(unit * blocks / cost)",
+        "(((unit + 1) * parts - 1) / cost)",
+        "(unit * parts / cost)",
         "layers",
         FOUR,
     ),
     "last part of a tile": Fault(
         SUMS,
-        "block <= last; block += ways",
-        "block < last; block += ways",
+        "if (other <= last)",
+        "if (other < last)",
         "many parts",
         FOUR,
     ),
     "slots of layers": Fault(
         PRODUCTS,
-        "(int64_t(l_.first_tile) + at_end.number() + block_index())",
-        "(int64_t(at_end.number()) + block_index())",
+        "(int64_t(l_.first_tile) + number + block_index())",
+        "(int64_t(number) + block_index())",
         "layers",
         FOUR,
     ),
     "slots of blocks": Fault(
         PRODUCTS,
-        "(int64_t(l_.first_tile) + at_end.number() + block_index())",
-        "(int64_t(l_.first_tile) + at_end.number())",
+        "(int64_t(l_.first_tile) + number + block_index())",
+        "(int64_t(l_.first_tile) + number)",
         "float32",
         FOUR,
     ),
     "part of a tile that another block ends": Fault(
         PRODUCTS,
-        "if (is_last || step + 1 == end) store",
-        "if (is_last) store",
+        "      store(number);\n",
+        "      if (last == l_.steps) store(number);\n",
         "float32",
         FOUR,
     ),
     "sums of the next tile": Fault(
         PRODUCTS,
-        "if (is_last && step + 1 < end) begin_tile(multiplied.tile());",
-        "",
+        "        sums_[i][j].clear();\n",
+        "        if (tile.image == 0 && tile.row == 0) sums_[i][j].clear();\n",
         "float32",
         TWO,
     ),
     "ways of a sum": Fault(
         SUMS,
-        "first + warp() % ways; block <= last",
-        "first; block <= last",
+        "first + way; part <= last",
+        "first; part <= last",
         "many parts",
         MANY,
+    ),
+    "ways of a layer": Fault(
+        SUMS,
+        "at[k * kGramThreads + other * kWarp]",
+        "at[k * kGramThreads + (other - 1) * kWarp]",
+        "many parts",
+        FOUR,
+    ),
+    "turns of later layers": Fault(
+        SUMS,
+        "int(turn - l.first_turn)",
+        "int(turn)",
+        "layers",
+        FOUR,
     ),
     "tile of an image": Fault(
         PRODUCTS,
@@ -115,10 +130,10 @@ NUMBERS = {
     ),
     "scale after the sum": Fault(
         PRODUCTS,
-        "sums_[i][j].add(products[i][j], scale);",
+        "sums_[i][j].add(products[i][j], scale_);",
         "for (int k = 0; k < 8; ++k) {\n"
         "          W& sum = sums_[i][j].sums[k / 4][k % 4];\n"
-        "          sum = (sum / scale + products[i][j].sums[k / 4][k % 4]) * scale;\n"
+        "          sum = (sum / scale_ + products[i][j].sums[k / 4][k % 4]) * scale_;\n"
         "        }",
         "huge float32",
         FOUR,
@@ -132,35 +147,35 @@ NUMBERS = {
         FOUR,
     ),
     "powers of two of float16": Fault(
-        GRADIENT,
+        SYMMETRIC,
         "const float power = row_power(largest);",
         "const float power = 1;",
         "small gradients",
         FOUR,
     ),
     "powers of another row": Fault(
-        GRADIENT,
-        "l.powers[row] = power;",
-        "l.powers[i] = power;",
+        SYMMETRIC,
+        "l_.powers[image_ * l_.c + row_] = power;",
+        "l_.powers[row_] = power;",
         "small gradients",
         FOUR,
     ),
     "power of a row of zeros": Fault(
-        GRADIENT,
+        SYMMETRIC,
         "bits < low ? low : bits > high",
         "bits > high",
         "gradient of a row of zeros",
         FOUR,
     ),
     "gradient is symmetrised": Fault(
-        GRADIENT,
-        "(grad[i * c + k] + grad[k * c + i])",
-        "(2 * grad[i * c + k])",
+        SYMMETRIC,
+        "(along[k] + across[k])",
+        "(2 * along[k])",
         "float32",
         FOUR,
     ),
     "gradient of a layer's loss": Fault(
-        GRADIENT,
+        SYMMETRIC,
         "static_cast<const W*>(a.grad_losses)[layer]",
         "static_cast<const W*>(a.grad_losses)[0]",
         "layers",
@@ -171,7 +186,7 @@ NUMBERS = {
 LOSSES = {
     "target shared by images": Fault(
         SUMS,
-        "+ image * l_.target_stride;",
+        "+ image * l.target_stride;",
         "+ image * c * c;",
         "shared target",
         FOUR,
@@ -185,15 +200,15 @@ LOSSES = {
     ),
     "gradients above and below": Fault(
         SUMS,
-        "gram[there] = W(above * slope);",
-        "gram[there] = W(below * slope);",
+        "gram[there] = W(above * l.slope);",
+        "gram[there] = W(below * l.slope);",
         "float32",
         FOUR,
     ),
     "slope of several images": Fault(
-        SUMS,
-        "2 / (double(l_.n) * c * c)",
-        "2 / (double(c) * c)",
+        SOURCE,
+        "2 / (double(layer.n) * layer.c * layer.c)",
+        "2 / (double(layer.c) * layer.c)",
         "shared target",
         FOUR,
     ),
@@ -202,6 +217,20 @@ LOSSES = {
         "    if (i == j) return below * below;\n",
         "",
         "float32",
+        FOUR,
+    ),
+    "counter of finished blocks": Fault(
+        SUMS,
+        "*a.finished = 0;",
+        "*a.finished += 0;",
+        "float32",
+        FOUR,
+    ),
+    "squares of a layer without turns of the block": Fault(
+        SUMS,
+        "for (; layer < a_.count; ++layer, squares = 0) store_squares(layer, squares);",
+        "store_squares(layer, squares);",
+        "more layers than warps",
         FOUR,
     ),
     "first block instead of the last": Fault(
