@@ -84,4 +84,55 @@ __device__ inline W activation_gradient(W grad, W z, Activation activation, W ne
   return grad * (y + z * (slope * (y * (1 - y))));
 }
 
+// An activation that is known when its code is compiled.
+template <Activation kActivation>
+struct ConstantActivation {
+  __device__ constexpr operator Activation() const { return kActivation; }
+};
+
+// Calls f with the activation as a constant, so that one branch serves all elements of a vector.
+template <class F>
+__device__ inline void with_constant(Activation activation, const F& f) {
+  switch (activation) {
+    case Activation::none:
+      return f(ConstantActivation<Activation::none>{});
+    case Activation::relu:
+      return f(ConstantActivation<Activation::relu>{});
+    case Activation::leaky_relu:
+      return f(ConstantActivation<Activation::leaky_relu>{});
+    case Activation::tanh:
+      return f(ConstantActivation<Activation::tanh>{});
+    case Activation::sigmoid:
+      return f(ConstantActivation<Activation::sigmoid>{});
+    case Activation::silu:
+      return f(ConstantActivation<Activation::silu>{});
+    case Activation::gelu:
+      return f(ConstantActivation<Activation::gelu>{});
+    case Activation::gelu_tanh:
+      break;
+  }
+  f(ConstantActivation<Activation::gelu_tanh>{});
+}
+
+// Replaces values before an activation by those behind it.
+template <class W, int kLanes>
+__device__ inline void activate_all(W (&z)[kLanes], Activation activation, W negative_slope) {
+  with_constant(activation, [&](auto constant) {
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane)
+      z[lane] = activate(z[lane], Activation(constant), negative_slope);
+  });
+}
+
+// Replaces gradients behind an activation by those before it, of values z.
+template <class W, int kLanes>
+__device__ inline void activation_gradients(W (&grad)[kLanes], const W (&z)[kLanes],
+                                            Activation activation, W negative_slope) {
+  with_constant(activation, [&](auto constant) {
+#pragma unroll
+    for (int lane = 0; lane < kLanes; ++lane)
+      grad[lane] = activation_gradient(grad[lane], z[lane], Activation(constant), negative_slope);
+  });
+}
+
 }  // namespace stylekernels::device

@@ -56,6 +56,14 @@ struct Properties {
 
 namespace stylekernels::device {
 
+// Tells whether code is compiled for compute capability 9.0. For others the compiler keeps more
+// values in registers at the same time.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+constexpr bool kHopper = false;
+#else
+constexpr bool kHopper = true;
+#endif
+
 // -- indices -----------------------------------------------------------------------------------
 
 __device__ inline int thread_index() { return int(threadIdx.x); }
@@ -216,6 +224,13 @@ __device__ inline int cluster_rank() {
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+// The same, for a thread that has written nothing that others wait for.
+__device__ inline void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 

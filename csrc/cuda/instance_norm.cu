@@ -19,6 +19,9 @@ using namespace device;
 // team, others read and write.
 constexpr int64_t kSliceBytes = 40 << 10;
 
+// Shared memory that a GPU keeps for itself, for each block.
+constexpr int64_t kReservedBytes = 1 << 10;
+
 // The smallest slice worth a block of its own.
 constexpr int64_t kSmallestSlice = 4 << 10;
 
@@ -46,7 +49,8 @@ struct Needs {
   bool backward;
   bool exchanges;  // whether the blocks of a team exchange results
   int64_t vector_bytes;
-  int lanes;  // elements of a vector
+  int lanes;     // elements of a vector
+  int resident;  // blocks that registers let share a multiprocessor
   Layout layout;
 };
 
@@ -135,6 +139,7 @@ Launch plan(NormArguments& a, const Needs& needs) {
   const int64_t for_sums = needs.layout == Layout::contiguous ? divided(s.group, kMostPlanes) : 1;
   int64_t size = power_of_two(std::max({divided(bytes, kSliceBytes), to_fill, for_sums}));
   const bool fits = bytes <= int64_t(gpu.largest_cluster) * (gpu.shared_bytes - kSliceBytes / 2);
+  int64_t blocks = 0, shared_bytes = gpu.shared_bytes;  // grid: of all teams; of a block
   a.team.kind = size == 1 ? TeamKind::single : TeamKind::cluster;
   if (!needs.exchanges) {
     a.team.kind = TeamKind::single;  // blocks of a strip that need not meet
@@ -143,18 +148,27 @@ Launch plan(NormArguments& a, const Needs& needs) {
     if (size == 1) a.team.kind = TeamKind::single;
   } else if (size > gpu.largest_cluster) {
     a.team.kind = TeamKind::grid;
-    const int64_t blocks = gpu.multiprocessors;
-    size = std::min(blocks, std::max({divided(bytes, gpu.shared_bytes - kSliceBytes / 2),
+    blocks = int64_t(gpu.multiprocessors) * needs.resident;
+    shared_bytes = (gpu.shared_bytes + kReservedBytes) / needs.resident - kReservedBytes;
+    const int64_t room = std::max(kSmallestSlice, shared_bytes - kSliceBytes / 2);
+    size = std::min(blocks, std::max({divided(bytes, room),
                                       blocks / std::min<int64_t>(blocks, s.count), for_sums}));
+    // All blocks take part in the fewest rounds.
+    const int64_t rounds = divided(s.count, std::min<int64_t>(s.count, blocks / size));
+    size = blocks / divided(s.count, rounds);
   }
   s.team = a.team.size = int(size);
-  a.team.teams = a.team.kind == TeamKind::grid
-                     ? int(std::min<int64_t>(s.count, gpu.multiprocessors / size))
-                     : s.count;
+  a.team.teams =
+      a.team.kind == TeamKind::grid ? int(std::min<int64_t>(s.count, blocks / size)) : s.count;
   const int64_t spans = divide_slices(s, needs);
   Launch launch;
-  launch.shared_bytes = int(std::min<int64_t>(
-      divide_memory(a.memory, a.team, s, needs, spans, gpu.shared_bytes), gpu.shared_bytes + 1));
+  const int64_t used = divide_memory(a.memory, a.team, s, needs, spans, shared_bytes);
+  if (used > shared_bytes && a.team.kind == TeamKind::grid && needs.resident > 1) {
+    Needs alone = needs;  // the results of many channels take a block's memory
+    alone.resident = 1;
+    return plan(a, alone);
+  }
+  launch.shared_bytes = int(std::min<int64_t>(used, gpu.shared_bytes + 1));
   launch.threads = kNormThreads;
   launch.blocks = a.team.teams * a.team.size;
   launch.cluster = a.team.kind == TeamKind::cluster ? a.team.size : 1;
@@ -177,6 +191,7 @@ bool run(NormArguments& a, const Tensor& like) {
                     !given,
                     int64_t(sizeof(T)) * kLanes,
                     kLanes,
+                    kNormBlocks<T>,
                     kLayout};
   const Current current(like.get_device_index());
   const Launch config = plan(a, needs);

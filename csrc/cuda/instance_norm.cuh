@@ -41,9 +41,9 @@ struct Parameter {
 
 // Layout of a block's shared memory: offsets in bytes. The kept vectors are at its beginning.
 struct NormMemory {
-  int64_t kept;  // vectors of a tensor that the block keeps
-  int table;     // partial results of warps and spans
-  int row;       // entries in a row of the table, one for each row of warps
+  int kept;   // vectors of a tensor that the block keeps
+  int table;  // partial results of warps and spans
+  int row;    // entries in a row of the table, one for each row of warps
   int rows;
   int own;      // what the block publishes for its team
   int results;  // statistics of the strip

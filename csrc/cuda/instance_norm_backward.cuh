@@ -24,8 +24,7 @@ class Gradient {
   static constexpr bool kContiguous = kLayout == Layout::contiguous;
   static constexpr int kCount = kContiguous ? 1 : kLanes;  // planes of a span
 
-  __device__ Gradient(const NormArguments& a, const Span& span)
-      : a_(a), slope_(W(a.negative_slope)) {
+  __device__ Gradient(const NormArguments& a, const Span& span) : a_(a) {
     const int64_t planes = int64_t(a.strips.n) * a.strips.c;
     for (int i = 0; i < kCount; ++i) {
       const int plane = span.plane + i, image = plane / a.strips.c, channel = plane % a.strips.c;
@@ -38,18 +37,81 @@ class Gradient {
 
   __device__ const Affine<W>& affine(int lane) const { return affine_[kContiguous ? 0 : lane]; }
 
-  // Returns the gradient before the activation.
-  __device__ W before(T grad, W normalized, T residual, int lane) const {
-    W z = normalized * affine(lane).weight + affine(lane).bias;
-    if (a_.residual != nullptr) z += widen(residual);
-    return activation_gradient(W(widen(grad)), z, a_.activation, slope_);
+  // Finds, for each element of a vector, x normalized and the gradient before the activation.
+  __device__ void find(const Vector<T, kLanes>& x, const Vector<T, kLanes>& grad,
+                       const Vector<T, kLanes>& residual, W (&normalized)[kLanes],
+                       W (&before)[kLanes]) const {
+    W z[kLanes];
+    for (int j = 0; j < kLanes; ++j) {
+      normalized[j] = affine(j).normalized(x.get(j));
+      z[j] = normalized[j] * affine(j).weight + affine(j).bias;
+    }
+    if (a_.residual != nullptr)
+      for (int j = 0; j < kLanes; ++j) z[j] += widen(residual.get(j));
+    for (int j = 0; j < kLanes; ++j) before[j] = widen(grad.get(j));
+    activation_gradients(before, z, a_.activation, W(a_.negative_slope));
   }
 
  private:
   const NormArguments& a_;
-  W slope_;
   Affine<W> affine_[kCount];
 };
+
+// Vectors that a lane reads at once, as many as registers hold.
+template <class T, int kLanes>
+constexpr int kGradientVectors =
+    sizeof(T) == 8 ? 1 : (sizeof(T) * kLanes == 16 ? 2 : 4) / (kHopper ? 1 : 2);
+
+// Keeps a lane's vectors of a span and adds them up.
+template <bool kWhole, class T, int kLanes, Layout kLayout, int kCount>
+__device__ void add_span(const NormArguments& a, Span span,
+                         const Gradient<T, kLanes, kLayout>& of_span, Sums (&sums)[kCount]) {
+  using W = Wide<T>;
+  constexpr int kSummed = 16, kAtOnce = kWhole ? kGradientVectors<T, kLanes> : 1;
+  const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
+  const T* residual = static_cast<const T*>(a.residual);
+  auto *kept_x = kept_vectors<T, kLanes>(0, a.memory),
+       *kept_grad = kept_vectors<T, kLanes>(1, a.memory);
+  const auto load = [&](const T* tensor, int64_t vector) {
+    return kWhole ? load_whole<T, kLanes>(tensor, vector)
+                  : load_vector<T, kLanes>(tensor, vector, a.strips.elements);
+  };
+  W first[kLanes]{}, second[kLanes]{};
+  for (int left = span.count; left > 0; left -= kAtOnce) {
+    Vector<T, kLanes> xs[kAtOnce], grads[kAtOnce], residuals[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i >= left) continue;
+      const int64_t vector = span.vector + i * span.step;
+      xs[i] = load(x, vector);
+      grads[i] = load(grad, vector);
+      if (residual != nullptr) residuals[i] = load(residual, vector);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i >= left) continue;
+      if (span.slot < a.memory.kept) {
+        kept_x[span.slot] = xs[i];
+        kept_grad[span.slot] = grads[i];
+      }
+      W normalized[kLanes], g[kLanes];
+      of_span.find(xs[i], grads[i], residuals[i], normalized, g);
+      const int64_t element = span.vector * kLanes;
+      for (int j = 0; j < kLanes; ++j) {
+        if (!kWhole && (element + j < span.lo || element + j >= span.hi)) continue;
+        first[j] += g[j];
+        second[j] += g[j] * normalized[j];
+      }
+      span.vector += span.step;
+      span.slot += span.slot_step;
+    }
+    if ((span.count - left + kAtOnce) % kSummed != 0 && left > kAtOnce) continue;
+    for (int j = 0; j < kLanes; ++j) {
+      sums[kCount == 1 ? 0 : j].add({double(first[j]), double(second[j])});
+      first[j] = second[j] = 0;
+    }
+  }
+}
 
 // Reads the block's slice, keeps what fits, and writes sums into the table: contiguous, one entry a
 // span; channels_last, one entry a warp and channel.
@@ -57,59 +119,18 @@ template <class T, int kLanes, Layout kLayout>
 __device__ void read_sums(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   using W = Wide<T>;
   constexpr bool kContiguous = kLayout == Layout::contiguous;
-  constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount, kSummed = 16,
-                kAtOnce = sizeof(W) == 8 ? 1 : 2;
-  const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
-  const T* residual = static_cast<const T*>(a.residual);
-  auto *kept_x = kept_vectors<T, kLanes>(0, a.memory),
-       *kept_grad = kept_vectors<T, kLanes>(1, a.memory);
+  constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount;
   Sums* table = reinterpret_cast<Sums*>(shared_memory() + a.memory.table);
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   for (int index = walk.first_span(); index < walk.spans(); index += walk.span_step()) {
     Span span = walk.span(index);
     Sums sums[kCount];
-    if (span.vector < span.end) {
-      const Gradient<T, kLanes, kLayout> gradient(a, span);
-      W first[kLanes]{}, second[kLanes]{};
-      int added = 0;
-      while (span.vector < span.end) {
-        Vector<T, kLanes> xs[kAtOnce], grads[kAtOnce], residuals[kAtOnce];
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          const int64_t vector = span.vector + i * span.step;
-          if (vector >= span.end) continue;
-          xs[i] = load_vector<T, kLanes>(x, vector, a.strips.elements);
-          grads[i] = load_vector<T, kLanes>(grad, vector, a.strips.elements);
-          residuals[i] = residual == nullptr
-                             ? Vector<T, kLanes>{}
-                             : load_vector<T, kLanes>(residual, vector, a.strips.elements);
-        }
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (span.vector >= span.end) continue;
-          if (span.slot < a.memory.kept) {
-            kept_x[span.slot] = xs[i];
-            kept_grad[span.slot] = grads[i];
-          }
-          const int64_t element = span.vector * kLanes;
-          for (int j = 0; j < kLanes; ++j) {
-            const W normalized = gradient.affine(j).normalized(xs[i].get(j));
-            const W g = gradient.before(grads[i].get(j), normalized, residuals[i].get(j), j);
-            if (kContiguous && (element + j < span.lo || element + j >= span.hi)) continue;
-            first[j] += g;
-            second[j] += g * normalized;
-          }
-          span.vector += span.step;
-          span.slot += span.slot_step;
-          ++added;
-        }
-        if (added < kSummed && span.vector < span.end) continue;
-        added = 0;
-        for (int j = 0; j < kLanes; ++j) {
-          sums[kContiguous ? 0 : j].add({double(first[j]), double(second[j])});
-          first[j] = second[j] = 0;
-        }
-      }
+    if (span.count > 0) {
+      const Gradient<T, kLanes, kLayout> of_span(a, span);
+      if (!kContiguous || span.whole)
+        add_span<true>(a, span, of_span, sums);
+      else
+        add_span<false>(a, span, of_span, sums);
     }
     for (int i = 0; i < kCount; ++i) {
       const Sums all = sum_over_lanes(sums[i], kContiguous ? 1 : a.strips.lanes);
@@ -215,69 +236,88 @@ __device__ void find_means(const NormArguments& a, const Walk<kLanes, kLayout>& 
   }
 }
 
+// Writes the gradients for a lane's vectors of a span, from the last one on.
+template <bool kWhole, class T, int kLanes, Layout kLayout, int kCount>
+__device__ void write_span(const NormArguments& a, Span span,
+                           const Gradient<T, kLanes, kLayout>& of_span,
+                           const Wide<T> (&level)[kCount], const Wide<T> (&slope)[kCount]) {
+  using W = Wide<T>;
+  constexpr int kMost = kGradientVectors<T, kLanes>, kAtOnce = kWhole && kMost > 1 ? kMost / 2 : 1;
+  const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
+  const T* residual = static_cast<const T*>(a.residual);
+  const auto *kept_x = kept_vectors<T, kLanes>(0, a.memory),
+             *kept_grad = kept_vectors<T, kLanes>(1, a.memory);
+  const auto load = [&](const T* tensor, int64_t vector) {
+    return kWhole ? load_whole<T, kLanes>(tensor, vector)
+                  : load_vector<T, kLanes>(tensor, vector, a.strips.elements);
+  };
+  const auto store = [&](void* tensor, const Vector<T, kLanes>& vector) {
+    if (kWhole)
+      store_whole(static_cast<T*>(tensor), span.vector, vector);
+    else
+      store_vector(static_cast<T*>(tensor), span.vector, vector, span.lo, span.hi);
+  };
+  for (int left = span.count; left > 0; left -= kAtOnce) {
+    Vector<T, kLanes> xs[kAtOnce], grads[kAtOnce], residuals[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i >= left) continue;
+      const int64_t vector = span.vector - i * span.step;
+      const int slot = span.slot - i * span.slot_step;
+      const bool kept = slot < a.memory.kept;
+      xs[i] = kept ? kept_x[slot] : load(x, vector);
+      grads[i] = kept ? kept_grad[slot] : load(grad, vector);
+      if (residual != nullptr) residuals[i] = load(residual, vector);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i >= left) continue;
+      W normalized[kLanes], g[kLanes];
+      of_span.find(xs[i], grads[i], residuals[i], normalized, g);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int of = kCount == 1 ? 0 : lane;
+        W projected = g[lane] * of_span.affine(lane).weight;
+        if (a.own_stats) projected -= level[of] + normalized[lane] * slope[of];
+        T rounded;
+        round_to(projected * of_span.affine(lane).rstd, rounded);
+        xs[i].set(lane, rounded);
+        round_to(g[lane], rounded);
+        grads[i].set(lane, rounded);
+      }
+      store(a.grad_x, xs[i]);
+      if (a.grad_residual != nullptr) store(a.grad_residual, grads[i]);
+      span.vector -= span.step;
+      span.slot -= span.slot_step;
+    }
+  }
+}
+
 // Writes the gradients for the block's slice.
 template <class T, int kLanes, Layout kLayout>
 __device__ void write_gradients(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   using W = Wide<T>;
   constexpr bool kContiguous = kLayout == Layout::contiguous;
-  constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount, kAtOnce = sizeof(W) == 8 ? 1 : 2;
-  const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
-  const T* residual = static_cast<const T*>(a.residual);
-  const auto *kept_x = kept_vectors<T, kLanes>(0, a.memory),
-             *kept_grad = kept_vectors<T, kLanes>(1, a.memory);
+  constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount;
   const Sums* results = reinterpret_cast<const Sums*>(shared_memory() + a.memory.results);
   const int spans = walk.spans(), step = walk.span_step(), first = walk.first_span();
   // The last spans come first, as in the forward kernel.
   for (int index = first + (spans - 1 - first) / step * step; index >= first && spans > first;
        index -= step) {
     Span span = walk.span(index);
-    if (span.vector >= span.end) continue;
-    const Gradient<T, kLanes, kLayout> gradient(a, span);
+    if (span.count == 0) continue;
+    const Gradient<T, kLanes, kLayout> of_span(a, span);
     W level[kCount]{}, slope[kCount]{};
     for (int i = 0; i < kCount; ++i) {
       const Sums& means = results[kContiguous ? 0 : (span.local + i) / a.strips.group];
       level[i] = W(means.first);
       slope[i] = W(means.second);
     }
-    const int64_t count = (span.end - 1 - span.vector) / span.step;
-    span.vector += count * span.step;
-    span.slot += count * span.slot_step;
-    for (int64_t done = 0; done <= count; done += kAtOnce) {
-      Vector<T, kLanes> xs[kAtOnce], grads[kAtOnce], residuals[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (done + i > count) continue;
-        const int64_t vector = span.vector - i * span.step, slot = span.slot - i * span.slot_step;
-        const bool kept = slot < a.memory.kept;
-        xs[i] = kept ? kept_x[slot] : load_vector<T, kLanes>(x, vector, a.strips.elements);
-        grads[i] = kept ? kept_grad[slot] : load_vector<T, kLanes>(grad, vector, a.strips.elements);
-        residuals[i] = residual == nullptr
-                           ? Vector<T, kLanes>{}
-                           : load_vector<T, kLanes>(residual, vector, a.strips.elements);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (done + i > count) continue;
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const int of = kContiguous ? 0 : lane;
-          const Affine<W>& affine = gradient.affine(lane);
-          const W normalized = affine.normalized(xs[i].get(lane));
-          const W g = gradient.before(grads[i].get(lane), normalized, residuals[i].get(lane), lane);
-          W projected = g * affine.weight;
-          if (a.own_stats) projected -= level[of] + normalized * slope[of];
-          T rounded;
-          round_to(projected * affine.rstd, rounded);
-          xs[i].set(lane, rounded);
-          round_to(g, rounded);
-          grads[i].set(lane, rounded);
-        }
-        store_vector(static_cast<T*>(a.grad_x), span.vector, xs[i], span.lo, span.hi);
-        if (a.grad_residual != nullptr)
-          store_vector(static_cast<T*>(a.grad_residual), span.vector, grads[i], span.lo, span.hi);
-        span.vector -= span.step;
-        span.slot -= span.slot_step;
-      }
-    }
+    span.vector += (span.count - 1) * span.step;
+    span.slot += (span.count - 1) * span.slot_step;
+    if (!kContiguous || span.whole)
+      write_span<true>(a, span, of_span, level, slope);
+    else
+      write_span<false>(a, span, of_span, level, slope);
   }
 }
 
@@ -297,6 +337,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks<T>)
     team.barrier();
     if (present) find_means<W>(a, walk, team, round);
     block_barrier();
+    team.done_reading();
     if (present) write_gradients<T>(a, walk);
     block_barrier();  // before the next round
   }

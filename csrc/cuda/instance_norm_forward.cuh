@@ -9,11 +9,15 @@
 // with 40 KB of x each. 512 threads with 4 loads of 16 bytes in flight are 32 KB; 4.25 TB/s times a
 // latency of 800 ns are 26 KB for each of 132.
 //
+// Instructions for a vector of 16 bytes and a warp, contiguous, ReLU: 52 to read it and 91 to write
+// it, 36 cycles of a multiprocessor, where 4.25 TB/s allow 56. Activations are chosen once a
+// vector, and elements of spans of whole vectors have no bounds.
+//
 // Floor on an H200: twice the size of x at 4.25 TB/s. Predicted, not measured, in bfloat16:
 //   8 x 32 x 256 x 256, 34 MB, clusters of 4: floor 16 us, with a launch and an exchange 20
 //   128 x 270 x 480, 33 MB, clusters of 8: the same
-//   32 x 1080 x 1920, 133 MB: floor 62 us. A plane exceeds a cluster; 6 teams of 20 blocks take 6
-//   rounds, in which reading, a barrier and writing follow each other: 90 us
+//   32 x 1080 x 1920, 133 MB: floor 62 us. A plane exceeds a cluster; 6 teams of 44 blocks take 6
+//   rounds, in which reading, a barrier and writing follow each other: 87 us
 #pragma once
 
 #include "instance_norm.cuh"
@@ -31,7 +35,8 @@ __device__ int elements_of_entry(const NormArguments& a) {
 template <class T, int kLanes, Layout kLayout>
 __device__ void read_moments(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   constexpr bool kContiguous = kLayout == Layout::contiguous;
-  constexpr int kCount = LaneMoments<T, kLanes, kLayout>::kCount, kAtOnce = kCount == 8 ? 2 : 4;
+  constexpr int kCount = LaneMoments<T, kLanes, kLayout>::kCount;
+  constexpr int kAtOnce = kHopper || kCount < 8 ? 4 : 2;
   const T* x = static_cast<const T*>(a.x);
   auto* kept = kept_vectors<T, kLanes>(0, a.memory);
   Moments* table = reinterpret_cast<Moments*>(shared_memory() + a.memory.table);
@@ -40,23 +45,35 @@ __device__ void read_moments(const NormArguments& a, const Walk<kLanes, kLayout>
   for (int index = walk.first_span(); index < walk.spans(); index += walk.span_step()) {
     Span span = walk.span(index);
     if (!kContiguous) moments = {};
-    while (span.vector < span.end) {
-      Vector<T, kLanes> vectors[kAtOnce];
+    if (!kContiguous || span.whole) {
+      for (int done = 0; done < span.count; done += kAtOnce) {
+        Vector<T, kLanes> vectors[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int64_t vector = span.vector + i * span.step;
-        if (vector < span.end) vectors[i] = load_vector<T, kLanes>(x, vector, a.strips.elements);
+        for (int i = 0; i < kAtOnce; ++i)
+          if (done + i < span.count)
+            vectors[i] = load_whole<T, kLanes>(x, span.vector + i * span.step);
+        if (moments.empty())
+          moments.choose_shift(vectors[0], span.vector * kLanes, span.lo, span.hi);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (done + i >= span.count) continue;
+          if (span.slot < a.memory.kept) kept[span.slot] = vectors[i];
+          moments.add(vectors[i]);
+          span.slot += span.slot_step;
+        }
+        span.vector += kAtOnce * span.step;
+        moments.settle_if_many();
       }
-      if (moments.empty()) moments.choose_shift(vectors[0], span.vector * kLanes, span.lo, span.hi);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (span.vector >= span.end) continue;
-        if (a.y != nullptr && span.slot < a.memory.kept) kept[span.slot] = vectors[i];
-        moments.add(vectors[i], span.vector * kLanes, span.lo, span.hi);
+    } else {
+      for (; span.count > 0; --span.count) {
+        const Vector<T, kLanes> vector = load_vector<T, kLanes>(x, span.vector, a.strips.elements);
+        if (moments.empty()) moments.choose_shift(vector, span.vector * kLanes, span.lo, span.hi);
+        if (span.slot < a.memory.kept) kept[span.slot] = vector;
+        moments.add(vector, span.vector * kLanes, span.lo, span.hi);
         span.vector += span.step;
         span.slot += span.slot_step;
+        moments.settle_if_many();
       }
-      moments.settle_if_many();
     }
     if constexpr (!kContiguous) {
       moments.finish();
@@ -154,6 +171,55 @@ __device__ void take_statistics(const NormArguments& a, const Walk<kLanes, kLayo
   }
 }
 
+// Writes y for a lane's vectors of a span, from the last one on.
+template <bool kWhole, int kAtOnce, class T, int kLanes, int kCount>
+__device__ void write_span(const NormArguments& a, Span span,
+                           const Affine<Wide<T>> (&affine)[kCount], const T* x) {
+  using W = Wide<T>;
+  const T* residual = static_cast<const T*>(a.residual);
+  const auto* kept = kept_vectors<T, kLanes>(0, a.memory);
+  for (int left = span.count; left > 0; left -= kAtOnce) {
+    Vector<T, kLanes> values[kAtOnce], added[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i >= left) continue;
+      const int64_t vector = span.vector - i * span.step;
+      const int slot = span.slot - i * span.slot_step;
+      values[i] = slot < a.memory.kept ? kept[slot]
+                  : kWhole             ? load_whole<T, kLanes>(x, vector)
+                                       : load_vector<T, kLanes>(x, vector, a.strips.elements);
+      if (residual != nullptr)
+        added[i] = kWhole ? load_whole<T, kLanes>(residual, vector)
+                          : load_vector<T, kLanes>(residual, vector, a.strips.elements);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i >= left) continue;
+      W z[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const Affine<W>& affine_of = affine[kCount == 1 ? 0 : lane];
+        z[lane] = affine_of.normalized(values[i].get(lane)) * affine_of.weight + affine_of.bias;
+      }
+      if (residual != nullptr && a.residual_first)
+        for (int lane = 0; lane < kLanes; ++lane) z[lane] += widen(added[i].get(lane));
+      activate_all(z, a.activation, W(a.negative_slope));
+      if (residual != nullptr && !a.residual_first)
+        for (int lane = 0; lane < kLanes; ++lane) z[lane] += widen(added[i].get(lane));
+      for (int lane = 0; lane < kLanes; ++lane) {
+        T rounded;
+        round_to(z[lane], rounded);
+        values[i].set(lane, rounded);
+      }
+      if (kWhole)
+        store_whole(static_cast<T*>(a.y), span.vector, values[i]);
+      else
+        store_vector(static_cast<T*>(a.y), span.vector, values[i], span.lo, span.hi);
+      span.vector -= span.step;
+      span.slot -= span.slot_step;
+    }
+  }
+}
+
 // Writes y for the block's slice.
 template <class T, int kLanes, Layout kLayout>
 __device__ void write_normalized(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
@@ -163,17 +229,14 @@ __device__ void write_normalized(const NormArguments& a, const Walk<kLanes, kLay
                                                                             : kCount == 8 ? 1
                                                                                           : 2;
   const T* x = static_cast<const T*>(a.x);
-  const T* residual = static_cast<const T*>(a.residual);
-  const auto* kept = kept_vectors<T, kLanes>(0, a.memory);
   const auto* results =
       reinterpret_cast<const GroupStatistics<W>*>(shared_memory() + a.memory.results);
-  const W slope = W(a.negative_slope);
   const int spans = walk.spans(), step = walk.span_step(), first = walk.first_span();
   // The last spans come first: if they were not kept, they are the newest in the L2 cache.
   for (int index = first + (spans - 1 - first) / step * step; index >= first && spans > first;
        index -= step) {
     Span span = walk.span(index);
-    if (span.vector >= span.end) continue;
+    if (span.count == 0) continue;
     Affine<W> affine[kCount];
     for (int i = 0; i < kCount; ++i) {
       const int plane = span.plane + i, image = plane / a.strips.c, channel = plane % a.strips.c;
@@ -181,38 +244,12 @@ __device__ void write_normalized(const NormArguments& a, const Walk<kLanes, kLay
       affine[i] = {group.mean, group.error, group.rstd, a.weight.at(image, channel, W(1)),
                    a.bias.at(image, channel, W(0))};
     }
-    const int64_t count = (span.end - 1 - span.vector) / span.step;
-    span.vector += count * span.step;
-    span.slot += count * span.slot_step;
-    for (int64_t done = 0; done <= count; done += kAtOnce) {
-      Vector<T, kLanes> values[kAtOnce], added[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (done + i > count) continue;
-        const int64_t vector = span.vector - i * span.step, slot = span.slot - i * span.slot_step;
-        values[i] = slot < a.memory.kept ? kept[slot]
-                                         : load_vector<T, kLanes>(x, vector, a.strips.elements);
-        if (residual != nullptr)
-          added[i] = load_vector<T, kLanes>(residual, vector, a.strips.elements);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (done + i > count) continue;
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const Affine<W>& affine_of = affine[kContiguous ? 0 : lane];
-          W z = affine_of.normalized(values[i].get(lane)) * affine_of.weight + affine_of.bias;
-          if (residual != nullptr && a.residual_first) z += widen(added[i].get(lane));
-          z = activate(z, a.activation, slope);
-          if (residual != nullptr && !a.residual_first) z += widen(added[i].get(lane));
-          T rounded;
-          round_to(z, rounded);
-          values[i].set(lane, rounded);
-        }
-        store_vector(static_cast<T*>(a.y), span.vector, values[i], span.lo, span.hi);
-        span.vector -= span.step;
-        span.slot -= span.slot_step;
-      }
-    }
+    span.vector += (span.count - 1) * span.step;
+    span.slot += (span.count - 1) * span.slot_step;
+    if (!kContiguous || span.whole)
+      write_span<true, kAtOnce, T, kLanes, kCount>(a, span, affine, x);
+    else
+      write_span<false, 1, T, kLanes, kCount>(a, span, affine, x);
   }
 }
 
@@ -237,6 +274,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks<T>)
       if (present) find_statistics<W>(a, walk, team, round);
     }
     block_barrier();
+    if (!given) team.done_reading();
     if (present && a.y != nullptr) write_normalized<T>(a, walk);
     block_barrier();  // before the next round
   }

@@ -96,18 +96,19 @@ class LaneMoments {
     }
   }
 
+  // Adds a vector.
+  __device__ void add(const Vector<T, kLanes>& vector) {
+    for (int i = 0; i < kLanes; ++i) add(i, widen(vector.get(i)) - shift_[kContiguous ? 0 : i]);
+    pending_ += kContiguous ? kLanes : 1;
+  }
+
   // Adds those elements of the vector, which begins at element `first`, that are in [lo, hi).
   __device__ void add(const Vector<T, kLanes>& vector, int64_t first, int64_t lo, int64_t hi) {
-    const bool whole = !kContiguous || (first >= lo && first + kLanes <= hi);
     for (int i = 0; i < kLanes; ++i) {
-      const bool inside = whole || (first + i >= lo && first + i < hi);
-      const W value = widen(vector.get(i)) - shift_[kContiguous ? 0 : i];
-      const W difference = inside ? value : W(0);
-      sum_[i] += difference;
-      squares_[i] += difference * difference;
-      if (kContiguous) pending_ += inside;
+      if (first + i < lo || first + i >= hi) continue;
+      add(i, widen(vector.get(i)) - shift_[kContiguous ? 0 : i]);
+      ++pending_;
     }
-    if (!kContiguous) ++pending_;
   }
 
   // Moves what was added to the sums in double, and the shift to the mean so far, if many values
@@ -129,6 +130,11 @@ class LaneMoments {
  private:
   using W = Wide<T>;
   static constexpr int kSummed = kContiguous ? 16 * kLanes : 32;
+
+  __device__ void add(int i, W difference) {
+    sum_[i] += difference;
+    squares_[i] += difference * difference;
+  }
 
   // Shifts are finite: the sum of a plane with an infinite value is infinite, and so is its mean.
   __device__ static W finite(W value, W otherwise) {

@@ -26,10 +26,12 @@ struct Strips {
 
 // A lane's part of a span.
 struct Span {
-  int64_t vector, end, step;  // its vectors in the tensor: first, end, distance
-  int64_t slot, slot_step;    // those of a block, counted from the beginning of its slice
-  int64_t lo, hi;             // contiguous: elements of the span; vectors may reach over both ends
-  int plane;                  // of its first element: image * C + channel
+  int64_t vector, step;  // its vectors in the tensor: first, distance
+  int count;             // of them
+  bool whole;            // none reaches over an end of the span
+  int slot, slot_step;   // those of a block, counted from the beginning of its slice
+  int64_t lo, hi;        // contiguous: elements of the span; vectors may reach over both ends
+  int plane;             // of its first element: image * C + channel
   int local;  // contiguous: number of the span in the block; channels_last: channel in the strip
 };
 
@@ -80,9 +82,11 @@ class Walk {
       span.lo = max64(begin_, start + piece * strips_.unit);
       span.hi = min64(end_, start + min64(strips_.pixels, (piece + 1) * strips_.unit));
       span.vector = span.lo / kLanes + lane_;
-      span.end = (span.hi + kLanes - 1) / kLanes;
       span.step = span.slot_step = kWarp;
-      span.slot = span.vector - begin_ / kLanes;
+      const int left = int((span.hi + kLanes - 1) / kLanes - span.vector);
+      span.count = left > 0 ? (left + kWarp - 1) / kWarp : 0;
+      span.whole = (span.lo | span.hi) % kLanes == 0;
+      span.slot = int(span.vector - begin_ / kLanes);
       span.plane = int(plane);
       span.local = index;
     } else {
@@ -93,9 +97,11 @@ class Walk {
       const int64_t of_image = image_ * strips_.pixels;
       span.vector = (of_image + row) * strips_.row + column_ + column;
       span.step = int64_t(all_rows) * strips_.row;
-      span.end = column < width_ ? (of_image + end_) * strips_.row : span.vector;
-      span.slot = (row - begin_) * strips_.width + column;
-      span.slot_step = int64_t(all_rows) * strips_.width;
+      const int left = int(end_ - row);
+      span.count = column < width_ && left > 0 ? (left + all_rows - 1) / all_rows : 0;
+      span.whole = true;
+      span.slot = int(row - begin_) * strips_.width + column;
+      span.slot_step = all_rows * strips_.width;
       span.lo = 0;
       span.hi = strips_.elements;
       span.local = column * kLanes;

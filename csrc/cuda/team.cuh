@@ -52,11 +52,14 @@ class Team {
     }
   }
 
+  // Says that this block has read what others published. Clusters have one round only.
+  __device__ void done_reading() const {
+    if (plan_.kind == TeamKind::cluster) cluster_arrive_relaxed();
+  }
+
   // Waits until no block reads this block's shared memory.
   __device__ void leave() const {
-    if (plan_.kind != TeamKind::cluster) return;
-    cluster_arrive();
-    cluster_wait();
+    if (plan_.kind == TeamKind::cluster) cluster_wait();
   }
 
  private:

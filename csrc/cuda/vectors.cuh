@@ -44,24 +44,41 @@ struct alignas(sizeof(T) * kLanes) Vector {
 template <class T>
 constexpr int kVectorLanes = 16 / sizeof(T);
 
+// Reads vector number `index` of a tensor that nobody writes meanwhile.
+template <class T, int kLanes>
+__device__ inline Vector<T, kLanes> load_whole(const T* tensor, int64_t index) {
+  Vector<T, kLanes> vector;
+  if constexpr (sizeof(vector) == sizeof(Vector16)) {
+    const Vector16 bits = load16(tensor + index * kLanes);
+    __builtin_memcpy(&vector, &bits, sizeof(vector));
+  } else {
+    vector = *reinterpret_cast<const Vector<T, kLanes>*>(tensor + index * kLanes);
+  }
+  return vector;
+}
+
 // Reads vector number `index` of a tensor that nobody writes meanwhile. The last vector may reach
 // over the end of the tensor's `count` elements; what is there reads as zeros.
 template <class T, int kLanes>
 __device__ inline Vector<T, kLanes> load_vector(const T* tensor, int64_t index, int64_t count) {
-  Vector<T, kLanes> vector{};
   const int64_t first = index * kLanes;
-  if (kLanes > 1 && first + kLanes <= count) {
-    if constexpr (sizeof(vector) == sizeof(Vector16)) {
-      const Vector16 bits = load16(tensor + first);
-      __builtin_memcpy(&vector, &bits, sizeof(vector));
-    } else {
-      vector = *reinterpret_cast<const Vector<T, kLanes>*>(tensor + first);
-    }
-    return vector;
-  }
+  if (kLanes > 1 && first + kLanes <= count) return load_whole<T, kLanes>(tensor, index);
+  Vector<T, kLanes> vector{};
   for (int lane = 0; lane < kLanes; ++lane)
     if (first + lane < count) vector.set(lane, tensor[first + lane]);
   return vector;
+}
+
+// Writes vector number `index`.
+template <class T, int kLanes>
+__device__ inline void store_whole(T* tensor, int64_t index, const Vector<T, kLanes>& vector) {
+  if constexpr (sizeof(vector) == sizeof(Vector16)) {
+    Vector16 bits;
+    __builtin_memcpy(&bits, &vector, sizeof(vector));
+    store16(tensor + index * kLanes, bits);
+  } else {
+    *reinterpret_cast<Vector<T, kLanes>*>(tensor + index * kLanes) = vector;
+  }
 }
 
 // Writes those elements of vector number `index` that are in [begin, end).
@@ -69,16 +86,8 @@ template <class T, int kLanes>
 __device__ inline void store_vector(T* tensor, int64_t index, const Vector<T, kLanes>& vector,
                                     int64_t begin, int64_t end) {
   const int64_t first = index * kLanes;
-  if (kLanes > 1 && first >= begin && first + kLanes <= end) {
-    if constexpr (sizeof(vector) == sizeof(Vector16)) {
-      Vector16 bits;
-      __builtin_memcpy(&bits, &vector, sizeof(vector));
-      store16(tensor + first, bits);
-    } else {
-      *reinterpret_cast<Vector<T, kLanes>*>(tensor + first) = vector;
-    }
-    return;
-  }
+  if (kLanes > 1 && first >= begin && first + kLanes <= end)
+    return store_whole(tensor, index, vector);
   for (int lane = 0; lane < kLanes; ++lane)
     if (first + lane >= begin && first + lane < end) tensor[first + lane] = vector.get(lane);
 }

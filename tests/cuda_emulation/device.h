@@ -23,6 +23,8 @@
 
 namespace stylekernels::device {
 
+constexpr bool kHopper = true;
+
 // -- indices -----------------------------------------------------------------------------------
 
 using emulation::block_index;
@@ -108,6 +110,9 @@ using emulation::cluster_arrive;
 using emulation::cluster_blocks;
 using emulation::cluster_rank;
 using emulation::cluster_wait;
+
+// Writes are visible at once, whatever the order.
+inline void cluster_arrive_relaxed() { emulation::cluster_arrive(); }
 
 template <class T>
 const T* shared_of(const T* shared, int rank) {

@@ -63,14 +63,14 @@ BARRIERS = {
     ),
     "forward: results, writing": Fault(
         FORWARD,
-        "    block_barrier();\n    if (present && a.y",
-        "    if (present && a.y",
+        "    block_barrier();\n    if (!given) team.done",
+        "    if (!given) team.done",
         "odd planes",
     ),
     "forward: given statistics, writing": Fault(
         FORWARD,
-        "    block_barrier();\n    if (present && a.y",
-        "    if (!given) block_barrier();\n    if (present && a.y",
+        "    block_barrier();\n    if (!given) team.done",
+        "    if (!given) block_barrier();\n    if (!given) team.done",
         "given stats",
     ),
     "forward: next round": Fault(
@@ -99,7 +99,7 @@ BARRIERS = {
         BACKWARD,
         "  if (!contiguous) return;\n  block_barrier();\n",
         "  if (!contiguous) return;\n",
-        "large groups",
+        "planes of 9",
     ),
     "backward: exchange": Fault(
         BACKWARD,
@@ -115,8 +115,8 @@ BARRIERS = {
     ),
     "backward: means, writing": Fault(
         BACKWARD,
-        "    block_barrier();\n    if (present) write_gradients",
-        "    if (present) write_gradients",
+        "    block_barrier();\n    team.done",
+        "    team.done",
         "odd planes",
     ),
     "backward: next round": Fault(
@@ -162,14 +162,14 @@ BARRIERS = {
 TAILS = {
     "moments: before the plane": Fault(
         "moments.cuh",
-        "inside = whole || (first + i >= lo && first + i < hi)",
-        "inside = whole || first + i < hi",
+        "if (first + i < lo || first + i >= hi) continue;",
+        "if (first + i >= hi) continue;",
         "odd planes",
     ),
     "moments: behind the plane": Fault(
         "moments.cuh",
-        "inside = whole || (first + i >= lo && first + i < hi)",
-        "inside = whole || first + i >= lo",
+        "if (first + i < lo || first + i >= hi) continue;",
+        "if (first + i < lo) continue;",
         "odd planes",
     ),
     "sums: before the plane": Fault(
@@ -217,10 +217,16 @@ TAILS = {
         "width_ = strips.width;",
         "channels_last",
     ),
+    "spans that end within a vector": Fault(
+        "strips.cuh",
+        "span.whole = (span.lo | span.hi) % kLanes == 0;",
+        "span.whole = span.lo % kLanes == 0;",
+        "odd planes",
+    ),
     "channels_last: lanes behind a strip": Fault(
         "strips.cuh",
-        "span.end = column < width_ ? (of_image + end_) * strips_.row : span.vector;",
-        "span.end = (of_image + end_) * strips_.row;",
+        "span.count = column < width_ && left > 0 ?",
+        "span.count = left > 0 ?",
         "channels_last",
     ),
     "contiguous: elements of the last block": Fault(
@@ -231,8 +237,8 @@ TAILS = {
     ),
     "channels_last: vectors of a lane, in reverse order": Fault(
         FORWARD,
-        "count = (span.end - 1 - span.vector) / span.step;",
-        "count = (span.end - span.vector) / span.step;",
+        "span.vector += (span.count - 1) * span.step;",
+        "span.vector += span.count * span.step;",
         "whole rounds",
         CLUSTERS,
     ),
@@ -241,16 +247,16 @@ TAILS = {
 INDICES = {
     "forward: a vector is kept over the table": Fault(
         FORWARD,
-        "if (a.y != nullptr && span.slot < a.memory.kept)",
-        "if (a.y != nullptr && span.slot <= a.memory.kept)",
+        "if (span.slot < a.memory.kept) kept[span.slot] = vector;",
+        "if (span.slot <= a.memory.kept) kept[span.slot] = vector;",
         "large groups",
         LITTLE,
         seen=0.5,
     ),
     "backward: a vector is kept over the next tensor's": Fault(
         BACKWARD,
-        "        if (span.slot < a.memory.kept) {",
-        "        if (span.slot <= a.memory.kept) {",
+        "      if (span.slot < a.memory.kept) {",
+        "      if (span.slot <= a.memory.kept) {",
         "large groups",
         READ_TWICE,
     ),
