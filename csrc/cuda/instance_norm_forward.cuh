@@ -9,8 +9,8 @@
 // with 40 KB of x each. 512 threads with 4 loads of 16 bytes in flight are 32 KB; 4.25 TB/s times a
 // latency of 800 ns are 26 KB for each of 132.
 //
-// Instructions for a vector of 16 bytes and a warp, contiguous, ReLU: 52 to read it and 91 to write
-// it, 36 cycles of a multiprocessor, where 4.25 TB/s allow 56. Activations are chosen once a
+// Instructions for a vector of 16 bytes and a warp, contiguous, ReLU: 52 to read it and some 100 to
+// write it, 38 cycles of a multiprocessor, where 4.25 TB/s allow 56. Activations are chosen once a
 // vector, and elements of spans of whole vectors have no bounds.
 //
 // Floor on an H200: twice the size of x at 4.25 TB/s. Predicted, not measured, in bfloat16:
