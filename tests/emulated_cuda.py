@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -143,6 +143,20 @@ def define_and_load(library: Path) -> None:
     for name, schema in OPS.items():
         torch.library.define(f"{_EMULATED}::{name}", schema.removeprefix(name))
     torch.ops.load_library(library)
+
+
+def emulated_gpus(limits: Mapping[str, Mapping[str, int]]):
+    """Return an automatic fixture: the tests of a module run on emulated GPUs of all these limits,
+    or once on a real one, which has limits of its own."""
+
+    @pytest.fixture(autouse=True, params=limits)
+    def gpu(request, device, monkeypatch) -> None:
+        if device != "cpu" and request.param != next(iter(limits)):
+            pytest.skip("a GPU has limits of its own")
+        for name, value in limits[request.param].items():
+            monkeypatch.setenv(f"CUDA_EMULATION_{name}", str(value))
+
+    return gpu
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Which nvcc setup.py takes for the CUDA kernels, and for which GPUs."""
+"""setup.py's choice of nvcc for the CUDA kernels, and of GPUs."""
 
 import importlib.util
 from pathlib import Path

@@ -9,6 +9,7 @@ import torch
 
 from stylekernels import gram_losses, gram_matrix
 from tests.conftest import CUDA, DTYPES, poisoned_memory, random
+from tests.emulated_cuda import emulated_gpus
 from tests.test_gram_losses import check_losses, layers_of, targets_for
 from tests.test_gram_matrix import check_gram, check_loss, target_for
 from tests.test_triton_gram_matrix import (
@@ -42,14 +43,7 @@ LIMITS = {
     "two stages": {"MULTIPROCESSORS": 3, "SHARED_BYTES": 99 << 10},
 }
 
-
-@pytest.fixture(autouse=True, params=LIMITS)
-def limits(request, device, monkeypatch) -> None:
-    """An emulated GPU has these limits."""
-    if device != "cpu" and request.param != next(iter(LIMITS)):
-        pytest.skip("a GPU has limits of its own")
-    for name, value in LIMITS[request.param].items():
-        monkeypatch.setenv(f"CUDA_EMULATION_{name}", str(value))
+limits = emulated_gpus(LIMITS)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

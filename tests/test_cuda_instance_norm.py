@@ -9,7 +9,7 @@ import torch
 
 from stylekernels import instance_norm
 from tests.conftest import CUDA, poisoned_memory, random
-from tests.emulated_cuda import LIMITS
+from tests.emulated_cuda import LIMITS, emulated_gpus
 from tests.test_instance_norm import (
     test_eps,  # noqa: F401
     test_expanded_input_and_gradient,  # noqa: F401
@@ -42,14 +42,7 @@ from tests.test_triton_instance_norm import (
 
 pytestmark = CUDA
 
-
-@pytest.fixture(autouse=True, params=LIMITS)
-def limits(request, device, monkeypatch) -> None:
-    """An emulated GPU has these limits."""
-    if device != "cpu" and request.param != next(iter(LIMITS)):
-        pytest.skip("a GPU has limits of its own")
-    for name, value in LIMITS[request.param].items():
-        monkeypatch.setenv(f"CUDA_EMULATION_{name}", str(value))
+limits = emulated_gpus(LIMITS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -40,7 +40,7 @@ struct Tf32 {
     uint32_t bits;
     __builtin_memcpy(&bits, &value, sizeof(bits));
     const uint32_t size = bits & 0x7FFFFFFF;
-    // To nearest; but numbers that would become infinite are truncated.
+    // Rounds to nearest; truncates numbers that would become infinite.
     high = (bits + (size < 0x7F7FF000 ? 0x1000 : 0)) & ~0x1FFFu;
     const bool is_finite = size < 0x7F800000;
     finite = is_finite ? high : 0;

@@ -58,7 +58,7 @@ struct Thread {
   int index = 0;
   State state = State::exited;
 
-  // What the thread gives to the operation at which it meets its warp, and gets from it.
+  // Operands and results of the operation at which the thread meets its warp.
   void* operands = nullptr;
 
   std::vector<Copy> copies;

@@ -24,6 +24,13 @@ class Fault:
     message: str = ""
 
 
+def by_kind(kinds: Mapping[str, Mapping[str, Fault]]) -> dict[str, Fault]:
+    """Return the faults of all kinds, with the kind before each name."""
+    return {
+        f"{kind}, {name}": fault for kind, faults in kinds.items() for name, fault in faults.items()
+    }
+
+
 @dataclass(frozen=True)
 class Kernels:
     """Kernels that get faults, one at a time.

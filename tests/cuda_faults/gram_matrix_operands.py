@@ -1,6 +1,6 @@
 """Faults of the kernels of Gram matrices in operands: fragments of panels, and their ends."""
 
-from tests.cuda_faults.fault import Fault
+from tests.cuda_faults.fault import Fault, by_kind
 
 SHARES = "gram_matrix.cuh"
 PRODUCTS = "gram_matrix_products.cuh"
@@ -227,11 +227,4 @@ TAILS = {
     ),
 }
 
-FAULTS = {
-    f"{kind}, {name}": fault
-    for kind, faults in (
-        ("fragment", FRAGMENTS),
-        ("tail", TAILS),
-    )
-    for name, fault in faults.items()
-}
+FAULTS = by_kind({"fragment": FRAGMENTS, "tail": TAILS})

@@ -1,6 +1,6 @@
 """Faults of the kernels of Gram matrices in the order of threads and copies."""
 
-from tests.cuda_faults.fault import Fault
+from tests.cuda_faults.fault import Fault, by_kind
 
 PIPELINE = "pipeline.cuh"
 PRODUCTS = "gram_matrix_products.cuh"
@@ -162,11 +162,4 @@ PIPELINES = {
     ),
 }
 
-FAULTS = {
-    f"{kind}, {name}": fault
-    for kind, faults in (
-        ("barrier", BARRIERS),
-        ("pipeline", PIPELINES),
-    )
-    for name, fault in faults.items()
-}
+FAULTS = by_kind({"barrier": BARRIERS, "pipeline": PIPELINES})

@@ -1,6 +1,6 @@
 """Faults of the kernels of Gram matrices in the division of tiles among blocks, and in results."""
 
-from tests.cuda_faults.fault import Fault
+from tests.cuda_faults.fault import Fault, by_kind
 
 SHARES = "gram_matrix.cuh"
 PRODUCTS = "gram_matrix_products.cuh"
@@ -256,12 +256,4 @@ LOSSES = {
     ),
 }
 
-FAULTS = {
-    f"{kind}, {name}": fault
-    for kind, faults in (
-        ("part", PARTS),
-        ("number", NUMBERS),
-        ("loss", LOSSES),
-    )
-    for name, fault in faults.items()
-}
+FAULTS = by_kind({"part": PARTS, "number": NUMBERS, "loss": LOSSES})

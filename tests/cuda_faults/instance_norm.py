@@ -6,7 +6,7 @@ A check is that of the tests of group norm: output and gradients by the accuracy
 from collections.abc import Callable, Sequence
 
 from tests.conftest import assert_accurate, random
-from tests.cuda_faults.fault import Fault, Kernels
+from tests.cuda_faults.fault import Fault, Kernels, by_kind
 from tests.emulated_cuda import LIMITS
 from tests.instance_norms import exact, in_torch, ours
 from tests.test_group_norm import check
@@ -361,9 +361,5 @@ KERNELS = Kernels(
     limits=LIMITS,
     checks=CHECKS,
     fewer_types=((ALL_DTYPES, FLOAT32),),
-    faults={
-        f"{kind}, {name}": fault
-        for kind, faults in (("barrier", BARRIERS), ("tail", TAILS), ("index", INDICES))
-        for name, fault in faults.items()
-    },
+    faults=by_kind({"barrier": BARRIERS, "tail": TAILS, "index": INDICES}),
 )

@@ -26,7 +26,7 @@ enum class Fault {
   from_global,
 };
 
-// How fragments are loaded from shared memory: by single elements, by `load_matrices`, or by
+// Ways to load fragments from shared memory: by single elements, by `load_matrices`, or by
 // `load_matrices_transposed`.
 enum class Source { elements, rows, transposed };
 
@@ -138,7 +138,7 @@ __global__ void product(const T* a, const T* b, float* y) {
     }
 }
 
-// Whether y is a b, within an error relative to sums of absolute values.
+// Compares y with the product a b. The error is relative to sums of absolute values.
 template <class T, class Y>
 bool is_product(const std::vector<Y>& y, const std::vector<T>& a, const std::vector<T>& b,
                 int inner, int columns, double error) {
