@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -98,10 +99,29 @@ inline Shape shape_of(const Tensor& x) {
   return shape;
 }
 
-inline Tensor empty(Shape sizes, const Tensor& like, ScalarType dtype,
+// Allocates by LibTorch's C function: torch::stable::empty looks its op up by name in each call.
+inline Tensor empty(const Shape& sizes, const Tensor& like, ScalarType dtype,
                     Layout layout = Layout::contiguous) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
-                              memory_format(layout));
+  Shape strides(sizes.size());
+  int64_t elements = 1;
+  const auto lay_out = [&](size_t dim) {
+    strides[dim] = elements;
+    elements *= std::max<int64_t>(1, sizes[dim]);
+  };
+  if (layout == Layout::channels_last) {
+    for (const size_t dim : {1, 3, 2, 0}) lay_out(dim);
+  } else {
+    for (size_t dim = sizes.size(); dim-- > 0;) lay_out(dim);
+  }
+  int32_t device_type, device_index;
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
+      device_index, &handle));
+  return Tensor(handle);
 }
 
 inline Tensor empty_like(const Tensor& x, Layout layout) {

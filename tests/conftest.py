@@ -7,6 +7,7 @@ read beyond a tensor or never written.
 """
 
 import contextlib
+import ctypes
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 # The accuracy rule compares float32 with float32: PyTorch's own convolutions are in tf32 otherwise.
 torch.backends.cudnn.allow_tf32 = False
+
+_GLIBC, _M_PERTURB = ctypes.CDLL(None), -6
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -205,13 +208,16 @@ def random(
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fill uninitialised tensors with NaN inside of a ``with`` block."""
+    """Fill uninitialised tensors with NaN inside of a ``with`` block: those of PyTorch's ops by
+    PyTorch, and those that C++ allocates on the CPU by glibc's malloc."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    _GLIBC.mallopt(_M_PERTURB, 256)  # memory begins as the low byte of 256 ^ 255: NaN
     try:
         yield
     finally:
+        _GLIBC.mallopt(_M_PERTURB, 0)
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 

@@ -104,7 +104,11 @@ def fits(tensor: Tensor, *shapes: tuple[int, ...]) -> bool:
     Only shapes of the same rank are compared. Python compares tuples from the left: comparing a
     dynamic batch size with a number of channels would become a guard in torch.export.
     """
-    return any(tensor.shape == shape for shape in shapes if len(shape) == tensor.dim())
+    own = tensor.shape
+    for shape in shapes:  # a loop: any() with a generator takes a microsecond
+        if len(shape) == len(own) and own == shape:
+            return True
+    return False
 
 
 def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | None = None) -> None:
@@ -112,13 +116,14 @@ def check_per_channel(tensor: Tensor, name: str, x: Tensor, *, channels: int | N
     or by default that of x."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor or None, got {type(tensor).__name__}")
-    n, c = x.shape[0], x.shape[1] if channels is None else channels
+    n, c = x.shape[:2] if channels is None else (x.shape[0], channels)
     if not fits(tensor, (c,), (n, c)):
         raise ValueError(
             f"{name}: expected shape (C,) = ({c},) or (N, C) = ({n}, {c}), "
             f"got {tuple(tensor.shape)}"
         )
-    check_dtype(tensor, name, x, or_float32=True)
+    if tensor.dtype != x.dtype:
+        check_dtype(tensor, name, x, or_float32=True)
     check_device(tensor, name, x)
 
 

@@ -11,22 +11,26 @@ from torch.utils import _pytree as pytree
 from stylekernels.ops.transforms import inside_transform, transformed
 from stylekernels.tensors import without_autocast
 
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_transform = torch._C._functorch.peek_interpreter_stack
 _unwrap = torch._C._functorch.unwrap_if_dead
+_OPTIONS = frozenset((str, float, int, bool, type(None)))  # types of most arguments but tensors
 
 
 def below_autograd(op: Callable, *arguments):
     """Run ``op(*arguments)`` by its kernel for the device. Autograd records nothing."""
-    with torch._C._AutoDispatchBelowAutograd():
+    with _below_autograd():
         return op(*arguments)
 
 
 def forward_of(op: Callable, *arguments):
     """Run ``op(*arguments)`` in the forward pass of an autograd function. PyTorch disables
     gradients there. Outer levels of torch.func must still record the op, so they are enabled."""
-    if not inside_transform():
-        return below_autograd(op, *arguments)
-    with torch.enable_grad():
-        return below_autograd(op, *arguments)
+    if inside_transform():
+        with torch.enable_grad():
+            return below_autograd(op, *arguments)
+    with _below_autograd():
+        return op(*arguments)
 
 
 def derivative(op: Callable, *arguments):
@@ -41,19 +45,29 @@ def needs_grad(*arguments: object) -> bool:
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
 
 
-def apply(function: type[torch.autograd.Function], *inputs):
-    """``function.apply(*inputs)`` with all inputs, at the level of torch.func that autograd is at.
+def recorder(function: type[torch.autograd.Function]) -> Callable:
+    """Return ``function.apply``, to call with all inputs, at the level of torch.func that autograd
+    is at.
 
     Before 2.14 PyTorch's ``apply`` inspects the signature of ``forward`` in each call, to fill in
     defaults. That takes longer than a small op.
     """
-    record = super(torch.autograd.Function, function).apply
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        # What a transform that has ended left behind: PyTorch's unwrap_dead_wrappers, in half the
-        # time.
-        return record(*[_unwrap(x) if isinstance(x, Tensor) else x for x in inputs])
-    with enable_single_level_autograd_function():
-        return record(*inputs)
+    apply = super(torch.autograd.Function, function).apply
+
+    def record(*inputs):
+        if _transform() is None:
+            # What a transform that has ended left behind: PyTorch's unwrap_dead_wrappers, in half
+            # the time.
+            return apply(
+                *[
+                    x if type(x) in _OPTIONS or not isinstance(x, Tensor) else _unwrap(x)
+                    for x in inputs
+                ]
+            )
+        with enable_single_level_autograd_function():
+            return apply(*inputs)
+
+    return record
 
 
 def call(op: Callable, record: Callable, *arguments):
@@ -122,10 +136,11 @@ def by_formula(op: Callable, formula: Callable) -> Callable:
             return None, *vjp(results, leaves, grads, ctx.needs_input_grad[1:])
 
     returns = [str(result.type) for result in op._schema.returns]
+    record_leaves = recorder(Differentiated)
 
     def record(*arguments):
         leaves, structure = pytree.tree_flatten(arguments)
-        results = apply(Differentiated, structure, *leaves)
+        results = record_leaves(structure, *leaves)
         if returns == ["Tensor"]:
             return results[0]
         return list(results) if returns == ["List[Tensor]"] else results

@@ -16,7 +16,7 @@ from stylekernels.ops.arguments import (
     check_tensor,
     fits,
 )
-from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
+from stylekernels.ops.autograd import call, derivative, forward_of, recorder, with_gradient_of
 from stylekernels.ops.dispatch import NATIVE, TRITON, register, use_reference
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.tensors import DTYPES, as_images, dense_like, new_like, wide_dtype
@@ -272,12 +272,9 @@ def _differentiable_mean(mean: Tensor | None, x: Tensor) -> Tensor | None:
     return with_gradient_of(mean, torch.stack((plain, torch.zeros_like(plain))))
 
 
-def _record_gram_matrix(*arguments) -> tuple[Tensor, Tensor]:
-    return apply(_GramMatrix, *arguments)
-
-
-def _record_gram_loss(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    return apply(_GramLoss, *arguments)
+_record_gram_matrix = recorder(_GramMatrix)
+_record_gram_loss = recorder(_GramLoss)
+_record_layers = recorder(_GramLosses)
 
 
 def _record_gram_losses(
@@ -286,7 +283,7 @@ def _record_gram_losses(
     scales: Sequence[float] | None,
     center: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    losses, *others = apply(_GramLosses, scales, center, *features, *targets)
+    losses, *others = _record_layers(scales, center, *features, *targets)
     return losses, others[: len(features)], others[len(features) :]
 
 

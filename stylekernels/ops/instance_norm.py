@@ -17,7 +17,7 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
-from stylekernels.ops.autograd import apply, call, derivative, forward_of, with_gradient_of
+from stylekernels.ops.autograd import call, derivative, forward_of, recorder, with_gradient_of
 from stylekernels.ops.dispatch import NATIVE, TRITON, register, use_reference
 from stylekernels.ops.registration import define, differentiate
 from stylekernels.tensors import ACTIVATIONS, as_images, dense_like, new_like, wide_dtype
@@ -220,7 +220,9 @@ def _with_gradients(
 
 def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
     """Reduce (N, C) to the shape and dtype of a parameter, (C,) or (N, C)."""
-    return (grad.sum(0) if like.dim() == 1 else grad).to(like.dtype)
+    if like.dim() == 1:
+        grad = grad[0] if grad.shape[0] == 1 else grad.sum(0)
+    return grad if grad.dtype == like.dtype else grad.to(like.dtype)
 
 
 def _gradients(inputs, mean, var, activation, negative_slope, wanted, group) -> list[Tensor | None]:
@@ -256,14 +258,8 @@ def _gradients(inputs, mean, var, activation, negative_slope, wanted, group) -> 
     ]
 
 
-def _record_stats(x: Tensor) -> tuple[Tensor, Tensor]:
-    return apply(_Stats, x)
-
-
-def _record_instance_norm(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    return apply(_InstanceNorm, *arguments)
-
-
+_record_stats = recorder(_Stats)
+_record_instance_norm = recorder(_InstanceNorm)
 differentiate(_stats_op, _stats_formula, _record_stats)
 differentiate(_instance_norm_op, _instance_norm_formula, _record_instance_norm)
 differentiate(_backward_op, _backward_formula)
@@ -400,12 +396,14 @@ def run(
     group: int = 1,
 ) -> Tensor:
     """Normalise x of any rank, on checked arguments: those of `normalize`."""
-    x, weight, bias, residual, *stats = inputs
-    added = None if residual is None else as_images(residual)
-    inputs = (as_images(x), weight, bias, added, *stats)
+    x, weight, bias, residual, mean, var = inputs
+    if x.dim() != 4:
+        added = None if residual is None else as_images(residual)
+        inputs = (as_images(x), weight, bias, added, mean, var)
     activation, negative_slope, residual_first, eps = options
-    # Without an activation the order makes no difference, and the backward pass needs no residual.
-    options = (activation, negative_slope, residual_first and activation != "none", eps)
+    if residual_first and activation == "none":
+        # The order makes no difference, and the backward pass needs no residual.
+        options = (activation, negative_slope, False, eps)
     if use_reference(op, x):
         y = reference.instance_norm(*inputs, *options, group)
     else:

@@ -18,7 +18,7 @@ from stylekernels.ops.arguments import (
     check_per_channel,
     check_tensor,
 )
-from stylekernels.ops.autograd import apply, call, forward_of, vjp
+from stylekernels.ops.autograd import call, forward_of, recorder, vjp
 from stylekernels.ops.dispatch import (
     Implementation,
     choose,
@@ -285,8 +285,7 @@ def _plain_gradients(
     return vjp(formula, inputs, grad, wanted)
 
 
-def _record(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    return apply(_UpsampleConv2d, *arguments)
+_record = recorder(_UpsampleConv2d)
 
 
 def _conv_gradients(
