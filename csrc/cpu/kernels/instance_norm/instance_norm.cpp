@@ -170,10 +170,11 @@ struct Apply {
 
   template <class U>
   inline U value(U in, U added, U center, U scale, U shift) const {
-    const U z = multiply_add(in - center, scale, shift);
-    if (residual == nullptr) return activate<A>(z, negative_slope);
-    if (residual_first) return activate<A>(z + added, negative_slope);
-    return activate<A>(z, negative_slope) + added;
+    U z = multiply_add(in - center, scale, shift);
+    if (residual != nullptr && residual_first) z += added;
+    z = activate<A>(z, negative_slope);
+    if (residual != nullptr && !residual_first) z += added;
+    return z;
   }
 
   inline void one(int64_t i, Wide<T> center, Wide<T> scale, Wide<T> shift) const {
