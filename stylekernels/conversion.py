@@ -66,22 +66,25 @@ class Entry(NamedTuple):
 
 @dataclass
 class Report:
-    """Outcome of `convert` for each norm and upsampling module, in the order of ``named_modules``:
-    ``print(report)``.
+    """Outcome of `convert` for each norm and upsampling module, or of `fuse_convolutions` for each
+    convolution and norm, in the order of ``named_modules``: ``print(report)``.
 
     ``fused`` are norms that run as one op with the activation after them, ``alone`` those that were
     replaced without one, ``left`` the modules that stay PyTorch's. ``missed`` are those of them
     that ``strict=True`` refuses: an instance or group norm that stays PyTorch's, or stays apart
-    from an activation after it.
+    from an activation after it. ``traced``, of `fuse_convolutions` only, are the modules whose
+    calls were found, and by which tracer.
     """
 
+    traced: list[Entry] = field(default_factory=list)
     fused: list[Entry] = field(default_factory=list)
     alone: list[Entry] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
     missed: list[Entry] = field(default_factory=list)
 
     def __str__(self) -> str:
-        tables = {"fused": self.fused, "replaced alone": self.alone, "left": self.left}
+        tables = {"traced": self.traced} if self.traced else {}
+        tables |= {"fused": self.fused, "replaced alone": self.alone, "left": self.left}
         everything = [entry for entries in tables.values() for entry in entries]
         label_width = max((len(entry.label) for entry in everything), default=0)
         what_width = max((len(entry.what) for entry in everything), default=0)

@@ -33,14 +33,15 @@ def calls_of(model: nn.Module, x: Tensor) -> Counter:
     return Counter(recorder.ops)
 
 
-def check(model: nn.Module, x: Tensor) -> Report:
+def check(model: nn.Module, x: Tensor, args: tuple | None = None) -> Report:
     """Check the picture of a fused model, and that the model did not change.
 
-    The accuracy rule is that of an op. A network may have its margin for each convolution.
+    ``args`` is that of `fuse_convolutions`. The accuracy rule is that of an op. A network may have
+    its margin for each convolution.
     """
     margin = 1e-6 * sum(isinstance(each, CONVOLUTIONS) for each in model.modules())
     before, state = x.clone(), copy.deepcopy(model.state_dict())
-    fused, report = fuse_convolutions(model)
+    fused, report = fuse_convolutions(model, args)
     with torch.no_grad():
         exact = copy.deepcopy(model).double()(x.double().clone())
         theirs = model(x.clone())

@@ -55,7 +55,11 @@ assert loss > 0 == gram_loss(features_of_painting, target)
         "with torch.no_grad():\n    after = model(photo)\n" + SAME.format("after"),
     ),
     ("drop-in.md", 1): (NETWORK, SAME.format("picture")),
-    ("drop-in.md", 2): ("", "assert issubclass(nnUNetTrainerStylekernels, nnUNetTrainer)"),
+    ("drop-in.md", 2): (
+        NETWORK,
+        "with torch.inference_mode():\n    picture = fast(photo)\n" + SAME.format("picture"),
+    ),
+    ("drop-in.md", 3): ("", "assert issubclass(nnUNetTrainerStylekernels, nnUNetTrainer)"),
     ("export.md", 0): (
         """
 import numpy, subprocess, sys
@@ -82,7 +86,7 @@ subprocess.run([sys.executable, "-m", "stylekernels", "export", "wave"], check=T
 }
 #: What an example needs besides the requirements of the tests.
 NEEDS = {
-    ("drop-in.md", 2): "nnunetv2",
+    ("drop-in.md", 3): "nnunetv2",
     ("export.md", 0): "onnxruntime",
     ("hub-kernel.md", 0): "kernels",
     ("hub-kernel.md", 1): "kernels",

@@ -175,6 +175,8 @@ class Calls:
             return getattr(self.module(node), "inplace", False)
         if node.op not in ("call_function", "call_method"):
             return False
+        if isinstance(node.target, torch._ops.OpOverload):
+            return node.target._schema.is_mutable
         name = node.target if isinstance(node.target, str) else node.target.__name__
         in_place = name.endswith("_") and not name.endswith("__")
         options = *node.args[1:], node.kwargs.get("inplace")

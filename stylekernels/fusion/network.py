@@ -1,32 +1,23 @@
 """`fuse_convolutions`: convolutions of a network that normalise their input themselves."""
 
 import copy
-import operator
-from collections.abc import Iterator
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from stylekernels.conversion import Entry, Report, revert
-from stylekernels.fusion.convolve import Convolve
-from stylekernels.fusion.geometry import (
-    CONVOLUTIONS,
-    Geometry,
-    geometry_of,
-    is_faster,
-    why_no_kernel,
-    with_padding,
-    with_upsampling,
-)
-from stylekernels.fusion.inputs import NORMS, Calls, Input, takes_planes
-from stylekernels.fusion.norms import LikeInput, Normalize, ScaleShift
-from stylekernels.fusion.tracing import CannotTrace, let_run, traced
+from stylekernels.fusion.exporting import examples_of, exported
+from stylekernels.fusion.geometry import CONVOLUTIONS
+from stylekernels.fusion.inputs import NORMS
+from stylekernels.fusion.rewriting import Rewriting
+from stylekernels.fusion.tracing import CannotTrace, Traced, traced
 
-_OUTPUT, _SCALE_SHIFT, _INPUT = range(3)
-_TENSORS = ("weight", "bias", "running_mean", "running_var")
+Examples = dict[str, tuple[tuple, dict]]
 
 
-def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
+def fuse_convolutions(
+    model: nn.Module, args: tuple | None = None, kwargs: dict[str, object] | None = None
+) -> tuple[nn.Module, Report]:
     """Return a network for inference whose convolutions normalise, activate and pad their input.
 
     Each `torch.nn.Conv2d`, and each `torch.nn.ConvTranspose2d` that doubles the size, becomes a
@@ -36,7 +27,8 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
     Norms that stand before other layers run as `instance_norm` or `group_norm`, with the activation
     and the addition after them. Convolutions that PyTorch runs as fast stay PyTorch's.
 
-    The calls are found by `torch.fx`. Where it cannot follow a module, the modules in it are tried.
+    The calls are found by `torch.fx`. Where it cannot follow a module, `torch.export` tries it with
+    an example of a call, if ``args`` is given, and then the modules in it are tried.
     The result shares parameters and buffers with the model, which does not change. Its class, its
     methods and the names in its state_dict are the model's. Outputs are the same up to rounding,
     and as contiguous as the first argument; a call with other arguments than the required ones runs
@@ -47,13 +39,19 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
     Args:
         model: a network in evaluation mode, on any device, in any dtype; also one that `convert`
             changed.
+        args: positional arguments of an example of a call, as for `torch.export.export`. A graph
+            of an example is for tensors of its dtypes and devices, of any sizes with which the
+            model's code would run in the same way; where one is 1 in the example, of size 1. Other
+            calls run the model as it was.
+        kwargs: arguments by name of that example.
 
     Returns:
-        The network, and a `Report`: ``fused`` has the convolutions, ``alone`` the norms that run
-        without one, ``left`` the convolutions and norms that stay PyTorch's, and why.
+        The network, and a `Report`: ``traced`` has the modules whose calls were found, and by what,
+        ``fused`` the convolutions, ``alone`` the norms that run without one, ``left`` the
+        convolutions and norms that stay PyTorch's, and why.
 
     Raises:
-        TypeError: if model is not an eager `torch.nn.Module`.
+        TypeError: if model is not an eager `torch.nn.Module`, or args not a tuple.
         ValueError: if it is in training mode.
 
     Example:
@@ -69,6 +67,13 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
                 "model: expected a network in evaluation mode, but "
                 f"{name or type(module).__name__} is in training mode; call model.eval() first"
             )
+    if args is None and kwargs is not None:
+        args = ()
+    if args is not None and not isinstance(args, tuple):
+        raise TypeError(
+            "args: expected a tuple, the positional arguments of a call, as in (photo,), got "
+            f"{type(args).__name__}"
+        )
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
         fused = revert(copy.deepcopy(model, shared))
@@ -78,12 +83,40 @@ def fuse_convolutions(model: nn.Module) -> tuple[nn.Module, Report]:
             "torch.nn.utils.remove_weight_norm first where a weight is computed"
         ) from error
     report = Report()
-    _fuse_in(fused, "", report, set())
+    examples = None if args is None else examples_of(fused, args, kwargs or {})
+    _fuse_in(fused, "", report, set(), examples)
     names = model.named_modules(remove_duplicate=False)
     order = {name: index for index, (name, _) in enumerate(names)}
-    for entries in (report.fused, report.alone, report.left):
+    for entries in (report.traced, report.fused, report.alone, report.left):
         entries.sort(key=lambda entry: order.get(entry.name, -1))
     return fused, report
+
+
+def _trace(module: nn.Module, name: str, examples: Examples | None) -> Traced:
+    """Return the graph of a module, by `torch.fx` or else, for calls like an example, by
+    `torch.export`.
+
+    Raises:
+        CannotTrace: if neither can.
+    """
+    example = None if examples is None else examples.get(name)
+    try:
+        found = traced(module)
+        if example is None or found.arguments.tensors(*example) is not None:
+            return found
+        raise CannotTrace(
+            "the example has more than the required arguments, or others than tensors"
+        )
+    except CannotTrace as error:
+        if examples is None:
+            raise CannotTrace(f"{error}; torch.export needs args, an example of a call") from error
+        if example is None:
+            raise CannotTrace(f"{error}; the example does not call it") from error
+        try:
+            found = exported(module, *example)
+        except CannotTrace as another:
+            raise CannotTrace(f"torch.fx: {error}; torch.export: {another}") from another
+        return found._replace(how=f"{found.how}; not by torch.fx: {error}")
 
 
 def _fuse_in(
@@ -91,6 +124,7 @@ def _fuse_in(
     name: str,
     report: Report,
     known: set[nn.Module],
+    examples: Examples | None,
     why: str = "it is the network itself",
 ) -> None:
     """Fuse the layers of a module, or those of the modules in it, if it cannot be traced.
@@ -100,6 +134,7 @@ def _fuse_in(
         name: its name in the network.
         report: receives what became of each layer.
         known: modules that were seen before.
+        examples: arguments of a call by the name of the module, for `torch.export`.
         why: the reason why its owner cannot be traced.
     """
     layers = *CONVOLUTIONS, *NORMS
@@ -111,243 +146,10 @@ def _fuse_in(
         report.left.append(Entry(name, what, f"its caller cannot be traced: {why}"))
         return
     try:
-        graph = traced(module)
+        found = _trace(module, name, examples)
     except CannotTrace as error:
         for key, child in module.named_children():
-            _fuse_in(child, f"{name}.{key}".strip("."), report, known, str(error))
+            _fuse_in(child, f"{name}.{key}".strip("."), report, known, examples, str(error))
     else:
-        _Rewriting(module, graph, name, report).run()
-
-
-class _Rewriting:
-    """Rewrites the graph of one module.
-
-    Args:
-        root: the module, whose forward is replaced.
-        graph: its graph, which is changed.
-        name: the module's name in the network.
-        report: receives what became of each layer.
-    """
-
-    def __init__(self, root: nn.Module, graph: fx.Graph, name: str, report: Report) -> None:
-        self._root, self._graph, self._prefix, self._report = root, graph, name, report
-        self._calls = Calls(graph, root)
-        self._added: list[str] = []  # names of modules
-
-    def run(self) -> None:
-        """Let the module run the changed graph."""
-        convolutions = {}
-        for node in self._graph.nodes:
-            module = self._calls.module(node)
-            if isinstance(module, CONVOLUTIONS):
-                why = why_no_kernel(module)
-                if why is None and (len(node.args) != 1 or node.kwargs):
-                    why = "it is called with more than its input"
-                if why is None:
-                    convolutions[node] = module
-                else:
-                    self._tell(self._report.left, node, why)
-        self._tell_of_others()
-        feeding = {self._calls.read(self._placed(*each)[0]).x for each in convolutions.items()}
-        for node, module in convolutions.items():
-            self._fuse(node, module, node in feeding)
-        for node in reversed(list(self._graph.nodes)):
-            if node.users:  # else it is the output, or part of a call that was replaced
-                self._normalize(node)
-        self._keep_layouts()
-        self._graph.lint()
-        fused = fx.GraphModule(self._root, self._graph, type(self._root).__name__)
-        for name in self._added:
-            delattr(self._root, name)
-        let_run(self._root, fused.eval())
-
-    def _keep_layouts(self) -> None:
-        """Return images in the layout of the first argument, and let views be made of images in
-        channels_last."""
-        first = next(iter(self._graph.find_nodes(op="placeholder")), None)
-        *_, output = self._graph.nodes
-        with self._graph.inserting_before(output):
-            output.args = fx.map_arg(
-                output.args,
-                lambda value: self._graph.call_module(self._add(LikeInput()), (value, first)),
-            )
-        for node in self._graph.nodes:
-            if node.op == "call_method" and node.target == "view":
-                sizes = not any(isinstance(size, torch.dtype) for size in node.args)
-                if sizes and not self._calls.has_visible_changes():
-                    node.target = "reshape"
-
-    def _tell(self, entries: list[Entry], node: fx.Node, why: str) -> None:
-        name = f"{self._prefix}.{node.target}".strip(".")
-        if all(entry.name != name for entry in entries):
-            entries.append(Entry(name, type(self._calls.module(node)).__name__, why))
-
-    def _tell_of_others(self) -> None:
-        """Report the layers that no pattern can have."""
-        called = {self._calls.module(node): node for node in self._graph.nodes}
-        for module, node in called.items():
-            if isinstance(module, NORMS) and not self._calls.is_norm(node):
-                self._tell(self._report.left, node, "hooks, or statistics of the whole batch")
-        for name, module in self._root.named_modules():
-            if isinstance(module, CONVOLUTIONS) and module not in called:
-                path = f"{self._prefix}.{name}".strip(".")
-                entry = Entry(path, type(module).__name__, "no call of it was found")
-                self._report.left.append(entry)
-
-    def _fuse(self, node: fx.Node, conv: nn.Conv2d | nn.ConvTranspose2d, feeds: bool) -> None:
-        """Replace a convolution, with what stands before it.
-
-        Args:
-            node: the call.
-            conv: the module.
-            feeds: whether another convolution that is replaced reads the output.
-        """
-        source, geometry, parts = self._placed(node, conv)
-        read = self._calls.read(source)
-        if self._is_stale(read, node):
-            source, geometry, parts = node.args[0], geometry_of(conv), []
-            read = Input(source)
-        returns_input = len(source.users) > 1
-        if read.residual_first or (
-            returns_input and (read.norm is None or not self._is_first(node, source))
-        ):
-            read, returns_input = Input(source), False
-        feeds = feeds and any(map(self._feeds_planes, node.users))
-        if read.norm is None and not feeds and not is_faster(geometry, conv):
-            self._tell(self._report.left, node, "PyTorch is as fast without a norm")
-            return
-        module = Convolve(geometry, read.activation, read.negative_slope, returns_input)
-        name = self._add(module)
-        with self._graph.inserting_before(node):
-            weight = self._attribute(node, "weight")
-            bias = self._attribute(node, "bias")
-            scale_shift = self._scale_shift(read)
-            call = self._graph.call_module(
-                name, (read.x, weight, bias, scale_shift, read.residual, None, None)
-            )
-            output, given = (
-                self._graph.call_function(operator.getitem, (call, index))
-                for index in (_OUTPUT, _INPUT)
-            )
-        self._calls.place |= dict.fromkeys((call, output, given), self._calls.place[node])
-        parts += self._named(read)
-        what = f"with the {', '.join(parts)} before it" if parts else "as it is"
-        self._tell(self._report.fused, node, what)
-        self._replace(node, output)
-        if returns_input:
-            self._replace(source, given)
-        else:
-            self._graph.erase_node(given)
-
-    def _is_stale(self, read: Input, node: fx.Node) -> bool:
-        """Return whether what an input is made of may have changed when a node is called."""
-        begins = [each for each in (read.x, read.residual) if each is not None]
-        return any(self._calls.is_changed_between(begin, node) for begin in begins)
-
-    def _feeds_planes(self, user: fx.Node) -> bool:
-        """Return whether a node is a norm that takes the statistics of each plane."""
-        return self._calls.is_norm(user) and takes_planes(self._calls.module(user))
-
-    def _add(self, module: nn.Module) -> str:
-        """Add a module to the network, and return its name."""
-        number = len(self._added)
-        kind = type(module).__name__.lower()
-        while hasattr(self._root, name := f"{kind}_{number}"):
-            number += 1
-        self._root.add_module(name, module)
-        self._added.append(name)
-        return name
-
-    def _scale_shift(self, read: Input) -> fx.Node | None:
-        """Return scale and shift of a norm, from the convolution before it if possible."""
-        if read.norm is None:
-            return None
-        norm = self._calls.module(read.norm)
-        tensors = [self._attribute(read.norm, name) for name in _TENSORS]
-        producer = read.x.args[0] if read.x.target is operator.getitem else None
-        module = producer and self._calls.module(producer)
-        if not (isinstance(module, Convolve) and module.next_eps is None and takes_planes(norm)):
-            return self._graph.call_module(self._add(ScaleShift(norm)), (read.x, *tensors))
-        module.next_eps = norm.eps
-        weight, bias, *_ = tensors
-        for attribute in (weight, bias):
-            if attribute is not None:
-                producer.prepend(attribute)
-        producer.args = (*producer.args[:-2], weight, bias)
-        with self._graph.inserting_after(producer):
-            return self._graph.call_function(operator.getitem, (producer, _SCALE_SHIFT))
-
-    def _replace(self, node: fx.Node, other: fx.Node) -> None:
-        """Use another node in a node's place, and erase what only that node used."""
-        node.replace_all_uses_with(other)
-        unused = [node]
-        while unused:
-            node = unused.pop()
-            if not node.users and node.op != "placeholder":
-                unused += node.all_input_nodes
-                self._graph.erase_node(node)
-
-    def _placed(
-        self, node: fx.Node, conv: nn.Conv2d | nn.ConvTranspose2d
-    ) -> tuple[fx.Node, Geometry, list[str]]:
-        """Return the value that a convolution reads before padding and upsampling, the options for
-        that, and what was found."""
-        source, geometry, parts = node.args[0], geometry_of(conv), []
-        for step in (with_padding, with_upsampling):
-            source = self._calls.skip_idle(source)
-            module = self._calls.module(source)
-            changed = step(geometry, source, module) if len(source.users) == 1 else None
-            if changed is not None:
-                parts.append(_label(source, module))
-                source, geometry = source.args[0], changed
-        return self._calls.skip_idle(source), geometry, parts
-
-    def _is_first(self, node: fx.Node, source: fx.Node) -> bool:
-        """Return whether all other uses of a value come after a convolution that reads it."""
-        place = self._calls.place
-        return all(
-            place[user] >= place[node] or self._leads_to(user, node) for user in source.users
-        )
-
-    def _leads_to(self, node: fx.Node, conv: fx.Node) -> bool:
-        """Return whether a node is used by a convolution only."""
-        while node is not conv and len(node.users) == 1:
-            node = next(iter(node.users))
-        return node is conv
-
-    def _attribute(self, node: fx.Node, name: str) -> fx.Node | None:
-        """Return a parameter or buffer of a module, or None if it has none of that name."""
-        if getattr(self._calls.module(node), name, None) is None:
-            return None
-        return self._graph.get_attr(f"{node.target}.{name}")
-
-    def _normalize(self, node: fx.Node) -> None:
-        """Replace a norm, with the activation and the addition after it."""
-        read = self._calls.read(node)
-        if read.norm is None or self._is_stale(read, node):
-            return
-        norm = self._calls.module(read.norm)
-        if isinstance(norm, nn.BatchNorm2d) and read.activation == "none" and not read.residual:
-            return  # PyTorch's is as fast
-        with self._graph.inserting_before(node):
-            tensors = [self._attribute(read.norm, name) for name in _TENSORS]
-            options = (read.activation, read.negative_slope, read.residual_first)
-            name = self._add(Normalize(norm, *options))
-            call = self._graph.call_module(name, (read.x, *tensors, read.residual))
-        parts = list(self._named(read))[-2::-1]
-        what = f"with the {', '.join(parts)} after it" if parts else "no convolution reads it"
-        self._tell(self._report.alone, read.norm, what)
-        self._replace(node, call)
-
-    def _named(self, read: Input) -> Iterator[str]:
-        """Yield what an input consists of, from the last to the first."""
-        if read.residual is not None:
-            yield "addition"
-        if read.activation != "none":
-            yield read.activation
-        if read.norm is not None:
-            yield type(self._calls.module(read.norm)).__name__
-
-
-def _label(node: fx.Node, module: nn.Module | None) -> str:
-    return type(module).__name__ if module is not None else node.target.__name__
+        report.traced.append(Entry(name, type(module).__name__, found.how))
+        Rewriting(module, found, name, report).run()

@@ -1,10 +1,11 @@
-"""Graphs of modules, by `torch.fx`."""
+"""Graphs of modules: what is common to all, and those by `torch.fx`."""
 
 import copy
 import functools
 import inspect
 import operator
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, fx, nn
 
@@ -13,6 +14,9 @@ from stylekernels.fusion.inputs import NORMS
 from stylekernels.nn.pairs import has_hooks
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+_PLAIN = fx.Tracer()
 
 
 class _Proxy(fx.Proxy):
@@ -50,20 +54,85 @@ class _Tracer(fx.Tracer):
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            isinstance(m, (*CONVOLUTIONS, *NORMS))
-            or type(m).__module__.startswith("stylekernels.nn.")
-            or super().is_leaf_module(m, module_qualified_name)
-        )
+        return is_layer(m, module_qualified_name)
+
+
+def is_layer(module: nn.Module, name: str) -> bool:
+    """Return whether a call of a module is one node of a graph."""
+    return (
+        isinstance(module, (*CONVOLUTIONS, *NORMS))
+        or type(module).__module__.startswith("stylekernels.nn.")
+        or _PLAIN.is_leaf_module(module, name)
+    )
 
 
 class CannotTrace(Exception):
-    """A forward depends on values, or does what `torch.fx` cannot follow. The message is the reason
+    """A forward depends on values, or does what a tracer cannot follow. The message is the reason
     in one line."""
 
 
-def traced(module: nn.Module) -> fx.Graph:
-    """Return the graph of a module for a call with its required arguments.
+def line_of(error: Exception) -> str:
+    """Return the reason that an error gives, in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+class Arguments(Protocol):
+    """The arguments of the calls of a module that its graph is for."""
+
+    def tensors(self, args: tuple, options: dict) -> Sequence[Tensor] | None:
+        """Return the arguments of the graph; None if a call is another one."""
+
+    def result(self, values: object) -> object:
+        """Return what the module returns, for what the graph does."""
+
+
+class Required:
+    """Calls with the required arguments only, all of them tensors: the graph has the branches for
+    tensors, not for None.
+
+    Args:
+        names: those of the arguments.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def tensors(self, args: tuple, options: dict) -> tuple[Tensor, ...] | None:
+        """Return the arguments of the graph; None if a call is another one."""
+        named = self._names[len(args) :]
+        if len(args) > len(self._names) or options.keys() != set(named):
+            return None
+        given = *args, *(options[name] for name in named)
+        return given if all(isinstance(each, Tensor) for each in given) else None
+
+    def result(self, values: object) -> object:
+        """Return what the module returns, for what the graph does: the same."""
+        return values
+
+
+class Traced(NamedTuple):
+    """The graph of a module.
+
+    Attributes:
+        graph: a graph of tensors.
+        arguments: those of the calls that it is for.
+        how: the tracer, as in a report.
+    """
+
+    graph: fx.Graph
+    arguments: Arguments
+    how: str
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a copy for tracing, which runs its forward, which may set attributes. It has the same
+    parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
+def traced(module: nn.Module) -> Traced:
+    """Return the graph of a module for calls with its required arguments, by `torch.fx`.
 
     Raises:
         CannotTrace: if there is no such graph.
@@ -71,21 +140,20 @@ def traced(module: nn.Module) -> fx.Graph:
     # Hooks of layers keep only these apart. Those of other modules must run at each call.
     if any(has_hooks(each) for each in module.modules() if list(each.children())):
         raise CannotTrace("a module around others has hooks")
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    copied = copy.deepcopy(module, shared)  # tracing runs its forward, which may set attributes
-    before = set(vars(copied))
+    copy_of_it = copied(module)
+    before = set(vars(copy_of_it))
     try:
         _, *parameters = inspect.signature(type(module).forward).parameters.values()
         given = {each.name: each.default for each in parameters if each.default is not each.empty}
         required = {each.name: each.kind for each in parameters if each.name not in given}
         if not all(kind in _BY_POSITION for kind in required.values()):
             raise CannotTrace("its forward takes *args, **options or required keywords")
-        graph = _Tracer().trace(copied, concrete_args=given)
+        graph = _Tracer().trace(copy_of_it, concrete_args=given)
     except CannotTrace:
         raise
     except Exception as error:  # of the module's own code as well
-        raise CannotTrace(str(error).partition("\n")[0] or type(error).__name__) from error
-    if any(name.startswith("_tensor_constant") for name in vars(copied).keys() - before):
+        raise CannotTrace(line_of(error)) from error
+    if any(name.startswith("_tensor_constant") for name in vars(copy_of_it).keys() - before):
         raise CannotTrace("its forward makes a tensor, which may be random")
     names = [node.target for node in graph.find_nodes(op="placeholder")]
     if len(names) > len(set(names)):
@@ -95,7 +163,8 @@ def traced(module: nn.Module) -> fx.Graph:
             _erase(graph, node)
         elif not node.args and "input" in node.kwargs:
             node.args, node.kwargs = _positional(node.kwargs)
-    return graph
+    names = [node.target for node in graph.find_nodes(op="placeholder")]
+    return Traced(graph, Required(names), "by torch.fx")
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
@@ -110,21 +179,15 @@ def _positional(options: dict) -> tuple[tuple, dict]:
     return (options["input"],), {name: options[name] for name in options if name != "input"}
 
 
-def _run(module: nn.Module, graph: fx.GraphModule, required: Sequence[str], *args, **options):
-    """Run the graph for a call with the required arguments, all tensors, else the module's own
-    forward: the graph has the branches for tensors, not for None."""
-    named = required[len(args) :]
-    if len(args) > len(required) or options.keys() != set(named):
+def _run(module: nn.Module, graph: fx.GraphModule, arguments: Arguments, *args, **options):
+    """Run the graph for the calls that it is for, else the module's own forward."""
+    tensors = arguments.tensors(args, options)
+    if tensors is None:
         return type(module).forward(module, *args, **options)
-    given = *args, *(options[name] for name in named)
-    if not all(isinstance(each, Tensor) for each in given):
-        return type(module).forward(module, *args, **options)
-    return graph(*given)
+    return arguments.result(graph(*tensors))
 
 
-def let_run(module: nn.Module, graph: fx.GraphModule) -> None:
+def let_run(module: nn.Module, graph: fx.GraphModule, arguments: Arguments) -> None:
     """Replace a module's forward by a graph. Its class, names and other methods stay."""
-    required = [node.target for node in graph.graph.find_nodes(op="placeholder")]
     # Past the module's __setattr__, which would give the parameters of the graph new names.
-    forward = functools.partial(_run, module, graph, required)
-    object.__setattr__(module, "forward", forward)
+    object.__setattr__(module, "forward", functools.partial(_run, module, graph, arguments))
