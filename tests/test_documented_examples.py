@@ -31,6 +31,51 @@ sys.argv = ["generate.py", "output/hub-kernel"]
 runpy.run_path({str(ROOT / "hub/generate.py")!r}, run_name="__main__")
 """
 
+# Builds the network of a plan as the trainer does, and compares a training step with the
+# trainer's without a conversion.
+NNUNET_STEP = """
+import torch, stylekernels
+from torch.nn.modules.instancenorm import _InstanceNorm
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+plan = ConfigurationManager({"architecture": {
+    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "arch_kwargs": {
+        "n_stages": 3, "features_per_stage": [4, 8, 16], "kernel_sizes": [[3, 3, 3]] * 3,
+        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]], "n_conv_per_stage": [2, 2, 2],
+        "n_conv_per_stage_decoder": [2, 2], "conv_bias": True,
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True}, "dropout_op": None,
+        "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+    },
+    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+}})
+torch.manual_seed(0)
+x, truth = torch.randn(2, 1, 16, 16, 16), torch.randint(0, 3, (2, 1, 16, 16, 16))
+theirs, ours = (
+    trainer.build_network_architecture(None, plan, 1, 3)
+    for trainer in (nnUNetTrainer, nnUNetTrainerStylekernels)
+)
+norms = [each for each in ours.modules() if isinstance(each, _InstanceNorm)]
+assert len(norms) == 10
+assert all(isinstance(each, stylekernels.nn.InstanceNorm3d) for each in norms)
+ours.load_state_dict(theirs.state_dict())
+exact = nnUNetTrainer.build_network_architecture(None, plan, 1, 3)
+exact.load_state_dict(theirs.state_dict())
+results = []
+for network, dtype in ((theirs, torch.float32), (ours, torch.float32), (exact, torch.float64)):
+    picture, *_ = network.to(dtype)(x.to(dtype))
+    dice = MemoryEfficientSoftDiceLoss(lambda y: y.softmax(1), smooth=1e-5)
+    (torch.nn.functional.cross_entropy(picture, truth[:, 0]) + dice(picture, truth)).backward()
+    grads = [p.grad.double().flatten() for p in network.parameters() if p.grad is not None]
+    results.append((picture.double(), torch.cat(grads)))
+for their, our, right in zip(*results):
+    error, theirs_has = ((each - right).norm() / right.norm() for each in (our, their))
+    assert error <= 2 * theirs_has + 1e-6, (error, theirs_has)
+"""
+
 #: By page and number of the example: what comes before it, and checks after it.
 AROUND = {
     ("README.md", 0): (
@@ -59,7 +104,7 @@ assert loss > 0 == gram_loss(features_of_painting, target)
         NETWORK,
         "with torch.inference_mode():\n    picture = fast(photo)\n" + SAME.format("picture"),
     ),
-    ("drop-in.md", 3): ("", "assert issubclass(nnUNetTrainerStylekernels, nnUNetTrainer)"),
+    ("drop-in.md", 3): ("", NNUNET_STEP),
     ("export.md", 0): (
         """
 import numpy, subprocess, sys
