@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from tests.test_documented_names import FENCED, ROOT
+from tests.documents import ROOT, blocks
 
 NETWORK = """
 import torch
@@ -137,11 +137,7 @@ NEEDS = {
     ("hub-kernel.md", 1): "kernels",
 }
 ON_GPU = {("hub-kernel.md", 1)}
-EXAMPLES = {
-    (path.name, number): block
-    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
-    for number, block in enumerate(FENCED.findall(path.read_text()))
-}
+EXAMPLES = blocks("python")
 
 
 def test_every_example_is_here() -> None:

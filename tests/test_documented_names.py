@@ -6,19 +6,16 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-import stylekernels
+from tests.documents import ROOT, fenced
 
-ROOT = Path(stylekernels.__file__).parents[1]
 TEXTS = [
     path
     for pattern in ("*.md", "docs/*.md", "stylekernels/weights/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
-FENCED = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DOTTED = re.compile(r"(?<![\w./-])stylekernels(?:\.[A-Za-z_]\w*)+")
-BLOCKS = [block for path in TEXTS for block in FENCED.findall(path.read_text())]
+BLOCKS = [block for path in TEXTS for block in fenced(path.read_text(), "python")]
 NAMES = sorted({name for path in TEXTS for name in DOTTED.findall(path.read_text())})
 
 # Packages that need not be installed. nnU-Net has 470 MB with what it imports.
