@@ -105,7 +105,7 @@ def fits(tensor: Tensor, *shapes: tuple[int, ...]) -> bool:
     dynamic batch size with a number of channels would become a guard in torch.export.
     """
     own = tensor.shape
-    for shape in shapes:  # a loop: any() with a generator takes a microsecond
+    for shape in shapes:  # noqa: SIM110 (any() with a generator takes a microsecond)
         if len(shape) == len(own) and own == shape:
             return True
     return False
