@@ -16,7 +16,7 @@ NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc benchmarks tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .NOTPARALLEL:
-.PHONY: help demo webcam serve test fuzz sanitize bench docs hub-kernel build gpu-check lint format clean
+.PHONY: help demo webcam serve test fuzz huge sanitize bench docs hub-kernel build gpu-check lint format clean
 
 help:
 	@echo "make demo    install into .venv, then paint a photo in the bundled styles"
@@ -24,6 +24,7 @@ help:
 	@echo "make serve   install into .venv, then open a page that paints the camera, photos and videos"
 	@echo "make test    install into .venv, then run the tests"
 	@echo "make fuzz    random cases of every op; CASES=1000 SEED=1 for fewer and other ones"
+	@echo "make huge    norms and Gram matrices of more than 2^31 elements; 14 GB of memory"
 	@echo "make sanitize  the ops' tests under sanitizers; SANITIZER=thread for ThreadSanitizer"
 	@echo "make bench   a few cases of each benchmark but live, into output/bench"
 	@echo "make docs    the documentation as pages, into output/docs; a warning is an error"
@@ -56,6 +57,9 @@ test: .venv/tools .venv/built
 fuzz: .venv/tools .venv/built
 	STYLEKERNELS_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -n $(WORKERS) -p no:benchmark \
 	    --hypothesis-seed=$(SEED) $(wildcard tests/test_fuzz_*.py)
+
+huge: .venv/tools .venv/built
+	$(BIN)/python -m pytest -p no:benchmark -m huge tests/test_huge_planes.py
 
 sanitize: .venv/tools .venv/built
 	$(BIN)/python .ci/sanitize.py $(SANITIZER) $(ARGS)

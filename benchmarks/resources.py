@@ -159,6 +159,34 @@ def _grams() -> Iterator[tuple[str, Callable[[], object]]]:
                 )
 
 
+def _more_than_2_31_elements() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Calls whose offsets take 64 bits."""
+    for c, side, channels_last in ((1, 46345, False), (4, 23173, True)):
+        x, mean = image(1, c, side, side, channels_last=channels_last), _numbers(2, 1, c)
+        gain, square = _numbers(c), _numbers(1, c, c)
+        name = f"{c}x{side}x{side} {_label(HALF, channels_last)}"
+        forward = (None, None, None, "relu", 0.01, True, 1e-5, False, 1)
+        backward = (mean, mean[0], "relu", 0.01, True, False, 1)
+        yield (
+            name,
+            lambda x=x, g=gain, o=forward: instance_norm.instance_norm(x, g, g, *o),
+        )
+        yield (
+            name,
+            lambda x=x, g=gain, o=backward: instance_norm.instance_norm_backward(
+                x, x, g, g, None, *o
+            ),
+        )
+        for center in (False, True):
+            yield name, lambda x=x, center=center: gram_matrix.gram_matrix(x, None, center)
+            yield (
+                name,
+                lambda x=x, g=square, m=mean if center else None: gram_matrix.gram_matrix_backward(
+                    g, x, m, None
+                ),
+            )
+
+
 #: Layers of the generator: input and output channels, kernel, stride, padding, padding mode,
 #: upsampling, and the size of the input for a frame of 1920 x 1080.
 LAYERS = (
@@ -205,6 +233,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield calls of every launcher, with their names."""
     yield from _instance_norms()
     yield from _grams()
+    yield from _more_than_2_31_elements()
     yield from _convolutions()
 
 

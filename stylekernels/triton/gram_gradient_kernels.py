@@ -105,6 +105,12 @@ def symmetric_kernel(layers, grad_losses, weights, powers, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _spans(layer):
+    """The number of spans of BLOCK_P pixels. ``tl.cdiv`` would exceed int32 for P near 2^31."""
+    return (layer.P - 1) // layer.BLOCK_P + 1
+
+
+@triton.jit
 def _gradient_tile(
     layer,
     weights,
@@ -117,12 +123,12 @@ def _gradient_tile(
 ):
     N, C, P = layer.N, layer.C, layer.P
     blocks = tl.cdiv(C, layer.BLOCK_C)
-    spans = tl.cdiv(P, layer.BLOCK_P)
+    spans = _spans(layer)
     i = program % blocks * layer.BLOCK_C + tl.arange(0, layer.BLOCK_C)
-    pixels = program // blocks % spans * layer.BLOCK_P + tl.arange(0, layer.BLOCK_P)
+    pixels = (program // blocks % spans).to(INDEX) * layer.BLOCK_P + tl.arange(0, layer.BLOCK_P)
     n = (program // blocks // spans).to(tl.int64)
     rows = weights + (n * C + i)[:, None] * C
-    along = layer.x + n * layer.x_stride_n + (pixels.to(INDEX) * layer.x_stride_p)[None, :]
+    along = layer.x + n * layer.x_stride_n + (pixels * layer.x_stride_p)[None, :]
     if layer.PIXEL_ROWS:
         sums = tl.zeros([layer.BLOCK_P, layer.BLOCK_C], WIDE)
     else:
@@ -149,7 +155,7 @@ def _gradient_tile(
         layer.grad_x
         + n * layer.to_stride_n
         + (i.to(INDEX) * layer.to_stride_c)[:, None]
-        + (pixels.to(INDEX) * layer.to_stride_p)[None, :]
+        + (pixels * layer.to_stride_p)[None, :]
     )
     tl.store(to, rounded(sums, to.dtype.element_ty), mask=(i < C)[:, None] & (pixels < P)[None, :])
 
@@ -169,7 +175,7 @@ def gradient_kernel(
     first = 0
     for k in tl.static_range(len(layers)):
         blocks = tl.cdiv(layers[k].C, layers[k].BLOCK_C)
-        programs = layers[k].N * blocks * tl.cdiv(layers[k].P, layers[k].BLOCK_P)
+        programs = layers[k].N * blocks * _spans(layers[k])
         if (program >= first) & (program < first + programs):
             _gradient_tile(
                 layers[k], weights, powers, program - first, PRECISION, INDEX, WIDE, BLOCK_K

@@ -126,7 +126,7 @@ def _products(
     BLOCK_P: tl.constexpr,
 ):
     """Products of channels i and j, summed over a chunk of pixels. SAME: i and j are equal."""
-    first = chunk * layer.chunk_pixels
+    first = chunk.to(INDEX) * layer.chunk_pixels
     last = tl.minimum(first + layer.chunk_pixels, layer.P)
     factor = tl.full([1, 1], float64_of(layer.scale), WIDE)
     sums = tl.zeros([layer.BLOCK, layer.BLOCK], WIDE)

@@ -72,8 +72,9 @@ class Planes:
 
     @property
     def index_type(self) -> tl.dtype:
-        """The type of offsets within an image."""
-        return tl.int64 if self.c * self.p >= 2**31 else tl.int32
+        """The type of offsets within an image. The last chunk or tile may end up to a plane beyond
+        the image, so that int32 holds the offsets of half as many elements."""
+        return tl.int64 if self.c * self.p >= 2**30 else tl.int32
 
 
 @dataclass(frozen=True)
