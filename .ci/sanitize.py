@@ -39,6 +39,7 @@ class Sanitizer:
             pytest hides what a test prints before the sanitizer ends its process.
         files: patterns of the files of tests.
         repeated: the tests run once per capability of this CPU.
+        chosen: the tests of these files, as pytest's -k takes them.
     """
 
     flags: str
@@ -46,6 +47,7 @@ class Sanitizer:
     environment: dict[str, str]
     files: tuple[str, ...]
     repeated: bool = False
+    chosen: str = "not triton"
 
 
 SANITIZERS = {
@@ -80,9 +82,13 @@ SANITIZERS = {
             # by such libraries would be reported. csrc/cpu/parallel.cpp tells of our own.
             "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
             "OMP_NUM_THREADS": "4",  # with fewer cores too
+            # Where Triton interprets, calls go through Python and hold its lock: none overlap.
+            "TRITON_INTERPRET": "0",
         },
         files=("test_concurrent_calls.py",),
         repeated=True,
+        # ThreadSanitizer ends a forked process that starts threads, as DataLoader's workers do.
+        chosen="not triton and not forked",
     ),
 }
 
@@ -107,8 +113,9 @@ def build(sanitizer: Sanitizer, folder: Path, capabilities: str) -> Path:
     return tree
 
 
-def environment_of(sanitizer: Sanitizer, reports: Path) -> dict[str, str]:
-    """Return the environment of processes that load the library, and may write reports."""
+def environment_of(sanitizer: Sanitizer, tree: Path, reports: Path) -> dict[str, str]:
+    """Return the environment of processes that load the library in ``tree``, from any folder, and
+    may write reports."""
     compiler = os.environ.get("CXX") or "g++"
     preloaded = [output_of(compiler, f"-print-file-name={name}") for name in sanitizer.preloaded]
     for path in preloaded:
@@ -118,7 +125,8 @@ def environment_of(sanitizer: Sanitizer, reports: Path) -> dict[str, str]:
         name: f"{value}:log_path={reports / name}" if name.endswith("SAN_OPTIONS") else value
         for name, value in sanitizer.environment.items()
     }
-    return {**os.environ, **logged, "LD_PRELOAD": " ".join(preloaded)}
+    own = {"LD_PRELOAD": " ".join(preloaded), "PYTHONPATH": str(tree)}
+    return {**os.environ, **logged, **own}
 
 
 def loads(sanitizer: Sanitizer, tree: Path, environment: dict[str, str]) -> bool:
@@ -151,11 +159,11 @@ def main(name: str, *arguments: str) -> int:
     tree, reports = build(sanitizer, folder, capabilities), folder / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()
-    environment = environment_of(sanitizer, reports)
+    environment = environment_of(sanitizer, tree, reports)
 
     files = [path for pattern in sanitizer.files for path in sorted((tree / "tests").glob(pattern))]
     plugins = ["-p", "no:benchmark", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-k", "not triton", *plugins]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-k", sanitizer.chosen, *plugins]
     command += arguments or [str(path) for path in files]
     good = True
     for capability in capabilities.split(";") if sanitizer.repeated else [None]:

@@ -1,14 +1,31 @@
-"""Ops in several threads at once, and in workers that are forked after the ops were used."""
+"""Ops in several threads at once, and in workers that are forked after the ops were used.
 
+Where Triton interprets kernels, calls go through Python and hold its lock, so that none overlap:
+these tests then run once more in a process where it does not.
+"""
+
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from stylekernels import gram_loss, group_norm, instance_norm, norm_conv2d, upsample_block
+from stylekernels import (
+    gram_loss,
+    gram_losses,
+    group_norm,
+    instance_norm,
+    instance_norm_stats,
+    norm_conv2d,
+    upsample_block,
+)
+from stylekernels.ops import dispatch
 from tests.conftest import random
 
 #: Images that a call leaves to its own thread, and images that it shares among several.
@@ -26,7 +43,9 @@ def results(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tenso
         instance_norm(x, activation="relu"),
         group_norm(x, 2),
         gram_loss(x, random(channels, channels, seed=seed + 2)),
+        gram_losses([x], [random(channels, channels, seed=seed + 2)], center=True),
         upsample_block(x, weight),
+        torch.stack(instance_norm_stats(x)),
     ]
     grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in outputs]
     return [convolved.y, convolved.var, *(y.detach() for y in outputs), *grads]
@@ -74,3 +93,19 @@ def test_forked_workers_compute_what_their_parent_did(shape) -> None:
     for actual, alone in zip(loader, expected, strict=True):
         for one, other in zip(actual, alone, strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.skipif(not dispatch.interprets_triton, reason="calls are concurrent here")
+def test_again_where_calls_do_not_hold_pythons_lock() -> None:
+    file = Path(__file__)
+    plugins = ("-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:benchmark")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--tb=short", *plugins, file],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=file.parents[1],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert "6 passed, 1 skipped" in result.stdout
