@@ -163,6 +163,8 @@ def main(name: str, *arguments: str) -> int:
 
     files = [path for pattern in sanitizer.files for path in sorted((tree / "tests").glob(pattern))]
     plugins = ["-p", "no:benchmark", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    # UBSan writes to stderr whatever its log_path: only Python's own output is captured.
+    plugins += ["--capture=sys"]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-k", sanitizer.chosen, *plugins]
     command += arguments or [str(path) for path in files]
     good = True

@@ -319,7 +319,9 @@ int64_t packed_elements(const NormConv2d& a) {
 }
 
 void pack(const NormConv2d& a) {
-  for_geometry(a, [&](const auto& g) { pack_panels(a, g); });
+  for_geometry(a, [&](const auto& g) {
+    if (g.packed_elements(a) > 0) pack_panels(a, g);  // else there is no memory: no output channels
+  });
 }
 
 int64_t worker_elements(const NormConv2d& a) {
