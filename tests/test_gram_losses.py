@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from stylekernels import gram_loss, gram_losses
 from tests.conftest import DTYPES, assert_op_accurate, random, saved_image_bytes
-from tests.test_gram_matrix import TARGET_SHAPES, exact_gram, gram_in_torch, target_for
+from tests.test_gram_matrix import TARGET_SHAPES, apart, exact_gram, gram_in_torch, target_for
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -61,7 +61,12 @@ def check_losses(features: list[Tensor], scales=None, center: bool = False) -> N
         return F.mse_loss(gram, target.expand_as(gram))
 
     names = ("x", *(f"x{i}" for i in range(1, layers)))
-    targets = {f"target{i}": target for i, target in enumerate(targets_for(features))}
+    targets = {
+        f"target{i}": apart(target, exact_gram(x.double(), scale, center))
+        for i, (target, x, scale) in enumerate(
+            zip(targets_for(features), features, each, strict=True)
+        )
+    }
     assert_op_accurate(
         ours,
         of_layers(in_torch),
@@ -96,6 +101,28 @@ def test_large_mean(dtype, center, device) -> None:
     features = layers_of(SHAPES[:3], dtype, device=device, shift=100.0)
     features[1] -= 100.0  # the mean of a layer is that layer's own
     check_losses(features, center=center)
+
+
+@pytest.mark.every_capability
+@pytest.mark.parametrize(
+    ("dtype", "shape", "seed"),
+    [
+        (torch.float32, (1, 1, 5), 85),
+        (torch.float32, (1, 1, 1, 1, 5), 1),
+        (torch.bfloat16, (1, 1, 5), 36),
+        (torch.bfloat16, (1, 1, 1, 1, 5), 908),
+        (torch.float16, (1, 1, 1, 1, 5), 175),
+    ],
+)
+def test_one_channel_of_few_pixels(dtype, shape, seed, device) -> None:
+    """Cases that missed the accuracy rule: losses near 0, and sums of bfloat16 that cancel."""
+    x = random(*shape, dtype=dtype, device=device, shift=0.5, seed=seed)
+    check_losses([x], center=True)
+    target, gram = target_for(x), exact_gram(x.double(), center=True)
+    loss, exact = gram_loss(x, target, center=True), (gram - target).square().mean()
+    # The Gram matrix has less than 20 roundings, the squared difference 3.
+    magnified = gram.norm() / (gram - target).norm()
+    assert (loss - exact).abs() <= (2 * 20 * magnified + 3) * 2**-24 * exact
 
 
 @pytest.mark.parametrize("center", [False, True])

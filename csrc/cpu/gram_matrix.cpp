@@ -49,12 +49,14 @@ constexpr int64_t kChunks = 16, kFewestTasks = 4;
 
 // Largest norm of what is subtracted from sums to centre them, relative to the norm of the result.
 // Products of bfloat16 are exact, and sums of them in float32 have a relative error of 6e-8, so
-// that this allows 1e-6. Loss networks have 0.7 to 12.
-constexpr double kLargestCancelled = 16;
+// that this allows 1e-6. Loss networks have 0.7 to 12. A loss doubles the error of a Gram matrix of
+// one channel, and averages those of many: the limit is the number of channels if that is less.
+constexpr int64_t kLargestCancelled = 16;
 
 // Tells whether sums were centred that are much larger than the result, of some image.
 bool cancels(const GramFeatures& f, const float* mean, const float* gram, double scale) {
   constexpr int64_t kSums = 16;  // at a time
+  const double largest = double(std::min(kLargestCancelled, f.c));
   for (int64_t n = 0; n < f.n; ++n) {
     double subtracted = 0, squares[kSums] = {};
     for (int64_t i = n * f.c; i < (n + 1) * f.c; ++i) subtracted += double(mean[i]) * mean[i];
@@ -66,7 +68,7 @@ bool cancels(const GramFeatures& f, const float* mean, const float* gram, double
     double square = 0;
     for (const double some : squares) square += some;
     subtracted *= std::abs(scale) * double(f.pixels);
-    if (!(subtracted <= kLargestCancelled * std::sqrt(square))) return true;  // NaN too
+    if (!(subtracted <= largest * std::sqrt(square))) return true;  // NaN too
   }
   return false;
 }
