@@ -118,7 +118,9 @@ def check_norm(
     weight and bias."""
     channels = shape[1]
     groups = groups or channels
-    weight, bias = random(channels, shift=1.0, seed=5), random(channels, seed=6)
+    # Weights far from 0, and positive: relu keeps the values beyond the limit, which are large.
+    weight = random(channels, scale=0.2, shift=1.0, seed=5)
+    bias = random(channels, scale=0.2, seed=6)
     leaves = [shaped(x, shape, layout), weight, bias]
     if gradient:
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
