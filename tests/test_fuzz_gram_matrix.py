@@ -89,6 +89,11 @@ def check_one_loss(case: dict) -> None:
     one_sign = case["magnitude"] in ("large mean", "constant", "constant planes")
     if len(x) == 0 or case["magnitude"] == "denormal" or (one_sign and not case["center"]):
         return
+    images, channels, *sizes = case["shape"]
+    terms = images * channels**3 * torch.Size(sizes).numel()
+    # 4 / terms times the cube of a feature, times the gradient of the loss.
+    if case["dtype"] == torch.float16 and 16 * x.double().abs().max() ** 3 > 65504 * terms:
+        return  # the gradient exceeds float16
     options = {"scale": case["scale"], "center": case["center"]}
     target = target_for(x, case["target_shape"], case["target_layout"])
     check_loss(x, apart(target, exact_gram(x.double(), **options)), **options)
