@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
@@ -22,26 +23,45 @@ inline void happens_before(const void*) {}
 inline void happens_after(const void*) {}
 #endif
 
-// Tasks that workers take one by one.
-struct Tasks {
-  int64_t count;
-  void (*task)(void* context, int64_t i, int64_t worker);
-  void* context;
-  mutable std::atomic<int64_t> next{0};
+// Tasks that workers take one by one, from their own part first.
+class Tasks {
+ public:
+  Tasks(int64_t count, int64_t workers, void (*task)(void* context, int64_t i, int64_t worker),
+        void* context, Order order)
+      : parts_(workers), task_(task), context_(context), order_(order) {
+    for (int64_t w = 0; w < workers; ++w) {
+      parts_[w].first = count * w / workers;
+      parts_[w].count = count * (w + 1) / workers - parts_[w].first;
+    }
+  }
 
-  const void* start() const { return &count; }
-  const void* end() const { return &context; }
+  const void* start() const { return &task_; }
+  const void* end() const { return &context_; }
 
   // Runs tasks as one worker. Tasks share no results, so that their order is relaxed.
   void operator()(int64_t worker, int64_t) const {
     happens_after(start());
-    for (;;) {
-      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= count) break;
-      task(context, i, worker);
+    for (size_t k = 0; k < parts_.size(); ++k) {
+      const Part& part = parts_[(worker + k) % parts_.size()];
+      for (;;) {
+        const int64_t i = part.taken.fetch_add(1, std::memory_order_relaxed);
+        if (i >= part.count) break;
+        const int64_t place = order_ == Order::forwards ? i : part.count - 1 - i;
+        task_(context_, part.first + place, worker);
+      }
     }
     happens_before(end());
   }
+
+ private:
+  struct alignas(64) Part {  // a cache line of its own
+    int64_t first, count;
+    mutable std::atomic<int64_t> taken{0};
+  };
+  std::vector<Part> parts_;
+  void (*task_)(void* context, int64_t i, int64_t worker);
+  void* context_;
+  Order order_;
 };
 
 }  // namespace
@@ -53,14 +73,15 @@ int64_t parallel_workers(int64_t count, int64_t elements) {
   return std::max<int64_t>(1, std::min({count, useful, threads}));
 }
 
-void parallel_tasks(int64_t count, int64_t elements,
+void parallel_tasks(Order order, int64_t count, int64_t elements,
                     void (*task)(void* context, int64_t i, int64_t worker), void* context) {
   const int64_t workers = parallel_workers(count, elements);
   if (workers == 1) {
-    for (int64_t i = 0; i < count; ++i) task(context, i, 0);
+    for (int64_t i = 0; i < count; ++i)
+      task(context, order == Order::forwards ? i : count - 1 - i, 0);
     return;
   }
-  const Tasks tasks{count, task, context};
+  const Tasks tasks(count, workers, task, context, order);
   happens_before(tasks.start());
   torch::stable::parallel_for(0, workers, 1, tasks);
   happens_after(tasks.end());

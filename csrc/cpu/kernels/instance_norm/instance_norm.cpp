@@ -289,8 +289,8 @@ void forward_of(const InstanceNormForward& args) {
   });
 
   const int64_t tasks = units * g.chunks;
-  parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
-    const int64_t last = tasks - 1 - task, unit = last / g.chunks, chunk = last % g.chunks;
+  parallel_tasks(Order::backwards, tasks, g.chunk_pixels * channels, [&](int64_t task) {
+    const int64_t unit = task / g.chunks, chunk = task % g.chunks;
     const int64_t count = chunk_count(g, chunk);
     const Apply<A, T> apply = apply_at((unit * g.pixels + chunk_begin(g, chunk)) * channels, 0);
     if (contiguous) {

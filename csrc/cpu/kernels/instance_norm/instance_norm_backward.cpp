@@ -316,8 +316,8 @@ void backward_of(const InstanceNormBackward& args) {
       finish_group(plane);
     table.spread(kSlope, kRowCount, image);
   });
-  parallel_tasks(tasks, g.chunk_pixels * channels, [&](int64_t task) {
-    const int64_t last = tasks - 1 - task, unit = last / g.chunks, chunk = last % g.chunks;
+  parallel_tasks(Order::backwards, tasks, g.chunk_pixels * channels, [&](int64_t task) {
+    const int64_t unit = task / g.chunks, chunk = task % g.chunks;
     const int64_t first = (unit * g.pixels + chunk_begin(g, chunk)) * channels;
     if (contiguous)
       write_run(writer, first, chunk_count(g, chunk), table, unit);
