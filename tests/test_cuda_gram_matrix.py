@@ -11,7 +11,7 @@ from stylekernels import gram_losses, gram_matrix
 from tests.conftest import CUDA, DTYPES, poisoned_memory, random
 from tests.emulated_cuda import emulated_gpus
 from tests.test_gram_losses import check_losses, layers_of, targets_for
-from tests.test_gram_matrix import check_gram, check_loss, target_for
+from tests.test_gram_matrix import check_gram, check_loss, gram_in_torch, target_for
 from tests.test_triton_gram_matrix import (
     test_a_layer_without_images,  # noqa: F401
     test_backward_keeps_only_the_input,  # noqa: F401
@@ -94,3 +94,18 @@ def test_numbers_next_to_the_largest_have_a_gradient(device) -> None:
     x = torch.full((1, 1, 1, 3), largest, device=device).requires_grad_()
     (grad,) = torch.autograd.grad(gram_matrix(x, scale=1e-3), x, torch.ones(1, 1, 1, device=device))
     torch.testing.assert_close(grad, torch.full_like(grad, 2e-3 * largest))
+
+
+def test_nan_with_low_bits_alone_stays_nan(device) -> None:
+    """tf32 lacks the bits that make it a NaN: those of its high part are those of infinity."""
+    x = random(1, 3, 5, 7, device=device)
+    x.view(torch.int32)[0, 1, 2, 3] = 0x7F800001
+    x.requires_grad_()
+    cotangent = random(1, 3, 3, device=device, seed=1)
+    results = []
+    for function in (gram_matrix, gram_in_torch):
+        gram = function(x)
+        results.append((gram, *torch.autograd.grad(gram, x, cotangent)))
+    for ours, expected in zip(*results, strict=True):
+        assert expected.isnan().any()
+        torch.testing.assert_close(ours, expected, equal_nan=True)

@@ -31,8 +31,9 @@ struct Right {
   uint32_t words[2][2];  // of both halves of the rows
 };
 
-// A number is high + low. finite: high, or zero where that is infinite or NaN; with high in all
-// three products there would be infinite ones of both signs, whose sum is NaN.
+// A number is high + low. finite: high, or zero where the number is infinite; with high in all
+// three products there would be infinite ones of both signs, whose sum is NaN. low is NaN where the
+// number is: without its lowest bits, high may be infinite.
 struct Tf32 {
   uint32_t high, finite, low;
 
@@ -42,11 +43,11 @@ struct Tf32 {
     const uint32_t size = bits & 0x7FFFFFFF;
     // Rounds to nearest; truncates numbers that would become infinite.
     high = (bits + (size < 0x7F7FF000 ? 0x1000 : 0)) & ~0x1FFFu;
-    const bool is_finite = size < 0x7F800000;
-    finite = is_finite ? high : 0;
+    const bool is_infinite = size == 0x7F800000;
+    finite = is_infinite ? 0 : high;
     float rounded;
     __builtin_memcpy(&rounded, &high, sizeof(rounded));
-    low = to_tf32(is_finite ? value - rounded : 0);
+    low = to_tf32(is_infinite ? 0 : value - rounded);
   }
 };
 

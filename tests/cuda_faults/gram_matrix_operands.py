@@ -105,7 +105,7 @@ FRAGMENTS = {
     ),
     "tf32: low part of infinity": Fault(
         FRAGMENT,
-        "low = to_tf32(is_finite ? value - rounded : 0);",
+        "low = to_tf32(is_infinite ? 0 : value - rounded);",
         "low = to_tf32(value - rounded);",
         "infinite channels",
         FOUR,
