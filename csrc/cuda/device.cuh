@@ -39,7 +39,7 @@ struct Launch {
 struct Properties {
   int multiprocessors;
   int shared_bytes;     // of a block
-  int largest_cluster;  // 1 before compute capability 9.0
+  int largest_cluster;  // 1 in kernels compiled for less than compute capability 9.0
 };
 
 }  // namespace stylekernels::device
@@ -56,8 +56,8 @@ struct Properties {
 
 namespace stylekernels::device {
 
-// Tells whether code is compiled for compute capability 9.0. For others the compiler keeps more
-// values in registers at the same time.
+// Tells whether code is compiled for compute capability 9.0. For other GPUs the compiler needs more
+// registers, so that some kernels load fewer vectors at once.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
 constexpr bool kHopper = false;
 #else

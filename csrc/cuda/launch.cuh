@@ -36,6 +36,18 @@ inline int attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// Does nothing: its attributes are those of all kernels.
+template <class>
+__global__ void empty_kernel() {}
+
+// Tells whether the kernels that the current device runs can use clusters. PTX for older GPUs, as
+// TORCH_CUDA_ARCH_LIST=8.0+PTX makes it, has no instructions for them; newer GPUs run it too.
+inline bool uses_clusters() {
+  cudaFuncAttributes compiled;
+  check(cudaFuncGetAttributes(&compiled, empty_kernel<void>), "cudaFuncGetAttributes");
+  return compiled.ptxVersion >= 90;
+}
+
 // Limits of the current device. Clusters of 16 are those of data centres' Hopper and Blackwell;
 // every GPU with clusters has 8.
 inline const Properties& properties() {
@@ -45,27 +57,29 @@ inline const Properties& properties() {
     const int major = attribute(cudaDevAttrComputeCapabilityMajor);
     found = {attribute(cudaDevAttrMultiProcessorCount),
              attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-             major < 9     ? 1
-             : major <= 10 ? kLargestCluster
-                           : 8};
+             !uses_clusters() ? 1
+             : major <= 10    ? kLargestCluster
+                              : 8};
     device = current;
   }
   return found;
 }
 
-// Lets a kernel have all the shared memory and clusters that its device has, once for each device.
-// The same values are set by every thread, whatever it launches.
+// Lets a kernel have all the shared memory and the largest clusters of the current device. These do
+// not depend on the launch, so that they are set once for each kernel and device.
 inline void permit(const void* kernel) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> done;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (!done.insert({kernel, current_device()}).second) return;
+  const std::pair<const void*, int> key{kernel, current_device()};
+  if (done.count(key) > 0) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              properties().shared_bytes),
-        "shared memory");
+        "cudaFuncSetAttribute, shared memory");
   if (properties().largest_cluster > 8)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-          "cluster");
+          "cudaFuncSetAttribute, clusters");
+  done.insert(key);
 }
 
 // Makes the device of a call's tensors current, and has PyTorch's stream there.
@@ -117,7 +131,7 @@ void launch(const Launch& config, void* stream, void (*kernel)(Parameters...),
     cooperative.val.cooperative = 1;
   }
   void* pointers[] = {&arguments...};
-  check(cudaLaunchKernelExC(&grid, function, pointers), "launch");
+  check(cudaLaunchKernelExC(&grid, function, pointers), "cudaLaunchKernelExC");
 }
 
 }  // namespace stylekernels::device

@@ -15,7 +15,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 
 // Ops of the emulated device have a namespace of their own: tests/emulated_cuda.py defines them.
