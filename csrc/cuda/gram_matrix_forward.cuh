@@ -10,14 +10,15 @@
 //
 // Bytes: features are read once for up to 128 channels (64 in float32 and float64), and once for
 // each row and column of tiles above that, mostly from L2. Operations: C (C + 16) / 2 multiply-adds
-// a pixel, in blocks of 16 x 16 channels. A block of 256 threads has up to 239 registers a thread
-// and four stages of 36 KB: one on a multiprocessor.
+// a pixel, in blocks of 16 x 16 channels; C (C + 32) / 2 in tiles of 64 channels, whose warps have
+// 32 x 32. A block of 256 threads has up to 241 registers a thread and four stages of 36 KB: one on
+// a multiprocessor.
 //
-// Predicted for an H200, not measured (4.3 TB/s, 132 multiprocessors at 1.75 GHz, 1,300 bfloat16
-// multiply-adds a cycle by mma.sync): a step of 128 pixels and 64 channels takes 790 cycles of
+// Predicted for an H200, not measured (4.25 TB/s, 132 multiprocessors at 1.75 GHz, 1,300 bfloat16
+// multiply-adds a cycle by mma.sync): a step of 128 pixels and 64 channels takes 890 cycles of
 // bandwidth, some 620 to issue its instructions, 384 of shared memory, and 400 of its busiest
-// tensor core; one of 64 pixels and 128 channels 790, 1,000, 576 and 504. To it come 2 us for the
-// launch, 1.3 for the barrier and 2 for the sums.
+// tensor core; one of 64 pixels and 128 channels 890, 1,000, 576 and 504. Added to that are 2 us
+// for the launch, 1.3 for the barrier and 2 for the sums.
 //   4 x 64 x 256 x 256 in bfloat16: floor 7.9 us, predicted 13
 //   4 x 128 x 128 x 128: floor 4.0, predicted 11
 //   4 x 256 x 64 x 64: floor 2.0, predicted 9; 4 x 512 x 32 x 32: floor 1.4, predicted 9
