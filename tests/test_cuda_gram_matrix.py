@@ -57,6 +57,16 @@ def test_aligned_lines_and_others(shape, dtype, layout, device) -> None:
     check_loss(x, target_for(x))
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_centered_channels_of_several_tiles(dtype, layout, device) -> None:
+    """Each tile, and each step of the gradient, reads the means of its own channels."""
+    x = random(2, 130, 3, 5, dtype=dtype, layout=layout, device=device)
+    x += random(1, 130, 1, 1, dtype=dtype, device=device, seed=1, scale=10.0)
+    check_gram(x, center=True)
+    check_loss(x, target_for(x), center=True)
+
+
 @pytest.mark.parametrize(("channels", "pixels"), [(8, 4700), (130, 1500)])
 def test_many_parts_of_a_tile(channels, pixels, device, monkeypatch) -> None:
     """Parts of so many blocks that all warps of a block add them up."""

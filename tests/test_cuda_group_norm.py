@@ -37,3 +37,15 @@ def test_groups_of_all_shapes(shape, groups, dtype, layout, device) -> None:
     tensors = {"x": x, "weight": random(shape[1], device=device, seed=1, dtype=dtype)}
     tensors["bias"] = random(shape[1], device=device, seed=2, dtype=dtype)
     check(tensors, groups=groups, activation="silu")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_groups_of_thousands_of_channels(layout, device, monkeypatch) -> None:
+    """A block has no memory for the sums of so many planes: a small group is divided among blocks.
+    The GPU is the smallest that the kernels are for, and has no clusters."""
+    gpu = {"MULTIPROCESSORS": 6, "SHARED_BYTES": 99 << 10, "LARGEST_CLUSTER": 1}
+    for name, value in gpu.items():
+        monkeypatch.setenv(f"CUDA_EMULATION_{name}", str(value))
+    x = random(5, 2600, 1, 2, layout=layout, device=device, scale=2.0, shift=5.0)
+    tensors = {"x": x, "weight": random(2600, device=device, seed=1)}
+    check(tensors, groups=1, activation="silu")

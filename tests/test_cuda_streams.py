@@ -19,7 +19,7 @@ def on_gpu(device) -> None:
 
 
 def norm(x: Tensor) -> list[Tensor]:
-    """Planes of a cluster, and of a grid, and their gradients."""
+    """Norms by blocks, clusters and grids, and their gradients."""
     results = [instance_norm(x, activation="relu"), group_norm(x, 2, activation="silu")]
     return [*results, *torch.autograd.grad(sum(y.square().sum() for y in results), x)]
 
@@ -33,7 +33,8 @@ def losses(x: Tensor) -> list[Tensor]:
 
 
 WORK = {"norm": norm, "losses": losses}
-SHAPES = ((2, 64, 48, 56), (1, 6, 600, 700))
+#: Small planes, and groups that exceed what a cluster of 16 blocks keeps.
+SHAPES = ((2, 64, 48, 56), (1, 6, 1000, 1200))
 
 
 def image(shape, device: str, seed: int) -> Tensor:
