@@ -69,6 +69,13 @@ def test_bytes_of_instance_norm(shape, dtype, variant, backward, images):
     assert ("twice" in problem.counted) == (problem.bytes > on_cpu.bytes)
 
 
+def test_bytes_of_gram_matrices():
+    case = case_of("gram_matrix", "", shape=(2, 512, 8, 16), dtype="bfloat16")
+    with FakeTensorMode():
+        problem = problems.prepare(case)
+    assert problem.bytes == 2 * 512 * (8 * 16 * 2 + 512 * 4)  # the features and float32 results
+
+
 def test_work_of_the_style_loss_is_that_of_five_layers():
     case = case_of("gram_loss", "style_loss")
     with FakeTensorMode():

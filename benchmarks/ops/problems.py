@@ -181,7 +181,7 @@ def _gram_matrix(case: Case, normal: Maker, image: Maker) -> Problem:
         stylekernels.gram_matrix,
         expressions,
         case.dtype,
-        bytes=x.nbytes,
+        bytes=x.nbytes + n * c * c * torch.float32.itemsize,
         flops=flops,
     )
 

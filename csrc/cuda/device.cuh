@@ -206,19 +206,6 @@ __device__ inline void multiply_float64(double (&sums)[2], double a, double b) {
 
 // -- clusters ----------------------------------------------------------------------------------
 
-__device__ inline int cluster_blocks() {
-  int blocks;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
-  return blocks;
-}
-
-// The block's number in its cluster.
-__device__ inline int cluster_rank() {
-  int rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
 // Says that this thread has reached the barrier of the cluster; its writes become visible to those
 // that wait for it.
 __device__ inline void cluster_arrive() {

@@ -163,7 +163,7 @@ void run_layers(const Call& call, size_t first, size_t last, std::vector<Tensor>
   }
   check_steps(tiles);
   if (a.cost == 0 && !losses.has_value()) return;
-  const Current current(x.get_device_index());
+  const DeviceAndStream current(x.get_device_index());
   a.stage_bytes = gram_stage_bytes<T>();
   const Launch config = plan(a, kGramExchangeBytes);
   for (int i = 0; i < a.count; ++i) divide_sums(a, a.layers[i]);
@@ -275,7 +275,7 @@ void run_gradients(const Call& call, size_t first, size_t last, const std::vecto
     a.layers[a.count++] = layer;
   }
   if (a.cost == 0) return;
-  const Current current(x.get_device_index());
+  const DeviceAndStream current(x.get_device_index());
   if (grad_losses != nullptr) a.grad_losses = static_cast<const Wide<O>*>(grad_losses) + first;
   a.stage_bytes = gradient_stage_bytes<T, kCentered>();
   const Launch config = plan(a, kResultBytes<T>);

@@ -1,6 +1,8 @@
 // The symmetric matrices S = scale (grad + grad^T) of the gradient of Gram matrices.
 #pragma once
 
+#include <cmath>
+
 #include "gram_matrix.cuh"
 
 namespace stylekernels::device {

@@ -193,7 +193,7 @@ bool run(NormArguments& a, const Tensor& like) {
                     kLanes,
                     kNormBlocks<T>,
                     kLayout};
-  const Current current(like.get_device_index());
+  const DeviceAndStream current(like.get_device_index());
   const Launch config = plan(a, needs);
   if (config.shared_bytes > properties().shared_bytes) {
     STD_TORCH_CHECK(kLayout == Layout::channels_last, "group: expected fewer channels, got ",

@@ -86,9 +86,9 @@ inline void permit(const void* kernel) {
 //
 // The function that returns the stream is in libtorch_cuda.so, which the library is not linked to:
 // it would not load into a PyTorch without CUDA.
-class Current {
+class DeviceAndStream {
  public:
-  explicit Current(int device) : guard_(device) {
+  explicit DeviceAndStream(int device) : guard_(device) {
     using Function = int32_t (*)(int32_t, void**);
     static const auto function = [] {
       void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);

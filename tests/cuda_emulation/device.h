@@ -106,8 +106,6 @@ inline void multiply_float64(double (&sums)[2], double a, double b) {
 // -- clusters ----------------------------------------------------------------------------------
 
 using emulation::cluster_arrive;
-using emulation::cluster_blocks;
-using emulation::cluster_rank;
 using emulation::cluster_wait;
 
 // Writes are visible at once, whatever the order.
@@ -141,9 +139,9 @@ using emulation::to_tf32;
 using emulation::properties;
 
 // A call's device and stream: there is one of each.
-class Current {
+class DeviceAndStream {
  public:
-  explicit Current(int) {}
+  explicit DeviceAndStream(int) {}
   void* stream() const { return nullptr; }
 };
 

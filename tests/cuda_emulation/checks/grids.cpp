@@ -50,9 +50,9 @@ __global__ void cluster_sums(const float* x, float* sums, int count) {
   }
   if (thread_index() == 0) {
     float sum = 0;
-    for (int rank = 0; rank < cluster_blocks() + (kFault == Fault::rank_16); rank++)
+    for (int rank = 0; rank < emulation::cluster_blocks() + (kFault == Fault::rank_16); rank++)
       sum += *shared_of(kFault == Fault::outside ? x : shared + kTotal, rank);
-    sums[block_index()] = sum + 0.0f * float(cluster_rank());
+    sums[block_index()] = sum + 0.0f * float(emulation::cluster_rank());
   }
   if constexpr (kFault != Fault::early_exit) cluster_arrive();
   if constexpr (kFault != Fault::early_exit && kFault != Fault::exit_without_wait) cluster_wait();
