@@ -68,7 +68,21 @@ def as_images(x: Tensor) -> Tensor:
     is copied."""
     if x.dim() < 4:
         return x[:, :, None] if x.dim() == 3 else x[:, :, None, None]
+    if x.dim() > 4 and x.shape[0] == 1 and x.stride(1) == 1 != x.stride(-1):
+        # As from_images does it, for the gradient.
+        return x.movedim(1, -1).flatten(1, -3).movedim(-1, 1)
     return x if x.dim() == 4 else x.flatten(2, -2)
+
+
+def from_images(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y``, of the shape of ``as_images(x)``, in the shape of ``x``, as a view."""
+    if x.dim() == 4:
+        return y
+    if x.shape[0] == 1 and channels_last(y):
+        # y.view would give a batch of one the stride of a pixel, and PyTorch's ops then take the
+        # result for contiguous.
+        return y.permute(0, 2, 3, 1).view(1, *x.shape[2:], x.shape[1]).movedim(-1, 1)
+    return y.view(x.shape)
 
 
 def new_like(y: Tensor, x: Tensor) -> Tensor:

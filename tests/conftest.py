@@ -225,6 +225,12 @@ def poisoned_memory() -> Iterator[None]:
 CHECKS_GRADIENT_LAYOUT = True
 
 
+def strides_of(y: Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one element. torch.compile gives the others
+    any stride if it records gradients."""
+    return [stride for stride, size in zip(y.stride(), y.shape, strict=True) if size > 1]
+
+
 def relative_errors(actual: Tensor, exact: Tensor) -> tuple[float, float]:
     """Distance to ``exact`` relative to its size, in the Euclidean and in the maximum norm.
 

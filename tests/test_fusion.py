@@ -341,6 +341,27 @@ def test_wrong_inputs_are_refused():
         assert fused(random(0, 3, 24, 28)).shape == (0, 3, 24, 28)
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("size", [(40, 32), (16, 32)])
+def test_a_norm_alone_takes_an_image_without_a_batch(size, affine):
+    """PyTorch's do. As a batch of rows it would be normalised wrongly."""
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.InstanceNorm2d(16, affine=affine), nn.ReLU()
+    report = check(network(lambda: nn.Sequential(*layers, nn.MaxPool2d(2))), random(3, *size))
+    assert [entry.name for entry in report.alone] == ["1"]
+
+
+def test_volumes_are_told_of_and_stay_as_convert_made_them():
+    layers = nn.Conv3d(2, 4, 3), nn.InstanceNorm3d(4), nn.ReLU()
+    model = network(lambda: nn.Sequential(*layers))
+    stylekernels.convert(model)
+    fused, report = fuse_convolutions(model)
+    assert [entry.name for entry in report.left] == ["0", "1"]
+    assert type(fused[1]) is stylekernels.nn.InstanceNorm3d
+    x = random(1, 2, 5, 6, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x))
+
+
 def test_models_that_are_refused():
     with pytest.raises(TypeError, match=r"model: expected an eager torch\.nn\.Module, got str"):
         fuse_convolutions("model")

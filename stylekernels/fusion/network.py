@@ -1,7 +1,5 @@
 """`fuse_convolutions`: convolutions of a network that normalise their input themselves."""
 
-import copy
-
 import torch
 from torch import nn
 
@@ -10,9 +8,11 @@ from stylekernels.fusion.exporting import examples_of, exported
 from stylekernels.fusion.geometry import CONVOLUTIONS
 from stylekernels.fusion.inputs import NORMS
 from stylekernels.fusion.rewriting import Rewriting
-from stylekernels.fusion.tracing import CannotTrace, Traced, traced
+from stylekernels.fusion.tracing import CannotTrace, Traced, copied, traced
 
 Examples = dict[str, tuple[tuple, dict]]
+
+_NOT_OF_IMAGES = (nn.Conv1d, nn.Conv3d, nn.InstanceNorm1d, nn.InstanceNorm3d)
 
 
 def fuse_convolutions(
@@ -74,9 +74,8 @@ def fuse_convolutions(
             "args: expected a tuple, the positional arguments of a call, as in (photo,), got "
             f"{type(args).__name__}"
         )
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
-        fused = revert(copy.deepcopy(model, shared))
+        fused = revert(copied(model))
     except RuntimeError as error:
         raise ValueError(
             f"model: expected a network that can be copied, but {error}; call "
@@ -85,6 +84,12 @@ def fuse_convolutions(
     report = Report()
     examples = None if args is None else examples_of(fused, args, kwargs or {})
     _fuse_in(fused, "", report, set(), examples)
+    if not report.fused and not report.alone:  # nothing runs by ours that `convert` had changed
+        fused = copied(model)
+    for name, module in model.named_modules():
+        if isinstance(module, _NOT_OF_IMAGES):
+            why = "not of images (N, C, H, W); `convert` runs such norms"
+            report.left.append(Entry(name, type(module).__name__, why))
     names = model.named_modules(remove_duplicate=False)
     order = {name: index for index, (name, _) in enumerate(names)}
     for entries in (report.traced, report.fused, report.alone, report.left):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from stylekernels.fusion.convolve import can_be_residual, residual_like
 from stylekernels.ops import group_norm, instance_norm, instance_norm_stats, norm_scale_shift
+from stylekernels.ops.arguments import check_image_batch
 from stylekernels.reference.instance_norm import activate
 from stylekernels.tensors import wide_dtype
 
@@ -37,7 +38,11 @@ class ScaleShift(nn.Module):
 
         Returns:
             (N, C, 2).
+
+        Raises:
+            ValueError: if x is an image without a batch.
         """
+        check_image_batch(x)
         if mean is not None:
             mean, var = (each.to(wide_dtype(x)).expand(x.shape[:2]) for each in (mean, var))
         else:
@@ -85,7 +90,11 @@ class Normalize(nn.Module):
         residual: Tensor | float | None,
     ) -> Tensor:
         """Run `instance_norm` or `group_norm`: arguments as for `ScaleShift`, and any term that
-        PyTorch can add."""
+        PyTorch can add. An instance norm also takes an image without a batch, (C, H, W)."""
+        if x.dim() == 3 and self._groups is None:
+            if isinstance(residual, Tensor) and residual.dim() == 3:
+                residual = residual[None]
+            return self(x[None], weight, bias, mean, var, residual)[0]
         activation, negative_slope = self._activation
         options = {"negative_slope": negative_slope, "eps": self._eps}
         if can_be_residual(x, residual):

@@ -125,8 +125,8 @@ class Traced(NamedTuple):
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """Return a copy for tracing, which runs its forward, which may set attributes. It has the same
-    parameters and buffers."""
+    """Return a copy with the same parameters and buffers. Tracing needs one: a forward that it runs
+    may set attributes."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
 

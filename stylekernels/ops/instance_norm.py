@@ -20,7 +20,14 @@ from stylekernels.ops.arguments import (
 from stylekernels.ops.autograd import call, derivative, forward_of, recorder, with_gradient_of
 from stylekernels.ops.dispatch import NATIVE, TRITON, register, use_reference
 from stylekernels.ops.registration import define, differentiate
-from stylekernels.tensors import ACTIVATIONS, as_images, dense_like, new_like, wide_dtype
+from stylekernels.tensors import (
+    ACTIVATIONS,
+    as_images,
+    dense_like,
+    from_images,
+    new_like,
+    wide_dtype,
+)
 
 #: Ranks of images with 1, 2 and 3 spatial dimensions. The ops take rank 4.
 RANKS = (3, 4, 5)
@@ -408,7 +415,7 @@ def run(
         y = reference.instance_norm(*inputs, *options, group)
     else:
         y = normalize(inputs, options, group=group)
-    return y if x.dim() == 4 else y.view(x.shape)
+    return from_images(y, x)
 
 
 def normalize(
