@@ -124,6 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(_options: argparse.Namespace) -> int:
     """Print the table, in microseconds, and the time of an import."""
     torch.set_num_threads(1)
+    print("microseconds a call, medians, on one thread")
     print(_TABLE.header())
     for training in (True, False):
         for case in _cases(training):

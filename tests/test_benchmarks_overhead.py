@@ -28,7 +28,8 @@ def test_the_table(monkeypatch, capsys) -> None:
         assert cli.main(["overhead"]) == 0
     finally:
         torch.set_num_threads(threads)
-    header, *rows, empty, last = capsys.readouterr().out.splitlines()
+    unit, header, *rows, empty, last = capsys.readouterr().out.splitlines()
+    assert unit.startswith("microseconds")
     assert header.split() == ["op", "mode", "ours", "kernel", "overhead", "PyTorch"]
     assert len(rows) == 8
     assert not empty
