@@ -69,7 +69,8 @@ def as_images(x: Tensor) -> Tensor:
     if x.dim() < 4:
         return x[:, :, None] if x.dim() == 3 else x[:, :, None, None]
     if x.dim() > 4 and x.shape[0] == 1 and x.stride(1) == 1 != x.stride(-1):
-        # As from_images does it, for the gradient.
+        # The gradient of this flatten has x's strides; that of the other has a pixel's stride for
+        # the batch, as in from_images.
         return x.movedim(1, -1).flatten(1, -3).movedim(-1, 1)
     return x if x.dim() == 4 else x.flatten(2, -2)
 

@@ -120,7 +120,7 @@ def choose(op: str, device_type: str, *arguments: object) -> str:
 
 def use_reference(op: str, x: Tensor) -> bool:
     """Return whether an op on ``x`` runs its plain PyTorch formula instead of a kernel."""
-    device_type = "cpu" if x.is_cpu else x.device.type  # the name takes longer than the question
+    device_type = "cpu" if x.is_cpu else x.device.type  # device.type makes a string: 0.3 us
     return choose(op, device_type) == "reference" or transformed()
 
 
