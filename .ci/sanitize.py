@@ -82,7 +82,7 @@ SANITIZERS = {
             # by such libraries would be reported. csrc/cpu/parallel.cpp tells of our own.
             "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
             "OMP_NUM_THREADS": "4",  # with fewer cores too
-            # Where Triton interprets, calls go through Python and hold its lock: none overlap.
+            # Calls go through Python while Triton interprets, and its lock lets none overlap.
             "TRITON_INTERPRET": "0",
         },
         files=("test_concurrent_calls.py",),

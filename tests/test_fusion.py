@@ -336,6 +336,10 @@ def test_wrong_inputs_are_refused():
     with torch.no_grad():
         with pytest.raises(ValueError, match="x: expected"):
             fused(random(3, 24, 28))
+        layers = nn.InstanceNorm2d(3, affine=True), nn.Conv2d(3, 4, 3)
+        norm_first = network(lambda: nn.Sequential(*layers))
+        with pytest.raises(ValueError, match="x: expected"):
+            fuse_convolutions(norm_first)[0](random(3, 24, 28))
         with pytest.raises(ValueError, match="weight"):
             fused(random(1, 4, 24, 28))
         assert fused(random(0, 3, 24, 28)).shape == (0, 3, 24, 28)

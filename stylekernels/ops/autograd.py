@@ -56,8 +56,8 @@ def recorder(function: type[torch.autograd.Function]) -> Callable:
 
     def record(*inputs):
         if _transform() is None:
-            # What a transform that has ended left behind: PyTorch's unwrap_dead_wrappers, in half
-            # the time.
+            # Wrappers that an ended transform left are removed, as PyTorch's unwrap_dead_wrappers
+            # does in twice the time.
             return apply(
                 *[
                     x if type(x) in _OPTIONS or not isinstance(x, Tensor) else _unwrap(x)
