@@ -108,7 +108,7 @@ def _instance_norms() -> Iterator[tuple[str, Callable[[], object]]]:
                         (
                             lambda x=x, r=residual, a=activation, g=gain, m=mean, s=rstd, n=group: (
                                 instance_norm.instance_norm_backward(
-                                    x, x, g, g, r, m, s, a, 0.01, True, r is not None, n
+                                    x, x, g, g, r, m, s, a, 0.01, True, r is not None, False, n
                                 )
                             )
                         ),

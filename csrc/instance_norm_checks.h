@@ -56,4 +56,11 @@ inline void check_instance_norm_backward(const Tensor& grad, const Tensor& x,
   check_device(rstd, "rstd", x);
 }
 
+// Returns the shape in which the kernels of the backward pass write the sums of planes: (N, C), or
+// (C,) if the sums over all images are wanted and there is one image.
+inline Shape sums_shape(const Tensor& x, bool sum_images) {
+  if (sum_images && x.size(0) == 1) return {x.size(1)};
+  return {x.size(0), x.size(1)};
+}
+
 }  // namespace stylekernels

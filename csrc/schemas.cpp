@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(stylekernels, m) {
   m.def(
       "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
       "Tensor? residual, Tensor mean, Tensor rstd, str activation, float negative_slope, "
-      "bool own_stats, bool want_residual, int group) "
+      "bool own_stats, bool want_residual, bool sum_images, int group) "
       "-> (Tensor grad_x, Tensor grad_residual, Tensor sum_grad, Tensor sum_grad_normalized)");
 
   // gram_matrix

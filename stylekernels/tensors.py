@@ -83,7 +83,7 @@ def from_images(y: Tensor, x: Tensor) -> Tensor:
         # y.view would give a batch of one the stride of a pixel, and PyTorch's ops then take the
         # result for contiguous.
         return y.permute(0, 2, 3, 1).view(1, *x.shape[2:], x.shape[1]).movedim(-1, 1)
-    return y.view(x.shape)
+    return y.view_as(x)
 
 
 def new_like(y: Tensor, x: Tensor) -> Tensor:

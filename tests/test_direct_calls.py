@@ -31,7 +31,7 @@ def norm(x=X, weight=None, bias=None, residual=None, mean=None, var=None):
 
 
 def norm_backward(grad=X, x=X, weight=None, bias=None, residual=None, mean=MEAN, rstd=PLANES):
-    options = ("relu", 0.01, True, residual is not None, 1)
+    options = ("relu", 0.01, True, residual is not None, False, 1)
     return OPS.instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, *options)
 
 
@@ -79,7 +79,7 @@ CALLS = {
         lambda: OPS.instance_norm(X, *NONE, *NORM[:-1], 5),
         lambda: OPS.instance_norm(X, *NONE, *NORM[:-1], 0),
         lambda: OPS.instance_norm_backward(
-            X, X, None, None, None, MEAN, PLANES, "relu", 0.01, True, False, 128
+            X, X, None, None, None, MEAN, PLANES, "relu", 0.01, True, False, False, 128
         ),
     ],
     "x": [

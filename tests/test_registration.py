@@ -110,6 +110,7 @@ def norm_inputs(x):
     grad, residual = (random(*x.shape, dtype=x.dtype, seed=seed) for seed in (5, 6))
     mean = torch.stack((pairs, pairs * 1e-8))  # the value, and the error of its rounding
     none = (None,) * 5
+    leaky_relu = ("leaky_relu", 0.1, True, True, True, 1)
     return {
         "instance_norm_stats": [(x,)],
         "instance_norm": [
@@ -119,10 +120,10 @@ def norm_inputs(x):
             (x, channels, pairs, None, None, None, "silu", 0.01, True, 1e-5, False, x.shape[1]),
         ],
         "instance_norm_backward": [
-            (grad, x, None, None, None, mean, pairs, "none", 0.01, True, False, 1),
-            (grad, x, channels, pairs, residual, mean, pairs, "leaky_relu", 0.1, True, True, 1),
-            (grad, x, pairs, channels, None, mean, pairs, "sigmoid", 0.1, False, False, 1),
-            (grad, x, pairs, None, None, mean, pairs, "gelu", 0.1, True, False, x.shape[1]),
+            (grad, x, None, None, None, mean, pairs, "none", 0.01, True, False, False, 1),
+            (grad, x, channels, pairs, residual, mean, pairs, *leaky_relu),
+            (grad, x, pairs, channels, None, mean, pairs, "sigmoid", 0.1, False, False, True, 1),
+            (grad, x, pairs, None, None, mean, pairs, "gelu", 0.1, True, False, False, x.shape[1]),
         ],
     }
 

@@ -3,6 +3,7 @@
 #include "instance_norm.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "../instance_norm_checks.h"
 #include "capability.h"
@@ -207,10 +208,31 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
   return {y, used_mean, rstd};
 }
 
+// Sums (N, C) over the images, in double precision.
+template <class W>
+void add_images(const W* rows, int64_t images, int64_t channels, W* sums) {
+  std::vector<double> totals(channels);
+  for (int64_t n = 0; n < images; ++n)
+    for (int64_t c = 0; c < channels; ++c) totals[c] += double(rows[n * channels + c]);
+  for (int64_t c = 0; c < channels; ++c) sums[c] = W(totals[c]);
+}
+
+Tensor sum_over_images(const Tensor& rows) {
+  const int64_t n = rows.size(0), c = rows.size(1);
+  Tensor sums = empty({c}, rows, rows.scalar_type());
+  const void* from = rows.const_data_ptr();
+  void* to = sums.mutable_data_ptr();
+  if (rows.scalar_type() == ScalarType::Double)
+    add_images(static_cast<const double*>(from), n, c, static_cast<double*>(to));
+  else
+    add_images(static_cast<const float*>(from), n, c, static_cast<float*>(to));
+  return sums;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
     Tensor grad, Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
     std::optional<Tensor> residual, Tensor mean, Tensor rstd, Name activation,
-    double negative_slope, bool own_stats, bool want_residual, int64_t group) {
+    double negative_slope, bool own_stats, bool want_residual, bool sum_images, int64_t group) {
   check_instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, group);
   rstd = torch::stable::contiguous(rstd);
   const float* deviations = static_cast<const float*>(rstd.const_data_ptr());
@@ -220,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
     auto [grad_x, grad_residual, sum_grad, sum_grad_normalized] = instance_norm_backward(
         in_float64(grad), in_float64(x), in_float64(weight), in_float64(bias), in_float64(residual),
         in_float64(mean), in_float64(rstd), activation, negative_slope, own_stats, want_residual,
-        group);
+        sum_images, group);
     for (Tensor* image : {&grad_x, &grad_residual})
       *image = torch::stable::to(*image, x.scalar_type());
     for (Tensor* sums : {&sum_grad, &sum_grad_normalized})
@@ -236,8 +258,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   mean = torch::stable::contiguous(mean);
   Tensor grad_x = empty_like(x, layout);
   Tensor grad_residual = want_residual ? empty_like(x, layout) : empty({0}, x, x.scalar_type());
-  Tensor sum_grad = empty({grid.n, grid.c}, x, wide_dtype(x));
-  Tensor sum_grad_normalized = empty({grid.n, grid.c}, x, wide_dtype(x));
+  const Shape rows = sums_shape(x, sum_images);
+  Tensor sum_grad = empty(rows, x, wide_dtype(x));
+  Tensor sum_grad_normalized = empty(rows, x, wide_dtype(x));
   const Scratch scratch(grid, 5, x);
   kernels().backward({
       .grid = grid,
@@ -261,6 +284,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
       .partials = scratch.partials(),
       .coefficients = scratch.coefficients(),
   });
+  if (sum_images && rows.size() == 2)
+    for (Tensor* sums : {&sum_grad, &sum_grad_normalized}) *sums = sum_over_images(*sums);
   return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
 }
 

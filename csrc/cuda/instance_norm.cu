@@ -303,7 +303,7 @@ std::tuple<Tensor, Tensor, Tensor> instance_norm(Tensor x, std::optional<Tensor>
 std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
     Tensor grad, Tensor x, std::optional<Tensor> weight, std::optional<Tensor> bias,
     std::optional<Tensor> residual, Tensor mean, Tensor rstd, Name activation,
-    double negative_slope, bool own_stats, bool want_residual, int64_t group) {
+    double negative_slope, bool own_stats, bool want_residual, bool sum_images, int64_t group) {
   check_instance_norm_backward(grad, x, weight, bias, residual, mean, rstd, group);
   const Layout layout = layout_of(x);
   x = with_layout(x, layout);
@@ -313,11 +313,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   rstd = torch::stable::contiguous(rstd);
   Tensor grad_x = empty_like(x, layout);
   Tensor grad_residual = want_residual ? empty_like(x, layout) : empty({0}, x, x.scalar_type());
-  Tensor sum_grad = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
-  Tensor sum_grad_normalized = empty({x.size(0), x.size(1)}, x, wide_dtype(x));
+  const Shape rows = sums_shape(x, sum_images);
+  Tensor sum_grad = empty(rows, x, wide_dtype(x));
+  Tensor sum_grad_normalized = empty(rows, x, wide_dtype(x));
+  const auto results = [&] {
+    if (sum_images && rows.size() == 2)
+      for (Tensor* sums : {&sum_grad, &sum_grad_normalized})
+        *sums = torch::stable::sum(*sums, std::vector<int64_t>{0});
+    return std::tuple(grad_x, grad_residual, sum_grad, sum_grad_normalized);
+  };
   if (x.numel() == 0) {
     fill({sum_grad, sum_grad_normalized}, 0);
-    return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
+    return results();
   }
   NormArguments a{};
   a.strips = strips_of(x, group);
@@ -338,11 +345,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instance_norm_backward(
   if (!run<true>(a, x, layout)) {
     const auto [dense, dense_residual, first, second] = instance_norm_backward(
         grad, with_layout(x, Layout::contiguous), weight, bias, residual, mean, rstd, activation,
-        negative_slope, own_stats, want_residual, group);
+        negative_slope, own_stats, want_residual, sum_images, group);
     return {with_layout(dense, layout),
             want_residual ? with_layout(dense_residual, layout) : dense_residual, first, second};
   }
-  return {grad_x, grad_residual, sum_grad, sum_grad_normalized};
+  return results();
 }
 
 std::tuple<Tensor, Tensor> instance_norm_stats(Tensor x) {

@@ -41,10 +41,11 @@ SCHEMAS = (
     # given mean and var are those of x. Gradients go through them to x, as they do if none are
     # given. The returned mean is (2, N, C): its value and that value's rounding error.
     # sum_grad and sum_grad_normalized are (N, C): the sums over a plane of the gradient before
-    # the activation, and of its product with the normalised input.
+    # the activation, and of its product with the normalised input. sum_images: they are (C,), of
+    # all images.
     "instance_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, "
     "Tensor? residual, Tensor mean, Tensor rstd, str activation, float negative_slope, "
-    "bool own_stats, bool want_residual, int group) "
+    "bool own_stats, bool want_residual, bool sum_images, int group) "
     "-> (Tensor grad_x, Tensor grad_residual, Tensor sum_grad, Tensor sum_grad_normalized)",
 )
 
@@ -103,6 +104,7 @@ def _backward_formula(
     negative_slope,
     own_stats,
     want_residual,
+    sum_images,
     group,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = wide_dtype(x)
@@ -124,15 +126,21 @@ def _backward_formula(
         projected = projected - level[..., None, None] - normalized * slope[..., None, None]
     grad_x = new_like((projected * rstd[..., None, None]).to(x.dtype), x)
     grad_residual = new_like(g.to(x.dtype), x) if want_residual else x.new_empty((0,))
+    if sum_images:
+        sum_grad, sum_grad_normalized = sum_grad.sum(0), sum_grad_normalized.sum(0)
     return grad_x, grad_residual, sum_grad, sum_grad_normalized
 
 
 def _backward_fake(
     grad, x, weight, bias, residual, mean, rstd, *options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *_, want_residual, _group = options
+    *_, want_residual, sum_images, _group = options
     grad_residual = dense_like(x) if want_residual else x.new_empty((0,))
-    return dense_like(x), grad_residual, _per_plane_empty(x), _per_plane_empty(x)
+    sums = [
+        x.new_empty((x.shape[1],), dtype=wide_dtype(x)) if sum_images else _per_plane_empty(x)
+        for _ in range(2)
+    ]
+    return dense_like(x), grad_residual, *sums
 
 
 define(SCHEMAS[0], _stats_formula, _stats_fake, triton="instance_norm")
@@ -226,9 +234,10 @@ def _with_gradients(
 
 
 def _sum_over_images(grad: Tensor, like: Tensor) -> Tensor:
-    """Reduce (N, C) to the shape and dtype of a parameter, (C,) or (N, C)."""
-    if like.dim() == 1:
-        grad = grad[0] if grad.shape[0] == 1 else grad.sum(0)
+    """Reduce (N, C), or (C,) of all images, to the shape and dtype of a parameter, (C,) or
+    (N, C)."""
+    if like.dim() < grad.dim():
+        grad = grad.sum(0)
     return grad if grad.dtype == like.dtype else grad.to(like.dtype)
 
 
@@ -241,8 +250,11 @@ def _gradients(inputs, mean, var, activation, negative_slope, wanted, group) -> 
         mean, var: the given statistics, or None if they are those of x.
     """
     _grad, _x, weight, bias, _residual, _used_mean, rstd = inputs
+    parameters = [tensor for tensor, want in ((weight, wanted[1]), (bias, wanted[2])) if want]
+    sum_images = bool(parameters) and all(each.dim() == 1 for each in parameters)
+    options = (mean is None, wanted[3], sum_images and not (wanted[4] or wanted[5]), group)
     grad_x, grad_residual, sum_grad, sum_grad_normalized = derivative(
-        _backward_op, *inputs, activation, negative_slope, mean is None, wanted[3], group
+        _backward_op, *inputs, activation, negative_slope, *options
     )
     grad_weight = grad_bias = grad_mean = grad_var = None
     if wanted[1]:

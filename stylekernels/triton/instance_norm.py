@@ -142,6 +142,7 @@ def instance_norm_backward(
     negative_slope,
     own_stats,
     want_residual,
+    sum_images,
     group,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op of this name. ``grad`` may have another layout than ``x``."""
@@ -202,7 +203,7 @@ def instance_norm_backward(
             gain = 1.0 if weight is None else weight.double()
             of_groups = reference.sums_of_groups((gain * sums).flatten(0, 1), group) / group
         launch(of_groups.to(rstd.dtype), sum=False, write=True)
-    sums = sums.to(rstd.dtype)
+    sums = (sums.sum(1) if sum_images else sums).to(rstd.dtype)
     # A clone, since the results of an op may not share memory.
     return (
         grad_x,

@@ -169,7 +169,7 @@ struct Apply {
   int64_t ahead;  // prefetch distance in elements; 0: no prefetch
 
   template <class U>
-  inline U value(U in, U added, U center, U scale, U shift) const {
+  [[gnu::always_inline]] inline U value(U in, U added, U center, U scale, U shift) const {
     U z = multiply_add(in - center, scale, shift);
     if (residual != nullptr && residual_first) z += added;
     z = activate<A>(z, negative_slope);
@@ -183,8 +183,8 @@ struct Apply {
     store(y + i, value(load<W>(x + i), added, center, scale, shift));
   }
 
-  inline void pair(int64_t i, const Pair<V>& center, const Pair<V>& scale,
-                   const Pair<V>& shift) const {
+  [[gnu::always_inline]] inline void pair(int64_t i, const Pair<V>& center, const Pair<V>& scale,
+                                          const Pair<V>& shift) const {
     if (ahead != 0) __builtin_prefetch(x + i + ahead);
     const Pair<V> in = load_pair(x + i);
     const Pair<V> added = residual == nullptr ? Pair<V>{} : load_pair(residual + i);

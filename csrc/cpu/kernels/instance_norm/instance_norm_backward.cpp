@@ -30,7 +30,7 @@ struct Terms {
   W negative_slope;
 
   template <class U>
-  inline Term<U> term(U grad, U x, U added, U mean, U scale, U bias) const {
+  [[gnu::always_inline]] inline Term<U> term(U grad, U x, U added, U mean, U scale, U bias) const {
     const U d = x - mean;
     if constexpr (A == Activation::none) return {grad, d};
     U z = multiply_add(d, scale, bias);
@@ -43,8 +43,9 @@ struct Terms {
     return term(load<W>(grad + i), load<W>(x + i), added, mean, scale, bias);
   }
 
-  inline Pair<Term<V>> pair(int64_t i, const Pair<V>& mean, const Pair<V>& scale,
-                            const Pair<V>& bias) const {
+  [[gnu::always_inline]] inline Pair<Term<V>> pair(int64_t i, const Pair<V>& mean,
+                                                   const Pair<V>& scale,
+                                                   const Pair<V>& bias) const {
     const Pair<V> g = load_pair(grad + i), in = load_pair(x + i);
     const Pair<V> added = residual == nullptr ? Pair<V>{} : load_pair(residual + i);
     return {term(g.a, in.a, added.a, mean.a, scale.a, bias.a),
@@ -104,6 +105,23 @@ void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t pitch, int64_t p
   }
 }
 
+// Computes the sums of a run of at most kSummedFirst rows of a vector pair, in registers.
+template <Activation A, class T>
+Sums sums_of_short_run(const Terms<A, T>& terms, int64_t first, int64_t rows,
+                       const Wide<T> (&value)[3]) {
+  using V = Vec<T>;
+  const Pair<V> mean = splat_pair<V>(value[kMean]), scale = splat_pair<V>(value[kScale]);
+  const Pair<V> bias = splat_pair<V>(value[kBias]);
+  Pair<V> g{}, gd{};
+  for (int64_t i = first; i < first + rows * kPairLanes<V>; i += kPairLanes<V>) {
+    const auto [a, b] = terms.pair(i, mean, scale, bias);
+    g.a += a.g, g.b += b.g;
+    gd.a = multiply_add(a.g, a.d, gd.a);
+    gd.b = multiply_add(b.g, b.d, gd.b);
+  }
+  return {sum_of_lanes(g.a) + sum_of_lanes(g.b), sum_of_lanes(gd.a) + sum_of_lanes(gd.b)};
+}
+
 template <Activation A, class T>
 Sums sums_of_run(const Terms<A, T>& terms, int64_t first, int64_t count,
                  const CoefficientTable<T>& table, int64_t plane) {
@@ -111,12 +129,17 @@ Sums sums_of_run(const Terms<A, T>& terms, int64_t first, int64_t count,
   constexpr int64_t kWidth = kPairLanes<V>;
   Wide<T> value[3];
   for (int row = kMean; row <= kBias; ++row) value[row] = table.of_image(row, 0)[plane];
-  double sum_g[kSegment], sum_gd[kSegment];
   const int64_t rows = count / kWidth;
-  lane_sums(
-      terms, first, kWidth, rows, kWidth,
-      [&](int row, int64_t) { return splat_pair<V>(value[row]); }, sum_g, sum_gd);
-  Sums sums{sum_of_lanes<kWidth>(sum_g), sum_of_lanes<kWidth>(sum_gd)};
+  Sums sums;
+  if (rows <= kSummedFirst) {
+    sums = sums_of_short_run(terms, first, rows, value);
+  } else {
+    double sum_g[kSegment], sum_gd[kSegment];
+    lane_sums(
+        terms, first, kWidth, rows, kWidth,
+        [&](int row, int64_t) { return splat_pair<V>(value[row]); }, sum_g, sum_gd);
+    sums = {sum_of_doubles<kWidth>(sum_g), sum_of_doubles<kWidth>(sum_gd)};
+  }
   for (int64_t i = rows * kWidth; i < count; ++i)
     add_one(terms, first + i, value[kMean], value[kScale], value[kBias], sums.g, sums.gd);
   return sums;
@@ -158,7 +181,7 @@ struct Writer {
   bool past_caches, own_stats;
 
   template <class U>
-  inline U gradient(const Term<U>& t, U scale, U slope, U offset) const {
+  [[gnu::always_inline]] inline U gradient(const Term<U>& t, U scale, U slope, U offset) const {
     const U rest =
         own_stats ? multiply_add(t.d, slope, offset) : U{};  // 0 * d would be NaN for a d of NaN
     return multiply_add(t.g, scale, rest);
@@ -170,7 +193,7 @@ struct Writer {
     if (grad_residual != nullptr) store(grad_residual + i, t.g);
   }
 
-  inline void pair(int64_t i, const Pair<V> (&row)[kRowCount]) const {
+  [[gnu::always_inline]] inline void pair(int64_t i, const Pair<V> (&row)[kRowCount]) const {
     const auto [a, b] = terms.pair(i, row[kMean], row[kScale], row[kBias]);
     store_pair(grad_x + i,
                {gradient(a, row[kScale].a, row[kSlope].a, row[kOffset].a),

@@ -210,13 +210,35 @@ inline void add_to(ElementOf<V>* lanes, const Pair<V>& pair) {
   store(lanes + kLanes<V>, load<V>(lanes + kLanes<V>) + pair.b);
 }
 
+// Adds the lanes of a vector: float ones in double precision.
+inline double sum_of_lanes(VecD v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_pd(v);
+#elif defined(__AVX2__)
+  const __m128d halves = _mm256_castpd256_pd128(v) + _mm256_extractf128_pd(v, 1);
+  return halves[0] + halves[1];
+#else
+  return v[0] + v[1];
+#endif
+}
+inline double sum_of_lanes(VecF v) {
+#if defined(__AVX512F__)
+  const __m256 low = _mm512_castps512_ps256(v);
+  const __m256 high = (__m256)_mm512_extractf64x4_pd((__m512d)v, 1);
+  return sum_of_lanes((VecD)(_mm512_cvtps_pd(low) + _mm512_cvtps_pd(high)));
+#elif defined(__AVX2__)
+  const __m128 low = _mm256_castps256_ps128(v), high = _mm256_extractf128_ps(v, 1);
+  return sum_of_lanes((VecD)(_mm256_cvtps_pd(low) + _mm256_cvtps_pd(high)));
+#else
+  return (double(v[0]) + double(v[2])) + (double(v[1]) + double(v[3]));
+#endif
+}
+
 template <int kCount>
-inline double sum_of_lanes(const double* lanes) {
+inline double sum_of_doubles(const double* values) {
   VecD total{};
-  for (int j = 0; j < kCount; j += kLanes<VecD>) total += load<VecD>(lanes + j);
-  double sum = 0;
-  for (int j = 0; j < kLanes<VecD>; ++j) sum += total[j];
-  return sum;
+  for (int j = 0; j < kCount; j += kLanes<VecD>) total += load<VecD>(values + j);
+  return sum_of_lanes(total);
 }
 
 // Computes moments lane by lane of a segment: `width` elements (at most kSegment, in whole vector
@@ -288,16 +310,6 @@ inline void lane_moments(const T* x, int64_t pitch, int64_t pixels, int64_t widt
   }
 }
 
-template <class V>
-inline double sum_of_vector(V v) {
-  constexpr int kChains = 4;  // of additions
-  ElementOf<V> lanes[kLanes<V>];
-  store(lanes, v);
-  double sums[kChains] = {};
-  for (int j = 0; j < kLanes<V>; ++j) sums[j % kChains] += double(lanes[j]);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
 // Rows of a run, of kPairsAtOnce vector pairs each, that are summed about their mean in float32:
 // sums of more equal values would be rounded in the same direction too often.
 constexpr int64_t kShortRows = 8;
@@ -317,7 +329,7 @@ inline Moments moments_of_short_run(const T* x, int64_t rows, int64_t count) {
     }
   }
   for (int v = 1; v < kPairsAtOnce; ++v) totals[0] += totals[v];
-  const auto shift = ElementOf<V>(sum_of_vector(totals[0]) / double(rows * kWidth));
+  const auto shift = ElementOf<V>(sum_of_lanes(totals[0]) / double(rows * kWidth));
   if (!(shift - shift == 0)) return {};
   const V center = splat<V>(shift);
   V sums[kVectors] = {}, squares[kVectors] = {};
@@ -332,7 +344,7 @@ inline Moments moments_of_short_run(const T* x, int64_t rows, int64_t count) {
   }
   for (int apart = kVectors / 2; apart > 0; apart /= 2)
     for (int v = 0; v < apart; ++v) sums[v] += sums[v + apart], squares[v] += squares[v + apart];
-  double sum = sum_of_vector(sums[0]), square = sum_of_vector(squares[0]);
+  double sum = sum_of_lanes(sums[0]), square = sum_of_lanes(squares[0]);
   for (int64_t i = rows * kWidth; i < count; ++i) {
     const double difference = double(load<Wide<T>>(x + i)) - double(shift);
     sum += difference;
@@ -355,10 +367,10 @@ inline Moments moments_of_run(const T* x, int64_t count) {
   if (rows > 0) {
     double mean[kSegment], m2[kSegment];
     lane_moments(x, kWidth, rows, kWidth, mean, m2);
-    const double center = sum_of_lanes<kWidth>(mean) / kWidth;  // lanes have equal counts
+    const double center = sum_of_doubles<kWidth>(mean) / kWidth;  // lanes have equal counts
     for (int j = 0; j < kWidth; ++j)
       m2[j] += double(rows) * (mean[j] - center) * (mean[j] - center);
-    result = {double(done), center, sum_of_lanes<kWidth>(m2)};
+    result = {double(done), center, sum_of_doubles<kWidth>(m2)};
   }
   if (done < count) {
     const double rest = double(count - done);
