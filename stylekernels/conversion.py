@@ -72,10 +72,12 @@ class Report:
     ``fused`` are norms that run as one op with the activation after them, ``alone`` those that were
     replaced without one, ``left`` the modules that stay PyTorch's. ``missed`` are those of them
     that ``strict=True`` refuses: an instance or group norm that stays PyTorch's, or stays apart
-    from an activation after it. ``traced``, of `fuse_convolutions` only, are the modules whose
-    calls were found, and by which tracer.
+    from an activation after it. Of `fuse_convolutions` only, ``traced`` are the modules whose
+    calls were found, and by which tracer, and ``untraced`` those whose calls were not, and why:
+    modules in these were tried one by one.
     """
 
+    untraced: list[Entry] = field(default_factory=list)
     traced: list[Entry] = field(default_factory=list)
     fused: list[Entry] = field(default_factory=list)
     alone: list[Entry] = field(default_factory=list)
@@ -83,7 +85,8 @@ class Report:
     missed: list[Entry] = field(default_factory=list)
 
     def __str__(self) -> str:
-        tables = {"traced": self.traced} if self.traced else {}
+        tables = {"not traced": self.untraced, "traced": self.traced}
+        tables = {title: entries for title, entries in tables.items() if entries}
         tables |= {"fused": self.fused, "replaced alone": self.alone, "left": self.left}
         everything = [entry for entries in tables.values() for entry in entries]
         label_width = max((len(entry.label) for entry in everything), default=0)

@@ -104,7 +104,21 @@ assert loss > 0 == gram_loss(features_of_painting, target)
         NETWORK,
         "with torch.inference_mode():\n    picture = fast(photo)\n" + SAME.format("picture"),
     ),
-    ("drop-in.md", 3): ("", NNUNET_STEP),
+    ("drop-in.md", 3): (
+        NETWORK + "from stylekernels import fuse_convolutions\n",
+        """
+fast, _ = fuse_convolutions(model)
+with torch.inference_mode():
+    picture = fast(photo)
+    try:
+        fast(photo.tolist())
+    except NotFusedWarning as warning:
+        said = str(warning)
+assert "is of type list, not a tensor" in said
+"""
+        + SAME.format("picture"),
+    ),
+    ("drop-in.md", 4): ("", NNUNET_STEP),
     ("export.md", 0): (
         """
 import numpy, subprocess, sys
@@ -132,7 +146,7 @@ subprocess.run([sys.executable, "-m", "stylekernels", "export", "wave"], check=T
 }
 #: What an example needs besides the requirements of the tests.
 NEEDS = {
-    ("drop-in.md", 3): "nnunetv2",
+    ("drop-in.md", 4): "nnunetv2",
     ("export.md", 0): "onnxruntime",
     ("hub-kernel.md", 0): "kernels",
     ("hub-kernel.md", 1): "kernels",

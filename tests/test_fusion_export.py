@@ -3,6 +3,7 @@ the same pictures for other sizes too, and the model's own forward for calls of 
 
 import copy
 import pickle
+import re
 import warnings
 
 import pytest
@@ -17,7 +18,7 @@ from tests.fusion import Blocks, calls_of, check, network
 from tests.test_fusion_patterns import PATTERNS
 
 ARGUMENTS = "its forward takes *args, **options or required keywords"
-CONTROL_FLOW = "symbolically traced variables cannot be used as inputs to control flow"
+BRANCH = r"its code branches on values or sizes of tensors \(test_fusion_export\.py:\d+\)"
 
 
 def any_number(m, *images):
@@ -122,6 +123,7 @@ def doubled(values: object) -> object:
     return pytree.tree_map_only(Tensor, Tensor.double, values)
 
 
+@pytest.mark.filterwarnings("ignore::stylekernels.fusion.NotFusedWarning")
 @pytest.mark.parametrize("forward", KINDS, ids=lambda forward: forward.__name__)
 def test_networks_that_only_export_follows(forward):
     args, options, alike, others = KINDS[forward]
@@ -187,21 +189,25 @@ class Blind(nn.Module):
         return self.last(self.padding(self.plain(x)) if x.sum() > -1e9 else x)
 
 
+@pytest.mark.filterwarnings("ignore::stylekernels.fusion.NotFusedWarning")
 def test_modules_of_a_network_that_neither_can_trace():
     model, x = network(Blind), random(2, 3, 17, 19)
     report = check(model, x, (x,))
     traced = {entry.name: entry.why for entry in report.traced}
     assert traced.keys() == {"plain", "padding"}
     assert traced["plain"] == "by torch.fx"
-    assert traced["padding"] == (
-        f"by torch.export, for calls like the example; not by torch.fx: {CONTROL_FLOW}"
+    how = f"by torch.export, for calls like the example; not by torch.fx: {BRANCH}"
+    assert re.fullmatch(how, traced["padding"])
+    network_itself, uncalled = report.untraced
+    assert network_itself[:2] == ("", "Blind")
+    assert re.fullmatch(
+        f"torch.fx: {BRANCH}; torch.export: {BRANCH.replace(' or sizes', '')}", network_itself.why
     )
+    why = f"{ARGUMENTS}; the example does not call it, pass one that does"
+    assert uncalled == ("uncalled", "Pattern", why, ())
     left = {entry.name: entry.why for entry in report.left}
-    start = f"its caller cannot be traced: torch.fx: {CONTROL_FLOW}; torch.export: Could not guard"
-    assert left["last"].startswith(start)
-    assert left["uncalled.conv1"] == (
-        f"its caller cannot be traced: {ARGUMENTS}; the example does not call it"
-    )
+    assert left["last"] == "in (model), which was not traced"
+    assert left["uncalled.conv1"] == "in uncalled, which was not traced"
     fused, _ = fuse_convolutions(model, (x,))
     other = random(3, 3, 31, 26)
     with torch.no_grad():
@@ -210,10 +216,10 @@ def test_modules_of_a_network_that_neither_can_trace():
 
 
 def test_the_report_without_an_example():
-    left = fuse_convolutions(pattern(any_number))[1].left
-    assert {entry.why for entry in left} == {
-        f"its caller cannot be traced: {ARGUMENTS}; torch.export needs args, an example of a call"
-    }
+    report = fuse_convolutions(pattern(any_number))[1]
+    why = f"{ARGUMENTS}; pass args, an example of a call, to try torch.export"
+    assert report.untraced == [("", "Pattern", why, ())]
+    assert {entry.why for entry in report.left} == {"in (model), which was not traced"}
 
 
 def a_constant_tensor(m, *images):
@@ -230,9 +236,9 @@ def test_graphs_that_are_not_taken(forward):
     model, x = pattern(forward), random(2, 3, 9, 11)
     fused, report = fuse_convolutions(model, (x,))
     assert not report.traced
-    assert report.left[0].why == (
-        f"its caller cannot be traced: torch.fx: {ARGUMENTS}; torch.export: its forward makes a "
-        "constant tensor, or changes autocast or gradients inside"
+    assert report.untraced[0].why == (
+        f"torch.fx: {ARGUMENTS}; torch.export: its forward makes a constant tensor, which can be a "
+        "buffer, or it changes autocast or gradients inside"
     )
     with torch.no_grad():
         torch.testing.assert_close(fused(x), model(x), rtol=0, atol=0)
@@ -245,13 +251,14 @@ def test_hooks_run():
     model, x, seen = pattern(forward), random(2, 3, 9, 11), []
     model.same.register_forward_hook(lambda *args: seen.append(args))
     fused, report = fuse_convolutions(model, (x,))
-    assert report.left[0].why.endswith("torch.export: a module has hooks")
+    assert report.untraced[0].why.endswith("torch.export: same has hooks; remove them first")
     seen.clear()
     with torch.no_grad():
         fused(x)
     assert len(seen) == 1
 
 
+@pytest.mark.filterwarnings("ignore::stylekernels.fusion.NotFusedWarning")
 def test_other_dtypes_run_the_model():
     """The graph would have the example's dtype."""
 
@@ -276,9 +283,7 @@ def test_a_forward_that_changes_the_module():
         return m.wide(m.last) * m.count
 
     model, x = pattern(counting), random(2, 3, 9, 11)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.export's, of `last`
-        fused, report = fuse_convolutions(model, (x,))
+    fused, report = fuse_convolutions(model, (x,))
     assert len(report.fused) == 2
     assert model.count == 0
     assert not hasattr(model, "last")
@@ -293,11 +298,11 @@ def test_converted_and_reverted():
     model, x = pattern(any_number), random(2, 3, 9, 11)
     classes = [type(module) for module in model.modules()]
     plain = fuse_convolutions(model, (x, x))[1]
-    convert(model)
+    converted = [type(module) for module in convert(model)[0].modules()]
     fused, report = fuse_convolutions(model, (x, x))
     assert (report.fused, report.traced) == (plain.fused, plain.traced)
+    assert [type(module) for module in fused.modules()] == converted != classes
     assert [type(module) for module in revert(model).modules()] == classes
-    assert [type(module) for module in fused.modules()] == classes
     assert fused.load_state_dict(model.state_dict())
     with torch.no_grad():
         before = fused(x, x)
@@ -323,7 +328,11 @@ def test_copies_files_and_compilers():
 
 def test_wrong_examples_are_refused():
     model, x = pattern(any_number), random(2, 3, 9, 11)
-    with pytest.raises(TypeError, match=r"args: expected a tuple.*\(photo,\), got Tensor"):
+    with pytest.raises(TypeError, match=r"args: expected a tuple, got Tensor; pass .* \(photo,\)"):
         fuse_convolutions(model, x)
+    with pytest.raises(TypeError, match=r"kwargs: expected a dict, got list; pass .* by name"):
+        fuse_convolutions(model, (x,), [x])
+    with pytest.raises(TypeError, match=r"kwargs: expected names as keys, got 3; pass .* by name"):
+        fuse_convolutions(model, (x,), {3: x})
     with pytest.raises(RuntimeError, match="channels"):  # the model's own
         fuse_convolutions(model, (x[:, :2],))

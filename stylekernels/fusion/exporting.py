@@ -1,8 +1,12 @@
 """Graphs of modules, by `torch.export`, for calls like an example."""
 
-import copy
+import contextlib
+import io
+import logging
 import operator
+import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,8 +14,15 @@ from torch.export import Dim, ShapesCollection
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from stylekernels.fusion.tracing import CannotTrace, Traced, copied, is_layer, line_of
-from stylekernels.nn.pairs import has_hooks
+from stylekernels.fusion.examples import LikeExample
+from stylekernels.fusion.tracing import (
+    CannotTrace,
+    Traced,
+    check_hooks,
+    is_layer,
+    plain_copy,
+    reason_of,
+)
 
 _ATEN = torch.ops.aten
 #: What `fusion.inputs` and `fusion.geometry` know these ops as.
@@ -37,86 +48,25 @@ _IN_PLACE = {
 _METHODS = {_ATEN.add_.Tensor: "add_", _ATEN.view.default: "view"}
 
 
-def examples_of(model: nn.Module, args: tuple, kwargs: dict) -> dict[str, tuple[tuple, dict]]:
-    """Return the arguments of the first call of each module around others, by its name, when a
-    model is called with an example."""
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    called, found = copy.deepcopy(model, shared), {}
-    for name, module in called.named_modules():
-        if list(module.children()):
-
-            def record(_, args: tuple, kwargs: dict, name: str = name) -> None:
-                found.setdefault(name, (args, kwargs))
-
-            module.register_forward_pre_hook(record, with_kwargs=True)
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-    with torch.no_grad():
-        called(*args, **kwargs)
-    return found
+#: Where `torch.export` logs what it also raises.
+_LOGS = ("torch.export._trace", "torch.fx.experimental.symbolic_shapes")
 
 
-class LikeExample:
-    """Calls for which the graph of an example is right: the same nesting of arguments, the same
-    numbers, strings and so on in it, and tensors of the same dtypes on the same devices, whose
-    sizes meet the conditions that the module's code had on them.
-
-    Args:
-        leaves: tensors and other values of the example.
-        nesting: that of positional arguments and those by name.
-        names: those of the latter, in the order of leaves.
-        results: the nesting of what the module returns.
-        conditions: computes from leaves whether each condition on sizes is met.
-    """
-
-    def __init__(
-        self,
-        leaves: list,
-        nesting: pytree.TreeSpec,
-        names: list[str],
-        results: pytree.TreeSpec,
-        conditions: fx.GraphModule,
-    ) -> None:
-        self._facts = [_facts(leaf) for leaf in leaves]
-        self._nesting, self._names, self._results = nesting, names, results
-        self._conditions = conditions
-
-    def tensors(self, args: tuple, options: dict) -> list[Tensor] | None:
-        """Return the arguments of the graph; None if a call is another one."""
-        if options.keys() != set(self._names):
-            return None
-        options = {name: options[name] for name in self._names}
-        leaves, nesting = pytree.tree_flatten((args, options))
-        if nesting != self._nesting or [_facts(leaf) for leaf in leaves] != self._facts:
-            return None
-        if not all(self._conditions(*leaves)):
-            return None
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-    def result(self, values: tuple) -> object:
-        """Return what the module returns."""
-        return pytree.tree_unflatten(values, self._results)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Keep the nesting in files and copies as values in it: PyTorch warns of its own class."""
-        nested = {
-            name: pytree.tree_unflatten(range(spec.num_leaves), spec)
-            for name, spec in vars(self).items()
-            if isinstance(spec, pytree.TreeSpec)
-        }
-        return vars(self) | nested
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        nested = {name: pytree.tree_structure(state[name]) for name in ("_nesting", "_results")}
-        vars(self).update(state | nested)
-
-
-def _facts(leaf: object) -> tuple:
-    """Return what a graph takes for granted about an argument, besides conditions on sizes. A size
-    of 1 stays 1, and the graph for a larger one is not for 1, since `torch.export` decides such
-    comparisons silently."""
-    if isinstance(leaf, Tensor):
-        return Tensor, leaf.dtype, leaf.device, tuple(min(size, 2) for size in leaf.shape)
-    return type(leaf), leaf
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings, logs and the graph that `torch.export` prints when it fails from the user:
+    the report has the reason."""
+    loggers = [logging.getLogger(name) for name in _LOGS]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def exported(module: nn.Module, args: tuple, options: dict) -> Traced:
@@ -128,16 +78,16 @@ def exported(module: nn.Module, args: tuple, options: dict) -> Traced:
     Raises:
         CannotTrace: if there is no such graph.
     """
-    if any(map(has_hooks, module.modules())):
-        raise CannotTrace("a module has hooks")
+    check_hooks(module.named_modules())
+    plain = plain_copy(module)
     leaves, nesting = pytree.tree_flatten((args, options))
     free = ShapesCollection()
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             free[leaf] = {axis: Dim.AUTO for axis, size in enumerate(leaf.shape) if size > 1}
     try:
-        with torch.no_grad():
-            program = torch.export.export(copied(module), args, options, dynamic_shapes=free)
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(plain, args, options, dynamic_shapes=free)
         flat = program.module()
         conditions = _conditions_of(flat)
         if program.call_spec.in_spec != nesting:
@@ -147,11 +97,11 @@ def exported(module: nn.Module, args: tuple, options: dict) -> Traced:
         graph = fx.Graph()  # of no module yet, with arguments and results in a row
         graph.output(graph.graph_copy(flat.graph, {}))
         _keep_tensors(graph)
-        _restore_layers(graph, module)
+        _restore_layers(graph, plain)
     except CannotTrace:
         raise
     except Exception as error:  # of the module's own code as well
-        raise CannotTrace(line_of(error)) from error
+        raise CannotTrace(reason_of(error, module)) from error
     _check_attributes(graph, module)
     for node in graph.nodes:
         _translate(node)
@@ -236,7 +186,8 @@ def _check_attributes(graph: fx.Graph, root: nn.Module) -> None:
             graph.erase_node(node)
         elif node.target not in known:
             raise CannotTrace(
-                "its forward makes a constant tensor, or changes autocast or gradients inside"
+                "its forward makes a constant tensor, which can be a buffer, or it changes "
+                "autocast or gradients inside"
             )
 
 

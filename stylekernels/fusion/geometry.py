@@ -39,12 +39,12 @@ class Geometry(NamedTuple):
 def why_no_kernel(conv: nn.Conv2d | nn.ConvTranspose2d) -> str | None:
     """Return why a convolution stays PyTorch's; None if `geometry_of` takes it."""
     if parametrize.is_parametrized(conv):
-        return "its weight is parametrized; remove the parametrization"
+        return "its weight is parametrized; remove the parametrization first"
     if type(conv) not in CONVOLUTIONS:
         base = next(kind.__name__ for kind in type(conv).__mro__ if kind in CONVOLUTIONS)
         return f"a subclass of {base}, which may compute something else"
     if not is_unchanged(conv):
-        return "it has hooks or a forward of its own"
+        return "it has hooks or a forward of its own; remove them first"
     if conv.groups != 1 or conv.dilation != (1, 1):
         return "groups or dilation"
     if conv.kernel_size == (4, 4) and conv.weight.numel() > _MOST_WEIGHTS_4X4:

@@ -85,15 +85,21 @@ class Calls:
     def is_norm(self, node: fx.Node) -> bool:
         """Return whether a node calls a norm that ends as a scale and a shift for each channel of
         each image: an instance or group norm, or a batch norm with running statistics."""
+        return isinstance(self.module(node), NORMS) and self.why_no_norm(node) is None
+
+    def why_no_norm(self, node: fx.Node) -> str | None:
+        """Return why the call of a norm stays as it is; None if `is_norm` takes it."""
         module = self.module(node)
-        kind = type(module)
-        return (
-            kind in NORMS
-            and (kind is not nn.BatchNorm2d or module.running_mean is not None)
-            and is_unchanged(module)
-            and len(node.args) == 1
-            and not node.kwargs
-        )
+        if type(module) not in NORMS:
+            base = next(kind.__name__ for kind in type(module).__mro__ if kind in NORMS)
+            return f"a subclass of {base}, which may compute something else"
+        if type(module) is nn.BatchNorm2d and module.running_mean is None:
+            return "it takes the statistics of the whole batch"
+        if not is_unchanged(module):
+            return "it has hooks or a forward of its own; remove them first"
+        if len(node.args) != 1 or node.kwargs:
+            return "it is called with more than its input"
+        return None
 
     def read(self, node: fx.Node) -> Input:
         """Return a value as the result of what makes it, as far back as one op reaches."""

@@ -19,7 +19,8 @@ from stylekernels.fusion.geometry import (
 )
 from stylekernels.fusion.inputs import NORMS, Calls, Input, takes_planes
 from stylekernels.fusion.norms import LikeInput, Normalize, ScaleShift
-from stylekernels.fusion.tracing import Traced, let_run
+from stylekernels.fusion.running import let_run
+from stylekernels.fusion.tracing import Traced
 
 _OUTPUT, _SCALE_SHIFT, _INPUT = range(3)
 _TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -66,7 +67,7 @@ class Rewriting:
         fused = fx.GraphModule(self._root, self._graph, type(self._root).__name__)
         for name in self._added:
             delattr(self._root, name)
-        let_run(self._root, fused.eval(), self._arguments)
+        let_run(self._root, fused.eval(), self._arguments, self._prefix)
 
     def _keep_layouts(self) -> None:
         """Return images in the layout of the first argument, and let views be made of images in
@@ -93,8 +94,9 @@ class Rewriting:
         """Report the layers that no pattern can have."""
         called = {self._calls.module(node): node for node in self._graph.nodes}
         for module, node in called.items():
-            if isinstance(module, NORMS) and not self._calls.is_norm(node):
-                self._tell(self._report.left, node, "hooks, or statistics of the whole batch")
+            why = self._calls.why_no_norm(node) if isinstance(module, NORMS) else None
+            if why is not None:
+                self._tell(self._report.left, node, why)
         for name, module in self._root.named_modules():
             if isinstance(module, CONVOLUTIONS) and module not in called:
                 path = f"{self._prefix}.{name}".strip(".")
@@ -121,7 +123,7 @@ class Rewriting:
             read, returns_input = Input(source), False
         feeds = feeds and any(map(self._feeds_planes, node.users))
         if read.norm is None and not feeds and not is_faster(geometry, conv):
-            self._tell(self._report.left, node, "PyTorch is as fast without a norm")
+            self._tell(self._report.left, node, "no norm before it: PyTorch is as fast")
             return
         module = Convolve(geometry, read.activation, read.negative_slope, returns_input)
         name = self._add(module)
@@ -138,8 +140,13 @@ class Rewriting:
             )
         self._calls.place |= dict.fromkeys((call, output, given), self._calls.place[node])
         parts += self._named(read)
-        what = f"with the {', '.join(parts)} before it" if parts else "as it is"
-        self._tell(self._report.fused, node, what)
+        if parts:
+            why = f"with the {', '.join(reversed(parts))} before it"
+        elif feeds:
+            why = "takes the statistics for the norm after it"
+        else:
+            why = "alone: faster than PyTorch's"
+        self._tell(self._report.fused, node, why)
         self._replace(node, output)
         if returns_input:
             self._replace(source, given)
@@ -242,8 +249,10 @@ class Rewriting:
             name = self._add(Normalize(norm, *options))
             call = self._graph.call_module(name, (read.x, *tensors, read.residual))
         parts = list(self._named(read))[-2::-1]
-        what = f"with the {', '.join(parts)} after it" if parts else "no convolution reads it"
-        self._tell(self._report.alone, read.norm, what)
+        why = "without a convolution"
+        if parts:
+            why += f", as one op with the {', '.join(parts)} after it"
+        self._tell(self._report.alone, read.norm, why)
         self._replace(node, call)
 
     def _named(self, read: Input) -> Iterator[str]:

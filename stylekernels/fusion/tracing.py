@@ -1,16 +1,20 @@
 """Graphs of modules: what is common to all, and those by `torch.fx`."""
 
 import copy
-import functools
 import inspect
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import os
+import traceback
+from collections.abc import Iterable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 
+from stylekernels.conversion import revert
 from stylekernels.fusion.geometry import CONVOLUTIONS
 from stylekernels.fusion.inputs import NORMS
+from stylekernels.fusion.running import Arguments, Required
 from stylekernels.nn.pairs import has_hooks
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -71,43 +75,27 @@ class CannotTrace(Exception):
     in one line."""
 
 
-def line_of(error: Exception) -> str:
-    """Return the reason that an error gives, in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+#: Beginnings of what PyTorch says, and what it means.
+_MEANINGS = {
+    "symbolically traced variables cannot be used as inputs to control flow": (
+        "its code branches on values or sizes of tensors"
+    ),
+    "Could not guard on data-dependent expression": "its code branches on values of tensors",
+}
+_TORCH = os.path.dirname(torch.__file__)
 
 
-class Arguments(Protocol):
-    """The arguments of the calls of a module that its graph is for."""
-
-    def tensors(self, args: tuple, options: dict) -> Sequence[Tensor] | None:
-        """Return the arguments of the graph; None if a call is another one."""
-
-    def result(self, values: object) -> object:
-        """Return what the module returns, for what the graph does."""
-
-
-class Required:
-    """Calls with the required arguments only, all of them tensors: the graph has the branches for
-    tensors, not for None.
-
-    Args:
-        names: those of the arguments.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def tensors(self, args: tuple, options: dict) -> tuple[Tensor, ...] | None:
-        """Return the arguments of the graph; None if a call is another one."""
-        named = self._names[len(args) :]
-        if len(args) > len(self._names) or options.keys() != set(named):
-            return None
-        given = *args, *(options[name] for name in named)
-        return given if all(isinstance(each, Tensor) for each in given) else None
-
-    def result(self, values: object) -> object:
-        """Return what the module returns, for what the graph does: the same."""
-        return values
+def reason_of(error: Exception, module: nn.Module) -> str:
+    """Return in one line why a module cannot be traced, from the error of a tracer, and the last
+    line of the module's code that it came from."""
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = next((mean for start, mean in _MEANINGS.items() if line.startswith(start)), line)
+    forwards = (inspect.unwrap(type(each).forward) for each in module.modules())
+    files = {each.__code__.co_filename for each in forwards if hasattr(each, "__code__")}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in files and not frame.filename.startswith(_TORCH):
+            return f"{reason} ({os.path.basename(frame.filename)}:{frame.lineno})"
+    return reason
 
 
 class Traced(NamedTuple):
@@ -131,6 +119,18 @@ def copied(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, shared)
 
 
+def plain_copy(module: nn.Module) -> nn.Module:
+    """Return such a copy, as the module was before `convert`."""
+    return revert(copied(module))
+
+
+def check_hooks(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse modules with hooks, given with their names."""
+    for name, module in modules:
+        if has_hooks(module):
+            raise CannotTrace(f"{name or 'it'} has hooks; remove them first")
+
+
 def traced(module: nn.Module) -> Traced:
     """Return the graph of a module for calls with its required arguments, by `torch.fx`.
 
@@ -138,9 +138,8 @@ def traced(module: nn.Module) -> Traced:
         CannotTrace: if there is no such graph.
     """
     # Hooks of layers keep only these apart. Those of other modules must run at each call.
-    if any(has_hooks(each) for each in module.modules() if list(each.children())):
-        raise CannotTrace("a module around others has hooks")
-    copy_of_it = copied(module)
+    check_hooks(each for each in module.named_modules() if list(each[1].children()))
+    copy_of_it = plain_copy(module)
     before = set(vars(copy_of_it))
     try:
         _, *parameters = inspect.signature(type(module).forward).parameters.values()
@@ -152,9 +151,11 @@ def traced(module: nn.Module) -> Traced:
     except CannotTrace:
         raise
     except Exception as error:  # of the module's own code as well
-        raise CannotTrace(line_of(error)) from error
+        raise CannotTrace(reason_of(error, module)) from error
     if any(name.startswith("_tensor_constant") for name in vars(copy_of_it).keys() - before):
-        raise CannotTrace("its forward makes a tensor, which may be random")
+        raise CannotTrace(
+            "its forward makes a tensor, which may be random; a constant can be a buffer"
+        )
     names = [node.target for node in graph.find_nodes(op="placeholder")]
     if len(names) > len(set(names)):
         raise CannotTrace("torch.fx confuses the names of its arguments")
@@ -177,17 +178,3 @@ def _erase(graph: fx.Graph, node: fx.Node) -> None:
 def _positional(options: dict) -> tuple[tuple, dict]:
     """Return arguments and options of a call whose image was given by name."""
     return (options["input"],), {name: options[name] for name in options if name != "input"}
-
-
-def _run(module: nn.Module, graph: fx.GraphModule, arguments: Arguments, *args, **options):
-    """Run the graph for the calls that it is for, else the module's own forward."""
-    tensors = arguments.tensors(args, options)
-    if tensors is None:
-        return type(module).forward(module, *args, **options)
-    return arguments.result(graph(*tensors))
-
-
-def let_run(module: nn.Module, graph: fx.GraphModule, arguments: Arguments) -> None:
-    """Replace a module's forward by a graph. Its class, names and other methods stay."""
-    # Past the module's __setattr__, which would give the parameters of the graph new names.
-    object.__setattr__(module, "forward", functools.partial(_run, module, graph, arguments))
