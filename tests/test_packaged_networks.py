@@ -90,6 +90,7 @@ class TestConvert:
         assert error <= 2 * torch_error, (error, torch_error)
 
 
+@pytest.mark.filterwarnings("ignore::stylekernels.fusion.NotFusedWarning")  # of the decoder
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_fuse_convolutions(name, layout):
@@ -100,3 +101,12 @@ def test_fuse_convolutions(name, layout):
     convolutions = [entry for entry in report.fused + report.left if "Conv" in entry.what]
     kinds = nn.Conv2d, nn.ConvTranspose2d
     assert len(convolutions) == sum(isinstance(each, kinds) for each in model.modules())
+
+
+@pytest.mark.filterwarnings("error::stylekernels.fusion.NotFusedWarning")
+def test_an_example_fuses_the_whole_decoder():
+    """torch.fx follows one of its blocks, for other calls than the decoder's."""
+    x = given("diffusers, VAE decoder")
+    report = fusion.check(packaged("diffusers, VAE decoder").eval(), x, (x,))
+    assert [entry.name for entry in report.traced] == [""]
+    assert (len(report.fused), len(report.alone), len(report.left)) == (14, 1, 2)
