@@ -115,8 +115,8 @@ def test_a_wrong_answer_is_refused(tiny, monkeypatch, capsys, work):
     name = "fuse_convolutions" if work == "forward" else "convert"
     right = getattr(contenders, name)
 
-    def wrong(model):
-        ours, report = right(model)
+    def wrong(model, *example):
+        ours, report = right(model, *example)
         return lambda x: 1.1 * ours(x), report
 
     monkeypatch.setattr(contenders, name, wrong)

@@ -1,4 +1,5 @@
-"""Calls of fused networks that the graph is not for: they run the model's own code, and warn."""
+"""Calls of fused networks: with other parameters, and those that the graph is not for, which run
+the model's own code and warn."""
 
 import copy
 import pickle
@@ -185,3 +186,36 @@ def test_arguments_may_have_any_name():
         expected = model(**options)
         torch.testing.assert_close(fused(**options), expected, rtol=1e-4, atol=1e-4)
     assert calls_of(lambda _: fused(**options), X)["convolution"] == 0
+
+
+class Standardized(nn.Module):
+    """Has parameters and buffers of layers, and a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", random(1, 3, 1, 1))
+        self.first = nn.Conv2d(3, 32, 3, padding=1)
+        self.norm = nn.BatchNorm2d(32)
+        self.second = nn.Conv2d(32, 32, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.norm(self.first(x - self.mean))))
+
+
+def test_other_parameters_and_buffers_are_seen():
+    """Those of a fused network that is cast, loaded or moved are other tensors."""
+    model, x = Standardized().eval(), random(2, 3, 24, 28)
+    fused, report = fuse_convolutions(model)
+    assert report.fused
+    model, fused = copy.deepcopy(model).double(), copy.deepcopy(fused).double()
+    values = {
+        name: random(*value.shape, dtype=value.dtype, seed=seed).abs()
+        if value.is_floating_point()
+        else value
+        for seed, (name, value) in enumerate(model.state_dict().items())
+    }
+    model.load_state_dict(values)
+    fused.load_state_dict(values)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x.double()), model(x.double()))
+        assert fused.to("meta")(x.double().to("meta")).shape == (2, 32, 24, 28)

@@ -65,8 +65,8 @@ def enter(
     """
     wide, ours = problem.channels_last(), problem.channels_last()
     if problem.x.dim() == 4 and problem.cotangent is None:
-        expression = "fuse_convolutions(model)[0](x) in channels_last"
-        fused, report = fuse_convolutions(ours.model)
+        expression = "fuse_convolutions(model, (x,))[0](x) in channels_last"
+        fused, report = fuse_convolutions(ours.model, (ours.x,))
     else:
         expression = "convert(model)[0](x) in channels_last"
         fused, report = convert(ours.model)

@@ -129,9 +129,9 @@ class Convolve(nn.Module):
             and x.numel() > 0
             and x.shape[1] == conv_channels(weight, self._mode[3])[0]
             and (x.dtype, x.device) == (weight.dtype, weight.device)
-            and not torch.is_autocast_enabled(x.device.type)
             and not weight.is_inference()  # of which no changes can be noticed
             and not use_reference("norm_conv2d", x)
+            and not torch.is_autocast_enabled(x.device.type)
         )
 
     def _run(

@@ -63,11 +63,32 @@ class Rewriting:
             if node.users:  # else it is the output, or part of a call that was replaced
                 self._normalize(node)
         self._keep_layouts()
+        attributes = self._attributes_as_arguments()
         self._graph.lint()
         fused = fx.GraphModule(self._root, self._graph, type(self._root).__name__)
         for name in self._added:
             delattr(self._root, name)
-        let_run(self._root, fused.eval(), self._arguments, self._prefix)
+        let_run(self._root, fused.eval(), self._arguments, attributes, self._prefix)
+
+    def _attributes_as_arguments(self) -> list[str]:
+        """Let the graph take parameters and buffers as arguments behind its others, and return
+        their names. The graph would keep the tensors of now: a module that is moved or cast gets
+        other buffers."""
+        readers = self._graph.find_nodes(op="get_attr")
+        names = list(dict.fromkeys(node.target for node in readers))
+        *_, last = [None, *self._graph.find_nodes(op="placeholder")]
+        taken = {node.name for node in self._graph.nodes}
+        arguments = {}
+        for index, name in enumerate(names):
+            argument = f"attribute_{index}"
+            while argument in taken:
+                argument += "_"
+            with self._graph.inserting_after(last):  # None: at the beginning
+                last = arguments[name] = self._graph.placeholder(argument)
+        for node in readers:
+            node.replace_all_uses_with(arguments[node.target])
+            self._graph.erase_node(node)
+        return names
 
     def _keep_layouts(self) -> None:
         """Return images in the layout of the first argument, and let views be made of images in

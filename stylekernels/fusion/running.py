@@ -92,7 +92,14 @@ def _warn(module: nn.Module, name: str, difference: str) -> None:
 
 
 def _run(
-    module: nn.Module, graph: fx.GraphModule, arguments: Arguments, name: str, /, *args, **options
+    module: nn.Module,
+    graph: fx.GraphModule,
+    arguments: Arguments,
+    attributes: Sequence[Sequence[str]],
+    name: str,
+    /,
+    *args,
+    **options,
 ):
     """Run the graph for the calls that it is for, else the module's own forward."""
     tensors = arguments.tensors(args, options)
@@ -100,20 +107,30 @@ def _run(
         if not torch.compiler.is_compiling() and module not in _warned:
             _warn(module, name, arguments.difference(args, options))
         return type(module).forward(module, *args, **options)
-    return arguments.result(graph(*tensors))
+    return arguments.result(
+        graph(*tensors, *(functools.reduce(getattr, path, module) for path in attributes))
+    )
 
 
-def let_run(module: nn.Module, graph: fx.GraphModule, arguments: Arguments, name: str) -> None:
+def let_run(
+    module: nn.Module,
+    graph: fx.GraphModule,
+    arguments: Arguments,
+    attributes: Sequence[str],
+    name: str,
+) -> None:
     """Replace a module's forward by a graph. Its class, names and other methods stay.
 
     Args:
         module: the module.
         graph: runs for the calls that it is for.
         arguments: those of these calls.
+        attributes: the parameters and buffers that the graph takes behind them.
         name: the module's name in the network, for warnings.
     """
     # Past the module's __setattr__, which would give the parameters of the graph new names.
-    forward = functools.partial(_run, module, graph, arguments, name)
+    paths = [attribute.split(".") for attribute in attributes]
+    forward = functools.partial(_run, module, graph, arguments, paths, name)
     object.__setattr__(module, "forward", forward)
 
 
