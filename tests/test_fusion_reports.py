@@ -229,3 +229,14 @@ def test_convolutions_without_a_norm_have_a_reason():
         "3": "with the InstanceNorm2d before it",
         "4": "no norm before it: PyTorch is as fast",
     }
+
+
+def test_weights_made_in_inference_mode() -> None:
+    """PyTorch counts no changes of them: none is missed, and the report tells what that costs."""
+    with torch.inference_mode():
+        model = network(Loop).head
+        fused, report = fuse_convolutions(model)
+        assert all("made in inference mode" in entry.why for entry in report.fused)
+        torch.testing.assert_close(fused(X), model(X))
+        model[3].weight.mul_(2.0)
+        torch.testing.assert_close(fused(X), model(X))

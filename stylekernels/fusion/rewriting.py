@@ -167,6 +167,8 @@ class Rewriting:
             why = "takes the statistics for the norm after it"
         else:
             why = "alone: faster than PyTorch's"
+        if conv.weight.is_inference():
+            why += "; packs its weights at each call: they were made in inference mode"
         self._tell(self._report.fused, node, why)
         self._replace(node, output)
         if returns_input:
