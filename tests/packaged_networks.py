@@ -75,12 +75,14 @@ class Packaged(NamedTuple):
         norms: how many of its norms `convert` fuses with an activation, and replaces alone.
         convolutions: of an image's network, how many convolutions `fuse_convolutions` fuses, how
             many norms it runs alone, and how many layers it leaves.
+        unseen: how many norms are called where `convert` cannot see what follows.
     """
 
     make: Callable[[], nn.Module]
     size: tuple[int, ...]
     norms: tuple[int, int]
     convolutions: tuple[int, int, int] | None = None
+    unseen: int = 0
 
 
 VOLUME, IMAGE = (1, 6, 8, 10), (1, 16, 20)
@@ -93,7 +95,7 @@ PACKAGED = {
     "MONAI, 2-D": Packaged(lambda: monai_unet(2), IMAGE, (5, 0), (7, 2, 1)),
     "MONAI, DynUNet": Packaged(dynunet, VOLUME, (10, 0)),
     "MONAI, DynUNet, residual": Packaged(lambda: dynunet(residual=True), VOLUME, (7, 6)),
-    "diffusers, VAE decoder": Packaged(vae_decoder, (4, 8, 10), (13, 1), (4, 0, 22)),
+    "diffusers, VAE decoder": Packaged(vae_decoder, (4, 8, 10), (13, 1), (4, 0, 22), 1),
 }
 
 

@@ -37,7 +37,9 @@ def norms_in(model: nn.Module) -> list[nn.Module]:
 class TestConvert:
     def test_the_report_accounts_for_every_norm(self, name):
         theirs = packaged(name)
-        ours, report = convert(copy.deepcopy(theirs), strict=True)
+        unseen = PACKAGED[name].unseen
+        ours, report = convert(copy.deepcopy(theirs), strict=not unseen)
+        assert len(report.missed) == unseen
         norms = [[e for e in es if "Norm" in e.what] for es in (report.fused, report.alone)]
         assert tuple(map(len, norms)) == PACKAGED[name].norms
         assert len(norms_in(theirs)) == sum(PACKAGED[name].norms)

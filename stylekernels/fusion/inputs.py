@@ -9,10 +9,15 @@ from torch import fx, nn
 
 from stylekernels.fusion.geometry import CONVOLUTIONS
 from stylekernels.nn import GroupNorm, InstanceNorm2d
-from stylekernels.nn.forward_calls import FUNCTIONS
-from stylekernels.nn.pairs import ACTIVATIONS, is_unchanged, options_of, passes_on
+from stylekernels.nn.pairs import (
+    ACTIVATIONS,
+    FUNCTIONS,
+    METHODS,
+    is_unchanged,
+    options_of,
+    passes_on,
+)
 
-_METHODS = {"relu": nn.ReLU, "relu_": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 #: The norms that a convolution can take.
 NORMS = (nn.InstanceNorm2d, InstanceNorm2d, nn.GroupNorm, GroupNorm, nn.BatchNorm2d)
@@ -147,7 +152,7 @@ class Calls:
         if module is not None:
             plain = type(module) in ACTIVATIONS and is_unchanged(module)
             return options_of(module) if plain else None
-        makers = {"call_function": FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
+        makers = {"call_function": FUNCTIONS, "call_method": METHODS}.get(node.op, {})
         if node.target not in makers or node.all_input_nodes != [node.args[0]]:
             return None
         try:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from stylekernels.ops.arguments import check_choice
+from stylekernels.ops.arguments import check_choice, check_number
 from stylekernels.tensors import ACTIVATIONS
 
 
@@ -11,6 +11,7 @@ def set_options(
 ) -> None:
     """Check the options, and store them as attributes of a module."""
     check_choice(activation, "activation", ACTIVATIONS)
+    check_number(negative_slope, "negative_slope")
     module.activation = activation
     module.negative_slope = negative_slope
     module.residual_first = residual_first

@@ -1,5 +1,6 @@
 """Checks of op arguments. A message names the argument, what was expected and what was given."""
 
+import operator
 from collections.abc import Callable
 
 import torch
@@ -140,6 +141,25 @@ def check_choice(value: str, name: str, choices: tuple[str, ...]) -> None:
     """``value`` must be one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def check_number(value: float, name: str) -> None:
+    """``value`` must be a real number: of Python, NumPy or a tensor of one value."""
+    if type(value) is float:  # the others take longer
+        return
+    several = isinstance(value, Tensor) and value.numel() != 1
+    if several or not hasattr(type(value), "__float__"):
+        came = f"Tensor of shape {tuple(value.shape)}" if several else type(value).__name__
+        raise TypeError(f"{name}: expected a number, got {came}; pass a float or leave it out")
+
+
+def as_integer(value: int, name: str) -> int:
+    """Return an integer of Python or NumPy as one of Python."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}; pass an int")
+    return operator.index(value)
 
 
 def check_conv_weight(

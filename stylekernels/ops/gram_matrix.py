@@ -13,6 +13,7 @@ from stylekernels.ops.arguments import (
     check_device,
     check_dtype,
     check_has_planes,
+    check_number,
     check_tensor,
     fits,
 )
@@ -350,6 +351,8 @@ def gram_matrix(x: Tensor, *, scale: float | None = None, center: bool = False) 
     section 2.2.
     """
     x = _checked_features(x)
+    if scale is not None:
+        check_number(scale, "scale")
     if use_reference("gram_matrix", x):
         return reference.gram_matrix(x, scale, center)
     return call(_gram_matrix_op, _record_gram_matrix, x, scale, center)[0]
@@ -382,6 +385,8 @@ def gram_loss(
     equations 4 to 6.
     """
     x = _checked_features(x)
+    if scale is not None:
+        check_number(scale, "scale")
     target = _checked_target(target, x)
     if use_reference("gram_loss", x):
         return reference.gram_loss(x, target, scale, center)
@@ -433,6 +438,8 @@ def gram_losses(
             raise ValueError(
                 f"{name}: expected one for each of {len(features)} layers, got {len(values)}"
             )
+    for i, scale in enumerate(scales or ()):
+        check_number(scale, f"scales[{i}]")
     features = [_checked_features(x, f"features[{i}]") for i, x in enumerate(features)]
     for i, x in enumerate(features):
         check_dtype(x, f"features[{i}]", features[0], "features[0]")

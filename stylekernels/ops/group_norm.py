@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from stylekernels.ops.arguments import check_channels
+from stylekernels.ops.arguments import as_integer, check_channels, check_number
 from stylekernels.ops.dispatch import NATIVE, TRITON, register
 from stylekernels.ops.instance_norm import check_operands, run
 
@@ -48,12 +48,13 @@ def group_norm(
     """
     check_channels(x)
     channels = x.shape[1]
-    if not isinstance(num_groups, int) or isinstance(num_groups, bool):
-        raise TypeError(f"num_groups: expected an int, got {type(num_groups).__name__}")
+    num_groups = as_integer(num_groups, "num_groups")
     if num_groups < 1 or channels % num_groups != 0:
         raise ValueError(
             f"num_groups: expected a divisor of x's {channels} channels, got {num_groups}"
         )
+    check_number(negative_slope, "negative_slope")
+    check_number(eps, "eps")
     x, residual = check_operands(x, weight, bias, residual, activation)
     options = (activation, negative_slope, residual_first, eps)
     group = max(1, channels // num_groups)

@@ -14,6 +14,7 @@ from stylekernels.ops.arguments import (
     check_floating,
     check_image_batch,
     check_like,
+    check_number,
     check_per_channel,
     check_tensor,
 )
@@ -357,6 +358,8 @@ def instance_norm(
     style transfer in real-time with adaptive instance normalization", 2017, equation 8.
     """
     check_image_batch(x, ranks=RANKS)
+    check_number(negative_slope, "negative_slope")
+    check_number(eps, "eps")
     x, residual = check_operands(x, weight, bias, residual, activation)
     mean = var = None
     if stats is not None:

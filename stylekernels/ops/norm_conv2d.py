@@ -18,6 +18,7 @@ from stylekernels.ops.arguments import (
     check_device,
     check_image_batch,
     check_like,
+    check_number,
     check_tensor,
     fits,
 )
@@ -289,8 +290,7 @@ def norm_conv2d(
     check_choice(upsample, "upsample", tuple(CONV_KERNELS))
     check_choice(activation, "activation", ACTIVATIONS)
     check_choice(padding_mode, "padding_mode", PADDING_MODES)
-    if not isinstance(negative_slope, (int, float)):
-        raise TypeError(f"negative_slope: expected a number, got {type(negative_slope).__name__}")
+    check_number(negative_slope, "negative_slope")
     dtype = autocast_dtype(x)
     if dtype is not None and x.dtype != torch.float64:
         x, weight = x.to(dtype), weight.to(dtype)

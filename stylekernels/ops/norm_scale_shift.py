@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from stylekernels import reference
-from stylekernels.ops.arguments import check_device, check_tensor, fits
+from stylekernels.ops.arguments import check_device, check_number, check_tensor, fits
 from stylekernels.tensors import DTYPES
 
 
@@ -62,6 +62,7 @@ def norm_scale_shift(
     for parameter, name in ((weight, "weight"), (bias, "bias")):
         if parameter is not None:
             _check_parameter(parameter, name, mean)
+    check_number(eps, "eps")
     return reference.norm_scale_shift(mean, var, weight, bias, eps)
 
 

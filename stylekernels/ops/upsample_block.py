@@ -15,6 +15,7 @@ from stylekernels.ops.arguments import (
     check_conv_weight,
     check_has_planes,
     check_image_batch,
+    check_number,
     check_per_channel,
     check_tensor,
 )
@@ -127,6 +128,8 @@ def upsample_block(
     check_choice(norm, "norm", ("instance", "none"))
     check_choice(activation, "activation", ACTIVATIONS)
     check_choice(padding_mode, "padding_mode", PADDING_MODES)
+    check_number(negative_slope, "negative_slope")
+    check_number(eps, "eps")
     check_tensor(weight, "weight")
     if bias is not None:
         check_tensor(bias, "bias")
