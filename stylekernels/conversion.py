@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from stylekernels.nn import ConvTranspose2d
 from stylekernels.nn.conv_transpose2d import doubles_size
-from stylekernels.nn.drop_ins import OURS, added, base_of, ours, theirs
+from stylekernels.nn.derived import origin
+from stylekernels.nn.drop_ins import OPTIONS, OURS, added, base_of, ours, theirs
 from stylekernels.nn.pairs import ACTIVATIONS, why_apart
 from stylekernels.nn.successors import Apart, Position, Successors
 
@@ -94,10 +95,12 @@ def _why_left(module: nn.Module) -> str | None:
     if base is not None:
         if parametrize.is_parametrized(module):
             return "its parameters are parametrized; remove the parametrizations, then convert"
-        if added(kind):
-            return f"a subclass of {base.__name__} that defines {', '.join(added(kind))}"
+        if names := added(kind, base):
+            return f"a subclass of {base.__name__} that defines {', '.join(names)}"
         if "forward" in vars(module):
             return "its forward was replaced on the instance"
+        if taken := [name for name in (*OPTIONS, "converted") if hasattr(module, name)]:
+            return f"it has an attribute {taken[0]}, a name that ours uses; rename it"
         if base is nn.ConvTranspose2d and not doubles_size(module):
             return "no kernel of ours for this size, stride, padding, dilation or groups"
         return None
@@ -119,13 +122,14 @@ def _become_ours(module: nn.Module) -> None:
     # the module remain valid.
     module.__class__ = ours(type(module))
     if not isinstance(module, ConvTranspose2d):
-        module.activation, module.negative_slope, module.residual_first = "none", 0.01, False
+        vars(module).update(OPTIONS)
     module.converted = True  # what revert looks for
 
 
 def _become_torchs(module: nn.Module) -> None:
     if not isinstance(module, ConvTranspose2d):
-        del module.activation, module.negative_slope, module.residual_first
+        for name in OPTIONS:
+            delattr(module, name)
     del module.converted
     module.__class__ = theirs(type(module))
 
@@ -184,7 +188,7 @@ def _plan(model: nn.Module, fuse: bool) -> tuple[Report, list[nn.Module], list[P
         missed = list(dict.fromkeys(each.why for each in apart if each.missed))
         if fuse:
             fused += together
-            report.missed += map(entry, missed)
+            report.missed += [entry("; ".join(missed))] if missed else []
         if fuse and together:
             report.fused.append(entry(_how_fused(together, missed)))
         elif already:
@@ -278,6 +282,6 @@ def revert(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if theirs(type(module)) and "converted" in vars(module):
             _become_torchs(module)
-        elif hasattr(type(module), "unfused"):
-            module.__class__ = type(module).unfused
+        else:
+            module.__class__ = origin(type(module))
     return model

@@ -52,6 +52,13 @@ class Keywords(Block):
         return F.leaky_relu(negative_slope=0.2, input=self.norm(input=x))
 
 
+class ComputedSlope(Block):
+    slope = 0.2
+
+    def forward(self, x):
+        return F.leaky_relu(self.norm(x), self.slope if self.training else 0.1)
+
+
 class KeywordOfModule(Block):
     def forward(self, x):
         return self.act(input=self.norm(x))
@@ -197,6 +204,7 @@ FUSED = (
     FunctionInPlace,
     OptionInPlace,
     Keywords,
+    ComputedSlope,
     KeywordOfModule,
     NewModule,
     Annotated,

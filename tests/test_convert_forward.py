@@ -127,11 +127,6 @@ class Shadowed(Block):
         return relu(self.norm(x))
 
 
-class Slope(Block):
-    def forward(self, x):
-        return F.leaky_relu(self.norm(x), 0.1 if self.flag else 0.9)
-
-
 class Decorated(Block):
     @torch.autocast("cpu", enabled=False)
     def forward(self, x):
@@ -161,7 +156,6 @@ APART = (
     Between,
     Captured,
     Shadowed,
-    Slope,
     Decorated,
     Tried,
     Rebound,
@@ -287,5 +281,5 @@ class Model(nn.Module):
 
     assert len(convert(imported.Model())[1].fused) == 1
     path.write_text(source.replace("(self.norm(x))", "(self.norm(x)) - self.norm(x)"))
-    stylekernels.nn.forward_calls.fusing.cache_clear()
+    stylekernels.nn.forward_calls._fusing.cache_clear()
     assert not convert(imported.Model())[1].fused

@@ -95,13 +95,6 @@ class OtherName(Block):
         return act(self.norm(x))
 
 
-class Variable(Block):
-    slope = 0.2
-
-    def forward(self, x):
-        return F.leaky_relu(self.norm(x), self.slope)
-
-
 class Loop(Block):
     def forward(self, x):
         for layer in (self.norm, self.act):
@@ -247,7 +240,6 @@ MISSED = {
     HelperThatBegins: f"`self.end(...)` {UNKNOWN}",
     OtherFunction: f"`swish(...)` {UNKNOWN}",
     OtherName: f"`act(...)` {UNKNOWN}",
-    Variable: "F.leaky_relu follows it, with options that are no literals",
     Loop: "Loop.forward passes it on, and where it is called cannot be seen",
     OfBase: "Ends.forward calls it, which OfBase.forward overrides",
     InLists: "calls from a ModuleList cannot be seen; make it an attribute or use a Sequential",

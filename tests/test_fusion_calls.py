@@ -137,7 +137,7 @@ class Around(nn.Module):
         return x
 
 
-def test_each_module_warns_once_and_so_do_copies():
+def test_each_module_warns_and_so_do_copies():
     fused, report = fuse_convolutions(network(Around))
     assert [entry.name for entry in report.traced] == ["blocks.0", "blocks.1"]
     with torch.no_grad():
@@ -146,9 +146,11 @@ def test_each_module_warns_once_and_so_do_copies():
                 each(X)
             names = [str(warning.message).partition(" runs")[0] for warning in warned]
             assert names == ["blocks.0 (Skipping)", "blocks.1 (Skipping)"]
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                each(X)
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("default", NotFusedWarning)
+            for _ in range(3):
+                fused(X)
+        assert len(shown) == 2  # once for each place of a call and text
 
 
 def test_the_warning_as_an_error():
@@ -160,6 +162,25 @@ def test_the_warning_as_an_error():
             with pytest.raises(NotFusedWarning, match="argument skip"):
                 fused(X, X, skip=X)
         fused(X, X)
+
+
+def test_training_mode():
+    model = network(Around)
+    fused, _ = fuse_convolutions(model)
+    fused.train()
+    with torch.no_grad(), pytest.warns(NotFusedWarning, match=r"in training mode\. Call eval\(\)$"):
+        torch.testing.assert_close(fused(X), copy.deepcopy(model).train()(X))
+
+
+def test_an_error_after_a_warning():
+    fused, _ = fuse_convolutions(network(Skipping))
+    with torch.no_grad():
+        with pytest.warns(NotFusedWarning):
+            fused(X, X, skip=X)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", NotFusedWarning)
+            with pytest.raises(NotFusedWarning):
+                fused(X, X, skip=X)
 
 
 def test_nothing_is_said_of_a_call_that_is_traced():

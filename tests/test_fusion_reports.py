@@ -209,14 +209,21 @@ def test_norms_that_stay_have_a_reason():
         return m.wide(m.group(m.batch(m.norm2(m.norm1(x)))))
 
     model = pattern(forward)
-    model.norm1 = type("Mine", (nn.InstanceNorm2d,), {})(3).eval()
+    own = {"forward": lambda self, x: 2 * nn.InstanceNorm2d.forward(self, x)}
+    model.norm1 = type("Mine", (nn.InstanceNorm2d,), own)(3).eval()
     model.norm2.register_forward_hook(lambda *_: None)
     model.batch = nn.BatchNorm2d(3, track_running_stats=False).eval()
     left = {entry.name: entry.why for entry in check(model, X).left}
-    assert left["norm1"] == "a subclass of InstanceNorm2d, which may compute something else"
+    assert left["norm1"] == "a subclass of InstanceNorm2d that defines forward"
     assert left["norm2"] == "it has hooks or a forward of its own; remove them first"
     assert left["batch"] == "it takes the statistics of the whole batch"
     assert "group" not in left
+
+
+def test_a_subclass_that_adds_nothing_is_a_norm():
+    model = pattern(lambda m, x: m.wide(m.norm1(x)))
+    model.norm1 = type("Mine", (nn.InstanceNorm2d,), {})(3).eval()
+    assert [entry.why for entry in check(model, X).fused] == ["with the Mine before it"]
 
 
 def test_convolutions_without_a_norm_have_a_reason():

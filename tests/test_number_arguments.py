@@ -70,7 +70,9 @@ class TestNumbers:
             ("a", "str"),
             ([0.1], "list"),
             (1j, "complex"),
-            (torch.tensor([0.1, 0.2]), r"Tensor of shape \(2,\)"),
+            (np.array([0.1]), "ndarray"),
+            (torch.tensor([0.1, 0.2]), r"Tensor of shape \(2,\) and dtype torch.float32"),
+            (torch.tensor(1j), r"Tensor of shape \(\) and dtype torch.complex64"),
         ],
         ids=str,
     )

@@ -170,9 +170,12 @@ def test_the_layout_of_the_weights_is_not_that_of_the_gradient(
         assert_layout_of(result, x)
 
 
-def test_the_gradient_of_one_row_has_the_layout_of_the_image() -> None:
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("channels", [2, 15])
+def test_the_gradient_of_one_row_has_the_layout_of_the_image(kernel, channels) -> None:
     """Strides of sides of one pixel say nothing, but PyTorch's gradient follows them."""
-    x = random(15, 1, 2, 1).permute(3, 2, 1, 0).requires_grad_()
-    y = upsample_block(x, random(1, 2, 3, 3), upsample="nearest", padding_mode="zeros")
+    x = random(15, 1, channels, 1).permute(3, 2, 1, 0).requires_grad_()
+    weight = random(1, channels, kernel, kernel)
+    y = upsample_block(x, weight, upsample="nearest", padding_mode="zeros")
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert grad.movedim(1, -1).is_contiguous(), grad.stride()

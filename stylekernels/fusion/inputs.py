@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from stylekernels.fusion.geometry import CONVOLUTIONS
 from stylekernels.nn import GroupNorm, InstanceNorm2d
+from stylekernels.nn.drop_ins import added
 from stylekernels.nn.pairs import (
     ACTIVATIONS,
     FUNCTIONS,
@@ -95,10 +96,10 @@ class Calls:
     def why_no_norm(self, node: fx.Node) -> str | None:
         """Return why the call of a norm stays as it is; None if `is_norm` takes it."""
         module = self.module(node)
-        if type(module) not in NORMS:
-            base = next(kind.__name__ for kind in type(module).__mro__ if kind in NORMS)
-            return f"a subclass of {base}, which may compute something else"
-        if type(module) is nn.BatchNorm2d and module.running_mean is None:
+        base = next(kind for kind in type(module).__mro__ if kind in NORMS)
+        if names := added(type(module), base):
+            return f"a subclass of {base.__name__} that defines {', '.join(names)}"
+        if base is nn.BatchNorm2d and module.running_mean is None:
             return "it takes the statistics of the whole batch"
         if not is_unchanged(module):
             return "it has hooks or a forward of its own; remove them first"

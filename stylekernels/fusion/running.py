@@ -3,18 +3,20 @@ calls."""
 
 import functools
 import warnings
-import weakref
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
+from stylekernels.nn.derived import origin
+
 
 class NotFusedWarning(UserWarning):
-    """A module of a fused network ran its own code, since its graph is not for such a call. Each
-    module warns once. ``warnings.simplefilter("error", NotFusedWarning)`` makes it an error, before
-    the module runs and at each such call."""
+    """A module of a fused network runs its own code, since its graph is not for such a call. As
+    usual, Python shows each text once for each place of a call.
+    ``warnings.simplefilter("error", NotFusedWarning)`` makes it an error, before the module runs
+    and at each such call."""
 
 
 class Arguments(Protocol):
@@ -72,23 +74,21 @@ class Required:
 
 def class_name(module: nn.Module) -> str:
     """Return the name of a module's class, as before `convert`."""
-    return getattr(type(module), "unfused", type(module)).__name__
+    return origin(type(module)).__name__
 
 
-# By identity and not in the modules: copies and files warn anew.
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def _warn(module: nn.Module, name: str, difference: str) -> None:
+def _warn(module: nn.Module, name: str, arguments: Arguments, args: tuple, options: dict) -> None:
     """Warn of a call that runs a module's own code, at the place of the call."""
+    why = "it is in training mode. Call eval()"
+    if not module.training:
+        why = arguments.difference(args, options)
+        why += ". To fuse such calls, pass one of them to fuse_convolutions as the example"
     what = f"{name or 'the network'} ({class_name(module)})"
     warnings.warn(
-        f"{what} runs the model's own code, not the fused graph: {difference}. To fuse such calls, "
-        "pass one of them to fuse_convolutions as the example",
+        f"{what} runs the model's own code, not the fused graph: {why}",
         NotFusedWarning,
         stacklevel=5,  # past _run and the two functions of nn.Module that call it
     )
-    _warned.add(module)  # not if the warning is an error
 
 
 def _run(
@@ -102,10 +102,10 @@ def _run(
     **options,
 ):
     """Run the graph for the calls that it is for, else the module's own forward."""
-    tensors = arguments.tensors(args, options)
+    tensors = None if module.training else arguments.tensors(args, options)
     if tensors is None:
-        if not torch.compiler.is_compiling() and module not in _warned:
-            _warn(module, name, arguments.difference(args, options))
+        if not torch.compiler.is_compiling():
+            _warn(module, name, arguments, args, options)
         return type(module).forward(module, *args, **options)
     return arguments.result(
         graph(*tensors, *(functools.reduce(getattr, path, module) for path in attributes))

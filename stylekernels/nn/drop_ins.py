@@ -5,6 +5,7 @@ import functools
 from torch import nn
 
 from stylekernels.nn.conv_transpose2d import ConvTranspose2d
+from stylekernels.nn.derived import Derived, derive, origin
 from stylekernels.nn.group_norm import GroupNorm
 from stylekernels.nn.instance_norm import (
     InstanceNorm1d,
@@ -27,6 +28,8 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LazyInstanceNorm3d: LazyInstanceNorm3d,
 }
 _TORCHS = {ours: theirs for theirs, ours in OURS.items()}
+#: The options of a norm of ours that is torch's.
+OPTIONS = {"activation": "none", "negative_slope": 0.01, "residual_first": False}
 #: What a subclass may define and compute the same.
 _HARMLESS = {"__init__", "reset_parameters", "extra_repr"}
 _HARMLESS |= {"__doc__", "__module__", "__qualname__", "__dict__", "__weakref__", "__constants__"}
@@ -42,33 +45,38 @@ def base_of(kind: type[nn.Module]) -> type[nn.Module] | None:
     return next((each for each in kind.__mro__ if each in OURS), None)
 
 
-def added(kind: type[nn.Module]) -> list[str]:
-    """Return what a class defines beyond its `base_of` that may change what it computes."""
-    others = [each for each in kind.__mro__ if each not in base_of(kind).__mro__]
+def added(kind: type[nn.Module], base: type[nn.Module]) -> list[str]:
+    """Return what a class defines beyond a base that may change what it computes."""
+    others = [each for each in kind.__mro__ if each not in base.__mro__]
     return [name for each in others for name in vars(each) if name not in _HARMLESS]
 
 
 def theirs(kind: type[nn.Module]) -> type[nn.Module] | None:
     """Return the class that a class of ours is the drop-in of; None for another class."""
-    return _TORCHS.get(kind) or getattr(kind, "replaced", None)
+    if issubclass(kind, _Replacing):
+        return origin(kind) if origin(kind) is not kind else None
+    return _TORCHS.get(kind)
 
 
-class _Replacing(nn.Module):
+class _Replacing(Derived):
     """A drop-in of a subclass of torch's."""
 
     def __reduce_ex__(self, protocol):
         _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (type(self).replaced,), *state
+        return _new, (origin(type(self)),), *state
 
 
 @functools.cache
 def ours(kind: type[nn.Module]) -> type[nn.Module]:
     """Return the drop-in of a class of `OURS`, or of a subclass that adds nothing: a class of its
-    name that derives from both, and knows the subclass as ``replaced``."""
+    name that derives from both."""
     if kind in OURS:
         return OURS[kind]
-    members = {"__module__": kind.__module__, "__init__": kind.__init__, "replaced": kind}
-    return type(kind.__name__, (_Replacing, OURS[base_of(kind)], kind), members)
+    base = OURS[base_of(kind)]
+    # Objects that the class itself makes have the options too.
+    options = {} if base is ConvTranspose2d else OPTIONS
+    mixed = type(base.__name__, (_Replacing, base), {})
+    return derive(kind.__name__, mixed, kind, __init__=kind.__init__, **options)
 
 
 def _new(kind: type[nn.Module]) -> nn.Module:

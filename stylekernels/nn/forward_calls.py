@@ -4,14 +4,20 @@ same source with the two calls as one."""
 import ast
 import copy
 import functools
+import inspect
+import types
 from typing import NamedTuple
 
 from torch import nn
 
+from stylekernels.nn.derived import Derived, derive, origin
 from stylekernels.nn.layer_calls import LayerCall, layer_call, only_input
-from stylekernels.nn.method_source import SCOPES, Method
+from stylekernels.nn.method_source import SCOPES, Method, methods
 from stylekernels.nn.output_uses import OutputUses
-from stylekernels.nn.pairs import run_pair
+from stylekernels.nn.pairs import can_pair, run_pair
+
+# Names that methods call these by. Classes of others have no such attributes.
+_RUN_PAIR, _CAN_PAIR = "_stylekernels_run_pair", "_stylekernels_can_pair"
 
 #: What a condition that only reads is made of.
 _READING = (
@@ -49,14 +55,14 @@ class _WithoutAnnotations(ast.NodeTransformer):
 
 class _Rewriter(ast.NodeTransformer):
     """Replaces ``self.act(self.norm(x))``, also with a function or a tensor's method, also in two
-    statements in a row with one variable, by ``self._run_pair(self.norm, self.act, x)``.
+    statements in a row with one variable, by a call of `run_pair`. Its arguments are in the order
+    in which the two calls read theirs.
 
     Args:
         kind: the class.
         method: one of its methods, whose source is changed.
         norms: attributes that are norms.
         pairs: of all methods of the class; those found are added.
-        functions: modules that compute what functions do, likewise.
     """
 
     def __init__(
@@ -65,15 +71,13 @@ class _Rewriter(ast.NodeTransformer):
         method: Method,
         norms: frozenset[str],
         pairs: list[Pair],
-        functions: list[nn.Module],
     ) -> None:
-        self.kind, self.method, self.norms = kind, method, norms
-        self.pairs, self.functions = pairs, functions
+        self.kind, self.method, self.norms, self.pairs = kind, method, norms, pairs
         code = method.function.__code__
         # Variables that other functions see, or that outlive an exception, stay as they are.
         self.shared = {*code.co_cellvars, *code.co_freevars}
         kinds = {type(node).__name__ for node in ast.walk(method.tree)}
-        self.tries = not kinds.isdisjoint({"Try", "TryStar"})  # the latter since Python 3.11
+        self.stops_early = not kinds.isdisjoint({"Try", "TryStar"})  # the latter since Python 3.11
         method.tree.body = self.visit_block(_WithoutAnnotations().visit(method.tree).body)
 
     def _norm_call(self, node: ast.AST) -> bool:
@@ -82,18 +86,23 @@ class _Rewriter(ast.NodeTransformer):
         return self.method.attribute(node.func) in self.norms
 
     def _layer_call(self, node: ast.AST) -> LayerCall | None:
-        return layer_call(self.kind, self.method, node)
+        found = layer_call(self.kind, self.method, node)
+        return None if found is None or found.layer in self.norms else found
 
-    def _pair(self, call: ast.Call, layer: str | nn.Module, norm: ast.Call) -> ast.Call:
-        """Return the one call for a layer's call with the result of a norm's."""
-        self.pairs.append(Pair(self.method.attribute(norm.func), layer))
-        activation = call.func
-        if not isinstance(layer, str):
-            source = f"{self.method.myself}.fused_functions[{len(self.functions)}]"
-            activation = ast.parse(source, mode="eval").body
-            self.functions.append(layer)
-        run = ast.parse(f"{self.method.myself}._run_pair", mode="eval").body
-        return ast.Call(run, [norm.func, activation, only_input(norm)], [])
+    def _pair(self, found: LayerCall, norm: ast.Call, *, apart: bool = False) -> ast.Call:
+        """Return the one call for a layer's call with the result of a norm's; ``apart``: of the
+        statement before."""
+        self.pairs.append(Pair(self.method.attribute(norm.func), found.layer))
+        first = [ast.keyword("norm", norm.func), ast.keyword("x", only_input(norm))]
+        activation = ast.keyword("activation", found.callee)
+        given = [*first, activation] if apart else [activation, *first]
+        if found.args:
+            given.append(ast.keyword("args", ast.Tuple(list(found.args), ast.Load())))
+        if found.options:
+            names = [word.arg and ast.Constant(word.arg) for word in found.options]
+            values = [word.value for word in found.options]
+            given.append(ast.keyword("options", ast.Dict(names, values)))
+        return ast.Call(_own(self.method, _RUN_PAIR), [], given)
 
     def visit(self, node: ast.AST) -> ast.AST:
         """Rewrite a node, but for functions and classes inside of the method."""
@@ -103,7 +112,7 @@ class _Rewriter(ast.NodeTransformer):
         self.generic_visit(node)
         found = self._layer_call(node)
         if found is not None and self._norm_call(found.value):
-            return self._pair(node, found.layer, found.value)
+            return self._pair(found, found.value)
         return node
 
     def _ends_in_norm(self, block: list[ast.stmt], target: str) -> bool:
@@ -115,8 +124,8 @@ class _Rewriter(ast.NodeTransformer):
                 return any(self._ends_in_norm(each, target) for each in (body, orelse))
         return False
 
-    def _activated(self, statement: ast.stmt) -> tuple[str, str | nn.Module] | None:
-        """Return y and the layer of ``y = act(y)``, ``return act(y)`` or ``y.relu_()``."""
+    def _activated(self, statement: ast.stmt) -> tuple[str, LayerCall] | None:
+        """Return y and the call of ``y = act(y)``, ``return act(y)`` or ``y.relu_()``."""
         match statement:
             case ast.Assign([ast.Name(target)], call):
                 pass
@@ -128,38 +137,66 @@ class _Rewriter(ast.NodeTransformer):
         if found is None or not isinstance(found.value, ast.Name):
             return None
         name = found.value.id
-        if isinstance(statement, ast.Expr) and not _in_place(call, found.layer):
+        if isinstance(statement, ast.Expr) and not found.in_place:
             return None
         read = sum(isinstance(node, ast.Name) and node.id == name for node in ast.walk(call))
         alone = read == 1 and target in (None, name) and name not in self.shared
-        return (name, found.layer) if alone and not self.tries else None
+        return (name, found) if alone and not self.stops_early else None
 
-    def _activated_if(self, statement: ast.stmt) -> str | None:
-        """Return y of an ``if`` with ``y = act(y)`` or the like at the beginning of a branch, and a
-        condition that may be read before y is set."""
+    def _activated_in(self, statement: ast.stmt) -> list[str]:
+        """Return y of the branches of an ``if`` that begin with ``y = act(y)`` or the like."""
         match statement:
-            case ast.If(test, body, orelse):
+            case ast.If(_, body, orelse):
                 found = [self._activated(block[0]) for block in (body, orelse) if block]
-                names = [each[0] for each in found if each is not None]
-                return names[0] if names and _only_reads(test, names[0]) else None
-        return None
+                return [each[0] for each in found if each is not None]
+        return []
+
+    def _is_early(self, test: ast.expr, before: ast.stmt) -> bool:
+        """Return whether a condition may be read before ``y = self.norm(x)``: both only read
+        variables and attributes, and the condition neither y nor the norm."""
+        match before:
+            case ast.Assign([ast.Name(y)], ast.Call(norm) as call) if self._norm_call(call):
+                input_only = isinstance(only_input(call), ast.Name)
+                return input_only and self._only_reads(test, y, ast.dump(norm))
+        return False
+
+    def _only_reads(self, test: ast.expr, name: str, norm: str) -> bool:
+        """Return whether a condition reads variables and attributes only, but not one variable and
+        not the norm."""
+        for node in ast.walk(test):
+            match node:
+                case ast.Name(variable):
+                    reads = variable != name
+                case ast.Attribute(attr=attribute):
+                    member = inspect.getattr_static(self.kind, attribute, None)
+                    reads = not isinstance(member, property) and ast.dump(node) != norm
+                case ast.Call(ast.Name("hasattr" | "isinstance")):
+                    reads = True
+                case _:
+                    reads = isinstance(node, _READING)
+            if not reads:
+                return False
+        return True
 
     def _moved(self, statements: list[ast.stmt]) -> list[ast.stmt]:
         """Bring ``y = self.norm(x)`` and ``y = act(y)`` together. The latter moves from behind an
         ``if`` to the end of each of its branches, where one of them ends in the former. The former
-        moves into the branches of an ``if`` where one of them begins with the latter."""
+        moves into the branches of an ``if`` where one of them begins with the latter, unless the
+        norm has hooks or the like at the time of the call: these may change the condition."""
         done: list[ast.stmt] = []
         for statement in statements:
-            activated = self._activated(statement)
-            under = self._activated_if(statement)
-            name = activated[0] if activated else under
             before = done[-1] if done else None
-            if name is None or not self._ends_in_norm([before], name):
+            activated = self._activated(statement)
+            names = self._activated_in(statement) if activated is None else [activated[0]]
+            if not any(self._ends_in_norm([before], name) for name in names):
                 done.append(statement)
             elif isinstance(before, ast.If):
                 before.body.append(statement)
                 before.orelse.append(copy.deepcopy(statement))
-            elif under:
+                if hasattr(before, "unmoved"):
+                    before.unmoved.append(copy.deepcopy(statement))
+            elif activated is None and self._is_early(statement.test, before):
+                statement.unmoved = copy.deepcopy([before, statement])
                 statement.body.insert(0, before)
                 statement.orelse.insert(0, copy.deepcopy(before))
                 done[-1] = statement
@@ -176,7 +213,7 @@ class _Rewriter(ast.NodeTransformer):
             match done[-1] if done else None:
                 case ast.Assign([ast.Name(y)], norm) if activated and activated[0] == y:
                     if self._norm_call(norm):
-                        pair = self._pair(statement.value, activated[1], norm)
+                        pair = self._pair(activated[1], norm, apart=True)
                         if isinstance(statement, ast.Expr):
                             statement = done[-1]
                         statement.value = pair
@@ -195,36 +232,32 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
 
-def _in_place(call: ast.Call, layer: str | nn.Module) -> bool:
-    """Return whether the call of an activation changes its argument, whatever the object is."""
-    name = ast.unparse(call.func)
-    by_name = name.endswith("_") and not name.endswith("__")
-    return not isinstance(layer, str) and (by_name or getattr(layer, "inplace", False))
+def _own(method: Method, name: str) -> ast.expr:
+    """Return ``self.name``."""
+    return ast.parse(f"{method.myself}.{name}", mode="eval").body
 
 
-def _only_reads(test: ast.expr, name: str) -> bool:
-    """Return whether a condition reads variables and attributes only, and not one variable."""
-    for node in ast.walk(test):
-        match node:
-            case ast.Name(variable):
-                reads = variable != name
-            case ast.Call(ast.Name("hasattr" | "isinstance")):
-                reads = True
-            case _:
-                reads = isinstance(node, _READING)
-        if not reads:
-            return False
-    return True
-
-
-class _Fusing(nn.Module):
+class _Fusing(Derived):
     """Has methods in which calls were made one. The modules themselves do not change."""
-
-    _run_pair = staticmethod(run_pair)
 
     def __reduce_ex__(self, protocol):
         _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (type(self).unfused, type(self).fused_norms), *state
+        return _new, (origin(type(self)), type(self).fused_norms), *state
+
+
+class _Guard(ast.NodeTransformer):
+    """Makes each ``if`` into which a norm's call was moved a branch, beside the statements as they
+    were, for a norm that cannot be one op with an activation at the time of the call."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        self.generic_visit(node)
+        if not hasattr(node, "unmoved"):
+            return node
+        norm = node.unmoved[0].value.func
+        return ast.If(ast.Call(_own(self.method, _CAN_PAIR), [norm], []), [node], node.unmoved)
 
 
 class Fusion(NamedTuple):
@@ -232,7 +265,7 @@ class Fusion(NamedTuple):
 
     Attributes:
         kind: its subclass whose methods call norms together with their activations; the class
-            itself if there are no pairs. The subclass knows the class as ``unfused``.
+            itself if there are no pairs.
         pairs: what is called together.
         uses: the uses of the outputs of its other calls.
     """
@@ -242,28 +275,31 @@ class Fusion(NamedTuple):
     uses: OutputUses
 
 
-@functools.cache
 def fusing(kind: type[nn.Module], norms: frozenset[str]) -> Fusion:
     """Return what becomes of a class with norms as attributes of these names."""
-    kind = kind.unfused if issubclass(kind, _Fusing) else kind
+    kind = origin(kind)
+    return _fusing(kind, norms, tuple(function for _, function, *_ in methods(kind)))
+
+
+@functools.cache
+def _fusing(
+    kind: type[nn.Module], norms: frozenset[str], _methods: tuple[types.FunctionType, ...]
+) -> Fusion:
+    """Return the `Fusion` of a class with these methods: they may be replaced."""
     uses = OutputUses(kind)
-    pairs, functions, rewritten = [], [], {}
+    pairs, rewritten = [], {}
     for name in uses.mentioning(*norms):
         method, before = uses.source(name), len(pairs)
         if isinstance(method, Method):
-            _Rewriter(kind, method, norms, pairs, functions)
+            _Rewriter(kind, method, norms, pairs)
             if len(pairs) > before:
-                rewritten[name] = method.compiled()
+                guarded = method._replace(tree=_Guard(method).visit(copy.deepcopy(method.tree)))
+                rewritten[name] = guarded.compiled()
     if not pairs:
         return Fusion(kind, (), uses)
-    members = {
-        "__module__": kind.__module__,
-        **rewritten,
-        "unfused": kind,
-        "fused_norms": norms,
-        "fused_functions": tuple(functions),
-    }
-    made = type(f"Fusing{kind.__name__}", (_Fusing, kind), members)
+    members = {"fused_norms": norms, _RUN_PAIR: staticmethod(run_pair)}
+    members |= {_CAN_PAIR: staticmethod(can_pair), **rewritten}
+    made = derive(f"Fusing{kind.__name__}", _Fusing, kind, **members)
     return Fusion(made, tuple(pairs), uses)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -11,11 +12,23 @@ from stylekernels.nn.pairs import ACTIVATIONS, FUNCTIONS, METHODS
 
 
 class LayerCall(NamedTuple):
-    """A call of a layer with one value: the name of the attribute that is called, or a module that
-    computes what the called function does."""
+    """A call of a layer with one value.
+
+    Attributes:
+        value: the value.
+        callee: what is called; the name of a tensor's method.
+        layer: the name of the attribute that is called, or a module of the class that computes what
+            the called function does.
+        in_place: whether a function or method changes the value.
+        args, options: further arguments of a function.
+    """
 
     value: ast.expr
+    callee: ast.expr
     layer: str | nn.Module
+    in_place: bool = False
+    args: Sequence[ast.expr] = ()
+    options: Sequence[ast.keyword] = ()
 
 
 def only_input(call: ast.Call) -> ast.expr | None:
@@ -40,46 +53,38 @@ def layer_call(kind: type[nn.Module], method: Method, node: ast.AST) -> LayerCal
     (``nn.ReLU()(y)``)."""
     match node:
         case ast.Call(ast.Attribute(value, name), [], []) if name in METHODS:
-            return LayerCall(value, _in_place(METHODS[name](), name))
-        case ast.Call(func=ast.Attribute()) if method.attribute(node.func):
-            name, value = method.attribute(node.func), only_input(node)
-            return LayerCall(value, name) if value is not None and is_layer(kind, name) else None
-        case ast.Call(func=ast.Call(kind_called, args, options)):
-            value = only_input(node)
-            made = _made(method, kind_called, args, options, {each: each for each in ACTIVATIONS})
-            return LayerCall(value, made) if made is not None and value is not None else None
-        case ast.Call(func, [value, *args], options) if not isinstance(value, ast.Starred):
-            made = _made(method, func, args, options, FUNCTIONS)
-            return LayerCall(value, made) if made is not None else None
-        case ast.Call(func, [], options):
-            value = next((word.value for word in options if word.arg == "input"), None)
-            others = [word for word in options if word.arg != "input"]
-            made = _made(method, func, [], others, FUNCTIONS) if value is not None else None
-            return LayerCall(value, made) if made is not None else None
-    return None
-
-
-def _made(
-    method: Method,
-    func: ast.expr,
-    args: list[ast.expr],
-    options: list[ast.keyword],
-    makers: dict,
-) -> nn.Module | None:
-    """Return the module that one of ``makers`` makes of literal arguments."""
-    if not isinstance(func, ast.Attribute | ast.Name):
+            return LayerCall(value, ast.Constant(name), METHODS[name](), name.endswith("_"))
+        case ast.Call(func=ast.Attribute() as callee) if method.attribute(callee):
+            name, value = method.attribute(callee), only_input(node)
+            found = value is not None and is_layer(kind, name)
+            return LayerCall(value, callee, name) if found else None
+        case ast.Call(func=ast.Call(made) as callee):
+            value, made = only_input(node), _value(method, made)
+            found = value is not None and any(made is each for each in ACTIVATIONS)
+            return LayerCall(value, callee, made()) if found else None
+        case ast.Call(callee, [value, *args], options) if not isinstance(value, ast.Starred):
+            pass
+        case ast.Call(callee, [], named) if any(word.arg == "input" for word in named):
+            value = next(word.value for word in named if word.arg == "input")
+            args, options = [], [word for word in named if word.arg != "input"]
+        case _:
+            return None
+    function = _value(method, callee)
+    made = next((FUNCTIONS[each] for each in FUNCTIONS if each is function), None)
+    if made is None:
         return None
+    named = [word for word in options if word.arg == "inplace"]
+    in_place = function.__name__.endswith("_") or any(map(_is_true, named))
+    return LayerCall(value, callee, made(), in_place, args, options)
+
+
+def _value(method: Method, callee: ast.expr) -> object:
+    """Return what an expression that is called stands for outside of a method, or None."""
     try:
-        function = method.value(func)
-        values = [ast.literal_eval(arg) for arg in args]
-        named = {word.arg: ast.literal_eval(word.value) for word in options}
-        return _in_place(makers[function](*values, **named), getattr(function, "__name__", ""))
-    except (LookupError, ValueError, TypeError):
+        return method.value(callee) if isinstance(callee, ast.Attribute | ast.Name) else None
+    except LookupError:
         return None
 
 
-def _in_place(module: nn.Module, name: str) -> nn.Module:
-    """Return the module of a function, in place if the function's name says so."""
-    if name.endswith("_") and hasattr(module, "inplace"):
-        module.inplace = True
-    return module
+def _is_true(option: ast.keyword) -> bool:
+    return isinstance(option.value, ast.Constant) and option.value.value is True

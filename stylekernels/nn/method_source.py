@@ -1,5 +1,7 @@
 """Source of the methods of a module's class, and methods compiled from a changed source."""
 
+import __future__
+
 import ast
 import copy
 import functools
@@ -10,6 +12,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+_FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 #: Parts of a method with variables of their own.
 SCOPES = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
 
@@ -55,7 +58,7 @@ class Method(NamedTuple):
             raise LookupError(name)
         code = self.function.__code__
         first = name.partition(".")[0]
-        if first in code.co_varnames or first in code.co_cellvars:
+        if first in code.co_varnames or first in _bound(self.tree):
             raise LookupError(name)
         cells = dict(zip(code.co_freevars, self.function.__closure__ or (), strict=True))
         try:
@@ -79,6 +82,13 @@ class Method(NamedTuple):
         )
         new.__dict__.update(old.__dict__)
         return new
+
+
+def _bound(tree: ast.AST) -> set[str]:
+    """Return the variables of a method, and of the functions and comprehensions in it."""
+    nodes = list(ast.walk(tree))
+    stored = [n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
+    return {*stored, *(n.arg for n in nodes if isinstance(n, ast.arg))}
 
 
 def methods(
@@ -175,7 +185,9 @@ def _compiled(tree: ast.FunctionDef, owner: str | None, like: types.CodeType) ->
         outer = ast.parse(f"def _({', '.join(free)}):\n  pass")
         outer.body[0].body = module.body
         module = outer
-    code = compile(ast.fix_missing_locations(module), like.co_filename, "exec", dont_inherit=True)
+    flags = like.co_flags & _FUTURE
+    ast.fix_missing_locations(module)
+    code = compile(module, like.co_filename, "exec", flags, dont_inherit=True)
     return next(_codes_in(code, like))
 
 

@@ -1,11 +1,14 @@
 """Pairs of a norm and the activation after it, and whether they can be one op."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stylekernels.nn.derived import Derived
 from stylekernels.nn.group_norm import GroupNorm
 from stylekernels.nn.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 
@@ -47,15 +50,8 @@ NO_LAYER = "no layer is called right after it"
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
-_MODULES = [(function, kind()) for function, kind in FUNCTIONS.items()]
-
-
-def as_module(activation: object) -> object:
-    """Return the module that computes what a function of `FUNCTIONS` does without options; anything
-    else as it is."""
-    if isinstance(activation, nn.Module):
-        return activation
-    return next((module for function, module in _MODULES if function is activation), activation)
+#: What a call of each function may give besides the input.
+_OPTIONS = {function: tuple(signature(kind).parameters) for function, kind in FUNCTIONS.items()}
 
 
 def options_of(activation: nn.Module) -> tuple[str, float]:
@@ -66,13 +62,41 @@ def options_of(activation: nn.Module) -> tuple[str, float]:
     return name, getattr(activation, "negative_slope", 0.01)
 
 
+def options_of_call(
+    function: Callable | str, args: Sequence[object], options: Mapping[str, object]
+) -> tuple[str, float] | None:
+    """Return what `options_of` returns, for a call of a function, or of a tensor's method by name,
+    with more arguments than the input; None if it is not known to be an activation."""
+    kind = METHODS.get(function) if isinstance(function, str) else _kind_of(function)
+    names = _OPTIONS.get(function, ())
+    if kind is None or len(args) > len(names):
+        return None
+    given = dict(zip(names, args, strict=False)) | dict(options)
+    slope = given.get("negative_slope", 0.01)
+    if not given.keys() <= set(names) or type(slope) not in (int, float):
+        return None
+    name = ACTIVATIONS[kind]
+    return ("gelu_tanh" if given.get("approximate") == "tanh" else name), slope
+
+
+def _kind_of(function: object) -> type[nn.Module] | None:
+    return next((kind for each, kind in FUNCTIONS.items() if each is function), None)
+
+
+def as_module(activation: object) -> object:
+    """Return a module of the class that computes what a function of `FUNCTIONS` does; anything else
+    as it is."""
+    kind = None if isinstance(activation, nn.Module) else _kind_of(activation)
+    return activation if kind is None else kind()
+
+
 def is_plain(module: nn.Module) -> bool:
     """Return whether a module is a norm of ours without an activation of its own: of one of
     `NORMS`, or of a drop-in of a subclass (`drop_ins.ours`)."""
     if not isinstance(module, NORMS):
         return False
     kind = type(module)
-    return (kind in NORMS or hasattr(kind, "replaced")) and module.activation == "none"
+    return (kind in NORMS or isinstance(module, Derived)) and module.activation == "none"
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -101,10 +125,17 @@ def why_apart(norm: nn.Module, successor: nn.Module | None) -> str | None:
         return f"{kind.__name__} follows it"
     if "forward" in successor.__dict__:
         return f"{kind.__name__} follows it, with a forward of its own"
-    if has_hooks(norm):
-        return "it has hooks, which would see the activated output"
     if has_hooks(successor):
         return f"the {kind.__name__} after it has hooks"
+    return why_alone(norm)
+
+
+def why_alone(norm: nn.Module) -> str | None:
+    """Return why a norm cannot be one op with any activation; None if it can."""
+    if "forward" in norm.__dict__:
+        return "it has a forward of its own"
+    if has_hooks(norm):
+        return "it has hooks, which would see the activated output"
     return None
 
 
@@ -119,10 +150,31 @@ def passes_on(module: nn.Module, *, in_evaluation: bool = False) -> bool:
     return idle and is_unchanged(module)
 
 
-def run_pair(norm: nn.Module, activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return ``activation(norm(x))``, computed by one op if the two can be one."""
-    if is_plain(norm):
-        module = as_module(activation)
-        if isinstance(module, nn.Module) and why_apart(norm, module) is None:
-            return norm(x, then=options_of(module))
-    return activation(norm(x))
+def can_pair(norm: nn.Module) -> bool:
+    """Return whether a norm can be one op with an activation."""
+    return is_plain(norm) and why_alone(norm) is None
+
+
+def run_pair(
+    *,
+    norm: nn.Module,
+    x: Tensor,
+    activation: Callable[..., Tensor] | str,
+    args: Sequence[object] = (),
+    options: Mapping[str, object] | None = None,
+) -> Tensor:
+    """Return ``activation(norm(x), *args, **options)``, or ``norm(x).activation(...)`` for the name
+    of a tensor's method, computed by one op if the two can be one."""
+    options = {} if options is None else options
+    if can_pair(norm):
+        if not isinstance(activation, nn.Module):
+            then = options_of_call(activation, args, options)
+        elif why_apart(norm, activation) is None and not args and not options:
+            then = options_of(activation)
+        else:
+            then = None
+        if then is not None:
+            return norm(x, then=then)
+    y = norm(x)
+    function = getattr(y, activation) if isinstance(activation, str) else partial(activation, y)
+    return function(*args, **options)

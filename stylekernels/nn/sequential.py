@@ -4,6 +4,7 @@ import functools
 
 from torch import Tensor, nn
 
+from stylekernels.nn.derived import Derived, derive, origin
 from stylekernels.nn.pairs import is_plain, options_of, passes_on, why_apart
 
 
@@ -13,7 +14,7 @@ def runs_in_order(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and plain and "forward" not in module.__dict__
 
 
-class _Fusing(nn.Sequential):
+class _Fusing(Derived, nn.Sequential):
     """Runs each plain norm together with the activation after it, and skips what only passes on.
 
     The modules do not change: called alone, from a list, by index or in a slice, each computes what
@@ -40,17 +41,15 @@ class _Fusing(nn.Sequential):
 
     def __reduce_ex__(self, protocol):
         _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (type(self).unfused,), *state
+        return _new, (origin(type(self)),), *state
 
 
 @functools.cache
 def fusing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
-    """Return the fusing subclass of a Sequential class. Each class has one, which knows it as
-    ``unfused``."""
+    """Return the fusing subclass of a Sequential class. Each class has one."""
     if issubclass(kind, _Fusing):
         return kind
-    members = {"__module__": kind.__module__, "unfused": kind}
-    return type(f"Fusing{kind.__name__}", (_Fusing, kind), members)
+    return derive(f"Fusing{kind.__name__}", _Fusing, kind)
 
 
 def _new(kind: type[nn.Sequential]) -> nn.Sequential:

@@ -1,5 +1,6 @@
 """Checks of op arguments. A message names the argument, what was expected and what was given."""
 
+import numbers
 import operator
 from collections.abc import Callable
 
@@ -147,19 +148,29 @@ def check_number(value: float, name: str) -> None:
     """``value`` must be a real number: of Python, NumPy or a tensor of one value."""
     if type(value) is float:  # the others take longer
         return
-    several = isinstance(value, Tensor) and value.numel() != 1
-    if several or not hasattr(type(value), "__float__"):
-        came = f"Tensor of shape {tuple(value.shape)}" if several else type(value).__name__
+    if isinstance(value, Tensor):
+        known, came = value.numel() == 1 and not value.is_complex(), _text_of(value)
+    else:
+        known, came = isinstance(value, numbers.Real), type(value).__name__
+    if not known:
         raise TypeError(f"{name}: expected a number, got {came}; pass a float or leave it out")
 
 
+def _text_of(value: Tensor) -> str:
+    return f"Tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+
+
 def as_integer(value: int, name: str) -> int:
-    """Return an integer of Python or NumPy as one of Python."""
+    """Return an integer of Python, NumPy or a tensor as one of Python."""
     if type(value) is int:
         return value
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}; pass an int")
-    return operator.index(value)
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    came = _text_of(value) if isinstance(value, Tensor) else type(value).__name__
+    raise TypeError(f"{name}: expected an int, got {came}; pass an int")
 
 
 def check_conv_weight(

@@ -204,6 +204,14 @@ def _in_pytorch(
     x: Tensor, weight: Tensor, bias: Tensor | None, upsample: str, padding_mode: str
 ) -> Tensor:
     """PyTorch's convolution, with our padding."""
+    if (
+        x.requires_grad
+        and 1 in x.shape[2:]
+        and not (torch.compiler.is_compiling() or transformed())
+    ):
+        # PyTorch's gradient has another layout for sides of one pixel.
+        given, x = x, x.view_as(x)
+        x.register_hook(lambda grad: laid_out_like(grad, given))
     image = convolved_image(x, weight.shape[2], upsample, padding_mode)
     y = reference.convolve_enlarged(image, _laid_out_for(x, weight), bias, upsample, padding_mode)
     return laid_out_like(y, x)
