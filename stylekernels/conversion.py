@@ -250,11 +250,11 @@ def convert(
     _check_eager(model)
     report, replaced, fused = _plan(model, fuse)
     if strict and report.missed:
-        missed = "; ".join(f"{e.name or '(model)'}, {e.what}: {e.why}" for e in report.missed)
+        missed = "\n".join(f"  {e.name or '(model)'}, {e.what}: {e.why}" for e in report.missed)
         raise ValueError(
             "model: strict=True expects every instance and group norm to be replaced, what follows "
-            f"it to be seen, and an activation to be one op with it, but {missed}. The model is "
-            "unchanged; strict=False converts the rest"
+            "it to be seen, and an activation to be one op with it. The model is unchanged; "
+            f"strict=False converts all but\n{missed}"
         )
     for module in replaced:
         _become_ours(module)

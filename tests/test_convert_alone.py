@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stylekernels import convert
@@ -80,9 +80,60 @@ class Optional(Block):
         return x
 
 
+class ConvolvedInContext(Block):
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False), torch.enable_grad():
+            y = self.norm(x)
+            y = self.conv(y)
+        return F.relu(y)
+
+
+class ConvolvedInTry(Block):
+    def forward(self, x):
+        try:
+            y = self.norm(x)
+        except ValueError:
+            y = x
+        finally:
+            self.calls = 1
+        y = self.conv(y)
+        return F.relu(y)
+
+
+class ConvolvedInLoop(Block):
+    def forward(self, x):
+        y = x
+        while True:
+            y = self.norm(y)
+            y = self.conv(y)
+            if y is not None:
+                break
+        else:
+            y = x
+        return F.relu(y)
+
+
 class HelperAdded(HelperThatEnds):
     def forward(self, x):
         return F.relu(self.block(x) + x)
+
+
+class UnderAnotherName(Block):
+    def run(self, x):
+        return self.norm(self.conv(x))
+
+    forward = run
+
+
+class AnnotatedOutside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Ends()
+
+    def forward(self, x):
+        y: Tensor = self.block(x)
+        z: Tensor = y + x
+        return F.relu(z)
 
 
 class OutsideAdded(nn.Module):
@@ -109,9 +160,14 @@ KNOWN = {
     OtherMethod: "`.abs` follows it",
     Dropped: "no layer is called right after it",
     Rounds: "Conv2d follows it",
+    ConvolvedInContext: "Conv2d follows it",
+    ConvolvedInTry: "Conv2d follows it",
+    ConvolvedInLoop: "Conv2d follows it",
     Optional: "Optional returns its output",
     HelperAdded: "an addition follows it",
     Ends: "Ends returns its output",
+    UnderAnotherName: "UnderAnotherName returns its output",
+    AnnotatedOutside: "an addition follows it",
     OutsideAdded: "an addition follows it",
     Reset: "Reset returns its output",
 }

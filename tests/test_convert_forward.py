@@ -257,7 +257,7 @@ def test_a_hook_at_the_time_of_conversion():
     model.act.register_forward_hook(lambda *_: None)
     before = type(model)
     with pytest.raises(
-        ValueError, match=r"strict=True expects .* the LeakyReLU after it has hooks"
+        ValueError, match=r"(?s)strict=True expects .* the LeakyReLU after it has hooks"
     ):
         convert(model, strict=True)
     _, report = convert(model)

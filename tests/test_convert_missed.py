@@ -1,6 +1,7 @@
 """Norms that convert misses, and strict=True refuses: an activation follows that is not one op with
 them, or what follows cannot be seen."""
 
+import contextlib
 import copy
 import functools
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stylekernels import convert
-from tests.norm_blocks import Block, Ends, HelperThatEnds, outputs, swish
+from tests.norm_blocks import Block, Ends, HelperThatEnds, outputs, swish, x_of
 
 
 def wrapping(function):
@@ -184,6 +185,125 @@ class OneBranch(Block):
         return y
 
 
+class BreakWithIt(Block):
+    def forward(self, x):
+        while True:
+            y = self.norm(x)
+            if y is not None:
+                break
+            y = x
+        return self.act(y)
+
+
+class BreakBeforeProduct(Block):
+    def forward(self, x):
+        for i in range(3):
+            y = self.norm(x)
+            if i > 1:
+                break
+            y = y * 2
+        return self.act(y)
+
+
+class ContinueWithIt(Block):
+    def forward(self, x):
+        for i in range(2):
+            x = F.relu(x)
+            x = self.norm(x)
+            if i == 0:
+                continue
+            x = self.conv(x)
+        return x
+
+
+class SetAfterBreak(Block):
+    def forward(self, x):
+        while True:
+            try:
+                if x is not None:
+                    break
+            finally:
+                y = self.norm(x)
+            y = x
+        return self.act(y)
+
+
+class HandlerHasIt(Block):
+    def forward(self, x):
+        try:
+            y = self.norm(x)
+            y = self.conv(y).missing
+        except AttributeError:
+            return self.act(y)
+        return y
+
+
+class Suppressed(Block):
+    def forward(self, x):
+        with contextlib.suppress(AttributeError):
+            y = self.norm(x)
+            y = self.conv(y).missing
+        return self.act(y)
+
+
+class SetInCondition(Block):
+    def forward(self, x):
+        y = self.norm(x)
+        n = x is None and (y := x)
+        return self.act(y) if n is False else x
+
+
+class SetInComprehension(Block):
+    def forward(self, x):
+        y = self.norm(x)
+        n = [y + 1 for y in range(3)]
+        return self.act(y) * n[1]
+
+
+class DeletedInCondition(Block):
+    def forward(self, x):
+        y = self.norm(x)
+        match x.dim():
+            case 3:
+                y = x
+        if x.dim() == 3:
+            del y
+        return self.act(y)
+
+
+class Global(Block):
+    def forward(self, x):
+        global latest
+        latest = self.norm(x)
+        return self.activated()
+
+    def activated(self):
+        return self.act(latest)
+
+
+class Mapped(Block):
+    def forward(self, x):
+        return next(map(self.act, [self.norm(x)]))
+
+
+class CopiedInside(Block):
+    def forward(self, x):
+        y = self.norm(x)
+
+        def inside():
+            z = y
+            return self.act(z)
+
+        return inside()
+
+
+class UnderAnotherName(Block):
+    def run(self, x):
+        return self.act(getattr(self, "".join(["no", "rm"]))(x))
+
+    forward = run
+
+
 def without_source() -> type[nn.Module]:
     names = {"Block": Block}
     exec(
@@ -240,7 +360,8 @@ MISSED = {
     HelperThatBegins: f"`self.end(...)` {UNKNOWN}",
     OtherFunction: f"`swish(...)` {UNKNOWN}",
     OtherName: f"`act(...)` {UNKNOWN}",
-    Loop: "Loop.forward passes it on, and where it is called cannot be seen",
+    Loop: "Loop.forward passes it on, and where it is called cannot be seen; call it as an "
+    "attribute",
     OfBase: "Ends.forward calls it, which OfBase.forward overrides",
     InLists: "calls from a ModuleList cannot be seen; make it an attribute or use a Sequential",
     InDict: "calls from a ModuleDict cannot be seen; make it an attribute or use a Sequential",
@@ -252,6 +373,19 @@ MISSED = {
     ReadTwice: f"ReLU {AGAIN}",
     NextRound: f"ReLU {AGAIN}",
     OneBranch: f"LeakyReLU {AGAIN}",
+    BreakWithIt: f"LeakyReLU {LATER}",
+    BreakBeforeProduct: f"LeakyReLU {AGAIN}",
+    ContinueWithIt: f"ReLU {AGAIN}",
+    SetAfterBreak: f"LeakyReLU {LATER}",
+    HandlerHasIt: f"LeakyReLU {AGAIN}",
+    Suppressed: f"LeakyReLU {AGAIN}",
+    SetInCondition: f"LeakyReLU {LATER}",
+    SetInComprehension: f"LeakyReLU {AGAIN}",
+    DeletedInCondition: f"LeakyReLU {LATER}",
+    Global: "Global.forward stores its output as global latest",
+    Mapped: f"`map(...)` {UNKNOWN}",
+    CopiedInside: "a function inside of CopiedInside.forward reads its output",
+    UnderAnotherName: "UnderAnotherName calls it nowhere that can be seen",
     Outside: "ReLU follows it, but outside of Sequential",
     Inside: "ReLU follows it, but inside of Sequential",
     EndsInList: "Ends returns its output, and calls from a ModuleList cannot be seen; "
@@ -285,3 +419,34 @@ def test_a_norm_that_is_one_op_in_one_of_two_calls():
 
 def test_without_fusing_nothing_is_missed():
     convert(Wrapped(), fuse=False, strict=True)
+
+
+class Alias(Block):
+    """One call is seen, and is one op; what the other's output is used for is not."""
+
+    def forward(self, x):
+        norm, act = self.norm, self.act
+        return self.act(self.norm(x)) + act(norm(x))
+
+
+def test_a_norm_that_is_also_called_by_another_name():
+    model = Alias()
+    _, report = convert(model)
+    (missed,) = report.missed
+    assert missed.why.startswith("Alias.forward passes it on")
+    with pytest.raises(ValueError, match=r"Alias\.forward passes it on"):
+        convert(Alias(), strict=True)
+
+
+def test_a_global_variable_is_set():
+    class Kept(Block):
+        def forward(self, x):
+            global kept
+            kept = self.norm(x)
+            return self.act(kept)
+
+    theirs = Kept()
+    ours, report = convert(copy.deepcopy(theirs))
+    assert not report.fused
+    torch.testing.assert_close(ours(x_of(torch.float32)), theirs(x_of(torch.float32)))
+    torch.testing.assert_close(kept, theirs.norm(x_of(torch.float32)))

@@ -41,18 +41,6 @@ class Pair(NamedTuple):
     activation: str | nn.Module
 
 
-class _WithoutAnnotations(ast.NodeTransformer):
-    """Makes ``y: Tensor = x`` an assignment, which is the same in a function."""
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        if isinstance(node.target, ast.Name) and node.value is not None:
-            return ast.copy_location(ast.Assign([node.target], node.value), node)
-        return node
-
-
 class _Rewriter(ast.NodeTransformer):
     """Replaces ``self.act(self.norm(x))``, also with a function or a tensor's method, also in two
     statements in a row with one variable, by a call of `run_pair`. Its arguments are in the order
@@ -76,9 +64,11 @@ class _Rewriter(ast.NodeTransformer):
         code = method.function.__code__
         # Variables that other functions see, or that outlive an exception, stay as they are.
         self.shared = {*code.co_cellvars, *code.co_freevars}
-        kinds = {type(node).__name__ for node in ast.walk(method.tree)}
+        nodes = list(ast.walk(method.tree))
+        self.shared.update(*(node.names for node in nodes if isinstance(node, ast.Global)))
+        kinds = {type(node).__name__ for node in nodes}
         self.stops_early = not kinds.isdisjoint({"Try", "TryStar"})  # the latter since Python 3.11
-        method.tree.body = self.visit_block(_WithoutAnnotations().visit(method.tree).body)
+        method.tree.body = self.visit_block(method.tree.body)
 
     def _norm_call(self, node: ast.AST) -> bool:
         if not isinstance(node, ast.Call) or only_input(node) is None:

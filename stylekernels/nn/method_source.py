@@ -147,11 +147,23 @@ def read(function: types.FunctionType, label: str) -> Method | str:
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     if any(name.id == myself and not isinstance(name.ctx, ast.Load) for name in names):
         return f"{label} assigns to {myself}"
-    return Method(function, label, copy.deepcopy(tree), owner)
+    return Method(function, label, _WithoutAnnotations().visit(copy.deepcopy(tree)), owner)
 
 
 def _first_argument(tree: ast.FunctionDef) -> str:
     return (tree.args.posonlyargs + tree.args.args)[0].arg
+
+
+class _WithoutAnnotations(ast.NodeTransformer):
+    """Makes ``y: Tensor = x`` an assignment, which is the same in a function."""
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if isinstance(node.target, ast.Name) and node.value is not None:
+            return ast.copy_location(ast.Assign([node.target], node.value), node)
+        return node
 
 
 @functools.lru_cache(maxsize=16)

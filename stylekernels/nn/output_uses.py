@@ -1,7 +1,6 @@
 """What a class's methods do with the outputs of layers, read in their sources."""
 
 import ast
-import builtins
 import types
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,7 +11,8 @@ from torch.nn import functional as F
 
 from stylekernels.nn.layer_calls import is_layer, layer_call
 from stylekernels.nn.method_source import SCOPES, Method, methods, names_in, read, wrapped
-from stylekernels.nn.pairs import FUNCTIONS, NO_LAYER
+from stylekernels.nn.pairs import NO_LAYER
+from stylekernels.nn.variable_reads import loads, reads_of
 
 _OPERATORS = {
     ast.Add: "an addition",
@@ -23,8 +23,11 @@ _OPERATORS = {
 #: Attributes and methods of a tensor that do not read its values.
 _UNREAD = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad"}
 _UNREAD |= {"size", "dim", "numel", "stride", "is_contiguous"}
+#: Functions of Python that do not read a tensor's values, or only write them out.
+_UNREAD_BY = (callable, format, hasattr, id, isinstance, len, print, repr, str, type)
+#: Functions of Python that compute something else of a tensor.
+_COMPUTING = (abs, bool, float, int, pow, round, sum)
 _NOT_REWRITTEN = "in a form that is not rewritten; write self.act(self.norm(x))"
-_LOOPS = ast.For | ast.AsyncFor | ast.While
 
 
 class Use(NamedTuple):
@@ -50,7 +53,10 @@ class _Flow:
         self.kind, self.method = kind, method
         self.parents: dict[ast.AST, ast.AST] = {}
         self.places: dict[ast.AST, tuple[list[ast.stmt], int]] = {}  # of statements
+        self.outer: dict[str, str] = {}  # variables that are global or nonlocal, and which of both
         for node in ast.walk(method.tree):
+            if isinstance(node, ast.Global | ast.Nonlocal):
+                self.outer.update(dict.fromkeys(node.names, type(node).__name__.lower()))
             for _, value in ast.iter_fields(node):
                 if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
                     self.places.update((each, (value, i)) for i, each in enumerate(value))
@@ -68,13 +74,28 @@ class _Flow:
         return node is not self.method.tree
 
     def passes_on(self, name: str) -> bool:
-        """Return whether an attribute is read neither for its attributes nor for a comparison."""
+        """Return whether an attribute is read other than to call it, for its attributes or in a
+        condition."""
         return any(
             self.method.attribute(node) == name
             and isinstance(node.ctx, ast.Load)
-            and not isinstance(self.parents[node], ast.Attribute | ast.Compare)
+            and not self._is_plain_read(node)
             for node in self.parents
         )
+
+    def _is_plain_read(self, node: ast.expr) -> bool:
+        parent = self.parents[node]
+        while isinstance(parent, ast.BoolOp | ast.UnaryOp):
+            node, parent = parent, self.parents[parent]
+        match parent:
+            case ast.Attribute() | ast.Compare() | ast.keyword("norm"):  # of a call of run_pair
+                return True
+            case ast.Call(func):
+                asks = isinstance(func, ast.Name) and func.id in {f.__name__ for f in _UNREAD_BY}
+                return func is node or asks
+            case ast.If(test) | ast.While(test) | ast.IfExp(test):
+                return test is node
+        return False
 
     def uses(self, node: ast.expr) -> list[Use]:
         """Return what is done with the value of a node."""
@@ -100,15 +121,15 @@ class _Flow:
         match parent:
             case ast.IfExp(test) if node is not test:
                 yield from self._reads(parent, seen)
-            case ast.NamedExpr(ast.Name(name)):
+            case ast.NamedExpr(target):
                 yield from self._reads(parent, seen)
-                yield from self._variable(name, parent, seen)  # also in the same statement
+                yield from self._variable(target, parent, seen)
             case ast.Assign(targets) if all(isinstance(each, ast.Name) for each in targets):
                 for target in targets:
-                    yield from self._variable(target.id, parent, seen)
+                    yield from self._variable(target, parent, seen)
             case ast.Tuple(values) if self._unpacked(parent) is not None:
                 target = self._unpacked(parent)[values.index(node)]
-                yield from self._variable(target.id, self.parents[parent], seen)
+                yield from self._variable(target, self.parents[parent], seen)
             case ast.Expr() | ast.FormattedValue():
                 pass
             case ast.Compare(_, [ast.Is() | ast.IsNot()]):
@@ -126,73 +147,28 @@ class _Flow:
         return None
 
     def _variable(
-        self, name: str, node: ast.AST, seen: set[ast.AST]
+        self, target: ast.Name, node: ast.AST, seen: set[ast.AST]
     ) -> Iterator[tuple[ast.expr, bool]]:
-        """Yield the reads of a variable that is set at a node."""
-        statement = self._statement(node)
-        block, index = self.places[statement]
+        """Yield the reads of a variable that a node sets, and the variable itself if it may be read
+        outside of the method."""
+        if target.id in self.outer or self.nested(target):
+            yield target, True
+        block, index = self.places[self._statement(node)]
         following = block[index + 1 : index + 2]
-        inside = [load for load in _loads(name, self.method.tree) if self.nested(load)]
-        if isinstance(node, ast.NamedExpr):
-            inside += self._live(name, [statement])[0]
-        for load in dict.fromkeys(self._reached(name, statement) + inside):
+        everywhere = loads(target.id, self.parents)
+        found = reads_of(self.method, target.id, node) + list(filter(self.nested, everywhere))
+        for load in dict.fromkeys(found):
             near = self._statement(load) in following
             for each, direct in self._reads(load, seen):
                 yield each, direct and near
-
-    def _reached(self, name: str, statement: ast.stmt) -> list[ast.expr]:
-        """Return the reads of a variable after a statement that sets it."""
-        block, index = self.places[statement]
-        found, falls = self._live(name, block[index + 1 :])
-        while falls and self.parents[statement] is not self.method.tree:
-            statement = self.parents[statement]
-            if isinstance(statement, ast.ExceptHandler | ast.match_case):
-                statement = self.parents[statement]
-            if statement not in self.places:
-                break
-            if isinstance(statement, _LOOPS | ast.Try):
-                found += self._live(name, [statement])[0]  # again, and its other blocks
-            block, index = self.places[statement]
-            more, falls = self._live(name, block[index + 1 :])
-            found += more
-        return found
-
-    def _live(self, name: str, statements: list[ast.stmt]) -> tuple[list[ast.expr], bool]:
-        """Return the reads of a variable in statements, and whether it may have the same value
-        after them."""
-        found: list[ast.expr] = []
-        for statement in statements:
-            blocks = [
-                value
-                for _, value in ast.iter_fields(statement)
-                if isinstance(value, list) and value and isinstance(value[0], ast.stmt)
-            ]
-            match statement:
-                case ast.If() | ast.With() | ast.For() | ast.While():
-                    header = [c for c in ast.iter_child_nodes(statement) if c not in self.places]
-                    found += [load for each in header for load in _loads(name, each)]
-                    falls = not isinstance(statement, ast.With) and len(blocks) < 2
-                    for block in blocks:
-                        reads, through = self._live(name, block)
-                        found += reads
-                        falls |= through or isinstance(statement, ast.For | ast.While)
-                    if not falls:
-                        return found, False
-                case ast.Break() | ast.Continue():
-                    return found, True
-                case _:
-                    found += _loads(name, statement)
-                    if isinstance(statement, ast.Return | ast.Raise):
-                        return found, False
-                    if not blocks and _sets(name, statement):
-                        return found, False
-        return found, True
 
     def _use(self, node: ast.expr) -> Use | None:
         """Return what is done with a value where it is read."""
         label, parent = self.method.label, self.parents[node]
         if self.nested(node):
             return Use(f"a function inside of {label} reads its output", seen=False)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in self.outer:
+            return Use(f"{label} stores its output as {self.outer[node.id]} {node.id}", seen=False)
         if isinstance(parent, ast.keyword):
             parent = self.parents[parent]
         if isinstance(parent, ast.Attribute):
@@ -237,33 +213,25 @@ class _Flow:
             function = self.method.value(call.func)
         except LookupError:
             function = None
-        if any(function is each for each in FUNCTIONS):
-            return Use(f"{name} follows it, with options that are no literals", seen=False)
-        known = getattr(function, "__name__", "")
-        if vars(builtins).get(known) is function is not None:
+        error = isinstance(function, type) and issubclass(function, Exception)
+        if error or any(function is each for each in _UNREAD_BY):
             return None
-        if any(vars(each).get(known) is function is not None for each in (torch, F)):
+        if _is_of_pytorch(function) or any(function is each for each in _COMPUTING):
             return Use(f"{name} follows it")
         return Use(f"`{name}(...)` follows it, and what it computes is not known", seen=False)
 
 
-def _loads(name: str, tree: ast.AST) -> list[ast.expr]:
-    """Return the nodes that read a variable."""
-    return [
-        target
-        for node in ast.walk(tree)
-        for target in (node.target if isinstance(node, ast.AugAssign) else node,)
-        if isinstance(target, ast.Name)
-        and target.id == name
-        and (target is not node or isinstance(node.ctx, ast.Load))
-    ]
+def _is_of_pytorch(function: object) -> bool:
+    """Return whether PyTorch has a function under the function's own name."""
+    name = getattr(function, "__name__", None)
+    return name is not None and any(vars(each).get(name) is function for each in (torch, F))
 
 
-def _sets(name: str, statement: ast.stmt) -> bool:
-    return any(
-        isinstance(node, ast.Name) and node.id == name and not isinstance(node.ctx, ast.Load)
-        for node in ast.walk(statement)
-    )
+def _wraps(function: types.FunctionType) -> bool:
+    """Return whether a function is one that a decorator makes: it stands in the body of a function,
+    and uses variables of that."""
+    in_function = function.__qualname__.endswith(f"<locals>.{function.__name__}")
+    return in_function and bool(function.__code__.co_freevars)
 
 
 class OutputUses:
@@ -312,8 +280,12 @@ class OutputUses:
         enough = bool(found) or paired  # other methods than forward may be for other purposes
         for method in self.mentioning(name):
             source = self.source(method)
-            if isinstance(source, str) and (method == "forward" or not enough):
+            if enough and method != "forward":
+                continue
+            if isinstance(source, str):
                 found.append(Use(source, seen=False))
+            elif self._flow(method).passes_on(name):
+                found.append(Use(_passed_on(source), seen=False))
         for label, (method, function) in self._overridden.items():
             by_super = {"super", method} <= self._names.get(method, set())
             counts = by_super and (method == "forward" or not enough)
@@ -325,15 +297,20 @@ class OutputUses:
     def why_none(self, name: str) -> str:
         """Return why no call of an attribute is found."""
         for method in self.mentioning(name):
-            flow = self._flow(method)
-            if flow.passes_on(name):
-                return f"{flow.method.label} passes it on, and where it is called cannot be seen"
+            source = self.source(method)
+            if isinstance(source, Method) and self._flow(method).passes_on(name):
+                return _passed_on(source)
         label, forward = self._functions.get("forward", ("", None))
-        if forward is not None and forward.__name__ != "forward":
+        if forward is not None and _wraps(forward):
             return wrapped(label)
         if forward is not None and isinstance(self.source("forward"), str):
             return self.source("forward")
         return f"{self.kind.__name__} calls it nowhere that can be seen"
+
+    def _is_forward(self, method: str) -> bool:
+        """Return whether ``forward`` is a method, under this or another name."""
+        _, forward = self._functions.get("forward", ("", None))
+        return self._functions[method][1] is forward
 
     def _flow(self, method: str) -> _Flow:
         if method not in self._flows:
@@ -369,9 +346,18 @@ class OutputUses:
                     each if each.layer is None else each._replace(text=outside)
                     for each in self._calls(method, within | {method})
                 ]
-                unseen = Use(f"{use.text}, and no call of {method} is seen", seen=False)
-                found += after or [unseen]
+                if not after and not self._is_forward(method):
+                    unseen = f"{use.text}, and no call of {method} is seen"
+                    after = [Use(unseen, seen=False)]
+                found += after
         return found
+
+
+def _passed_on(method: Method) -> str:
+    return (
+        f"{method.label} passes it on, and where it is called cannot be seen; call it as an "
+        "attribute"
+    )
 
 
 def _called(method: Method, call: ast.Call) -> str | None:
