@@ -166,7 +166,7 @@ def _more_than_2_31_elements() -> Iterator[tuple[str, Callable[[], object]]]:
         gain, square = _numbers(c), _numbers(1, c, c)
         name = f"{c}x{side}x{side} {_label(HALF, channels_last)}"
         forward = (None, None, None, "relu", 0.01, True, 1e-5, False, 1)
-        backward = (mean, mean[0], "relu", 0.01, True, False, 1)
+        backward = (mean, mean[0], "relu", 0.01, True, False, False, 1)
         yield (
             name,
             lambda x=x, g=gain, o=forward: instance_norm.instance_norm(x, g, g, *o),

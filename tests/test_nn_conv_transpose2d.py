@@ -141,7 +141,7 @@ def test_convert_and_revert() -> None:
     assert type(model.up) is ConvTranspose2d
     assert model.up.weight is weight
     assert_accurate(model(x), before, exact)
-    assert [entry.name for entry in convert(model)[1].left] == ["up", "other"]
+    assert [entry.name for entry in convert(model)[1].left] == ["up", "norm", "other"]
     revert(model)
     assert type(model.up) is nn.ConvTranspose2d
     assert "converted" not in vars(model.up)
