@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 import stylekernels
 from stylekernels import convert, revert
-from tests.conftest import Recorder, random
+from tests.conftest import Recorder
+from tests.norm_blocks import outputs, x_of
 
 
 class Block(nn.Module):
@@ -160,18 +161,6 @@ APART = (
     Tried,
     Rebound,
 )
-
-
-def x_of(dtype=torch.float64) -> Tensor:
-    return random(2, 3, 5, 7, dtype=dtype)
-
-
-def outputs(model: nn.Module) -> list[Tensor]:
-    x = x_of().requires_grad_()
-    y = model.train()(x)
-    inputs = [x, *model.parameters()]
-    grads = torch.autograd.grad(y, inputs, random(*y.shape, dtype=y.dtype), allow_unused=True)
-    return [y, *(grad for grad in grads if grad is not None), model.eval()(x)]
 
 
 @pytest.mark.parametrize("kind", FUSED + APART, ids=lambda kind: kind.__name__)

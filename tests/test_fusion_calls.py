@@ -224,7 +224,7 @@ class Standardized(nn.Module):
 
 
 def test_other_parameters_and_buffers_are_seen():
-    """Those of a fused network that is cast, loaded or moved are other tensors."""
+    """A fused network that is cast, loaded or moved has other tensors."""
     model, x = Standardized().eval(), random(2, 3, 24, 28)
     fused, report = fuse_convolutions(model)
     assert report.fused

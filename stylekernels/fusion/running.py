@@ -1,4 +1,4 @@
-"""What a call of a fused module runs: its graph, or its own code where the graph is for other
+"""Calls of fused modules: they run the graph, or the module's own code where the graph is for other
 calls."""
 
 import functools

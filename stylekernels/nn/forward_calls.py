@@ -251,7 +251,7 @@ class _Guard(ast.NodeTransformer):
 
 
 class Fusion(NamedTuple):
-    """What becomes of a class.
+    """Outcome of `fusing` for a class.
 
     Attributes:
         kind: its subclass whose methods call norms together with their activations; the class

@@ -1,4 +1,4 @@
-"""What a class's methods do with the outputs of layers, read in their sources."""
+"""Uses of the outputs of layers in a class's methods, read in their sources."""
 
 import ast
 import types
@@ -47,7 +47,7 @@ class Use(NamedTuple):
 
 
 class _Flow:
-    """Where the values of expressions and variables go in one method."""
+    """Data flow of one method: the uses of a value, through variables."""
 
     def __init__(self, kind: type[nn.Module], method: Method) -> None:
         self.kind, self.method = kind, method

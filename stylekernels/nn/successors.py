@@ -30,7 +30,7 @@ class Apart(NamedTuple):
 
 
 class Successors:
-    """What is called with the outputs of a model's norms.
+    """Layers and operations that take the outputs of a model's norms.
 
     Args:
         model: the model.
