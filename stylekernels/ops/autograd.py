@@ -14,7 +14,8 @@ from stylekernels.tensors import without_autocast
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transform = torch._C._functorch.peek_interpreter_stack
 _unwrap = torch._C._functorch.unwrap_if_dead
-_OPTIONS = frozenset((str, float, int, bool, type(None)))  # types of most arguments but tensors
+# Types of inputs without tensors that have to be unwrapped.
+_OPTIONS = frozenset((str, float, int, bool, type(None), tuple, list))
 
 
 def below_autograd(op: Callable, *arguments):

@@ -173,29 +173,30 @@ class _Stats(torch.autograd.Function):
 
 
 class _InstanceNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-        return forward_of(_instance_norm_op, *arguments)
+    """The inputs are the op's tensors, a tuple of its options, and a list that receives the op's
+    other results: an output that has no gradient takes longer than a value in a list."""
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, residual, mean, var, *options, own_stats, group = inputs
-        ctx.options = (*options, group)
+    def forward(ctx, x, weight, bias, residual, mean, var, options, others) -> Tensor:
+        y, used_mean, rstd = forward_of(
+            _instance_norm_op, x, weight, bias, residual, mean, var, *options
+        )
+        others += used_mean, rstd
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        _activation, _slope, residual_first, _eps, own_stats, _group = options
         if own_stats:
             mean = var = None
-        _y, used_mean, rstd = output
-        ctx.mark_non_differentiable(used_mean, rstd)
-        ctx.set_materialize_grads(False)
-        residual_first = ctx.options[2]
         ctx.save_for_backward(
             x, weight, bias, residual if residual_first else None, mean, var, used_mean, rstd
         )
+        return y
 
     @staticmethod
-    def backward(ctx, grad, _grad_mean, _grad_rstd):
+    def backward(ctx, grad):
         if grad is None:
-            return (None,) * 12
-        activation, negative_slope, residual_first, eps, group = ctx.options
+            return (None,) * 8
+        activation, negative_slope, residual_first, eps, _own_stats, group = ctx.options
         x, weight, bias, residual, mean, var, used_mean, rstd = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:6])
         # A residual added after the activation has the gradient of the output.
@@ -211,7 +212,7 @@ class _InstanceNorm(torch.autograd.Function):
             grads = _gradients(inputs, mean, var, activation, negative_slope, wanted, group)
         if grad_residual is not None:
             grads[3] = grad_residual
-        return *grads, *[None] * 6
+        return *grads, None, None
 
 
 def _with_gradients(
@@ -279,7 +280,15 @@ def _gradients(inputs, mean, var, activation, negative_slope, wanted, group) -> 
 
 
 _record_stats = recorder(_Stats)
-_record_instance_norm = recorder(_InstanceNorm)
+_record = recorder(_InstanceNorm)
+
+
+def _record_instance_norm(*arguments) -> tuple[Tensor, Tensor, Tensor]:
+    others: list[Tensor] = []
+    y = _record(*arguments[:6], arguments[6:], others)
+    return y, *others
+
+
 differentiate(_stats_op, _stats_formula, _record_stats)
 differentiate(_instance_norm_op, _instance_norm_formula, _record_instance_norm)
 differentiate(_backward_op, _backward_formula)
@@ -379,7 +388,7 @@ def instance_norm(
                 "stats: expected mean and variance of one shape, got "
                 f"{tuple(mean.shape)} and {tuple(var.shape)}"
             )
-    elif math.prod(x.shape[2:]) == 1:
+    elif x.shape[-1] == 1 and math.prod(x.shape[2:]) == 1:
         raise ValueError(
             f"x: expected more than one pixel per plane to take statistics of, got "
             f"{tuple(x.shape)}; pass stats to normalise by given ones"
