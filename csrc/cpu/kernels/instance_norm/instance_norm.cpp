@@ -82,20 +82,8 @@ void merge_chunks(const PlaneGrid& g, double* partials) {
   }
 }
 
-// Merges the moments of the planes of a group, whose first plane is `first`; moments_of(plane)
-// returns those of one.
-template <class F>
-Moments moments_of_group(const PlaneGrid& g, int64_t first, const F& moments_of) {
-  Moments group = moments_of(first);
-  for (int64_t plane = first + 1; plane < first + g.group; ++plane) {
-    const Moments other = moments_of(plane);
-    group.merge(other.count, other.mean, other.m2);
-  }
-  return group;
-}
-
 // Merges the moments of each group of an image, after those of its chunks were merged, and calls
-// f(plane, mean, variance) for every plane.
+// f(first, mean, variance) for the first plane of each.
 template <class F>
 void for_group_statistics(const PlaneGrid& g, const double* partials, int64_t image, const F& f) {
   const int64_t channels = channels_of_unit(g);
@@ -106,9 +94,12 @@ void for_group_statistics(const PlaneGrid& g, const double* partials, int64_t im
   };
   const int64_t end = (image + 1) * g.c;
   for (int64_t first = image * g.c; first < end; first += g.group) {
-    const Moments group = moments_of_group(g, first, moments_of);
-    for (int64_t plane = first; plane < first + g.group; ++plane)
-      f(plane, group.mean, group.m2 / group.count);
+    Moments group = moments_of(first);
+    for (int64_t plane = first + 1; plane < first + g.group; ++plane) {
+      const Moments other = moments_of(plane);
+      group.merge(other.count, other.mean, other.m2);
+    }
+    f(first, group.mean, group.m2 / group.count);
   }
 }
 
@@ -140,20 +131,34 @@ struct Coefficients {
 
 enum Row { kCenter, kScale, kShift, kRowCount };  // of a CoefficientTable
 
-// Returns the coefficients of a plane, and writes the statistics that they come from.
+// Statistics that planes of a group share: the mean as W and its rounding error, and 1 / deviation.
 template <class W>
-Coefficients<W> plane_coefficients(const InstanceNormForward& args, int64_t plane, double mean,
-                                   double var) {
-  const int64_t n = plane / args.grid.c, c = plane % args.grid.c;
-  const double rstd = inverse_deviation(var, args.eps);
-  const double weight = args.weight ? at<W>(args.weight, n * args.weight_stride)[c] : 1;
-  const double bias = args.bias ? at<W>(args.bias, n * args.bias_stride)[c] : 0;
-  const W center = coefficient<W>(mean);
-  const double error = mean - double(center);
-  at<W>(args.mean, plane)[0] = center;
-  at<W>(args.mean, plane + args.grid.n * args.grid.c)[0] = W(error);
-  at<W>(args.rstd, plane)[0] = W(rstd);
-  return {center, coefficient<W>(weight * rstd), coefficient<W>(bias - error * weight * rstd)};
+struct Statistics {
+  W center;
+  double error, rstd;
+
+  Statistics(double mean, double var, double eps)
+      : center(coefficient<W>(mean)),
+        error(mean - double(center)),
+        rstd(inverse_deviation(var, eps)) {}
+};
+
+// Calls f(plane, coefficients) for `count` consecutive planes of an image that share statistics,
+// and writes these.
+template <class W, class F>
+void for_coefficients(const InstanceNormForward& args, int64_t first, int64_t count,
+                      const Statistics<W>& s, const F& f) {
+  const int64_t planes = args.grid.n * args.grid.c;
+  const int64_t n = first / args.grid.c, c = first % args.grid.c;
+  const W* weight = at<W>(args.weight, n * args.weight_stride + c);
+  const W* bias = at<W>(args.bias, n * args.bias_stride + c);
+  W *mean = at<W>(args.mean, first), *error = mean + planes, *rstd = at<W>(args.rstd, first);
+  for (int64_t i = 0; i < count; ++i) {
+    mean[i] = s.center, error[i] = W(s.error), rstd[i] = W(s.rstd);
+    const double scale = (weight ? double(weight[i]) : 1) * s.rstd;
+    const double shift = (bias ? double(bias[i]) : 0) - s.error * scale;
+    f(first + i, Coefficients<W>{s.center, coefficient<W>(scale), coefficient<W>(shift)});
+  }
 }
 
 // Forward arithmetic of an element. Order of the residual and kind of store are branches inside the
@@ -183,15 +188,16 @@ struct Apply {
     store(y + i, value(load<W>(x + i), added, center, scale, shift));
   }
 
+  template <class Access = WholePair>
   [[gnu::always_inline]] inline void pair(int64_t i, const Pair<V>& center, const Pair<V>& scale,
-                                          const Pair<V>& shift) const {
+                                          const Pair<V>& shift, const Access& access = {}) const {
     if (ahead != 0) __builtin_prefetch(x + i + ahead);
-    const Pair<V> in = load_pair(x + i);
-    const Pair<V> added = residual == nullptr ? Pair<V>{} : load_pair(residual + i);
-    store_pair(y + i,
-               {value(in.a, added.a, center.a, scale.a, shift.a),
-                value(in.b, added.b, center.b, scale.b, shift.b)},
-               past_caches);
+    const Pair<V> in = access.load(x + i);
+    const Pair<V> added = residual == nullptr ? Pair<V>{} : access.load(residual + i);
+    access.store(y + i,
+                 {value(in.a, added.a, center.a, scale.a, shift.a),
+                  value(in.b, added.b, center.b, scale.b, shift.b)},
+                 past_caches);
   }
 };
 
@@ -202,12 +208,19 @@ void apply_run(const Apply<A, T>& arguments, int64_t count, const Coefficients<W
   const Apply<A, T> apply = arguments;  // a local copy: stores cannot alias it
   const Pair<V> center = splat_pair<V>(c.center), scale = splat_pair<V>(c.scale);
   const Pair<V> shift = splat_pair<V>(c.shift);
+  if (count < kPairLanes<V>) {
+    apply.pair(0, center, scale, shift, FirstOfPair{count});
+    return;
+  }
   int64_t i = 0;
   if (apply.past_caches)  // up to an aligned address
     for (; i < count && !aligned_for_streaming<V>(apply.y + i); ++i)
       apply.one(i, c.center, c.scale, c.shift);
   for (; i + kPairLanes<V> <= count; i += kPairLanes<V>) apply.pair(i, center, scale, shift);
-  for (; i < count; ++i) apply.one(i, c.center, c.scale, c.shift);
+  if (i < count && !apply.past_caches)
+    apply.pair(count - kPairLanes<V>, center, scale, shift);  // writes some values again
+  else
+    for (; i < count; ++i) apply.one(i, c.center, c.scale, c.shift);
 }
 
 // Applies the coefficients to channels_last pixels: `channel` by channel, `lane` in the order of a
@@ -253,14 +266,13 @@ void forward_of(const InstanceNormForward& args) {
 
   if (g.whole_groups && args.mean_in == nullptr) {
     parallel_small_tasks(units / g.group, g.group * g.pixels, [&](int64_t group) {
-      const int64_t first = group * g.group, end = first + g.group;
-      const Moments m = moments_of_group(g, first, [&](int64_t plane) {
-        return moments_of_run(at<T>(args.x, plane * g.pixels), g.pixels);
-      });
-      const double var = m.m2 / double(g.group * g.pixels);
-      for (int64_t plane = first; plane < end; ++plane)
-        apply_run(apply_at(plane * g.pixels, ahead_of(g, plane)), g.pixels,
-                  plane_coefficients<W>(args, plane, m.mean, var));
+      const int64_t first = group * g.group;
+      const Moments m = moments_of_run(at<T>(args.x, first * g.pixels), g.group * g.pixels);
+      const Statistics<W> statistics(m.mean, m.m2 / double(g.group * g.pixels), args.eps);
+      for_coefficients(
+          args, first, g.group, statistics, [&](int64_t plane, const Coefficients<W>& values) {
+            apply_run(apply_at(plane * g.pixels, ahead_of(g, plane)), g.pixels, values);
+          });
       if (args.stream) finish_streaming();
     });
     return;
@@ -269,20 +281,23 @@ void forward_of(const InstanceNormForward& args) {
   const CoefficientTable<T> table(g, args.coefficients);
   if (args.mean_in == nullptr) partial_moments<T>(g, args.x, args.partials);
   parallel_tasks(g.n, g.c * g.chunks, [&](int64_t image) {
-    const auto keep = [&](int64_t plane, double mean, double var) {
-      const int64_t c = plane % g.c;
-      const Coefficients<W> values = plane_coefficients<W>(args, plane, mean, var);
-      table.of_image(kCenter, image)[c] = values.center;
-      table.of_image(kScale, image)[c] = values.scale;
-      table.of_image(kShift, image)[c] = values.shift;
+    const auto keep = [&](int64_t first, int64_t count, double mean, double var) {
+      for_coefficients(args, first, count, Statistics<W>(mean, var, args.eps),
+                       [&](int64_t plane, const Coefficients<W>& values) {
+                         table.of_image(kCenter, 0)[plane] = values.center;
+                         table.of_image(kScale, 0)[plane] = values.scale;
+                         table.of_image(kShift, 0)[plane] = values.shift;
+                       });
     };
     if (args.mean_in == nullptr) {
       for (int64_t i = 0, unit = image * units_of_image(g); i < units_of_image(g); ++i, ++unit)
         merge_chunks(g, args.partials + unit * g.chunks * 2 * channels);
-      for_group_statistics(g, args.partials, image, keep);
+      for_group_statistics(g, args.partials, image, [&](int64_t first, double mean, double var) {
+        keep(first, g.group, mean, var);
+      });
     } else {
       for (int64_t c = 0; c < g.c; ++c)
-        keep(image * g.c + c, at<W>(args.mean_in, image * args.mean_stride)[c],
+        keep(image * g.c + c, 1, at<W>(args.mean_in, image * args.mean_stride)[c],
              at<W>(args.var_in, image * args.var_stride)[c]);
     }
     table.spread(0, kRowCount, image);

@@ -43,11 +43,12 @@ struct Terms {
     return term(load<W>(grad + i), load<W>(x + i), added, mean, scale, bias);
   }
 
+  template <class Access = WholePair>
   [[gnu::always_inline]] inline Pair<Term<V>> pair(int64_t i, const Pair<V>& mean,
-                                                   const Pair<V>& scale,
-                                                   const Pair<V>& bias) const {
-    const Pair<V> g = load_pair(grad + i), in = load_pair(x + i);
-    const Pair<V> added = residual == nullptr ? Pair<V>{} : load_pair(residual + i);
+                                                   const Pair<V>& scale, const Pair<V>& bias,
+                                                   const Access& access = {}) const {
+    const Pair<V> g = access.load(grad + i), in = access.load(x + i);
+    const Pair<V> added = residual == nullptr ? Pair<V>{} : access.load(residual + i);
     return {term(g.a, in.a, added.a, mean.a, scale.a, bias.a),
             term(g.b, in.b, added.b, mean.b, scale.b, bias.b)};
   }
@@ -55,8 +56,11 @@ struct Terms {
 
 // Sums of g and of g d.
 struct Sums {
-  double g, gd;
+  double g = 0, gd = 0;
 };
+
+// Elements of a run up to which they take less time one by one than in part of a vector pair.
+constexpr int64_t kOneByOne = 10;
 
 template <Activation A, class T>
 inline void add_one(const Terms<A, T>& terms, int64_t i, Wide<T> mean, Wide<T> scale, Wide<T> bias,
@@ -105,19 +109,34 @@ void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t pitch, int64_t p
   }
 }
 
-// Computes the sums of a run of at most kSummedFirst rows of a vector pair, in registers.
+// Computes the sums of elements [begin, count) of a run in registers: at most kSummedFirst vector
+// pairs from a multiple of them on, and a rest.
 template <Activation A, class T>
-Sums sums_of_short_run(const Terms<A, T>& terms, int64_t first, int64_t rows,
+Sums sums_of_short_run(const Terms<A, T>& terms, int64_t first, int64_t begin, int64_t count,
                        const Wide<T> (&value)[3]) {
   using V = Vec<T>;
+  constexpr int64_t kWidth = kPairLanes<V>;
   const Pair<V> mean = splat_pair<V>(value[kMean]), scale = splat_pair<V>(value[kScale]);
   const Pair<V> bias = splat_pair<V>(value[kBias]);
   Pair<V> g{}, gd{};
-  for (int64_t i = first; i < first + rows * kPairLanes<V>; i += kPairLanes<V>) {
-    const auto [a, b] = terms.pair(i, mean, scale, bias);
+  int64_t i = begin;
+  for (; i + kWidth <= count; i += kWidth) {
+    const auto [a, b] = terms.pair(first + i, mean, scale, bias);
     g.a += a.g, g.b += b.g;
     gd.a = multiply_add(a.g, a.d, gd.a);
     gd.b = multiply_add(b.g, b.d, gd.b);
+  }
+  if (i < count) {
+    const bool few = count < kWidth;
+    const int64_t last = few ? 0 : count - kWidth;
+    const auto [a, b] = few ? terms.pair(first, mean, scale, bias, FirstOfPair{count})
+                            : terms.pair(first + last, mean, scale, bias);
+    const auto only = [&](const Pair<V>& v) {
+      return only_elements<T>(v, i - last, smaller(count, kWidth));
+    };
+    const Pair<V> rest_g = only({a.g, b.g}), rest_gd = only({a.g * a.d, b.g * b.d});
+    g.a += rest_g.a, g.b += rest_g.b;
+    gd.a += rest_gd.a, gd.b += rest_gd.b;
   }
   return {sum_of_lanes(g.a) + sum_of_lanes(g.b), sum_of_lanes(gd.a) + sum_of_lanes(gd.b)};
 }
@@ -129,20 +148,20 @@ Sums sums_of_run(const Terms<A, T>& terms, int64_t first, int64_t count,
   constexpr int64_t kWidth = kPairLanes<V>;
   Wide<T> value[3];
   for (int row = kMean; row <= kBias; ++row) value[row] = table.of_image(row, 0)[plane];
-  const int64_t rows = count / kWidth;
-  Sums sums;
-  if (rows <= kSummedFirst) {
-    sums = sums_of_short_run(terms, first, rows, value);
-  } else {
-    double sum_g[kSegment], sum_gd[kSegment];
-    lane_sums(
-        terms, first, kWidth, rows, kWidth,
-        [&](int row, int64_t) { return splat_pair<V>(value[row]); }, sum_g, sum_gd);
-    sums = {sum_of_doubles<kWidth>(sum_g), sum_of_doubles<kWidth>(sum_gd)};
+  if (count <= kOneByOne) {
+    Sums sums;
+    for (int64_t i = first; i < first + count; ++i)
+      add_one(terms, i, value[kMean], value[kScale], value[kBias], sums.g, sums.gd);
+    return sums;
   }
-  for (int64_t i = rows * kWidth; i < count; ++i)
-    add_one(terms, first + i, value[kMean], value[kScale], value[kBias], sums.g, sums.gd);
-  return sums;
+  const int64_t rows = count / kWidth;
+  if (rows <= kSummedFirst) return sums_of_short_run(terms, first, 0, count, value);
+  double sum_g[kSegment], sum_gd[kSegment];
+  lane_sums(
+      terms, first, kWidth, rows, kWidth,
+      [&](int row, int64_t) { return splat_pair<V>(value[row]); }, sum_g, sum_gd);
+  const Sums rest = sums_of_short_run(terms, first, rows * kWidth, count, value);
+  return {sum_of_doubles<kWidth>(sum_g) + rest.g, sum_of_doubles<kWidth>(sum_gd) + rest.gd};
 }
 
 template <Activation A, class T>
@@ -193,13 +212,15 @@ struct Writer {
     if (grad_residual != nullptr) store(grad_residual + i, t.g);
   }
 
-  [[gnu::always_inline]] inline void pair(int64_t i, const Pair<V> (&row)[kRowCount]) const {
-    const auto [a, b] = terms.pair(i, row[kMean], row[kScale], row[kBias]);
-    store_pair(grad_x + i,
-               {gradient(a, row[kScale].a, row[kSlope].a, row[kOffset].a),
-                gradient(b, row[kScale].b, row[kSlope].b, row[kOffset].b)},
-               past_caches);
-    if (grad_residual != nullptr) store_pair(grad_residual + i, {a.g, b.g}, past_caches);
+  template <class Access = WholePair>
+  [[gnu::always_inline]] inline void pair(int64_t i, const Pair<V> (&row)[kRowCount],
+                                          const Access& access = {}) const {
+    const auto [a, b] = terms.pair(i, row[kMean], row[kScale], row[kBias], access);
+    access.store(grad_x + i,
+                 {gradient(a, row[kScale].a, row[kSlope].a, row[kOffset].a),
+                  gradient(b, row[kScale].b, row[kSlope].b, row[kOffset].b)},
+                 past_caches);
+    if (grad_residual != nullptr) access.store(grad_residual + i, {a.g, b.g}, past_caches);
   }
 };
 
@@ -214,12 +235,19 @@ void write_run(const Writer<A, T>& arguments, int64_t first, int64_t count,
     row[r] = table.of_image(r, 0)[plane];
     pairs[r] = splat_pair<V>(row[r]);
   }
+  if (count > kOneByOne && count < kPairLanes<V>) {
+    writer.pair(first, pairs, FirstOfPair{count});
+    return;
+  }
   int64_t i = first;
   const int64_t end = first + count;
   if (writer.past_caches)
     for (; i < end && !aligned_for_streaming<V>(writer.grad_x + i); ++i) writer.one(i, row);
   for (; i + kPairLanes<V> <= end; i += kPairLanes<V>) writer.pair(i, pairs);
-  for (; i < end; ++i) writer.one(i, row);
+  if (i < end && count > kOneByOne && !writer.past_caches)
+    writer.pair(end - kPairLanes<V>, pairs);  // writes some values again, the same ones
+  else
+    for (; i < end; ++i) writer.one(i, row);
 }
 
 template <Activation A, class T>
@@ -263,25 +291,30 @@ void backward_of(const InstanceNormBackward& args) {
   W* rows[kRowCount];
   for (int r = 0; r < kRowCount; ++r) rows[r] = table.of_image(r, 0);
 
-  const auto start_plane = [&](int64_t plane) {
-    const int64_t n = plane / g.c, c = plane % g.c;
-    const double weight = args.weight ? at<W>(args.weight, n * args.weight_stride)[c] : 1;
-    const double bias = args.bias ? at<W>(args.bias, n * args.bias_stride)[c] : 0;
-    const double scale = weight * double(rstd[plane]);
-    rows[kMean][plane] = coefficient<W>(mean[plane]);
-    rows[kScale][plane] = coefficient<W>(scale);
-    rows[kBias][plane] = coefficient<W>(bias - scale * double(mean_error[plane]));
+  // Starts consecutive planes of an image.
+  const auto start_planes = [&](int64_t first, int64_t count) {
+    const int64_t n = first / g.c, c = first % g.c;
+    const W* weight = at<W>(args.weight, n * args.weight_stride + c);
+    const W* bias = at<W>(args.bias, n * args.bias_stride + c);
+    for (int64_t i = 0, plane = first; i < count; ++i, ++plane) {
+      const double scale = (weight ? double(weight[i]) : 1) * double(rstd[plane]);
+      rows[kMean][plane] = coefficient<W>(mean[plane]);
+      rows[kScale][plane] = coefficient<W>(scale);
+      rows[kBias][plane] =
+          coefficient<W>((bias ? double(bias[i]) : 0) - scale * double(mean_error[plane]));
+    }
   };
   // Points to a plane's sum of g in the partials of the first chunk, `channels` before that of g d.
   const auto sums_of = [&](int64_t plane) {
     const int64_t unit = plane / channels;
     return args.partials + unit * g.chunks * 2 * channels + plane % channels;
   };
+  const int64_t sums_apart = contiguous ? 2 * g.chunks : 1;  // from plane to plane
   const auto finish_group = [&](int64_t first) {
     double group_g = 0, group_gd = 0;
     const double error = double(mean_error[first]), inverse = double(rstd[first]);
-    for (int64_t plane = first; plane < first + g.group; ++plane) {
-      const double* sums = sums_of(plane);
+    const double* sums = sums_of(first);
+    for (int64_t plane = first; plane < first + g.group; ++plane, sums += sums_apart) {
       const double sum_g = sums[0], sum_gd = sums[channels] - error * sum_g;
       const double scale = double(rows[kScale][plane]);
       group_g += scale * sum_g, group_gd += scale * sum_gd;
@@ -291,19 +324,21 @@ void backward_of(const InstanceNormBackward& args) {
     }
     const double count = double(g.group * g.pixels);
     const double slope = -inverse * inverse * (group_gd / count);
+    const double offset = -group_g / count - slope * error;
     for (int64_t plane = first; plane < first + g.group; ++plane) {
       rows[kSlope][plane] = coefficient<W>(slope);
-      rows[kOffset][plane] = coefficient<W>(-group_g / count - slope * error);
+      rows[kOffset][plane] = coefficient<W>(offset);
     }
   };
 
   if (g.whole_groups) {
     parallel_small_tasks(units / g.group, g.group * g.pixels, [&](int64_t group) {
       const int64_t first = group * g.group, end = first + g.group;
-      for (int64_t plane = first; plane < end; ++plane) {
-        start_plane(plane);
+      start_planes(first, g.group);
+      double* partials = sums_of(first);
+      for (int64_t plane = first; plane < end; ++plane, partials += sums_apart) {
         const Sums sums = sums_of_run(terms, plane * g.pixels, g.pixels, table, plane);
-        sums_of(plane)[0] = sums.g, sums_of(plane)[1] = sums.gd;
+        partials[0] = sums.g, partials[1] = sums.gd;
       }
       finish_group(first);
       for (int64_t plane = first; plane < end; ++plane)
@@ -314,7 +349,7 @@ void backward_of(const InstanceNormBackward& args) {
   }
 
   parallel_tasks(units, channels, [&](int64_t unit) {
-    for (int64_t i = 0; i < channels; ++i) start_plane(unit * channels + i);
+    start_planes(unit * channels, channels);
     table.spread(kMean, kSlope, unit);
   });
   const int64_t tasks = units * g.chunks;

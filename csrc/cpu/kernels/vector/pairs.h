@@ -24,6 +24,19 @@ constexpr int element_of_lane(int j) {
   return j;
 }
 
+// Returns v with elements [begin, end) of memory, and zeros for the others.
+template <class T>
+inline Pair<Vec<T>> only_elements(const Pair<Vec<T>>& v, int64_t begin, int64_t end) {
+  using V = Vec<T>;
+  V first, second;
+  for (int j = 0; j < kLanes<V>; ++j) {
+    first[j] = ElementOf<V>(element_of_lane<T>(j));
+    second[j] = ElementOf<V>(element_of_lane<T>(kLanes<V> + j));
+  }
+  const V low = splat<V>(ElementOf<V>(begin)), high = splat<V>(ElementOf<V>(end));
+  return {first >= low && first < high ? v.a : V{}, second >= low && second < high ? v.b : V{}};
+}
+
 template <class V>
 inline Pair<V> load_lanes(const ElementOf<V>* p) {
   return {load<V>(p), load<V>(p + kLanes<V>)};
@@ -109,5 +122,49 @@ inline void store_pair(T* p, Pair<Vec<T>> v, bool past_caches) {
       std::memcpy(p, &bits, sizeof(bits));
   }
 }
+
+// Copies the first `count` elements of a vector pair in memory.
+template <class T>
+inline void copy_first(const T* from, T* to, int64_t count) {
+#if defined(__AVX512BW__)
+  for (int64_t rest = count * int64_t(sizeof(T)), done = 0; rest > 0; rest -= 64, done += 64) {
+    const __mmask64 bytes = rest >= 64 ? ~__mmask64(0) : (__mmask64(1) << rest) - 1;
+    _mm512_mask_storeu_epi8((char*)to + done, bytes,
+                            _mm512_maskz_loadu_epi8(bytes, (const char*)from + done));
+  }
+#else
+  std::memcpy(to, from, count * sizeof(T));
+#endif
+}
+
+// Access to all of a vector pair.
+struct WholePair {
+  template <class T>
+  inline Pair<Vec<T>> load(const T* p) const {
+    return load_pair(p);
+  }
+  template <class T>
+  inline void store(T* p, const Pair<Vec<T>>& v, bool past_caches) const {
+    store_pair(p, v, past_caches);
+  }
+};
+
+// Access to the first `count` elements of a vector pair: the others are 0, and are not written.
+struct FirstOfPair {
+  int64_t count;
+
+  template <class T>
+  inline Pair<Vec<T>> load(const T* p) const {
+    T values[kPairLanes<Vec<T>>] = {};
+    copy_first(p, values, count);
+    return load_pair(values);
+  }
+  template <class T>
+  inline void store(T* p, const Pair<Vec<T>>& v, bool) const {
+    T values[kPairLanes<Vec<T>>];
+    store_pair(values, v, false);
+    copy_first(values, p, count);
+  }
+};
 
 }  // namespace stylekernels::CPU_CAPABILITY

@@ -310,46 +310,50 @@ inline void lane_moments(const T* x, int64_t pitch, int64_t pixels, int64_t widt
   }
 }
 
-// Rows of a run, of kPairsAtOnce vector pairs each, that are summed about their mean in float32:
-// sums of more equal values would be rounded in the same direction too often.
-constexpr int64_t kShortRows = 8;
+// Vector pairs of a run that is summed about its mean in float32: sums of more equal values would
+// be rounded in the same direction too often.
+constexpr int64_t kShortPairs = 16;
 
-// Returns the moments of a run of 1 to kShortRows rows and a rest, about the mean of the rows: they
-// are read twice. Few values take no longer than reducing the lanes one by one does. A run whose
+// Calls f(k, pair) for the vector pairs of a run of one or more, after change(pair), with
+// accumulators k of kPairsAtOnce in turns. The last pair has zeros for what it has in common with
+// the one before.
+template <class T, class Change, class F>
+inline void for_pairs_of_run(const T* x, int64_t count, const Change& change, const F& f) {
+  constexpr int64_t kWidth = kPairLanes<Vec<T>>;
+  int64_t i = 0;
+  for (; i + kPairsAtOnce * kWidth <= count; i += kPairsAtOnce * kWidth)
+    for (int k = 0; k < kPairsAtOnce; ++k) f(k, change(load_pair(x + i + k * kWidth)));
+  for (; i + kWidth <= count; i += kWidth) f(0, change(load_pair(x + i)));
+  if (i < count) {
+    const int64_t last = count - kWidth;
+    f(kPairsAtOnce - 1, only_elements<T>(change(load_pair(x + last)), i - last, kWidth));
+  }
+}
+
+// Returns the moments of a run of at most kShortPairs vector pairs and a rest, about its mean: it
+// is read twice. Few values take no longer than reducing the lanes one by one does. A run whose
 // shift would not be finite has no moments: its count is 0.
 template <class T>
-inline Moments moments_of_short_run(const T* x, int64_t rows, int64_t count) {
+inline Moments moments_of_short_run(const T* x, int64_t count) {
   using V = Vec<T>;
-  constexpr int kVectors = 2 * kPairsAtOnce, kWidth = kVectors * kLanes<V>;
   V totals[kPairsAtOnce] = {};
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int v = 0; v < kPairsAtOnce; ++v) {
-      const Pair<V> pair = load_pair(x + row * kWidth + v * kPairLanes<V>);
-      totals[v] += pair.a + pair.b;
-    }
-  }
-  for (int v = 1; v < kPairsAtOnce; ++v) totals[0] += totals[v];
-  const auto shift = ElementOf<V>(sum_of_lanes(totals[0]) / double(rows * kWidth));
+  for_pairs_of_run(
+      x, count, [](const Pair<V>& pair) { return pair; },
+      [&](int k, const Pair<V>& pair) { totals[k] += pair.a + pair.b; });
+  for (int k = 1; k < kPairsAtOnce; ++k) totals[0] += totals[k];
+  const auto shift = ElementOf<V>(sum_of_lanes(totals[0]) / double(count));
   if (!(shift - shift == 0)) return {};
   const V center = splat<V>(shift);
-  V sums[kVectors] = {}, squares[kVectors] = {};
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int v = 0; v < kPairsAtOnce; ++v) {
-      const Pair<V> pair = load_pair(x + row * kWidth + v * kPairLanes<V>);
-      const V a = pair.a - center, b = pair.b - center;
-      sums[2 * v] += a, sums[2 * v + 1] += b;
-      squares[2 * v] = multiply_add(a, a, squares[2 * v]);
-      squares[2 * v + 1] = multiply_add(b, b, squares[2 * v + 1]);
-    }
-  }
-  for (int apart = kVectors / 2; apart > 0; apart /= 2)
-    for (int v = 0; v < apart; ++v) sums[v] += sums[v + apart], squares[v] += squares[v + apart];
-  double sum = sum_of_lanes(sums[0]), square = sum_of_lanes(squares[0]);
-  for (int64_t i = rows * kWidth; i < count; ++i) {
-    const double difference = double(load<Wide<T>>(x + i)) - double(shift);
-    sum += difference;
-    square += difference * difference;
-  }
+  V sums[2 * kPairsAtOnce] = {}, squares[2 * kPairsAtOnce] = {};
+  for_pairs_of_run(
+      x, count, [&](const Pair<V>& pair) { return Pair<V>{pair.a - center, pair.b - center}; },
+      [&](int k, const Pair<V>& pair) {
+        sums[2 * k] += pair.a, sums[2 * k + 1] += pair.b;
+        squares[2 * k] = multiply_add(pair.a, pair.a, squares[2 * k]);
+        squares[2 * k + 1] = multiply_add(pair.b, pair.b, squares[2 * k + 1]);
+      });
+  for (int v = 1; v < 2 * kPairsAtOnce; ++v) sums[0] += sums[v], squares[0] += squares[v];
+  const double sum = sum_of_lanes(sums[0]), square = sum_of_lanes(squares[0]);
   const double offset = sum / double(count), m2 = square - sum * offset;
   return {double(count), double(shift) + offset, m2 < 0 ? 0 : m2};  // NaN stays
 }
@@ -360,8 +364,9 @@ inline Moments moments_of_run(const T* x, int64_t count) {
   constexpr int kWidth = kPairsAtOnce * kPairLanes<Vec<T>>;
   const int64_t rows = count / kWidth, done = rows * kWidth;
   Moments result;
-  if (rows > 0 && rows <= kShortRows) {
-    result = moments_of_short_run(x, rows, count);
+  const int64_t pairs = count / kPairLanes<Vec<T>>;
+  if (pairs > 0 && pairs <= kShortPairs) {
+    result = moments_of_short_run(x, count);
     if (result.count > 0) return result;
   }
   if (rows > 0) {
