@@ -99,6 +99,7 @@ class Cuda(Device):
         copy = measure_copy(self.copy_bytes, self.torch_device, self.clock)
         rates = {
             "bfloat16": self._product_rate(torch.bfloat16),
+            "float16": self._product_rate(torch.float16),
             "tf32": self._product_rate(torch.float32, allow_tf32=True),
             "float32_fma": self._product_rate(torch.float32, allow_tf32=False),
         }

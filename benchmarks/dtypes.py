@@ -5,8 +5,10 @@ import argparse
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: Those of the ops on a GPU, where a rival takes float16 only.
+GPU_DTYPES = DTYPES | {"float16": torch.float16}
 #: Their names in tables.
-SHORT = {"float32": "f32", "bfloat16": "bf16"}
+SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 def leaves_bfloat16_out(options: argparse.Namespace) -> bool:

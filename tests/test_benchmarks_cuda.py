@@ -11,7 +11,7 @@ import torch
 from benchmarks import cli, cuda
 from benchmarks.model import cases, rivals
 from benchmarks.model.suite import ModelSuite
-from benchmarks.ops import contenders, cuda_cases, problems
+from benchmarks.ops import contenders, cuda_cases, cudnn_graph, problems
 from benchmarks.ops.suite import OpsSuite
 from tests.test_benchmarks_cuda_cases import LIMITS, TINY, case_of
 
@@ -215,12 +215,19 @@ def test_limits_are_measured_with_and_without_tf32_and_settings_stay(gpu, monkey
         torch.Tensor, "copy_", lambda self, source: setattr(gpu, "time", gpu.time + 1e-3)
     )
     found = cuda.Cuda().ceilings()
-    assert set(seen) == {(torch.bfloat16, False), (torch.float32, True), (torch.float32, False)}
+    halves = {(torch.bfloat16, False), (torch.float16, False)}
+    assert set(seen) == halves | {(torch.float32, True), (torch.float32, False)}
     assert matmul.allow_tf32 is False
     assert found.copy_bytes_per_s == pytest.approx(2 * (1 << 20) / 1e-3)
     fma = 2 * 32**3 / 1e-3
     assert found.flops_per_s == pytest.approx(
-        {"bfloat16": 4 * fma, "tf32": 2 * fma, "float32_fma": fma, "float32": fma}
+        {
+            "bfloat16": 4 * fma,
+            "float16": 4 * fma,
+            "tf32": 2 * fma,
+            "float32_fma": fma,
+            "float32": fma,
+        }
     )
 
 
@@ -310,11 +317,12 @@ def test_rivals_of_another_device_are_refused(capsys):
     assert "--rivals: ops has eager, compile, got eager-nhwc" in capsys.readouterr().err
 
 
-def test_a_complete_run_has_all_rivals_of_the_gpu(gpu):
+def test_a_complete_run_has_all_rivals_of_the_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(cudnn_graph, "is_installed", lambda: True)
     suite = OpsSuite(cli.parse(["ops", "--device", "cuda"]))
     assert suite.complete
     assert suite.budget_s == 1.0
-    assert suite.rivals == ["eager", "eager-nhwc", "compile"]
+    assert suite.rivals == ["eager", "eager-nhwc", "compile", "cudnn-graph"]
     assert not OpsSuite(cli.parse(["ops", "--device", "cuda", "--rivals", "eager"])).complete
 
 

@@ -57,6 +57,7 @@ class ConvVariant:
         norm: normalise the input and apply ReLU. The first layer has False: its input is a picture.
         skip: add a residual instead of the ReLU, and return the sum.
         stats: compute statistics of the output, for the norm after all layers but the last.
+        on_cpu: whether it is among the cases for a CPU.
     """
 
     kernel: int
@@ -68,13 +69,15 @@ class ConvVariant:
     norm: bool = True
     skip: bool = False
     stats: bool = True
+    on_cpu: bool = True
 
 
 def half(channels: int) -> int:
     return max(1, channels // 2)
 
 
-#: Variants of the deferred-norm convolution: the layers of a 32-64-128 generator at 512 x 512.
+#: Variants of the deferred-norm convolution: the layers of a 32-64-128 generator at 512 x 512, and
+#: layers with zeros at the border, which cuDNN's graph computes too.
 CONV_VARIANTS = {
     "k3": ConvVariant(3, ((1, 128, 128, 128),), lambda c: c),
     "k3-skip": ConvVariant(3, ((1, 128, 128, 128),), lambda c: c, skip=True),
@@ -85,6 +88,12 @@ CONV_VARIANTS = {
         4, UPSAMPLE_SHAPES, half, padding_mode="replicate", upsample="transpose"
     ),
     "nearest-k3": ConvVariant(3, UPSAMPLE_SHAPES, half, upsample="nearest"),
+    "k3-zeros": ConvVariant(
+        3, ((1, 128, 128, 128),), lambda c: c, padding_mode="zeros", on_cpu=False
+    ),
+    "stride2-zeros": ConvVariant(
+        3, ((1, 32, 512, 512),), lambda c: 2 * c, stride=2, padding_mode="zeros", on_cpu=False
+    ),
 }
 
 
@@ -185,6 +194,6 @@ def grid(quick: bool = False, shape: Shape | None = None) -> Iterator[Case]:
     for variant in variants[:1] if quick else variants:
         for backward in (False, True):
             yield from rows("upsample_block", variant, UPSAMPLE_SHAPES, backward)
-    variants = list(CONV_VARIANTS)
+    variants = [name for name, variant in CONV_VARIANTS.items() if variant.on_cpu]
     for variant in variants[:1] if quick else variants:
         yield from rows("norm_conv2d", variant, CONV_VARIANTS[variant].shapes, False)

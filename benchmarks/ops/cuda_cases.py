@@ -7,7 +7,7 @@ from benchmarks.ops.cases import LAYOUTS, Case, Shape, Target, chosen
 
 _BOTH = tuple(LAYOUTS)
 _FIRST, _LAST = ("contiguous",), ("channels_last",)
-_BFLOAT16, _FLOAT32 = "bfloat16", "float32"
+_BFLOAT16, _FLOAT16, _FLOAT32 = "bfloat16", "float16", "float32"
 
 #: A target for one pass over memory: a seventh slower than a copy at most.
 _MEMORY = Target(min_share=0.85)
@@ -72,6 +72,9 @@ GROUPS = (
     Group("norm_conv2d", "k9-last", (_FULL_HD,), layouts=_LAST),
     Group("norm_conv2d", "transpose-k4", (_RESIDUAL,), layouts=_LAST),
     Group("norm_conv2d", "nearest-k3", (_RESIDUAL,), layouts=_LAST),
+    # cuDNN's graph pads with zeros, and is for float16.
+    Group("norm_conv2d", "k3-zeros", (_RESIDUAL,), _FLOAT16, _LAST),
+    Group("norm_conv2d", "stride2-zeros", (_FULL_HD,), _FLOAT16, _LAST),
 )
 
 

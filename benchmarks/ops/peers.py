@@ -178,6 +178,8 @@ def _convolution(
             return _transposed(x, weight, padding_mode == "replicate")
         if upsample == "nearest":
             return _nearest(x, weight, padding_mode)
+        if padding_mode == "zeros":
+            return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
         x = F.pad(x, [weight.shape[-1] // 2] * 4, padding_mode)
         return F.conv2d(x, weight, stride=stride)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import stylekernels
-from benchmarks.dtypes import DTYPES
-from benchmarks.ops import peers
+from benchmarks.dtypes import GPU_DTYPES
+from benchmarks.ops import cudnn_graph, peers
 from benchmarks.ops.cases import (
     CONV_VARIANTS,
     UPSAMPLE_VARIANTS,
@@ -48,6 +48,8 @@ class Problem:
         precision: precision of products: the dtype, or tf32 if PyTorch multiplies float32 in it.
         bytes, flops: the work, see the top of this file.
         counted: the tensors whose bytes are counted.
+        cudnn_graph: builds the same as cuDNN's graph: expressions by the name of its plan. None
+            where there is no such graph.
     """
 
     inputs: tuple[Tensor, ...]
@@ -59,12 +61,13 @@ class Problem:
     bytes: float
     flops: float
     counted: str = "each tensor once a pass"
+    cudnn_graph: Callable[[], dict[str, peers.Expression]] | None = None
 
 
 def prepare(case: Case, torch_device: str = "cpu") -> Problem:
     """Make the tensors of a case on a torch device, the same ones in every call."""
     generator = torch.Generator(torch_device).manual_seed(0)
-    dtype = DTYPES[case.dtype]
+    dtype = GPU_DTYPES[case.dtype]
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=torch_device)
@@ -93,7 +96,7 @@ def _avoid_kink(
 
 def _instance_norm(case: Case, normal: Maker, image: Maker) -> Problem:
     _, c, *spatial = case.shape
-    dtype = DTYPES[case.dtype]
+    dtype = GPU_DTYPES[case.dtype]
     means = normal(c, *(1 for _ in spatial)).to(dtype)  # channels have different ones
     x = image(*case.shape) + means
     weight, bias = (normal(c) + 1).to(dtype), normal(c).to(dtype)
@@ -138,7 +141,7 @@ def _norm_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) ->
 
 
 def _group_norm(case: Case, normal: Maker, image: Maker) -> Problem:
-    c, dtype = case.shape[1], DTYPES[case.dtype]
+    c, dtype = case.shape[1], GPU_DTYPES[case.dtype]
     groups = math.gcd(32, c)
     x = image(*case.shape) + normal(c, 1, 1).to(dtype)  # channels have different means
     images = 5 if case.backward else 2  # x, y; x, grad, grad_x
@@ -237,7 +240,7 @@ def _upsample_block(case: Case, normal: Maker, image: Maker) -> Problem:
     n, c, h, w = case.shape
     out = half(c)
     upsample, kernel, padding_mode = UPSAMPLE_VARIANTS[case.variant]
-    dtype, x = DTYPES[case.dtype], image(*case.shape)
+    dtype, x = GPU_DTYPES[case.dtype], image(*case.shape)
     sizes = (c, out) if upsample == "transpose" else (out, c)
     weight = (normal(*sizes, kernel, kernel) / (c * kernel * kernel / 4) ** 0.5).to(dtype)
     if case.layout == "channels_last":
@@ -271,7 +274,7 @@ def _upsample_block(case: Case, normal: Maker, image: Maker) -> Problem:
 
 def _norm_conv2d(case: Case, normal: Maker, image: Maker) -> Problem:
     n, c, h, w = case.shape
-    variant, dtype, x = CONV_VARIANTS[case.variant], DTYPES[case.dtype], image(*case.shape)
+    variant, dtype, x = CONV_VARIANTS[case.variant], GPU_DTYPES[case.dtype], image(*case.shape)
     out, kernel = variant.out_channels(c), variant.kernel
     transposed = variant.upsample == "transpose"
     sizes = (c, out) if transposed else (out, c)
@@ -302,7 +305,21 @@ def _norm_conv2d(case: Case, normal: Maker, image: Maker) -> Problem:
         _convolution_precision(case),
         bytes=read_and_written,
         flops=2 * pixels * c * out * taps[variant.upsample],
+        cudnn_graph=_cudnn_graph_of(case, variant, x, weight),
     )
+
+
+def _cudnn_graph_of(
+    case: Case, variant: ConvVariant, x: Tensor, weight: Tensor
+) -> Callable[[], dict[str, peers.Expression]] | None:
+    """Return the builder of cuDNN's graph, if one computes the same. It has one scale and shift for
+    all images, which is right for a single one."""
+    same = variant.norm and not variant.skip and variant.stats
+    same = same and (variant.padding_mode, variant.upsample) == ("zeros", "none")
+    taken = case.device == "cuda" and case.layout == "channels_last" and x.dtype.itemsize == 2
+    if not (same and taken and x.shape[0] == 1):
+        return None
+    return partial(cudnn_graph.norm_conv2d, x, weight, variant.stride)
 
 
 def _deferred_norm_conv2d(

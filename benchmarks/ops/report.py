@@ -215,8 +215,8 @@ ours, eager (contiguous), NHWC (eager in channels_last), comp. (torch.compile in
 microseconds; ±: inter-quartile range of ours. floor: the bytes at the speed of a copy (images whose
 planes don't fit on the chip count twice where they are read twice) or the useful multiplications
 (one triangle of a Gram matrix) at the rate of a matrix product, whichever takes longer; share: the
-floor over our time. /comp, /best: our speed over theirs and over the fastest rival's, above 1 we
-are faster; medians of the ratios of each round. dir: forward, or forward and backward (f+b). mem.,
-the layout in memory: NCHW, contiguous; NHWC, channels_last. {_VERDICTS}""",
+floor over our time. /comp, /best: our speed over theirs and over the fastest rival's, cuDNN's graph
+included, above 1 we are faster; medians of the ratios of each round. dir: forward, or forward and
+backward (f+b). mem., the layout in memory: NCHW, contiguous; NHWC, channels_last. {_VERDICTS}""",
     ),
 }

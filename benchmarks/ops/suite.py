@@ -9,7 +9,7 @@ import stylekernels
 from benchmarks import suite
 from benchmarks.ceilings import Ceilings
 from benchmarks.environment import MALLOC, OPENMP
-from benchmarks.ops import cases, cuda_cases, report
+from benchmarks.ops import cases, cuda_cases, cudnn_graph, report
 from benchmarks.ops.cases import Case, Shape
 from benchmarks.ops.contenders import RIVALS, enter, plain_copy, sets_of
 from benchmarks.ops.problems import prepare
@@ -32,7 +32,7 @@ class OpsSuite(suite.Suite[Case, report.Row]):
     name = "ops"
     quick = "one shape per op"
     devices = tuple(RIVALS)
-    all_rivals = ("eager", "eager-nhwc", "compile")
+    all_rivals = ("eager", "eager-nhwc", "compile", "cudnn-graph")
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +57,21 @@ class OpsSuite(suite.Suite[Case, report.Row]):
             for case in grid(options.quick, options.shape)
             if suite.fits(options, case.id, case.dtype)
         ]
+        self.missing = "cudnn-graph" in self.rivals and not cudnn_graph.is_installed()
+        if self.missing:
+            self.rivals.remove("cudnn-graph")
         narrowed = options.quick or options.only or options.dtype or options.shape
         self.complete = not narrowed and set(self.rivals) == set(RIVALS[self.device.name])
+
+    def versions(self) -> dict[str, str]:
+        if "cudnn-graph" not in self.rivals:
+            return {}
+        return {"cudnn-graph": cudnn_graph.installed_version()}
+
+    def notes(self) -> list[str]:
+        if not self.missing:
+            return []
+        return [f"cudnn-graph: skipped, not installed; pip install {cudnn_graph.PACKAGE}"]
 
     def environment(self) -> dict[str, str]:
         # Not on a GPU: compilers that a bound thread starts stay on its core, which makes
