@@ -26,6 +26,8 @@ _OTHER_NORMS = (
 )
 _UPSAMPLING = (nn.ConvTranspose2d, nn.Upsample)
 _ALREADY = "a stylekernels module already"
+#: The most rows of a report for modules of one class that are left for one reason.
+_MOST_ROWS = 3
 
 
 class Entry(NamedTuple):
@@ -55,6 +57,8 @@ class Report:
     `fuse_convolutions` only, ``traced`` are the modules whose calls were found, and by which
     tracer, and ``untraced`` those whose calls were not, and why: modules in these were tried one by
     one.
+
+    The text has one line for more than three modules of a class that are left for one reason.
     """
 
     untraced: list[Entry] = field(default_factory=list)
@@ -68,17 +72,37 @@ class Report:
         tables = {"not traced": self.untraced, "traced": self.traced}
         tables = {title: entries for title, entries in tables.items() if entries}
         tables |= {"fused": self.fused, "replaced alone": self.alone, "left": self.left}
-        everything = [entry for entries in tables.values() for entry in entries]
-        label_width = max((len(entry.label) for entry in everything), default=0)
-        what_width = max((len(entry.what) for entry in everything), default=0)
+        rows = {
+            title: [(entry.label, entry.what, entry.why) for entry in entries]
+            for title, entries in tables.items()
+        }
+        rows["left"] = _in_groups(self.left)
+        everything = [row for table in rows.values() for row in table]
+        widths = [max((len(row[column]) for row in everything), default=0) for column in (0, 1)]
         lines = []
         for title, entries in tables.items():
             lines.append(f"{title}: {len(entries) or 'nothing'}")
-            for entry in entries:
-                lines.append(
-                    f"  {entry.label:{label_width}}  {entry.what:{what_width}}  {entry.why}"
-                )
+            for label, what, why in rows[title]:
+                lines.append(f"  {label:{widths[0]}}  {what:{widths[1]}}  {why}")
         return "\n".join(lines)
+
+
+def _in_groups(entries: list[Entry]) -> list[tuple[str, str, str]]:
+    """Return label, class and reason of entries, in one row for more than three of equal class and
+    reason, where the first of them is."""
+    groups = defaultdict(list)
+    for entry in entries:
+        groups[entry.what, entry.why].append(entry)
+    rows = []
+    for entry in entries:
+        group = groups[entry.what, entry.why]
+        if len(group) <= _MOST_ROWS:
+            rows.append((entry.label, entry.what, entry.why))
+        elif entry is group[0]:
+            names = ", ".join(each.label for each in group[:_MOST_ROWS])
+            label = f"({len(group)} modules)"
+            rows.append((label, entry.what, f"{entry.why}: {names}, ..."))
+    return rows
 
 
 def _why_left(module: nn.Module) -> str | None:

@@ -247,3 +247,71 @@ def test_weights_made_in_inference_mode() -> None:
         torch.testing.assert_close(fused(X), model(X))
         model[3].weight.mul_(2.0)
         torch.testing.assert_close(fused(X), model(X))
+
+
+def test_many_layers_that_are_left_for_one_reason_are_one_line():
+    class Volumes(nn.Module):
+        def __init__(self, count):
+            super().__init__()
+            self.first = nn.Conv3d(1, 2, 3)
+            self.layers = nn.Sequential(*(nn.Conv3d(2, 2, 3) for _ in range(count)))
+            self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) if x.dim() == 4 else self.layers(self.first(x))
+
+    why = "not of images (N, C, H, W); `convert` runs such norms"
+    report = fuse_convolutions(Volumes(4).eval())[1]
+    assert len(report.left) == 7
+    assert str(report).splitlines()[-4:] == [
+        "left: 7",
+        f"  (5 modules)  Conv3d          {why}: first, layers.0, layers.1, ...",
+        "  conv         Conv2d          in (model), which was not traced",
+        "  norm         InstanceNorm2d  in (model), which was not traced",
+    ]
+    few = fuse_convolutions(Volumes(2).eval())[1]
+    assert [line.split()[0] for line in str(few).splitlines()[-5:]] == [
+        "first",
+        "layers.0",
+        "layers.1",
+        "conv",
+        "norm",
+    ]
+
+
+class Named(nn.Module):
+    """A block whose convolution and norms are in a module of a name."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.part = nn.Module()
+        self.part.conv = nn.Conv2d(3, channels, 5)
+        self.part.norm1, self.part.norm2 = (nn.InstanceNorm2d(3, affine=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part.norm2(self.part.conv(self.part.norm1(x)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("gradients", r"^part\.conv: norm_conv2d has no gradient, but weight"),
+        ("channels", r"^part\.conv: weight: expected shape \(Cout, Cin"),
+        ("image", r"^part\.norm1: x: expected shape \(N, C, H, W\)"),
+    ],
+)
+def test_errors_of_a_fused_network_name_the_layer(changed, message):
+    model = network(Named)
+    fused, report = fuse_convolutions(model)
+    assert {entry.name for entry in report.fused} == {"part.conv"}
+    x = X
+    if changed == "channels":
+        model.part.conv.weight.data = random(3, 4, 5, 5)
+    if changed == "image":
+        x = X[0]
+    errors = RuntimeError, ValueError
+    recorded = torch.set_grad_enabled(changed == "gradients")
+    with recorded, pytest.raises(errors, match=message) as caught:
+        fused(x)
+    assert type(caught.value.__cause__) is type(caught.value)
+    assert str(caught.value).endswith(str(caught.value.__cause__))

@@ -1,6 +1,8 @@
 """A convolution in the graph of a fused network."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,24 @@ from stylekernels.ops.dispatch import choose, use_reference
 from stylekernels.ops.transforms import inside_transform
 from stylekernels.reference.norm_conv2d import normalized_input
 from stylekernels.tensors import conv_channels, conv_size, wide_dtype
+
+_T = TypeVar("_T")
+
+
+def naming_layer(forward: Callable[..., _T]) -> Callable[..., _T]:
+    """Decorate the forward of a module of a fused graph: its errors begin with its attribute
+    ``layer``, the name of the model's layer."""
+
+    @functools.wraps(forward)
+    def named(self, *args) -> _T:
+        try:
+            return forward(self, *args)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if type(error) not in (TypeError, ValueError, RuntimeError):
+                raise
+            raise type(error)(f"{self.layer}: {error}") from error
+
+    return named
 
 
 class _Packed(NamedTuple):
@@ -36,6 +56,7 @@ class Convolve(nn.Module):
     changed by PyTorch's own operations, and not through ``.data``.
 
     Args:
+        layer: the convolution's name in the network, for errors.
         geometry: which pixels are convolved.
         activation, negative_slope: applied to the normalised input.
         returns_input: whether the normalised input is returned.
@@ -45,9 +66,15 @@ class Convolve(nn.Module):
     """
 
     def __init__(
-        self, geometry: Geometry, activation: str, negative_slope: float, returns_input: bool
+        self,
+        layer: str,
+        geometry: Geometry,
+        activation: str,
+        negative_slope: float,
+        returns_input: bool,
     ) -> None:
         super().__init__()
+        self.layer = layer
         self._mode = (
             geometry.stride,
             geometry.padding,
@@ -59,6 +86,7 @@ class Convolve(nn.Module):
         self.next_eps: float | None = None
         self._known: _Packed | None = None
 
+    @naming_layer
     def forward(
         self,
         x: Tensor,

@@ -34,11 +34,13 @@ def fuse_convolutions(
     traced stays as it is in the model, also as `convert` made it.
 
     The result shares parameters and buffers with the model, which does not change. Its class, its
-    methods and the names in its state_dict are the model's. Outputs are the same up to rounding,
-    and as contiguous as the first argument. A call that no graph is for runs the model's own code,
-    which is slower, with a `NotFusedWarning`. There are no gradients: call it under
-    ``torch.no_grad()`` or ``torch.inference_mode()``. A network and images in channels_last are
-    fastest: PyTorch converts the weights of the convolutions that are left at each call otherwise.
+    methods and the names in its state_dict are the model's. Only ``forward`` is fused: for a part
+    that another method calls, as in ``vae.decode(z)``, fuse that part, ``vae.decoder``. Outputs are
+    the same up to rounding, and as contiguous as the first argument. A call that no graph is for
+    runs the model's own code, which is slower, with a `NotFusedWarning`. There are no gradients:
+    call it under ``torch.no_grad()`` or ``torch.inference_mode()``. A network and images in
+    channels_last are fastest: PyTorch converts the weights of the convolutions that are left at
+    each call otherwise.
 
     Args:
         model: a network in evaluation mode, on any device, in any dtype; also one that `convert`

@@ -3,7 +3,7 @@ file traces functions again."""
 
 from torch import Tensor, nn
 
-from stylekernels.fusion.convolve import can_be_residual, residual_like
+from stylekernels.fusion.convolve import can_be_residual, naming_layer, residual_like
 from stylekernels.ops import group_norm, instance_norm, instance_norm_stats, norm_scale_shift
 from stylekernels.ops.arguments import check_image_batch
 from stylekernels.reference.instance_norm import activate
@@ -14,13 +14,16 @@ class ScaleShift(nn.Module):
     """Scale and shift of a norm for the convolution that reads its input.
 
     Args:
+        layer: the norm's name in the network, for errors.
         norm: an instance norm, group norm or batch norm.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, layer: str, norm: nn.Module) -> None:
         super().__init__()
+        self.layer = layer
         self._groups, self._eps = getattr(norm, "num_groups", None), norm.eps
 
+    @naming_layer
     def forward(
         self,
         x: Tensor,
@@ -68,18 +71,25 @@ class Normalize(nn.Module):
     """A norm with the activation and the addition after it.
 
     Args:
-        norm: as for `ScaleShift`.
+        layer, norm: as for `ScaleShift`.
         activation, negative_slope, residual_first: as for `instance_norm`.
     """
 
     def __init__(
-        self, norm: nn.Module, activation: str, negative_slope: float, residual_first: bool
+        self,
+        layer: str,
+        norm: nn.Module,
+        activation: str,
+        negative_slope: float,
+        residual_first: bool,
     ) -> None:
         super().__init__()
+        self.layer = layer
         self._groups, self._eps = getattr(norm, "num_groups", None), norm.eps
         self._activation = activation, negative_slope
         self._residual_first = residual_first
 
+    @naming_layer
     def forward(
         self,
         x: Tensor,
@@ -94,7 +104,18 @@ class Normalize(nn.Module):
         if x.dim() == 3 and self._groups is None:
             if isinstance(residual, Tensor) and residual.dim() == 3:
                 residual = residual[None]
-            return self(x[None], weight, bias, mean, var, residual)[0]
+            return self._run(x[None], weight, bias, mean, var, residual)[0]
+        return self._run(x, weight, bias, mean, var, residual)
+
+    def _run(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        residual: Tensor | float | None,
+    ) -> Tensor:
         activation, negative_slope = self._activation
         options = {"negative_slope": negative_slope, "eps": self._eps}
         if can_be_residual(x, residual):

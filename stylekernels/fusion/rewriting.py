@@ -106,8 +106,12 @@ class Rewriting:
                 if sizes and not self._calls.has_visible_changes():
                     node.target = "reshape"
 
+    def _path(self, node: fx.Node) -> str:
+        """Return the name in the network of the module that a node calls."""
+        return f"{self._prefix}.{node.target}".strip(".")
+
     def _tell(self, entries: list[Entry], node: fx.Node, why: str) -> None:
-        name = f"{self._prefix}.{node.target}".strip(".")
+        name = self._path(node)
         if all(entry.name != name for entry in entries):
             entries.append(Entry(name, type(self._calls.module(node)).__name__, why))
 
@@ -146,7 +150,8 @@ class Rewriting:
         if read.norm is None and not feeds and not is_faster(geometry, conv):
             self._tell(self._report.left, node, "no norm before it: PyTorch is as fast")
             return
-        module = Convolve(geometry, read.activation, read.negative_slope, returns_input)
+        options = geometry, read.activation, read.negative_slope, returns_input
+        module = Convolve(self._path(node), *options)
         name = self._add(module)
         with self._graph.inserting_before(node):
             weight = self._attribute(node, "weight")
@@ -204,7 +209,8 @@ class Rewriting:
         producer = read.x.args[0] if read.x.target is operator.getitem else None
         module = producer and self._calls.module(producer)
         if not (isinstance(module, Convolve) and module.next_eps is None and takes_planes(norm)):
-            return self._graph.call_module(self._add(ScaleShift(norm)), (read.x, *tensors))
+            module = ScaleShift(self._path(read.norm), norm)
+            return self._graph.call_module(self._add(module), (read.x, *tensors))
         module.next_eps = norm.eps
         weight, bias, *_ = tensors
         for attribute in (weight, bias):
@@ -269,7 +275,7 @@ class Rewriting:
         with self._graph.inserting_before(node):
             tensors = [self._attribute(read.norm, name) for name in _TENSORS]
             options = (read.activation, read.negative_slope, read.residual_first)
-            name = self._add(Normalize(norm, *options))
+            name = self._add(Normalize(self._path(read.norm), norm, *options))
             call = self._graph.call_module(name, (read.x, *tensors, read.residual))
         parts = list(self._named(read))[-2::-1]
         why = "without a convolution"
