@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from stylekernels import convert
 from tests.norm_blocks import Block, Ends, HelperThatEnds, outputs, swish, x_of
@@ -175,6 +176,34 @@ class NextRound(Block):
             x = F.relu(x)
             x = self.norm(x)
         return x
+
+
+class AndValue(Block):
+    def forward(self, x):
+        y = x.dim() and self.norm(x)
+        return self.act(y)
+
+
+class OrInside(Block):
+    def forward(self, x):
+        return self.act(None or self.norm(x))
+
+
+class Checkpointed(Block):
+    def forward(self, x):
+        y = checkpoint(self.block, x, use_reentrant=False)
+        return self.act(y) * self.block(x).mean()
+
+    def block(self, x):
+        return self.norm(x)
+
+
+class Conditional(Block):
+    def forward(self, x):
+        return self.act(torch.cond(x.sum() < 1e9, self.block, torch.clone, (x,)))
+
+    def block(self, x):
+        return self.norm(x)
 
 
 class OneBranch(Block):
@@ -344,6 +373,9 @@ class EndsInList(nn.Module):
 
 LATER = r"follows it, after other statements; call it right after the norm"
 AGAIN = r"follows it, but its output is read elsewhere too"
+NOT_REWRITTEN = (
+    "LeakyReLU follows it, in a form that is not rewritten; write self.act(self.norm(x))"
+)
 UNKNOWN = r"follows it, and what it computes is not known"
 
 MISSED = {
@@ -354,8 +386,13 @@ MISSED = {
     Nested: "a function inside of Nested.forward calls it; make that a method",
     ReadInside: f"a function inside of ReadInside.forward reads its output; LeakyReLU {AGAIN}",
     Walrus: f"LeakyReLU {LATER}",
-    TriedStatements: "LeakyReLU follows it, in a form that is not rewritten; "
-    "write self.act(self.norm(x))",
+    TriedStatements: NOT_REWRITTEN,
+    AndValue: NOT_REWRITTEN,
+    OrInside: NOT_REWRITTEN,
+    Checkpointed: "Checkpointed.block returns its output, and Checkpointed.forward passes block "
+    "on; call it there",
+    Conditional: "Conditional.block returns its output, and Conditional.forward passes block on; "
+    "call it there",
     HelperThatEnds: "LeakyReLU follows it, but outside of HelperThatEnds.block",
     HelperThatBegins: f"`self.end(...)` {UNKNOWN}",
     OtherFunction: f"`swish(...)` {UNKNOWN}",

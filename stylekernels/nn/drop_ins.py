@@ -61,10 +61,6 @@ def theirs(kind: type[nn.Module]) -> type[nn.Module] | None:
 class _Replacing(Derived):
     """A drop-in of a subclass of torch's."""
 
-    def __reduce_ex__(self, protocol):
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (origin(type(self)),), *state
-
 
 @functools.cache
 def ours(kind: type[nn.Module]) -> type[nn.Module]:
@@ -76,10 +72,4 @@ def ours(kind: type[nn.Module]) -> type[nn.Module]:
     # Objects that the class itself makes have the options too.
     options = {} if base is ConvTranspose2d else OPTIONS
     mixed = type(base.__name__, (_Replacing, base), {})
-    return derive(kind.__name__, mixed, kind, __init__=kind.__init__, **options)
-
-
-def _new(kind: type[nn.Module]) -> nn.Module:
-    """Return an empty object for pickle or copy to fill."""
-    made = ours(kind)
-    return made.__new__(made)
+    return derive(kind.__name__, mixed, kind, ours, __init__=kind.__init__, **options)

@@ -230,10 +230,6 @@ def _own(method: Method, name: str) -> ast.expr:
 class _Fusing(Derived):
     """Has methods in which calls were made one. The modules themselves do not change."""
 
-    def __reduce_ex__(self, protocol):
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (origin(type(self)), type(self).fused_norms), *state
-
 
 class _Guard(ast.NodeTransformer):
     """Makes each ``if`` into which a norm's call was moved a branch, beside the statements as they
@@ -287,13 +283,10 @@ def _fusing(
                 rewritten[name] = guarded.compiled()
     if not pairs:
         return Fusion(kind, (), uses)
-    members = {"fused_norms": norms, _RUN_PAIR: staticmethod(run_pair)}
-    members |= {_CAN_PAIR: staticmethod(can_pair), **rewritten}
-    made = derive(f"Fusing{kind.__name__}", _Fusing, kind, **members)
+    members = {_RUN_PAIR: staticmethod(run_pair), _CAN_PAIR: staticmethod(can_pair), **rewritten}
+    made = derive(f"Fusing{kind.__name__}", _Fusing, kind, _fusing_class, norms, **members)
     return Fusion(made, tuple(pairs), uses)
 
 
-def _new(kind: type[nn.Module], norms: frozenset[str]) -> nn.Module:
-    """Return an empty object for pickle or copy to fill."""
-    made = fusing(kind, norms).kind
-    return made.__new__(made)
+def _fusing_class(kind: type[nn.Module], norms: frozenset[str]) -> type[nn.Module]:
+    return fusing(kind, norms).kind

@@ -58,7 +58,7 @@ class Method(NamedTuple):
             raise LookupError(name)
         code = self.function.__code__
         first = name.partition(".")[0]
-        if first in code.co_varnames or first in _bound(self.tree):
+        if first in {*code.co_varnames, *_assigned(self.tree), *_arguments(self.tree)}:
             raise LookupError(name)
         cells = dict(zip(code.co_freevars, self.function.__closure__ or (), strict=True))
         try:
@@ -84,11 +84,30 @@ class Method(NamedTuple):
         return new
 
 
-def _bound(tree: ast.AST) -> set[str]:
-    """Return the variables of a method, and of the functions and comprehensions in it."""
-    nodes = list(ast.walk(tree))
-    stored = [n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
-    return {*stored, *(n.arg for n in nodes if isinstance(n, ast.arg))}
+def _assigned(tree: ast.FunctionDef) -> set[str]:
+    """Return the variables that a method, and functions and classes in it, assign to or delete."""
+    return {_target(node) for node in ast.walk(tree) if node is not tree} - {None}
+
+
+def _target(node: ast.AST) -> str | None:
+    """Return the variable that a node itself assigns to."""
+    match node:
+        case ast.Name(name, ast.Store() | ast.Del()):
+            return name
+        case ast.MatchAs(name=name) | ast.MatchStar(name) | ast.MatchMapping(rest=name):
+            return name
+        case ast.ExceptHandler(name=name) | ast.FunctionDef(name) | ast.AsyncFunctionDef(name):
+            return name
+        case ast.ClassDef(name):
+            return name
+        case ast.alias(name, other):  # of an import
+            return other or name.partition(".")[0]
+    return None
+
+
+def _arguments(tree: ast.AST) -> set[str]:
+    """Return the arguments of a method and of the functions in it."""
+    return {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
 
 
 def methods(
@@ -144,8 +163,7 @@ def read(function: types.FunctionType, label: str) -> Method | str:
     if _key(code) not in map(_key, _codes_in(compiled, code)):
         return f"the source that is found for {label} is not that of its code"
     myself = _first_argument(tree)
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    if any(name.id == myself and not isinstance(name.ctx, ast.Load) for name in names):
+    if myself in _assigned(tree):
         return f"{label} assigns to {myself}"
     return Method(function, label, _WithoutAnnotations().visit(copy.deepcopy(tree)), owner)
 

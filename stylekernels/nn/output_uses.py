@@ -112,14 +112,16 @@ class _Flow:
         return found
 
     def _reads(self, node: ast.expr, seen: set[ast.AST]) -> Iterator[tuple[ast.expr, bool]]:
-        """Yield the expressions that read a value, through conditional expressions and variables,
-        and whether each is read in the same statement or the next one."""
+        """Yield the expressions that read a value, through conditional expressions, ``and`` and
+        ``or``, and variables, and whether each is read in the same statement or the next one."""
         if node in seen:
             return
         seen.add(node)
         parent = self.parents[node]
         match parent:
             case ast.IfExp(test) if node is not test:
+                yield from self._reads(parent, seen)
+            case ast.BoolOp(values=[*_, last]) if node is last:
                 yield from self._reads(parent, seen)
             case ast.NamedExpr(target):
                 yield from self._reads(parent, seen)
@@ -296,16 +298,22 @@ class OutputUses:
 
     def why_none(self, name: str) -> str:
         """Return why no call of an attribute is found."""
-        for method in self.mentioning(name):
-            source = self.source(method)
-            if isinstance(source, Method) and self._flow(method).passes_on(name):
-                return _passed_on(source)
+        for method in self._passing_on(name):
+            return _passed_on(self.source(method))
         label, forward = self._functions.get("forward", ("", None))
         if forward is not None and _wraps(forward):
             return wrapped(label)
         if forward is not None and isinstance(self.source("forward"), str):
             return self.source("forward")
         return f"{self.kind.__name__} calls it nowhere that can be seen"
+
+    def _passing_on(self, name: str) -> list[str]:
+        """Return the methods that read an attribute or method other than to call it."""
+        return [
+            method
+            for method in self.mentioning(name)
+            if isinstance(self.source(method), Method) and self._flow(method).passes_on(name)
+        ]
 
     def _is_forward(self, method: str) -> bool:
         """Return whether ``forward`` is a method, under this or another name."""
@@ -345,6 +353,11 @@ class OutputUses:
                 after = [
                     each if each.layer is None else each._replace(text=outside)
                     for each in self._calls(method, within | {method})
+                ]
+                passing = [self.source(each).label for each in self._passing_on(method)]
+                after += [
+                    Use(f"{use.text}, and {label} passes {method} on; call it there", seen=False)
+                    for label in passing
                 ]
                 if not after and not self._is_forward(method):
                     unseen = f"{use.text}, and no call of {method} is seen"

@@ -4,7 +4,7 @@ import functools
 
 from torch import Tensor, nn
 
-from stylekernels.nn.derived import Derived, derive, origin
+from stylekernels.nn.derived import Derived, derive
 from stylekernels.nn.pairs import is_plain, options_of, passes_on, why_apart
 
 
@@ -39,20 +39,10 @@ class _Fusing(Derived, nn.Sequential):
             input = module(input)
         return input
 
-    def __reduce_ex__(self, protocol):
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _new, (origin(type(self)),), *state
-
 
 @functools.cache
 def fusing(kind: type[nn.Sequential]) -> type[nn.Sequential]:
     """Return the fusing subclass of a Sequential class. Each class has one."""
     if issubclass(kind, _Fusing):
         return kind
-    return derive(f"Fusing{kind.__name__}", _Fusing, kind)
-
-
-def _new(kind: type[nn.Sequential]) -> nn.Sequential:
-    """Return an empty object for pickle or copy to fill."""
-    made = fusing(kind)
-    return made.__new__(made)
+    return derive(f"Fusing{kind.__name__}", _Fusing, kind, fusing)
