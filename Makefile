@@ -103,8 +103,10 @@ format: .venv/tools
 	@$(PIP) --constraint requirements-dev.txt torch setuptools cmake ninja pybind11
 	@touch $@
 
+# pip hides what the compilers say: setup.py compiles first, and pip finds the result.
 .venv/built: .venv/installed $(NATIVE)
-	@echo "Building stylekernels: a minute or two, and again only when csrc/ changes"
+	@echo "Building stylekernels: minutes the first time, and again only when csrc/ changes"
+	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@$(PIP) --constraint requirements-dev.txt --no-build-isolation --editable ".[demo,serve]"
 	@touch $@
 

@@ -30,6 +30,8 @@ PACKAGE = "stylekernels"
 OLDEST_TORCH = (2, 11)
 #: A100, H100 and B200, and PTX for later GPUs, as CMake names them.
 GPUS = ("80-real", "90a-real", "100a-real", "90-virtual")
+#: What ninja says before each file: how many are done, of how many, and since when.
+PROGRESS = "[%f of %t, %e s] "
 #: Where the package says why it has no native code, or none for GPUs; it reads this when it warns.
 REASON_FILE, CUDA_REASON_FILE = "not_built.txt", "cuda_not_built.txt"
 
@@ -197,6 +199,11 @@ def cmake_commands(
     return [[str(word) for word in command] for command in (configure, build, install)]
 
 
+def run(command: list[str]) -> None:
+    """Run one of the commands. Its output, with ninja's progress, is not captured."""
+    subprocess.run(command, check=True, env={"NINJA_STATUS": PROGRESS} | os.environ)
+
+
 def build_cuda(build_folder: Path, output_folder: Path) -> Path:
     """Build the kernels for GPUs, and return their library."""
     if os.environ.get("STYLEKERNELS_SANITIZE"):
@@ -204,7 +211,7 @@ def build_cuda(build_folder: Path, output_folder: Path) -> Path:
     nvcc = find_nvcc(find_torch()[0])
     try:
         for command in cmake_commands(build_folder, output_folder, nvcc):
-            subprocess.run(command, check=True)
+            run(command)
     except subprocess.CalledProcessError as error:
         raise CannotBuild(f"{nvcc} failed, see the output of the installation") from error
     return build_folder / "libstylekernels_cuda.so"
@@ -232,7 +239,7 @@ class CMakeBuild(build_ext):
         else:
             shutil.rmtree(output_folder, ignore_errors=True)
             for command in commands:
-                subprocess.run(command, check=True)
+                run(command)
             libraries = sorted(output_folder.glob("*.so"))
         cuda_reason = reason
         if reason is None:

@@ -91,6 +91,19 @@ def test_a_compiler_that_fails_is_an_error(tmp_path):
 
 
 @in_source_tree
+@compiled  # so that the tools are installed, but for CMake
+def test_ninja_tells_the_progress_of_the_build(tmp_path):
+    cmake = tmp_path / "cmake"
+    cmake.write_text('#!/bin/sh\necho "$1: $NINJA_STATUS"\n')
+    cmake.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    for environment, status in (({}, "[%f of %t, %e s] "), ({"NINJA_STATUS": "mine"}, "mine")):
+        result = build_ext(tmp_path, PATH=path, FORCE_CUDA="0", **environment)
+        assert result.returncode == 0, result.stderr
+        assert f"--build: {status}\n" in result.stdout
+
+
+@in_source_tree
 def test_every_file_of_the_package_is_installed(tmp_path):
     result = run("setup.py", "-q", "build_py", "--build-lib", tmp_path)
     assert result.returncode == 0, result.stderr
