@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stylekernels import instance_norm, instance_norm_stats
+from stylekernels import group_norm, instance_norm, instance_norm_stats
 from tests.conftest import assert_accurate, laid_out, random
 
 
@@ -30,13 +30,28 @@ def test_planes_under_a_dark_bar(size, rows) -> None:
 
 
 @pytest.mark.every_capability
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_variance_of_constant_planes_is_not_negative(layout) -> None:
-    """Without eps, the root of a negative variance would be NaN instead of 0."""
-    for height in range(1, 41):
-        x = random(1, 5, 1, 1, seed=height).expand(1, 5, height, 40)
-        x = laid_out(x, layout)
+def test_constant_planes_without_eps(layout, dtype) -> None:
+    """The root of a negative variance would be NaN. A mean that is not the constant would become 1
+    or -1 instead of 0."""
+    for pixels in (*range(2, 70), *range(80, 1601, 40)):
+        x = random(1, 6, 1, 1, dtype=dtype, seed=pixels)[:, [0, 0, 1, 1, 2, 2]]
+        x = laid_out(x.expand(1, 6, 1, pixels), layout)
         mean, var = instance_norm_stats(x)
-        assert (var >= 0).all(), f"{height} x 40 pixels: {var.min():.3g}"
-        y = instance_norm(x, stats=(mean, var), eps=0.0)
-        assert torch.equal(y, torch.zeros_like(x))
+        assert (var >= 0).all(), f"{pixels} pixels: {var.min():.3g}"
+        zeros = torch.zeros_like(x)
+        assert torch.equal(instance_norm(x, stats=(mean, var), eps=0.0), zeros), pixels
+        assert torch.equal(instance_norm(x, eps=0.0), zeros), pixels
+        assert torch.equal(group_norm(x, 3, eps=0.0), zeros), pixels
+
+
+@pytest.mark.every_capability
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_means_far_below_the_deviation(dtype) -> None:
+    """If a shift has more bits than the values, their differences from it are all rounded alike."""
+    for pixels in (256, 465, 512, 1000):
+        x = random(4, 64, 1, pixels, dtype=dtype, scale=1e3, seed=pixels, shift=0.0)
+        mean, _ = instance_norm_stats(x)
+        error = (mean - x.double().mean((2, 3))).square().mean().sqrt()
+        assert error < 1e-8 * 1e3, f"{pixels} pixels: {error:.3g}"

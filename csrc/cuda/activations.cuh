@@ -15,6 +15,19 @@ __device__ inline W sigmoid(W z) {
   return W(1) / (W(1) + exp(-z));
 }
 
+template <class W>
+struct Sigmoid {
+  W value, slope;
+};
+
+// Returns the sigmoid and its derivative y (1 - y). For large z, 1 - y would have the error of y:
+// it is e^-z y.
+template <class W>
+__device__ inline Sigmoid<W> sigmoid_and_slope(W z) {
+  const W e = exp(-z), y = W(1) / (W(1) + e);
+  return {y, y * (z > 0 ? e * y : W(1) - y)};
+}
+
 // The share of a normal distribution below z.
 template <class W>
 __device__ inline W normal_cdf(W z) {
@@ -22,8 +35,8 @@ __device__ inline W normal_cdf(W z) {
 }
 
 template <class W>
-__device__ inline W gelu_tanh_gate(W z) {
-  return sigmoid(z * (W(2 * kGeluA) + W(2 * kGeluB) * (z * z)));
+__device__ inline W twice_gelu_u(W z) {
+  return z * (W(2 * kGeluA) + W(2 * kGeluB) * (z * z));
 }
 
 // NaN stays NaN.
@@ -47,7 +60,7 @@ __device__ inline W activate(W z, Activation activation, W negative_slope) {
     case Activation::gelu_tanh:
       break;
   }
-  return z * gelu_tanh_gate(z);
+  return z * sigmoid(twice_gelu_u(z));
 }
 
 // Returns the gradient before the activation: grad times the activation's derivative at z.
@@ -64,13 +77,11 @@ __device__ inline W activation_gradient(W grad, W z, Activation activation, W ne
       const W y = tanh(z);
       return grad * (1 - y * y);
     }
-    case Activation::sigmoid: {
-      const W y = sigmoid(z);
-      return grad * (y * (1 - y));
-    }
+    case Activation::sigmoid:
+      return grad * sigmoid_and_slope(z).slope;
     case Activation::silu: {
-      const W y = sigmoid(z);
-      return grad * (y + z * (y * (1 - y)));
+      const Sigmoid<W> y = sigmoid_and_slope(z);
+      return grad * (y.value + z * y.slope);
     }
     case Activation::gelu: {
       const W density = exp(W(-0.5) * z * z) * W(0.3989422804014327);  // 1 / sqrt(2 pi)
@@ -79,9 +90,9 @@ __device__ inline W activation_gradient(W grad, W z, Activation activation, W ne
     case Activation::gelu_tanh:
       break;
   }
-  const W y = gelu_tanh_gate(z);
+  const Sigmoid<W> y = sigmoid_and_slope(twice_gelu_u(z));
   const W slope = W(2 * kGeluA) + W(6 * kGeluB) * (z * z);
-  return grad * (y + z * (slope * (y * (1 - y))));
+  return grad * (y.value + z * (slope * y.slope));
 }
 
 // An activation that is known when its code is compiled.

@@ -27,15 +27,24 @@ def _sigmoid(z):
 
 
 @triton.jit
+def _sigmoid_and_slope(z):
+    """The sigmoid and its derivative ``y (1 - y)``. For large ``z``, ``1 - y`` would have the error
+    of ``y``: it is ``exp(-z) y``."""
+    e = tl.exp(-z)
+    y = 1.0 / (1.0 + e)
+    return y, y * tl.where(z > 0, e * y, 1.0 - y)
+
+
+@triton.jit
 def _normal_cdf(z):
     """The share of a normal distribution below ``z``."""
     return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
 
 
 @triton.jit
-def _gelu_tanh_gate(z):
-    """The factor of ``z`` in GELU's approximation: (1 + tanh(u)) / 2 = sigmoid(2 u)."""
-    return _sigmoid(z * (_TWICE_A + _TWICE_B * (z * z)))
+def _twice_gelu_u(z):
+    """2 u of GELU's approximation, whose factor of ``z`` is (1 + tanh(u)) / 2 = sigmoid(2 u)."""
+    return z * (_TWICE_A + _TWICE_B * (z * z))
 
 
 @triton.jit
@@ -63,7 +72,7 @@ def activate(z, negative_slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu":
         z = z * _normal_cdf(z)
     elif ACTIVATION == "gelu_tanh":
-        z = z * _gelu_tanh_gate(z)
+        z = z * _sigmoid(_twice_gelu_u(z))
     return z
 
 
@@ -78,16 +87,15 @@ def activation_gradient(grad, z, negative_slope, ACTIVATION: tl.constexpr):
         y = _tanh(z)
         grad = grad * (1.0 - y * y)
     elif ACTIVATION == "sigmoid":
-        y = _sigmoid(z)
-        grad = grad * (y * (1.0 - y))
+        _y, slope = _sigmoid_and_slope(z)
+        grad = grad * slope
     elif ACTIVATION == "silu":
-        y = _sigmoid(z)
-        grad = grad * (y + z * (y * (1.0 - y)))
+        y, slope = _sigmoid_and_slope(z)
+        grad = grad * (y + z * slope)
     elif ACTIVATION == "gelu":
         density = tl.exp(-0.5 * z * z) * 0.3989422804014327  # 1 / sqrt(2 pi)
         grad = grad * (_normal_cdf(z) + z * density)
     elif ACTIVATION == "gelu_tanh":
-        y = _gelu_tanh_gate(z)
-        slope = _TWICE_A + 3.0 * _TWICE_B * (z * z)
-        grad = grad * (y + z * (slope * (y * (1.0 - y))))
+        y, slope = _sigmoid_and_slope(_twice_gelu_u(z))
+        grad = grad * (y + z * ((_TWICE_A + 3.0 * _TWICE_B * (z * z)) * slope))
     return grad

@@ -77,6 +77,19 @@ template <class V>
   return reciprocal(1 + exponential(-z));
 }
 
+template <class V>
+struct Sigmoid {
+  V value, slope;
+};
+
+// Computes the sigmoid and its derivative y (1 - y). For large z, 1 - y would have the error of y:
+// it is e^-z y.
+template <class V>
+[[gnu::always_inline]] inline Sigmoid<V> sigmoid_and_slope(V z) {
+  const V e = exponential(-z), y = reciprocal(1 + e);
+  return {y, y * (z > 0 ? e * y : 1 - y)};
+}
+
 inline float hyperbolic_tangent(float z) { return std::tanh(z); }
 inline double hyperbolic_tangent(double z) { return std::tanh(z); }
 inline VecD hyperbolic_tangent(VecD z) {
@@ -136,8 +149,8 @@ template <class V>
 constexpr double kGeluA = 0.7978845608028654, kGeluB = 0.044715 * kGeluA;
 
 template <class V>
-[[gnu::always_inline]] inline V gelu_tanh_gate(V z) {
-  return sigmoid(z * (constant<V>(2 * kGeluA) + constant<V>(2 * kGeluB) * (z * z)));
+[[gnu::always_inline]] inline V twice_gelu_u(V z) {
+  return z * (constant<V>(2 * kGeluA) + constant<V>(2 * kGeluB) * (z * z));
 }
 
 // Computes max(z, 0); NaN stays NaN.
@@ -160,7 +173,7 @@ template <Activation A, class V>
   if constexpr (A == Activation::sigmoid) return sigmoid(z);
   if constexpr (A == Activation::silu) return z * sigmoid(z);
   if constexpr (A == Activation::gelu) return z * normal_cdf(z, gaussian(z));
-  if constexpr (A == Activation::gelu_tanh) return z * gelu_tanh_gate(z);
+  if constexpr (A == Activation::gelu_tanh) return z * sigmoid(twice_gelu_u(z));
   return z;
 }
 
@@ -173,13 +186,10 @@ template <Activation A, class V>
     const V y = hyperbolic_tangent(z);
     return grad * (1 - y * y);
   }
-  if constexpr (A == Activation::sigmoid) {
-    const V y = sigmoid(z);
-    return grad * (y * (1 - y));
-  }
+  if constexpr (A == Activation::sigmoid) return grad * sigmoid_and_slope(z).slope;
   if constexpr (A == Activation::silu) {
-    const V y = sigmoid(z);
-    return grad * (y + z * (y * (1 - y)));
+    const Sigmoid<V> y = sigmoid_and_slope(z);
+    return grad * (y.value + z * y.slope);
   }
   if constexpr (A == Activation::gelu) {
     constexpr double kDensity = 0.3989422804014327;  // 1 / sqrt(2 pi)
@@ -187,11 +197,12 @@ template <Activation A, class V>
     return grad * (normal_cdf(z, density) + z * (density * constant<V>(kDensity)));
   }
   if constexpr (A == Activation::gelu_tanh) {
-    // Beyond 10 the slope of the gate is 0; z - z is NaN for infinite z, as PyTorch's gradient is.
+    // Beyond 10 the slope of the sigmoid is 0; z - z is NaN for infinite z, as PyTorch's gradient
+    // is.
     const V c = z > 10 ? constant<V>(10) : (z < -10 ? constant<V>(-10) : z);
-    const V y = gelu_tanh_gate(c);
+    const Sigmoid<V> y = sigmoid_and_slope(twice_gelu_u(c));
     const V slope = constant<V>(2 * kGeluA) + constant<V>(6 * kGeluB) * (c * c);
-    return grad * (y + c * (slope * (y * (1 - y))) + (z - z));
+    return grad * (y.value + c * (slope * y.slope) + (z - z));
   }
   return grad;
 }

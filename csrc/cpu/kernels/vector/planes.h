@@ -341,7 +341,11 @@ inline Moments moments_of_short_run(const T* x, int64_t count) {
       x, count, [](const Pair<V>& pair) { return pair; },
       [&](int k, const Pair<V>& pair) { totals[k] += pair.a + pair.b; });
   for (int k = 1; k < kPairsAtOnce; ++k) totals[0] += totals[k];
-  const auto shift = ElementOf<V>(sum_of_lanes(totals[0]) / double(count));
+  // Rounded to T: differences from values with few bits are then exact. They would all be rounded
+  // alike otherwise.
+  T rounded;
+  store(&rounded, ElementOf<V>(sum_of_lanes(totals[0]) / double(count)));
+  const auto shift = load<ElementOf<V>>(&rounded);
   if (!(shift - shift == 0)) return {};
   const V center = splat<V>(shift);
   V sums[2 * kPairsAtOnce] = {}, squares[2 * kPairsAtOnce] = {};
@@ -378,14 +382,16 @@ inline Moments moments_of_run(const T* x, int64_t count) {
     result = {double(done), center, sum_of_doubles<kWidth>(m2)};
   }
   if (done < count) {
-    const double rest = double(count - done);
+    // About the first value: of equal values, the mean is this value, which sum / rest may not be.
+    const double rest = double(count - done), shift = double(load<Wide<T>>(x + done));
     double sum = 0, m2 = 0;
-    for (int64_t i = done; i < count; ++i) sum += double(load<Wide<T>>(x + i));
+    for (int64_t i = done; i < count; ++i) sum += double(load<Wide<T>>(x + i)) - shift;
+    const double mean = shift + sum / rest;
     for (int64_t i = done; i < count; ++i) {
-      const double d = double(load<Wide<T>>(x + i)) - sum / rest;
+      const double d = double(load<Wide<T>>(x + i)) - mean;
       m2 += d * d;
     }
-    result.merge(rest, sum / rest, m2);
+    result.merge(rest, mean, m2);
   }
   return result;
 }
