@@ -233,7 +233,7 @@ void apply_rows(const Apply<A, T>& arguments, int64_t channels, int64_t pixels,
   const Apply<A, T> apply = arguments;
   const int64_t repeat = pixels_per_row<V>(channels), width = repeat * channels;
   const int64_t rows_end = pixels / repeat * width, end = pixels * channels;
-  const auto pair = [&](int64_t i, int64_t l) {
+  const auto pair = [&](int64_t i, int64_t l) __attribute__((always_inline)) {
     apply.pair(i, load_lanes<V>(lane.center + l), load_lanes<V>(lane.scale + l),
                load_lanes<V>(lane.shift + l));
   };

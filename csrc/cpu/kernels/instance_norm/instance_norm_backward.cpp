@@ -71,10 +71,12 @@ inline void add_one(const Terms<A, T>& terms, int64_t i, Wide<T> mean, Wide<T> s
 
 // Computes both sums lane by lane of a segment: `width` elements (at most kSegment, in whole vector
 // pairs or more) of `pixels` rows, `pitch` elements apart. sum_g and sum_gd have room for
-// kSegment. coefficients(row, lane) gives the vector pair from a lane on.
+// kSegment. coefficients(row, lane) gives the vector pair from a lane on. Not inlined: in
+// sums_of_run, which knows the width, the compiler keeps an accumulator in memory.
 template <Activation A, class T, class Load>
-void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t pitch, int64_t pixels,
-               int64_t width, const Load& coefficients, double* sum_g, double* sum_gd) {
+[[gnu::noinline]] void lane_sums(const Terms<A, T>& terms, int64_t first, int64_t pitch,
+                                 int64_t pixels, int64_t width, const Load& coefficients,
+                                 double* sum_g, double* sum_gd) {
   using V = Vec<T>;
   constexpr int64_t kPairElements = kPairLanes<V>;
   const int64_t lanes = ceil_divide(width, kPairElements) * kPairElements;
@@ -260,7 +262,7 @@ void write_rows(const Writer<A, T>& arguments, int64_t first, int64_t channels, 
   const int64_t rows_end = pixels / repeat * width, end = pixels * channels;
   const Wide<T>* lanes[kRowCount];
   for (int r = 0; r < kRowCount; ++r) lanes[r] = table.of_lanes(r, image);
-  const auto pair = [&](int64_t i, int64_t lane) {
+  const auto pair = [&](int64_t i, int64_t lane) __attribute__((always_inline)) {
     Pair<V> row[kRowCount];
     for (int r = 0; r < kRowCount; ++r) row[r] = load_lanes<V>(lanes[r] + lane);
     writer.pair(first + i, row);
