@@ -145,10 +145,11 @@ def find_pybind11() -> str:
 
 
 def cmake_commands(
-    build_folder: Path, output_folder: Path, nvcc: str | None = None
+    build_folder: Path, output_folder: Path, nvcc: str | None = None, emulate_amx: bool = False
 ) -> list[list[str]]:
     """The commands that configure, build and install into ``output_folder``. With ``nvcc`` they
-    configure and build the kernels for GPUs alone."""
+    configure and build the kernels for GPUs alone, with ``emulate_amx`` also what only tests run.
+    """
     if os.environ.get("STYLEKERNELS_BUILD", "1") == "0":
         raise CannotBuild("it was installed with STYLEKERNELS_BUILD=0")
     if sys.platform == "win32":
@@ -176,6 +177,7 @@ def cmake_commands(
     only = os.environ.get("STYLEKERNELS_ONLY_CAPABILITIES", "")
     # Each time, even if empty: CMake remembers what it was given before.
     configure += [f"-DSANITIZE={sanitizers}", f"-DONLY_CAPABILITIES={only}"]
+    configure.append(f"-DEMULATE_AMX={'ON' if emulate_amx else 'OFF'}")
     if compiler is not None:
         configure.append(f"-DCMAKE_CXX_COMPILER={compiler}")
     if ninja := find_program("ninja"):
@@ -232,7 +234,7 @@ class CMakeBuild(build_ext):
         libraries: list[Path] = []
         reason = None
         try:
-            commands = cmake_commands(build_folder, output_folder)
+            commands = cmake_commands(build_folder, output_folder, emulate_amx=self.inplace)
         except CannotBuild as missing:
             reason = str(missing)
             print(f"{PACKAGE}: installed without native code: {reason}", file=sys.stderr)

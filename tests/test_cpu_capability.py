@@ -15,6 +15,8 @@ native = pytest.importorskip("stylekernels._C", reason="stylekernels._C was not 
 
 VARIABLE = "STYLEKERNELS_CPU_CAPABILITY"
 TESTS = Path(__file__).parent
+#: Kernels for AMX over tiles in memory.
+EMULATED = ("amx_emulated", "amx_emulated_avx512")
 
 
 def run(*arguments: str, capability: str) -> subprocess.CompletedProcess[str]:
@@ -32,9 +34,9 @@ def run(*arguments: str, capability: str) -> subprocess.CompletedProcess[str]:
 def test_baseline_is_always_there_and_the_best_is_chosen() -> None:
     names = native.cpu_capabilities()
     assert names[0] == "baseline"
-    assert set(names) <= {"baseline", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"}
+    assert set(names) <= {"baseline", "avx2", "avx512", "avx512_bf16", "amx", *EMULATED}
     if VARIABLE not in os.environ:
-        assert native.cpu_capability() == [name for name in names if name != "amx_emulated"][-1]
+        assert native.cpu_capability() == [name for name in names if name not in EMULATED][-1]
 
 
 OTHERS = [name for name in native.cpu_capabilities() if name != native.cpu_capability()]
@@ -50,7 +52,7 @@ def test_accuracy(capability) -> None:
     )
     assert in_use.stdout.split() == [capability, "None"], in_use.stderr
     marker, ops = "every_capability", ["gram", "norm_conv2d", "instance_norm", "upsample_block"]
-    if capability == "amx_emulated":  # tiles hold bfloat16; all else runs as on avx2
+    if capability in EMULATED:  # tiles hold bfloat16; all else runs as on avx2 or avx512_bf16
         marker, ops = "every_capability and bfloat16", ops[:2]
     files = [str(path) for op in ops for path in sorted(TESTS.glob(f"test_{op}*.py"))]
     plugins = ("-p", "no:xdist", "-p", "no:cacheprovider", "-p", "no:benchmark")

@@ -42,7 +42,7 @@ channels = st.one_of(few_or_many, st.sampled_from((96, 100, 128, 130)))
 VARYING = tuple(name for name in MAGNITUDES if name not in ("constant planes", "constant", "zero"))
 
 # The instructions that multiply pairs of bfloat16 take denormal values for zeros.
-MULTIPLIES_PAIRS = native.cpu_capability in ("avx512_bf16", "amx")
+MULTIPLIES_PAIRS = native.cpu_capability in ("avx512_bf16", "amx", "amx_emulated_avx512")
 
 
 def cases(most_elements: int = 20_000):

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("implementation")
         ("amx", torch.bfloat16, "nearest", 3, False),
         ("amx", torch.bfloat16, "transpose", 4, True),
         ("amx_emulated", torch.bfloat16, "nearest", 3, False),
+        ("amx_emulated_avx512", torch.bfloat16, "nearest", 3, False),
         ("amx", torch.float16, "nearest", 3, True),
         ("amx", torch.float32, "nearest", 3, True),
         (None, torch.float32, "transpose", 4, False),

@@ -17,7 +17,8 @@ def winograd_dtype(dtype: str) -> str | None:
     On AMX our kernels multiply bfloat16 directly, in tiles. Other capabilities use the method in
     float32. Without our kernels plain PyTorch runs.
     """
-    if dtype == "float32" or native.cpu_capability not in (None, "amx", "amx_emulated"):
+    others = (None, "amx", "amx_emulated", "amx_emulated_avx512")
+    if dtype == "float32" or native.cpu_capability not in others:
         return "float32"
     return None
 

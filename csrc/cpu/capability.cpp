@@ -85,6 +85,8 @@ bool runs(Capability capability) {
       return features.amx;
     case Capability::amx_emulated:
       return features.avx2;
+    case Capability::amx_emulated_avx512:
+      return features.avx512_bf16;
   }
   return false;
 }
@@ -94,6 +96,10 @@ bool runs(Capability capability) {
 bool runs(Capability capability) { return capability == Capability::baseline; }
 
 #endif
+
+bool emulated(Capability capability) {
+  return capability == Capability::amx_emulated || capability == Capability::amx_emulated_avx512;
+}
 
 Capability choose() {
   const std::vector<Capability> choices = supported();
@@ -110,7 +116,7 @@ Capability choose() {
   }
   Capability best = Capability::baseline;
   for (const Capability choice : choices) {
-    if (choice != Capability::amx_emulated) best = choice;
+    if (!emulated(choice)) best = choice;
   }
   return best;
 }
@@ -131,6 +137,8 @@ const char* name(Capability capability) {
       return "amx";
     case Capability::amx_emulated:
       return "amx_emulated";
+    case Capability::amx_emulated_avx512:
+      return "amx_emulated_avx512";
   }
   return "unknown";
 }
@@ -152,6 +160,9 @@ std::vector<Capability> compiled() {
 #endif
 #ifdef HAVE_AMX_EMULATED
       Capability::amx_emulated,
+#endif
+#ifdef HAVE_AMX_EMULATED_AVX512
+      Capability::amx_emulated_avx512,
 #endif
   };
 }

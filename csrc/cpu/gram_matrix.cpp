@@ -25,6 +25,10 @@ const GramMatrixKernels& kernels() {
     case Capability::amx_emulated:
       return amx_emulated::gram_matrix_kernels;
 #endif
+#ifdef HAVE_AMX_EMULATED_AVX512
+    case Capability::amx_emulated_avx512:
+      return amx_emulated_avx512::gram_matrix_kernels;
+#endif
 #ifdef HAVE_AVX512_BF16
     case Capability::avx512_bf16:
       return avx512_bf16::gram_matrix_kernels;

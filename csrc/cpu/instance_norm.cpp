@@ -17,6 +17,7 @@ const InstanceNormKernels& kernels() {
   switch (capability()) {
 #ifdef HAVE_AVX512_BF16
     case Capability::amx:
+    case Capability::amx_emulated_avx512:
     case Capability::avx512_bf16:
       return avx512_bf16::instance_norm_kernels;
 #endif

@@ -35,6 +35,10 @@ const NormConv2dKernels& kernels() {
     case Capability::amx_emulated:
       return amx_emulated::norm_conv2d_kernels;
 #endif
+#ifdef HAVE_AMX_EMULATED_AVX512
+    case Capability::amx_emulated_avx512:
+      return amx_emulated_avx512::norm_conv2d_kernels;
+#endif
     default:
       return baseline::norm_conv2d_kernels;
   }

@@ -66,6 +66,7 @@ DECLARE_KERNELS(avx512)
 DECLARE_KERNELS(avx512_bf16)
 DECLARE_KERNELS(amx)
 DECLARE_KERNELS(amx_emulated)
+DECLARE_KERNELS(amx_emulated_avx512)
 #undef DECLARE_KERNELS
 
 }  // namespace stylekernels

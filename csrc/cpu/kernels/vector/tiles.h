@@ -1,13 +1,14 @@
 // AMX tiles: eight registers of 16 rows of 64 bytes, and the product of two of them.
 //
-// The capability amx has them in hardware. amx_emulated runs the same kernels on tiles in memory:
-// slow, but it tests the kernels' arithmetic on any machine.
+// The capability amx has them in hardware. amx_emulated and amx_emulated_avx512 run the same
+// kernels on tiles in memory: slow, but they test the kernels' arithmetic on any machine.
 #pragma once
 
 #include "pairs.h"
 
 #define CAPABILITY_amx 1
 #define CAPABILITY_amx_emulated 2
+#define CAPABILITY_amx_emulated_avx512 2
 #define JOIN(a, b) a##b
 #define CAPABILITY(name) JOIN(CAPABILITY_, name)
 #if CAPABILITY(CPU_CAPABILITY)
