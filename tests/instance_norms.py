@@ -1,5 +1,7 @@
 """Instance norm in plain formulas, for the tests of the op and its users."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +18,35 @@ ACTIVATIONS = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+}
+
+
+def gate_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.sigmoid(z), torch.sigmoid(z) * torch.sigmoid(-z)
+
+
+def silu_slope(z: Tensor) -> Tensor:
+    gate, slope = gate_and_slope(z)
+    return gate + z * slope
+
+
+def gelu_slope(z: Tensor) -> Tensor:
+    return torch.special.ndtr(z) + z * (-z * z / 2).exp() / math.sqrt(2 * math.pi)
+
+
+def gelu_tanh_slope(z: Tensor) -> Tensor:
+    twice = 2 * math.sqrt(2 / math.pi)
+    gate, slope = gate_and_slope(twice * (z + 0.044715 * z**3))
+    return gate + z * twice * (1 + 3 * 0.044715 * z**2) * slope
+
+
+#: Derivatives of activations, without cancellation.
+SLOPES = {
+    "tanh": lambda z: 1 / torch.cosh(z) ** 2,
+    "sigmoid": lambda z: gate_and_slope(z)[1],
+    "silu": silu_slope,
+    "gelu": gelu_slope,
+    "gelu_tanh": gelu_tanh_slope,
 }
 
 

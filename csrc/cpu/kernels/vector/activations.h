@@ -189,7 +189,8 @@ template <Activation A, class V>
   if constexpr (A == Activation::sigmoid) return grad * sigmoid_and_slope(z).slope;
   if constexpr (A == Activation::silu) {
     const Sigmoid<V> y = sigmoid_and_slope(z);
-    return grad * (y.value + z * y.slope);
+    // z - z is NaN for infinite z, as in PyTorch.
+    return grad * (y.value + z * y.slope + (z - z));
   }
   if constexpr (A == Activation::gelu) {
     constexpr double kDensity = 0.3989422804014327;  // 1 / sqrt(2 pi)
@@ -197,8 +198,7 @@ template <Activation A, class V>
     return grad * (normal_cdf(z, density) + z * (density * constant<V>(kDensity)));
   }
   if constexpr (A == Activation::gelu_tanh) {
-    // Beyond 10 the slope of the sigmoid is 0; z - z is NaN for infinite z, as PyTorch's gradient
-    // is.
+    // Beyond 10 the slope of the sigmoid is 0. z - z is NaN for infinite z, as in PyTorch.
     const V c = z > 10 ? constant<V>(10) : (z < -10 ? constant<V>(-10) : z);
     const Sigmoid<V> y = sigmoid_and_slope(twice_gelu_u(c));
     const V slope = constant<V>(2 * kGeluA) + constant<V>(6 * kGeluB) * (c * c);

@@ -34,7 +34,10 @@ inline Pair<Vec<T>> only_elements(const Pair<Vec<T>>& v, int64_t begin, int64_t 
     second[j] = ElementOf<V>(element_of_lane<T>(kLanes<V> + j));
   }
   const V low = splat<V>(ElementOf<V>(begin)), high = splat<V>(ElementOf<V>(end));
-  return {first >= low && first < high ? v.a : V{}, second >= low && second < high ? v.b : V{}};
+  const auto only = [&](V v, V element) {
+    return element >= low ? (element < high ? v : V{}) : V{};
+  };
+  return {only(v.a, first), only(v.b, second)};
 }
 
 template <class V>
