@@ -11,6 +11,7 @@ from stylekernels import instance_norm
 from tests.conftest import CUDA, poisoned_memory, random
 from tests.emulated_cuda import LIMITS, emulated_gpus
 from tests.test_instance_norm import (
+    check_large_values,
     test_eps,  # noqa: F401
     test_expanded_input_and_gradient,  # noqa: F401
     test_nan_and_inf_go_where_torch_sends_them,  # noqa: F401
@@ -43,6 +44,36 @@ from tests.test_triton_instance_norm import (
 pytestmark = CUDA
 
 limits = emulated_gpus(LIMITS)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e17, 1e19, 1e30, 3e38])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 9), (1, 24, 61, 67)])
+def test_values_whose_squares_exceed_float32(shape, size, dtype, layout, device) -> None:
+    """Two values with unequal counts, in planes of one block and of several."""
+    first = random(*shape, device=device, layout=layout) < -0.3
+    check_large_values(torch.where(first, -size, size).to(dtype), size, "tanh")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", [0, 2600, -1])
+def test_one_large_value_of_a_plane(where, dtype, layout, device) -> None:
+    """A single lane reads it, as its first value or later. Other planes are not affected."""
+    x = random(1, 24, 61, 67, dtype=dtype, device=device, layout=layout)
+    others = torch.arange(24, device=device) != 5
+    plain = instance_norm(x)
+    x[0, 5].view(-1)[where] = 1e30
+    grad = random(*x.shape, dtype=dtype, device=device, seed=1)
+    inputs = [t.requires_grad_() for t in (x, x.double())]
+    results = [instance_norm(t) for t in inputs]
+    torch.testing.assert_close(results[0][:, others], plain[:, others])
+    pairs = zip(results, inputs, strict=True)
+    gradients = [torch.autograd.grad(y, t, grad.to(t.dtype))[0] for y, t in pairs]
+    for actual, expected in (results, gradients):
+        error = (actual[0, 5].double() - expected[0, 5]).norm() / expected[0, 5].norm()
+        assert error < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -395,16 +395,21 @@ def test_errors_of_stats() -> None:
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
 def test_values_whose_squares_exceed_float32(activation, size, plane, dtype, layout) -> None:
     """Two values with unequal counts. The difference of the largest exceeds float32."""
-    x = laid_out(torch.where(random(2, 3, *plane) < -0.3, -size, size).to(dtype), layout)
+    x = torch.where(random(2, 3, *plane) < -0.3, -size, size).to(dtype)
+    check_large_values(laid_out(x, layout), size, activation)
+
+
+def check_large_values(x, size, activation) -> None:
+    """Compare the norm of values up to ``size``, its gradient and the statistics with float64."""
     wide = x.double().requires_grad_()
     x.requires_grad_()
-    grad = random(*x.shape, seed=1).to(dtype)
+    grad = random(*x.shape, device=x.device.type, seed=1).to(x.dtype)
     y, exact = (instance_norm(t, activation=activation) for t in (x, wide))
     (grad_x,) = torch.autograd.grad(y, x, grad)
     (grad_exact,) = torch.autograd.grad(exact, wide, grad.double())
-    limit = 1e-6 if dtype == torch.float32 else 4e-3
+    limit = 1e-6 if x.dtype == torch.float32 else 4e-3
     for actual, expected in ((y, exact), (grad_x, grad_exact)):
-        assert actual.dtype == dtype
+        assert actual.dtype == x.dtype
         error = (actual.double() - expected).norm() / expected.norm()
         # Gradients below 1e-38 have fewer digits.
         assert error < (limit if size < 1e30 or actual is y else 10 * limit)

@@ -74,21 +74,31 @@ struct NormArguments {
   bool own_stats;
 };
 
-// Mean, its rounding error and 1 / deviation of a group.
+// Mean, its rounding error and 1 / deviation of a group, which normalize x. Differences are halved:
+// those of the largest values do not exceed float32 then, and x / 2 - mean / 2 is one instruction.
 template <class W>
-struct GroupStatistics {
-  W mean, error, rstd;
+class GroupStatistics {
+ public:
+  GroupStatistics() = default;
+  __device__ GroupStatistics(W mean, W error, double rstd)
+      : half_mean_(mean / 2), half_error_(error / 2), twice_rstd_(W(2 * rstd)) {}
+
+  __device__ W rstd() const { return twice_rstd_ / 2; }
+
+  template <class T>
+  __device__ W normalized(T x) const {
+    return ((widen(x) / 2 - half_mean_) - half_error_) * twice_rstd_;
+  }
+
+ private:
+  W half_mean_, half_error_, twice_rstd_;
 };
 
 // Statistics and parameters of a channel: they turn x into the value before the activation.
 template <class W>
 struct Affine {
-  W mean, error, rstd, weight, bias;
-
-  template <class T>
-  __device__ W normalized(T x) const {
-    return ((widen(x) - mean) - error) * rstd;
-  }
+  GroupStatistics<W> statistics;
+  W weight, bias;
 };
 
 // 1 / sqrt(var + eps), or 0 where that is infinite: constant planes without eps become 0.

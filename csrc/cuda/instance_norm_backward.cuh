@@ -28,9 +28,9 @@ class Gradient {
     const int64_t planes = int64_t(a.strips.n) * a.strips.c;
     for (int i = 0; i < kCount; ++i) {
       const int plane = span.plane + i, image = plane / a.strips.c, channel = plane % a.strips.c;
-      affine_[i] = {static_cast<const W*>(a.mean)[plane],
-                    static_cast<const W*>(a.mean)[planes + plane],
-                    static_cast<const W*>(a.rstd)[plane], a.weight.at(image, channel, W(1)),
+      const W *mean = static_cast<const W*>(a.mean), *rstd = static_cast<const W*>(a.rstd);
+      affine_[i] = {{mean[plane], mean[planes + plane], rstd[plane]},
+                    a.weight.at(image, channel, W(1)),
                     a.bias.at(image, channel, W(0))};
     }
   }
@@ -43,7 +43,7 @@ class Gradient {
                        W (&before)[kLanes]) const {
     W z[kLanes];
     for (int j = 0; j < kLanes; ++j) {
-      normalized[j] = affine(j).normalized(x.get(j));
+      normalized[j] = affine(j).statistics.normalized(x.get(j));
       z[j] = normalized[j] * affine(j).weight + affine(j).bias;
     }
     if (a_.residual != nullptr)
@@ -279,7 +279,7 @@ __device__ void write_span(const NormArguments& a, Span span,
         W projected = g[lane] * of_span.affine(lane).weight;
         if (a.own_stats) projected -= level[of] + normalized[lane] * slope[of];
         T rounded;
-        round_to(projected * of_span.affine(lane).rstd, rounded);
+        round_to(projected * of_span.affine(lane).statistics.rstd(), rounded);
         xs[i].set(lane, rounded);
         round_to(g[lane], rounded);
         grads[i].set(lane, rounded);

@@ -3,7 +3,8 @@
 // Bytes: x and the residual are read once and y is written once, if the slices of a strip fit into
 // the shared memory of its team; what does not fit is read twice, the second time in reverse order,
 // so that the newest part comes from the L2 cache. Operations: 3 additions and multiplications a
-// value for the moments, 4 and the activation to write it.
+// value for the moments, 4 and the activation to write it. Values whose squares exceed float32 are
+// read twice.
 //
 // Occupancy on an H200: up to 128 registers, so that 2 blocks of 256 threads share a multiprocessor
 // with 40 KB of x each. 512 threads with 4 loads of 16 bytes in flight are 32 KB; 4.25 TB/s times a
@@ -31,57 +32,86 @@ __device__ int elements_of_entry(const NormArguments& a) {
   return a.strips.group % kLanes == 0 ? kLanes : 1;
 }
 
-// Reads the block's slice, keeps what fits, and writes the moments of each warp into the table.
+// Adds a lane's vectors of a span to its moments, and keeps what fits.
 template <class T, int kLanes, Layout kLayout>
-__device__ void read_moments(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
-  constexpr bool kContiguous = kLayout == Layout::contiguous;
+__device__ void add_moments(const NormArguments& a, Span span,
+                            LaneMoments<T, kLanes, kLayout>& moments) {
   constexpr int kCount = LaneMoments<T, kLanes, kLayout>::kCount;
   constexpr int kAtOnce = kHopper || kCount < 8 ? 4 : 2;
   const T* x = static_cast<const T*>(a.x);
   auto* kept = kept_vectors<T, kLanes>(0, a.memory);
+  if (kLayout == Layout::channels_last || span.whole) {
+    for (int done = 0; done < span.count; done += kAtOnce) {
+      Vector<T, kLanes> vectors[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        if (done + i < span.count)
+          vectors[i] = load_whole<T, kLanes>(x, span.vector + i * span.step);
+      if (moments.empty()) moments.choose_shift(vectors[0], span.vector * kLanes, span.lo, span.hi);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (done + i >= span.count) continue;
+        if (span.slot < a.memory.kept) kept[span.slot] = vectors[i];
+        moments.add(vectors[i]);
+        span.slot += span.slot_step;
+      }
+      span.vector += kAtOnce * span.step;
+      moments.settle_if_many();
+    }
+  } else {
+    for (; span.count > 0; --span.count) {
+      const Vector<T, kLanes> vector = load_vector<T, kLanes>(x, span.vector, a.strips.elements);
+      if (moments.empty()) moments.choose_shift(vector, span.vector * kLanes, span.lo, span.hi);
+      if (span.slot < a.memory.kept) kept[span.slot] = vector;
+      moments.add(vector, span.vector * kLanes, span.lo, span.hi);
+      span.vector += span.step;
+      span.slot += span.slot_step;
+      moments.settle_if_many();
+    }
+  }
+}
+
+// Adds a lane's vectors of the warp's spans in [first, last), and keeps what fits.
+template <class T, int kLanes, Layout kLayout>
+__device__ void find_moments(const NormArguments& a, const Walk<kLanes, kLayout>& walk, int first,
+                             int last, LaneMoments<T, kLanes, kLayout>& moments) {
+  moments = {};
+  for (int index = first; index < last; index += walk.span_step())
+    add_moments(a, walk.span(index), moments);
+  moments.finish();
+  if (!moments.exceeds_float32()) return;
+  const T* x = static_cast<const T*>(a.x);
+  moments.restart();
+  for (int index = first; index < last; index += walk.span_step()) {
+    for (Span span = walk.span(index); span.count > 0; --span.count) {
+      const auto vector = kLayout == Layout::channels_last
+                              ? load_whole<T, kLanes>(x, span.vector)
+                              : load_vector<T, kLanes>(x, span.vector, a.strips.elements);
+      moments.add_in_double(vector, span.vector * kLanes, span.lo, span.hi);
+      span.vector += span.step;
+    }
+  }
+}
+
+// Reads the block's slice, keeps what fits, and writes the moments of each warp into the table.
+template <class T, int kLanes, Layout kLayout>
+__device__ void read_moments(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   Moments* table = reinterpret_cast<Moments*>(shared_memory() + a.memory.table);
   const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
   LaneMoments<T, kLanes, kLayout> moments;
-  for (int index = walk.first_span(); index < walk.spans(); index += walk.span_step()) {
-    Span span = walk.span(index);
-    if (!kContiguous) moments = {};
-    if (!kContiguous || span.whole) {
-      for (int done = 0; done < span.count; done += kAtOnce) {
-        Vector<T, kLanes> vectors[kAtOnce];
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i)
-          if (done + i < span.count)
-            vectors[i] = load_whole<T, kLanes>(x, span.vector + i * span.step);
-        if (moments.empty())
-          moments.choose_shift(vectors[0], span.vector * kLanes, span.lo, span.hi);
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (done + i >= span.count) continue;
-          if (span.slot < a.memory.kept) kept[span.slot] = vectors[i];
-          moments.add(vectors[i]);
-          span.slot += span.slot_step;
-        }
-        span.vector += kAtOnce * span.step;
-        moments.settle_if_many();
-      }
-    } else {
-      for (; span.count > 0; --span.count) {
-        const Vector<T, kLanes> vector = load_vector<T, kLanes>(x, span.vector, a.strips.elements);
-        if (moments.empty()) moments.choose_shift(vector, span.vector * kLanes, span.lo, span.hi);
-        if (span.slot < a.memory.kept) kept[span.slot] = vector;
-        moments.add(vector, span.vector * kLanes, span.lo, span.hi);
-        span.vector += span.step;
-        span.slot += span.slot_step;
-        moments.settle_if_many();
-      }
-    }
-    if constexpr (!kContiguous) {
-      moments.finish();
+  if constexpr (kLayout == Layout::contiguous) {
+    find_moments(a, walk, walk.first_span(), walk.spans(), moments);
+    const Moments sums = sum_over_lanes(moments.result(0));
+    if (lane == 0) table[warp] = sums;
+  } else {
+    for (int index = walk.first_span(); index < walk.spans(); index += walk.span_step()) {
+      find_moments(a, walk, index, index + 1, moments);
+      const Span span = walk.span(index);
       const bool writes = lane < a.strips.lanes && span.local < walk.planes();
       Moments* entries =
           table + walk.warp_row() * a.memory.row + span.local / elements_of_entry<kLanes>(a);
       Moments all;
-      for (int i = 0; i < kCount; ++i) {
+      for (int i = 0; i < LaneMoments<T, kLanes, kLayout>::kCount; ++i) {
         Moments sums = moments.result(i);
         if (elements_of_entry<kLanes>(a) == 1) {
           sums = sum_over_lanes(sums, a.strips.lanes);
@@ -95,11 +125,6 @@ __device__ void read_moments(const NormArguments& a, const Walk<kLanes, kLayout>
         if (writes) entries[0] = all;
       }
     }
-  }
-  if constexpr (kContiguous) {
-    moments.finish();
-    const Moments sums = sum_over_lanes(moments.result(0));
-    if (lane == 0) table[warp] = sums;
   }
 }
 
@@ -136,15 +161,15 @@ __device__ void find_statistics(const NormArguments& a, const Walk<kLanes, kLayo
       sums.add(reinterpret_cast<const Moments*>(team.of(rank, round))[group]);
     sums = sum_over_lanes(sums);
     const double exact = shuffle(sums.mean(), 0), variance = shuffle(sums.variance(), 0);
-    const GroupStatistics<W> found{W(exact), W(exact - double(W(exact))),
-                                   W(inverse_deviation(variance, a.eps))};
-    if (lane == 0) results[group] = found;
+    const double deviation = inverse_deviation(variance, a.eps);
+    const W rounded = W(exact), error = W(exact - double(rounded));
+    if (lane == 0) results[group] = {rounded, error, deviation};
     if (team.rank() > 0) continue;
     for (int i = lane; i < a.strips.group; i += kWarp) {
       const int64_t plane = walk.first_plane() + int64_t(group) * a.strips.group + i;
-      mean[plane] = found.mean;
-      if (a.exact) mean[planes + plane] = found.error;
-      if (rstd != nullptr) rstd[plane] = found.rstd;
+      mean[plane] = rounded;
+      if (a.exact) mean[planes + plane] = error;
+      if (rstd != nullptr) rstd[plane] = W(deviation);
       if (var != nullptr) var[plane] = W(variance);
     }
   }
@@ -161,13 +186,13 @@ __device__ void take_statistics(const NormArguments& a, const Walk<kLanes, kLayo
     const int plane = walk.first_plane() + i, image = plane / a.strips.c;
     const int channel = plane % a.strips.c;
     const double variance = a.var_in.at(image, channel, 1.0);
-    const GroupStatistics<W> given{a.mean_in.at(image, channel, W(0)), W(0),
-                                   W(inverse_deviation(variance, a.eps))};
-    results[i] = given;
+    const double deviation = inverse_deviation(variance, a.eps);
+    const W mean = a.mean_in.at(image, channel, W(0));
+    results[i] = {mean, W(0), deviation};
     if (!first) continue;
-    static_cast<W*>(a.mean)[plane] = given.mean;
+    static_cast<W*>(a.mean)[plane] = mean;
     static_cast<W*>(a.mean)[planes + plane] = 0;
-    static_cast<W*>(a.rstd)[plane] = given.rstd;
+    static_cast<W*>(a.rstd)[plane] = W(deviation);
   }
 }
 
@@ -198,7 +223,8 @@ __device__ void write_span(const NormArguments& a, Span span,
       W z[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) {
         const Affine<W>& affine_of = affine[kCount == 1 ? 0 : lane];
-        z[lane] = affine_of.normalized(values[i].get(lane)) * affine_of.weight + affine_of.bias;
+        z[lane] = affine_of.statistics.normalized(values[i].get(lane)) * affine_of.weight +
+                  affine_of.bias;
       }
       if (residual != nullptr && a.residual_first)
         for (int lane = 0; lane < kLanes; ++lane) z[lane] += widen(added[i].get(lane));
@@ -241,8 +267,7 @@ __device__ void write_normalized(const NormArguments& a, const Walk<kLanes, kLay
     for (int i = 0; i < kCount; ++i) {
       const int plane = span.plane + i, image = plane / a.strips.c, channel = plane % a.strips.c;
       const auto& group = results[kContiguous ? 0 : (span.local + i) / a.strips.group];
-      affine[i] = {group.mean, group.error, group.rstd, a.weight.at(image, channel, W(1)),
-                   a.bias.at(image, channel, W(0))};
+      affine[i] = {group, a.weight.at(image, channel, W(1)), a.bias.at(image, channel, W(0))};
     }
     span.vector += (span.count - 1) * span.step;
     span.slot += (span.count - 1) * span.slot_step;

@@ -3,7 +3,8 @@
 // A lane adds differences from a shift, the mean of its first values, in the wide type. After some
 // kSummed values they are added to sums in double, about a new shift: the mean so far. Squares of
 // differences therefore exceed the variance by about that factor at most, however large the mean
-// is, and lose no more units of the last place.
+// is, and lose no more units of the last place. A lane whose squares exceed float32, those of
+// values above 1e17, adds its values once more in double: the others pay for one comparison a lane.
 #pragma once
 
 #include "vectors.cuh"
@@ -87,10 +88,10 @@ class LaneMoments {
       int values = 0;
       for (int i = 0; i < kLanes; ++i) {
         const bool inside = first + i >= lo && first + i < hi;
-        sum += inside ? W(widen(vector.get(i))) : W(0);
+        sum += inside ? widen(vector.get(i)) / W(kLanes) : W(0);  // finite for the largest values
         values += inside;
       }
-      shift_[0] = finite(sum / W(values), W(0));
+      shift_[0] = finite(sum * (W(kLanes) / W(values)), W(0));
     } else {
       for (int i = 0; i < kLanes; ++i) shift_[i] = finite(W(widen(vector.get(i))), W(0));
     }
@@ -120,6 +121,31 @@ class LaneMoments {
   // Ends the sums, before results are taken.
   __device__ void finish() {
     if (pending_ > 0) settle();
+  }
+
+  // After `finish`: tells whether squares have exceeded float32, or values are not finite.
+  __device__ bool exceeds_float32() const {
+    if (sizeof(W) > 4 || std::is_same_v<T, Float16>) return false;
+    bool finite = true;
+    for (int i = 0; i < kCount; ++i) finite &= total_squares_[i] - total_squares_[i] == 0;
+    return !finite;
+  }
+
+  // Begins to add the same values again, with `add_in_double`, about the shifts so far.
+  __device__ void restart() {
+    for (int i = 0; i < kCount; ++i) total_sum_[i] = total_squares_[i] = 0;
+  }
+
+  // Adds those elements of the vector, which begins at element `first`, that are in [lo, hi).
+  __device__ void add_in_double(const Vector<T, kLanes>& vector, int64_t first, int64_t lo,
+                                int64_t hi) {
+    for (int i = 0; i < kLanes; ++i) {
+      if (first + i < lo || first + i >= hi) continue;
+      const int to = kContiguous ? 0 : i;
+      const double difference = double(widen(vector.get(i))) - double(shift_[to]);
+      total_sum_[to] += difference;
+      total_squares_[to] += difference * difference;
+    }
   }
 
   // The moments of element `index` of the vectors, 0 if contiguous.

@@ -5,6 +5,8 @@ A check is that of the tests of group norm: output and gradients by the accuracy
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from tests.conftest import assert_accurate, random
 from tests.cuda_faults.fault import Fault, Kernels, by_kind
 from tests.emulated_cuda import LIMITS
@@ -30,6 +32,12 @@ def given_stats() -> None:
     assert_accurate(ours(x, mean=mean, var=var), in_torch(x, mean=mean, var=var), expected)
 
 
+def large_values() -> None:
+    """Two values with unequal counts; their squares exceed float32."""
+    x = torch.where(random(1, 8, 21, 23) < -0.3, -1e30, 1e30)
+    torch.testing.assert_close(ours(x).double(), exact(x.double()), rtol=1e-6, atol=0)
+
+
 CHECKS = {
     "planes of 9": norm((2, 64, 3, 3), 4),
     "odd planes": norm((1, 3, 37, 41), 3),
@@ -41,6 +49,7 @@ CHECKS = {
     "pairs of channels": norm((2, 36, 17, 19), 18, "channels_last"),
     "large channels_last": norm((1, 40, 60, 70), 5, "channels_last"),
     "given stats": given_stats,
+    "large values": large_values,
 }
 
 
@@ -162,14 +171,14 @@ BARRIERS = {
 TAILS = {
     "moments: before the plane": Fault(
         "moments.cuh",
-        "if (first + i < lo || first + i >= hi) continue;",
-        "if (first + i >= hi) continue;",
+        "if (first + i < lo || first + i >= hi) continue;\n      add(",
+        "if (first + i >= hi) continue;\n      add(",
         "odd planes",
     ),
     "moments: behind the plane": Fault(
         "moments.cuh",
-        "if (first + i < lo || first + i >= hi) continue;",
-        "if (first + i < lo) continue;",
+        "if (first + i < lo || first + i >= hi) continue;\n      add(",
+        "if (first + i < lo) continue;\n      add(",
         "odd planes",
     ),
     "sums: before the plane": Fault(
@@ -316,6 +325,12 @@ INDICES = {
         "      moments.move_to(double(shift));\n",
         "",
         "large planes",
+    ),
+    "moments: squares that exceed float32": Fault(
+        "moments.cuh",
+        "    return !finite;\n",
+        "    return false;\n",
+        "large values",
     ),
     "backward: part of a plane in the next block": Fault(
         BACKWARD,
