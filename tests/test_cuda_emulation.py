@@ -66,6 +66,7 @@ RIGHT = [
     "launch/largest_block",
     "launch/64_kb_shared",
     "launch/cluster_of_16",
+    "launch/cluster_of_16_large",
     "launch/cooperative_16",
     "launch/cooperative_8_large",
     "launch/cooperative_clusters",
@@ -223,6 +224,11 @@ def test_shared_memory_of_a_block_that_has_exited(checks, name) -> None:
     [
         ("launch/64_kb_shared", {"shared_bytes": 65535}, "expected shared_bytes from 0 to 65535"),
         ("launch/cluster_of_16", {"largest_cluster": 8}, "expected a cluster of 1 to 8 blocks"),
+        (
+            "launch/cluster_of_16_large",
+            {"cluster_multiprocessors": 7},
+            "expected a cluster of at most 7 blocks, which fit on 7 multiprocessors, got 16",
+        ),
         ("launch/cooperative_16", {"multiprocessors": 7}, "expected at most 14 blocks"),
         ("block_sums", {"multiprocessors": "many"}, "expected a number, got many"),
     ],

@@ -76,6 +76,24 @@ def test_one_large_value_of_a_plane(where, dtype, layout, device) -> None:
         assert error < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(1, 8, 150, 170), (1, 8, 300, 340)])
+@pytest.mark.parametrize("multiprocessors", [1, 3])
+def test_clusters_that_do_not_fit(multiprocessors, shape, layout, device, monkeypatch) -> None:
+    """A part of a GPU has fewer multiprocessors for a cluster than its kind of GPU: clusters are
+    smaller, and what exceeds them takes a grid. The emulated GPU refuses clusters that are too
+    large."""
+    monkeypatch.setenv("CUDA_EMULATION_CLUSTER_MULTIPROCESSORS", str(multiprocessors))
+    x = random(*shape, layout=layout, device=device, shift=3.0).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    cotangent = random(*shape, device=device, seed=1)
+    y, expected = (instance_norm(t, activation="tanh") for t in (x, wide))
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-5)
+    (grad,) = torch.autograd.grad(y, x, cotangent)
+    (expected,) = torch.autograd.grad(expected, wide, cotangent.double())
+    torch.testing.assert_close(grad.double(), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("shape", "layout"),

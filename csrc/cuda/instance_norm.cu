@@ -52,6 +52,7 @@ struct Needs {
   int lanes;     // elements of a vector
   int resident;  // blocks that registers let share a multiprocessor
   Layout layout;
+  int largest_cluster;  // blocks
 };
 
 int64_t bytes_of_strip(const Strips& s, const Needs& needs) {
@@ -138,15 +139,15 @@ Launch plan(NormArguments& a, const Needs& needs) {
                                    std::max<int64_t>(1, bytes / kSmallestSlice));
   const int64_t for_sums = needs.layout == Layout::contiguous ? divided(s.group, kMostPlanes) : 1;
   int64_t size = power_of_two(std::max({divided(bytes, kSliceBytes), to_fill, for_sums}));
-  const bool fits = bytes <= int64_t(gpu.largest_cluster) * (gpu.shared_bytes - kSliceBytes / 2);
+  const bool fits = bytes <= int64_t(needs.largest_cluster) * (gpu.shared_bytes - kSliceBytes / 2);
   int64_t blocks = 0, shared_bytes = gpu.shared_bytes;  // grid: of all teams; of a block
   a.team.kind = size == 1 ? TeamKind::single : TeamKind::cluster;
   if (!needs.exchanges) {
     a.team.kind = TeamKind::single;  // blocks of a strip that need not meet
-  } else if (size > gpu.largest_cluster && fits && for_sums <= gpu.largest_cluster) {
-    size = gpu.largest_cluster;
+  } else if (size > needs.largest_cluster && fits && for_sums <= needs.largest_cluster) {
+    size = needs.largest_cluster;
     if (size == 1) a.team.kind = TeamKind::single;
-  } else if (size > gpu.largest_cluster) {
+  } else if (size > needs.largest_cluster) {
     a.team.kind = TeamKind::grid;
     blocks = int64_t(gpu.multiprocessors) * needs.resident;
     shared_bytes = (gpu.shared_bytes + kReservedBytes) / needs.resident - kReservedBytes;
@@ -185,6 +186,13 @@ bool aligned(std::initializer_list<const void*> pointers) {
 // need more shared memory than a block can have: those of thousands of channels in channels_last.
 template <bool kBackward, class T, int kLanes, Layout kLayout>
 bool run(NormArguments& a, const Tensor& like) {
+  const auto kernel = [] {
+    if constexpr (kBackward)
+      return instance_norm_backward_kernel<T, kLanes, kLayout>;
+    else
+      return instance_norm_kernel<T, kLanes, kLayout>;
+  }();
+  const DeviceAndStream current(like.get_device_index());
   const bool given = !kBackward && a.mean_in.data != nullptr;
   const Needs needs{!kBackward ? (given || a.y == nullptr ? 0 : 1) : 2,
                     kBackward,
@@ -192,8 +200,8 @@ bool run(NormArguments& a, const Tensor& like) {
                     int64_t(sizeof(T)) * kLanes,
                     kLanes,
                     kNormBlocks<T>,
-                    kLayout};
-  const DeviceAndStream current(like.get_device_index());
+                    kLayout,
+                    largest_cluster(kernel, kNormThreads)};
   const Launch config = plan(a, needs);
   if (config.shared_bytes > properties().shared_bytes) {
     STD_TORCH_CHECK(kLayout == Layout::channels_last, "group: expected fewer channels, got ",
@@ -205,11 +213,7 @@ bool run(NormArguments& a, const Tensor& like) {
     exchange = empty({2 * int64_t(config.blocks) * a.team.exchange_bytes}, like, ScalarType::Byte);
     a.team.exchange = static_cast<unsigned char*>(exchange->mutable_data_ptr());
   }
-  if constexpr (kBackward) {
-    launch(config, current.stream(), instance_norm_backward_kernel<T, kLanes, kLayout>, a);
-  } else {
-    launch(config, current.stream(), instance_norm_kernel<T, kLanes, kLayout>, a);
-  }
+  launch(config, current.stream(), kernel, a);
   return true;
 }
 

@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <map>
 #include <mutex>
 #include <set>
 #include <type_traits>
@@ -80,6 +81,39 @@ inline void permit(const void* kernel) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           "cudaFuncSetAttribute, clusters");
   done.insert(key);
+}
+
+// Returns the blocks of the largest cluster that the current device can run, if each has so many
+// threads and all the shared memory that a block can have: fewer than its kind of GPU allows where
+// a part of it (MIG) has fewer multiprocessors side by side. It is found once for each kernel and
+// device. A size for which the query fails does not fit either.
+template <class... Parameters>
+int largest_cluster(void (*kernel)(Parameters...), int threads) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int> found;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  permit(function);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [entry, is_new] = found.try_emplace({function, current_device()}, 1);
+  if (!is_new) return entry->second;
+  for (int cluster = properties().largest_cluster; cluster > 1; cluster /= 2) {
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(cluster), 1, 1};
+    cudaLaunchConfig_t grid{};
+    grid.gridDim = dim3(unsigned(cluster));
+    grid.blockDim = dim3(unsigned(threads));
+    grid.dynamicSmemBytes = size_t(properties().shared_bytes);
+    grid.attrs = &attribute;
+    grid.numAttrs = 1;
+    int active = 0;
+    if (cudaOccupancyMaxActiveClusters(&active, function, &grid) == cudaSuccess && active > 0) {
+      entry->second = cluster;
+      break;
+    }
+    cudaGetLastError();  // clears the error of the query
+  }
+  return entry->second;
 }
 
 // Makes the device of a call's tensors current, and has PyTorch's stream there.

@@ -138,6 +138,11 @@ using emulation::to_tf32;
 
 using emulation::properties;
 
+template <class... Parameters>
+int largest_cluster(void (*)(Parameters...), int threads) {
+  return emulation::largest_cluster(threads);
+}
+
 // A call's device and stream: there is one of each.
 class DeviceAndStream {
  public:

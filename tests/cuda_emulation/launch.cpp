@@ -36,6 +36,15 @@ void expect(bool condition, const std::string& expected, int got) {
                              to_string(got));
 }
 
+// Multiprocessors side by side, to which the blocks of a cluster are confined: a GPC's.
+int cluster_multiprocessors() { return environment("CUDA_EMULATION_CLUSTER_MULTIPROCESSORS", 16); }
+
+// Blocks that share a multiprocessor.
+int blocks_of_multiprocessor(int threads, int shared_bytes) {
+  return std::min({kBlocks, kThreads / threads,
+                   (properties().shared_bytes + kReservedBytes) / (shared_bytes + kReservedBytes)});
+}
+
 // Throws if a GPU would refuse the launch. It cannot know what registers allow.
 void check(const Launch& config) {
   const Properties limits = properties();
@@ -49,10 +58,12 @@ void check(const Launch& config) {
          "a cluster of 1 to " + to_string(limits.largest_cluster) + " blocks", config.cluster);
   expect(config.blocks % config.cluster == 0,
          "a multiple of the cluster's " + to_string(config.cluster) + " blocks", config.blocks);
+  const int fit = blocks_of_multiprocessor(config.threads, config.shared_bytes);
+  expect(config.cluster <= cluster_multiprocessors() * fit,
+         "a cluster of at most " + to_string(cluster_multiprocessors() * fit) +
+             " blocks, which fit on " + to_string(cluster_multiprocessors()) + " multiprocessors",
+         config.cluster);
   if (!config.cooperative) return;
-  const int fit =
-      std::min({kBlocks, kThreads / config.threads,
-                (limits.shared_bytes + kReservedBytes) / (config.shared_bytes + kReservedBytes)});
   expect(config.blocks <= limits.multiprocessors * fit,
          "at most " + to_string(limits.multiprocessors * fit) +
              " blocks at the same time, as the launch is cooperative",
@@ -71,6 +82,14 @@ Properties properties() {
   return {environment("CUDA_EMULATION_MULTIPROCESSORS", 8),
           environment("CUDA_EMULATION_SHARED_BYTES", 227 << 10),
           environment("CUDA_EMULATION_LARGEST_CLUSTER", kLargestCluster)};
+}
+
+int largest_cluster(int threads) {
+  const int fit =
+      cluster_multiprocessors() * blocks_of_multiprocessor(threads, properties().shared_bytes);
+  int cluster = properties().largest_cluster;
+  while (cluster > std::max(fit, 1)) cluster /= 2;
+  return cluster;
 }
 
 void run(const Launch& config, const std::function<void()>& kernel) {

@@ -171,6 +171,7 @@ const Registration registrations[] = {
     {"launch/64_kb_shared", check_launch({1, 32, 64 << 10})},
     {"launch/cluster_of_16", check_launch({32, 32, 0, 16})},
     {"launch/cluster_of_17", check_launch({17, 32, 0, 17})},
+    {"launch/cluster_of_16_large", check_launch({16, 64, kMost, 16})},
     {"launch/part_of_a_cluster", check_launch({6, 32, 0, 4})},
     {"launch/cooperative_16", check_launch({16, 1024, 0, 1, true})},
     {"launch/cooperative_17", check_launch({17, 1024, 0, 1, true})},
