@@ -1,4 +1,4 @@
-"""Checks that need an NVIDIA GPU: a report, the build, tests, a memory checker, speed.
+"""Checks that need an NVIDIA GPU: a report, the build, tests, compute-sanitizer, speed.
 
 ``make gpu-check OUT=folder`` on a machine with PyTorch, Triton and this checkout. It installs and
 fetches nothing. Each step has a time limit, a log in the folder and an outcome of its own, so that
@@ -142,15 +142,20 @@ def judge_tests(status: int, log: str) -> tuple[str, str, list[str]]:
     return (PASSED if good else FAILED), counts, lines
 
 
-def judge_memory(status: int, log: str) -> tuple[str, str, list[str]]:
-    """Judge by compute-sanitizer's error count, and by the number of cases that ran."""
+def judge_sanitizer(status: int, log: str) -> tuple[str, str, list[str]]:
+    """Judge by compute-sanitizer's count of errors or hazards, and by the number of cases that
+    ran."""
     if "Device not supported" in log:
         return SKIPPED, "compute-sanitizer: Device not supported", []
-    said = [line for line in log.splitlines() if re.search(r"ERROR SUMMARY|cases, \d+ wrong", line)]
+    if re.search(r"^0 of 0 cases", log, re.MULTILINE):
+        return SKIPPED, "no compiled kernels", []
+    summary = r"(?:ERROR|RACECHECK) SUMMARY|cases, \d+ wrong"
+    said = [line for line in log.splitlines() if re.search(summary, line)]
     reason = "; ".join(line.strip("= ") for line in said[-2:])
-    if status == 0:
+    hazards = re.search(r"RACECHECK SUMMARY: [1-9]", log)  # warnings leave the exit status
+    if status == 0 and not hazards:
         return PASSED, reason, []
-    wrong = re.findall(r".*(?:wrong: |Error: |Invalid ).*", log)
+    wrong = re.findall(r".*(?:wrong: |Error: |Invalid |Barrier error|hazard detected).*", log)
     return FAILED, reason or f"exit status {status}", [line[:160] for line in wrong[:6]]
 
 
@@ -237,14 +242,23 @@ def steps(out: Path, rehearse: bool, most_cases: int = MOST_CASES) -> list[Step]
     sanitizer = None if rehearse else find_sanitizer()
     # Out-of-bounds accesses show only if each tensor is an allocation of its own.
     memory_environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    memcheck: list[str] = []
-    if sanitizer is not None:
-        memcheck = [sanitizer, "--tool", "memcheck", "--error-exitcode", "66"]
-        memcheck += ["--report-api-errors", "no", "--target-processes", "application-only"]
+    no_sanitizer = None if rehearse or sanitizer else "no compute-sanitizer"
 
-    def memory(seconds: float) -> Sequence[str | Path]:
-        limit = f"{seconds * 0.6:.0f}"  # the rest is for starting, and for finishing a slow case
-        return [*memcheck, python, ci / "gpu_ops.py", "--device", device, "--time-limit", limit]
+    def checked(tool: str, *options: str) -> Callable[[float], Sequence[str | Path]]:
+        """Return the command of gpu_ops.py under a tool of compute-sanitizer."""
+        checker: list[str] = []
+        if sanitizer is not None:
+            checker = [sanitizer, "--tool", tool, "--error-exitcode", "66"]
+            checker += ["--target-processes", "application-only"]
+            if tool == "memcheck":
+                checker += ["--report-api-errors", "no"]
+
+        def command(seconds: float) -> Sequence[str | Path]:
+            limit = f"{seconds * 0.6:.0f}"  # the rest is for starting, and for ending a slow case
+            ops = [python, ci / "gpu_ops.py", "--device", device, *options, "--time-limit", limit]
+            return [*checker, *ops]
+
+        return command
 
     def benchmark(seconds: float) -> Sequence[str | Path]:
         limit = f"{max(1, seconds - 45):.0f}"  # the rest is for that and for measuring the limits
@@ -278,12 +292,15 @@ def steps(out: Path, rehearse: bool, most_cases: int = MOST_CASES) -> list[Step]
             "memory",
             90,
             50,
-            memory,
-            judge_memory,
-            None if rehearse or sanitizer else "no compute-sanitizer",
+            checked("memcheck"),
+            judge_sanitizer,
+            no_sanitizer,
             memory_environment,
         ),
-        Step("benchmark", 280, 220, benchmark, judge_benchmark(out)),
+        # Only the compiled kernels: Triton has no barriers of ours, and compiles for seconds.
+        Step("barriers", 40, 30, checked("synccheck", "--compiled"), judge_sanitizer, no_sanitizer),
+        Step("races", 60, 30, checked("racecheck", "--compiled"), judge_sanitizer, no_sanitizer),
+        Step("benchmark", 280, 190, benchmark, judge_benchmark(out)),
     ]
 
 

@@ -1,8 +1,9 @@
-"""Runs every op once on small odd shapes, forward and backward, for a memory checker.
+"""Runs every op once on small odd shapes, forward and backward, for compute-sanitizer.
 
 Results are checked against float64. The cases are those of the benchmark in other shapes, each by
-the implementation that is preferred and, where there are compiled kernels, by these. They are
-interleaved by op, because a memory checker may leave no time for all.
+the implementation that is preferred and, where there are compiled kernels, by these; with
+``--compiled`` by these alone. They are interleaved by op, because a checker may leave no time for
+all.
 """
 
 import argparse
@@ -32,15 +33,18 @@ def _by_turns() -> list[Case]:
     return [case for _, case in sorted(turns, key=lambda turn: turn[0])]
 
 
-def _implementations(op: str, device: str) -> list[str | None]:
-    """The preferred implementation of an op, None, and the compiled kernels if they are another."""
+def _implementations(op: str, device: str, compiled_only: bool) -> list[str | None]:
+    """The preferred implementation of an op, None, and the compiled kernels if they are another;
+    or the compiled kernels alone, if there are some."""
     preferred = choose(op, device)
     try:
         with use_impl("native"):
-            compiled = choose(op, device)
+            compiled = [choose(op, device)]
     except RuntimeError:  # there are none
-        return [None]
-    return [None] if compiled == preferred else [None, compiled]
+        compiled = []
+    if compiled_only:
+        return compiled
+    return [None, *(name for name in compiled if name != preferred)]
 
 
 def main() -> int:
@@ -48,8 +52,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--time-limit", type=float, default=float("inf"), metavar="SECONDS")
+    parser.add_argument("--compiled", action="store_true", help="only the compiled kernels")
     options = parser.parse_args()
-    turns = [(c, name) for c in _by_turns() for name in _implementations(c.op, options.device)]
+    turns = [
+        (case, name)
+        for case in _by_turns()
+        for name in _implementations(case.op, options.device, options.compiled)
+    ]
     done = wrong = 0
     start = time.monotonic()
     for case, name in turns:

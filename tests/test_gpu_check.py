@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -147,7 +148,8 @@ def test_later_steps_keep_what_is_reserved_for_them(gpu_check, step, tmp_path, m
 
 def test_all_steps_fit_nine_minutes(gpu_check, tmp_path):
     steps = gpu_check.steps(tmp_path, rehearse=False)
-    assert [step.name for step in steps] == ["report", "build", "tests", "memory", "benchmark"]
+    names = ["report", "build", "tests", "memory", "barriers", "races", "benchmark"]
+    assert [step.name for step in steps] == names
     assert sum(step.reserve_s for step in steps) <= gpu_check.TOTAL_S
     assert gpu_check.TOTAL_S + 15 <= 9 * 60  # 15 s for starting and killing
     assert all(step.reserve_s <= step.limit_s for step in steps)
@@ -155,7 +157,7 @@ def test_all_steps_fit_nine_minutes(gpu_check, tmp_path):
 
 def test_what_runs_on_a_gpu(gpu_check, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "/cuda/bin/compute-sanitizer")
-    report, build, tests, memory, benchmark = (
+    report, build, tests, memory, barriers, races, benchmark = (
         [str(word) for word in step.command(100)] for step in gpu_check.steps(tmp_path, False)
     )
     assert report[-2:] == ["--device", "cuda"]
@@ -167,6 +169,9 @@ def test_what_runs_on_a_gpu(gpu_check, tmp_path, monkeypatch):
     assert memory[0] == "/cuda/bin/compute-sanitizer"
     assert memory[memory.index(sys.executable) + 1].endswith("gpu_ops.py")
     assert memory[-4:] == ["--device", "cuda", "--time-limit", "60"]
+    for command, tool in ((memory, "memcheck"), (barriers, "synccheck"), (races, "racecheck")):
+        assert command[:5] == [memory[0], "--tool", tool, "--error-exitcode", "66"]
+        assert ("--compiled" in command) == (tool != "memcheck")
     options = "--device cuda --time-limit 55 --json"
     assert benchmark[1:] == ["-m", "benchmarks", "ops", *options.split(), str(tmp_path)]
 
@@ -181,7 +186,7 @@ def test_workers_of_the_tests(gpu_check, tmp_path, monkeypatch, cores, workers):
 
 @pytest.mark.parametrize(
     ("most", "limit_s", "total_s"),
-    [(None, 180, 520), (3, 180, 520), (13, 3600, 3955), (0, 3600, 3955)],
+    [(None, 180, 520), (3, 180, 520), (13, 3600, 3985), (0, 3600, 3985)],
 )
 def test_more_cases_are_given_more_time(gpu_check, tmp_path, monkeypatch, most, limit_s, total_s):
     checked = {}
@@ -251,14 +256,42 @@ def test_outcome_of_the_tests(gpu_check, status, log, expected):
             "========= ERROR SUMMARY: 1 error\n",
             ("failed", "29 of 29 cases, 0 wrong; ERROR SUMMARY: 1 error"),
         ),
+        (
+            0,
+            "11 of 20 cases, 0 wrong\n"
+            "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n",
+            (
+                "passed",
+                "11 of 20 cases, 0 wrong; "
+                "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
+            ),
+        ),
+        (
+            0,
+            "========= Warning: (Warp Level Programming) hazard detected at __shared__ 0x0\n"
+            "11 of 20 cases, 0 wrong\n"
+            "========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)\n",
+            (
+                "failed",
+                "11 of 20 cases, 0 wrong; "
+                "RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)",
+            ),
+        ),
+        (
+            66,
+            "========= Barrier error detected. Divergent thread(s) in block\n"
+            "20 of 20 cases, 0 wrong\n========= ERROR SUMMARY: 32 errors\n",
+            ("failed", "20 of 20 cases, 0 wrong; ERROR SUMMARY: 32 errors"),
+        ),
+        (0, "0 of 0 cases, 0 wrong\n", ("skipped", "no compiled kernels")),
         (255, "Device not supported\n", ("skipped", "compute-sanitizer: Device not supported")),
         (1, "", ("failed", "exit status 1")),
     ],
 )
-def test_outcome_of_the_memory_checker(gpu_check, status, log, expected):
-    judged, reason, lines = gpu_check.judge_memory(status, log)
+def test_outcome_of_the_sanitizer(gpu_check, status, log, expected):
+    judged, reason, lines = gpu_check.judge_sanitizer(status, log)
     assert (judged, reason) == expected
-    assert bool(lines) == ("Invalid" in log)
+    assert bool(lines) == bool(re.search("Invalid|hazard detected|Barrier error", log))
 
 
 def test_outcome_of_the_benchmark(gpu_check, tmp_path):
@@ -325,20 +358,21 @@ def test_without_a_gpu_it_says_so_in_one_line(gpu_check, tmp_path, monkeypatch, 
 @pytest.mark.slow
 def test_rehearsal(tmp_path):
     """All steps but the build, which would replace libraries that this process has loaded."""
-    steps = ["report", "tests", "memory", "benchmark"]
+    steps = ["report", "tests", "memory", "barriers", "races", "benchmark"]
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--rehearse", "--steps", *steps]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout
-    assert lines[-1] == "gpu-check: PASS 4 steps"
+    assert lines[-1] == "gpu-check: PASS 6 steps"
     assert len(lines) <= 70
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert len(names) == 6
+    assert len(names) == 8
     assert [name for name in names if name.endswith(".log")] == sorted(f"{s}.log" for s in steps)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    report, tests, memory, benchmark = summary["steps"]
+    report, tests, memory, barriers, races, benchmark = summary["steps"]
     assert "gram_matrix (1, 32, 64, 64)" in (tmp_path / "report.log").read_text()
     assert " passed" in tests["reason"]
-    assert ", 0 wrong" in memory["reason"]
+    for step in (memory, barriers, races):
+        assert ", 0 wrong" in step["reason"]
     assert len(benchmark["lines"]) >= 8
     assert report["seconds"] > 0
