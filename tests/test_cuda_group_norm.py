@@ -18,7 +18,8 @@ pytestmark = CUDA
 
 
 # Shape and number of groups: planes shorter than a vector, several in a span's round, groups over
-# all channels, groups that are no whole vectors, planes over several blocks.
+# all channels, groups that are no whole vectors, planes over several blocks. Then small groups, of
+# which a block takes several: a number that does not fill the last block, planes of several sizes.
 SHAPES = (
     ((1, 48, 1), 3),
     ((2, 64, 3, 3), 4),
@@ -26,6 +27,10 @@ SHAPES = (
     ((1, 48, 20, 31), 4),
     ((1, 36, 17, 19), 6),
     ((1, 4, 150, 171), 2),
+    ((3, 37, 7, 9), 37),
+    ((2, 24, 5, 5), 6),
+    ((5, 64, 8, 8), 64),
+    ((1, 3, 16, 16), 3),
 )
 
 
@@ -39,6 +44,7 @@ def test_groups_of_all_shapes(shape, groups, dtype, layout, device) -> None:
     check(tensors, groups=groups, activation="silu")
 
 
+@pytest.mark.parametrize("limits", ["clusters"], indirect=True)  # once: the test has its own
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_groups_of_thousands_of_channels(layout, device, monkeypatch) -> None:
     """A block has no memory for the sums of so many planes: a small group is divided among blocks.

@@ -20,6 +20,9 @@ constexpr int kWarp = 32;
 // Blocks of a cluster at most. More than 8 need the permission that `launch` asks for.
 constexpr int kLargestCluster = 16;
 
+// a / b, rounded up.
+constexpr int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // 16 bytes, the most that a thread moves at once.
 struct alignas(16) Vector16 {
   uint32_t words[4];

@@ -20,8 +20,6 @@ using namespace device;
 constexpr int64_t kLeastCost = 2;
 static_assert(kLeastCost >= 2);
 
-int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t bytes_of(DType dtype) {
   return for_dtype(dtype, [](auto element) { return int64_t(sizeof(element)); });
 }

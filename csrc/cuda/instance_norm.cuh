@@ -9,8 +9,6 @@
 
 namespace stylekernels::device {
 
-constexpr int kNormThreads = 256, kNormWarps = kNormThreads / kWarp;
-
 // Blocks of a multiprocessor, which limit the registers of a thread. Sums of float64 need more.
 template <class T>
 constexpr int kNormBlocks = sizeof(T) == 8 ? 1 : 2;
@@ -47,6 +45,7 @@ struct NormMemory {
   int rows;
   int own;      // what the block publishes for its team
   int results;  // statistics of the strip
+  int bytes;    // of all; of each part of a block that takes a strip
 };
 
 struct NormArguments {
@@ -107,9 +106,16 @@ __device__ inline double inverse_deviation(double var, double eps) {
   return square == 0 ? 0 : 1 / sqrt(square);
 }
 
-template <class T, int kLanes>
-__device__ inline Vector<T, kLanes>* kept_vectors(int tensor, const NormMemory& memory) {
-  return reinterpret_cast<Vector<T, kLanes>*>(shared_memory()) + tensor * memory.kept;
+// Shared memory of the thread's part of the block.
+template <NormLayout kLayout>
+__device__ inline unsigned char* own_memory(const NormArguments& a) {
+  if (kLayout != NormLayout::small) return shared_memory();
+  return shared_memory() + (thread_index() >> a.team.shift) * a.memory.bytes;
+}
+
+template <class T, int kLanes, NormLayout kLayout>
+__device__ inline Vector<T, kLanes>* kept_vectors(int tensor, const NormArguments& a) {
+  return reinterpret_cast<Vector<T, kLanes>*>(own_memory<kLayout>(a)) + tensor * a.memory.kept;
 }
 
 }  // namespace stylekernels::device

@@ -17,11 +17,11 @@
 namespace stylekernels::device {
 
 // Gradient before the activation, for an element of a vector. Both passes compute it.
-template <class T, int kLanes, Layout kLayout>
+template <class T, int kLanes, NormLayout kLayout>
 class Gradient {
  public:
   using W = Wide<T>;
-  static constexpr bool kContiguous = kLayout == Layout::contiguous;
+  static constexpr bool kContiguous = kLayout != NormLayout::channels_last;
   static constexpr int kCount = kContiguous ? 1 : kLanes;  // planes of a span
 
   __device__ Gradient(const NormArguments& a, const Span& span) : a_(a) {
@@ -58,20 +58,22 @@ class Gradient {
 };
 
 // Vectors that a lane reads at once, as many as registers hold.
-template <class T, int kLanes>
+template <class T, int kLanes, NormLayout kLayout>
 constexpr int kGradientVectors =
-    sizeof(T) == 8 ? 1 : (sizeof(T) * kLanes == 16 ? 2 : 4) / (kHopper ? 1 : 2);
+    sizeof(T) == 8
+        ? 1
+        : (sizeof(T) * kLanes == 16 ? 2 : 4) / (kHopper && kLayout != NormLayout::small ? 1 : 2);
 
 // Keeps a lane's vectors of a span and adds them up.
-template <bool kWhole, class T, int kLanes, Layout kLayout, int kCount>
+template <bool kWhole, class T, int kLanes, NormLayout kLayout, int kCount>
 __device__ void add_span(const NormArguments& a, Span span,
                          const Gradient<T, kLanes, kLayout>& of_span, Sums (&sums)[kCount]) {
   using W = Wide<T>;
-  constexpr int kSummed = 16, kAtOnce = kWhole ? kGradientVectors<T, kLanes> : 1;
+  constexpr int kSummed = 16, kAtOnce = kWhole ? kGradientVectors<T, kLanes, kLayout> : 1;
   const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
   const T* residual = static_cast<const T*>(a.residual);
-  auto *kept_x = kept_vectors<T, kLanes>(0, a.memory),
-       *kept_grad = kept_vectors<T, kLanes>(1, a.memory);
+  auto *kept_x = kept_vectors<T, kLanes, kLayout>(0, a),
+       *kept_grad = kept_vectors<T, kLanes, kLayout>(1, a);
   const auto load = [&](const T* tensor, int64_t vector) {
     return kWhole ? load_whole<T, kLanes>(tensor, vector)
                   : load_vector<T, kLanes>(tensor, vector, a.strips.elements);
@@ -115,13 +117,13 @@ __device__ void add_span(const NormArguments& a, Span span,
 
 // Reads the block's slice, keeps what fits, and writes sums into the table: contiguous, one entry a
 // span; channels_last, one entry a warp and channel.
-template <class T, int kLanes, Layout kLayout>
+template <class T, int kLanes, NormLayout kLayout>
 __device__ void read_sums(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   using W = Wide<T>;
-  constexpr bool kContiguous = kLayout == Layout::contiguous;
+  constexpr bool kContiguous = kLayout != NormLayout::channels_last;
   constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount;
-  Sums* table = reinterpret_cast<Sums*>(shared_memory() + a.memory.table);
-  const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
+  Sums* table = reinterpret_cast<Sums*>(own_memory<kLayout>(a) + a.memory.table);
+  const int warp = walk.warp(), lane = walk.lane();
   for (int index = walk.first_span(); index < walk.spans(); index += walk.span_step()) {
     Span span = walk.span(index);
     Sums sums[kCount];
@@ -133,7 +135,7 @@ __device__ void read_sums(const NormArguments& a, const Walk<kLanes, kLayout>& w
         add_span<false>(a, span, of_span, sums);
     }
     for (int i = 0; i < kCount; ++i) {
-      const Sums all = sum_over_lanes(sums[i], kContiguous ? 1 : a.strips.lanes);
+      const Sums all = sum_over_lanes(sums[i], kContiguous ? 1 : a.strips.lanes, walk.lanes());
       if (kContiguous) {
         if (lane == 0) table[span.local] = all;
       } else if (lane < a.strips.lanes && span.local + i < walk.planes()) {
@@ -145,30 +147,30 @@ __device__ void read_sums(const NormArguments& a, const Walk<kLanes, kLayout>& w
 
 // Adds up the sums of each plane of the block, and publishes them. The weighted sums of all its
 // planes come first.
-template <class W, int kLanes, Layout kLayout>
+template <class W, int kLanes, NormLayout kLayout>
 __device__ void publish_sums(const NormArguments& a, const Walk<kLanes, kLayout>& walk, Sums* own) {
-  const bool contiguous = kLayout == Layout::contiguous;
-  const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
-  const Sums* table = reinterpret_cast<const Sums*>(shared_memory() + a.memory.table);
-  for (int plane = warp; plane < walk.planes(); plane += kNormWarps) {
+  const bool contiguous = kLayout != NormLayout::channels_last;
+  const int warp = walk.warp(), lane = walk.lane();
+  const Sums* table = reinterpret_cast<const Sums*>(own_memory<kLayout>(a) + a.memory.table);
+  for (int plane = warp; plane < walk.planes(); plane += walk.warps()) {
     Sums sums;
     const int first = contiguous ? walk.first_span_of(plane) : 0;
     const int last = contiguous ? walk.last_span_of(plane) : a.memory.rows;
-    for (int i = first + lane; i < last; i += kWarp)
+    for (int i = first + lane; i < last; i += walk.lanes())
       sums.add(table[contiguous ? i : i * a.memory.row + plane]);
-    sums = sum_over_lanes(sums);
+    sums = sum_over_lanes(sums, 1, walk.lanes());
     if (lane == 0) own[1 + plane] = sums;
   }
   if (!contiguous) return;
   block_barrier();
   if (warp > 0) return;
   Sums weighted;
-  for (int i = lane; i < walk.planes(); i += kWarp) {
+  for (int i = lane; i < walk.planes(); i += walk.lanes()) {
     const int plane = walk.first_plane() + i;
     const double weight = a.weight.at(plane / a.strips.c, plane % a.strips.c, W(1));
     weighted.add({weight * own[1 + i].first, weight * own[1 + i].second});
   }
-  weighted = sum_over_lanes(weighted);
+  weighted = sum_over_lanes(weighted, 1, walk.lanes());
   if (lane == 0) own[0] = weighted;
 }
 
@@ -180,73 +182,77 @@ __device__ void write_sums(const NormArguments& a, int64_t plane, const Sums& su
 
 // Adds up over the team: level and slope of each group go into the results, the sums of each plane
 // to where they are wanted.
-template <class W, int kLanes, Layout kLayout>
+template <class W, int kLanes, NormLayout kLayout>
 __device__ void find_means(const NormArguments& a, const Walk<kLanes, kLayout>& walk,
                            const Team& team, int round) {
-  const int warp = thread_index() / kWarp, lane = thread_index() % kWarp;
-  Sums* results = reinterpret_cast<Sums*>(shared_memory() + a.memory.results);
+  const int warp = walk.warp(), lane = walk.lane();
+  Sums* results = reinterpret_cast<Sums*>(own_memory<kLayout>(a) + a.memory.results);
   const double count = double(a.strips.group) * double(a.strips.pixels);
   const auto sums_of = [&](int rank) {
     return reinterpret_cast<const Sums*>(team.of(rank, round));
   };
-  if constexpr (kLayout == Layout::contiguous) {
+  if constexpr (kLayout != NormLayout::channels_last) {
     if (warp == 0) {
       Sums weighted;
-      for (int rank = lane; rank < team.size(); rank += kWarp) weighted.add(sums_of(rank)[0]);
-      weighted = sum_over_lanes(weighted);
+      for (int rank = lane; rank < team.size(); rank += walk.lanes())
+        weighted.add(sums_of(rank)[0]);
+      weighted = sum_over_lanes(weighted, 1, walk.lanes());
       if (lane == 0) results[0] = {weighted.first / count, weighted.second / count};
     }
     // The block that has the first element of a plane adds up the parts of those after it. Only its
     // last plane may have such parts.
     const int64_t length = a.strips.group * a.strips.pixels, slice = a.strips.slice;
     const int last = walk.planes() - 1;
-    for (int i = thread_index(); i < last; i += kNormThreads)
+    for (int i = walk.thread(); i < last; i += walk.threads())
       if (walk.begins(i)) write_sums<W>(a, walk.first_plane() + i, sums_of(team.rank())[1 + i]);
-    if (warp == 1 && last >= 0 && walk.begins(last)) {
+    if (warp == 1 % walk.warps() && last >= 0 && walk.begins(last)) {
       const int64_t plane = walk.first_plane() + last, start = plane / a.strips.group * length;
       const int64_t end = (plane + 1) * a.strips.pixels - start;
       Sums sums;
       if (lane == 0) sums = sums_of(team.rank())[1 + last];
-      for (int rank = team.rank() + 1 + lane; rank * slice < end; rank += kWarp)
+      for (int rank = team.rank() + 1 + lane; rank * slice < end; rank += walk.lanes())
         sums.add(sums_of(rank)[1]);
-      sums = sum_over_lanes(sums);
+      sums = sum_over_lanes(sums, 1, walk.lanes());
       if (lane == 0) write_sums<W>(a, plane, sums);
     }
   } else {
     Sums* of_channels = results + walk.groups();
-    for (int i = warp; i < walk.planes(); i += kNormWarps) {
+    for (int i = warp; i < walk.planes(); i += walk.warps()) {
       Sums sums;
-      for (int rank = lane; rank < team.size(); rank += kWarp) sums.add(sums_of(rank)[1 + i]);
-      sums = sum_over_lanes(sums);
+      for (int rank = lane; rank < team.size(); rank += walk.lanes())
+        sums.add(sums_of(rank)[1 + i]);
+      sums = sum_over_lanes(sums, 1, walk.lanes());
       if (lane > 0) continue;
       of_channels[i] = sums;
       if (team.rank() == 0) write_sums<W>(a, walk.first_plane() + i, sums);
     }
     block_barrier();
     const int image = walk.first_plane() / a.strips.c, channel = walk.first_plane() % a.strips.c;
-    for (int group = warp; group < walk.groups(); group += kNormWarps) {
+    for (int group = warp; group < walk.groups(); group += walk.warps()) {
       Sums weighted;
-      for (int i = group * a.strips.group + lane; i < (group + 1) * a.strips.group; i += kWarp) {
+      for (int i = group * a.strips.group + lane; i < (group + 1) * a.strips.group;
+           i += walk.lanes()) {
         const double weight = a.weight.at(image, channel + i, W(1));
         weighted.add({weight * of_channels[i].first, weight * of_channels[i].second});
       }
-      weighted = sum_over_lanes(weighted);
+      weighted = sum_over_lanes(weighted, 1, walk.lanes());
       if (lane == 0) results[group] = {weighted.first / count, weighted.second / count};
     }
   }
 }
 
 // Writes the gradients for a lane's vectors of a span, from the last one on.
-template <bool kWhole, class T, int kLanes, Layout kLayout, int kCount>
+template <bool kWhole, class T, int kLanes, NormLayout kLayout, int kCount>
 __device__ void write_span(const NormArguments& a, Span span,
                            const Gradient<T, kLanes, kLayout>& of_span,
                            const Wide<T> (&level)[kCount], const Wide<T> (&slope)[kCount]) {
   using W = Wide<T>;
-  constexpr int kMost = kGradientVectors<T, kLanes>, kAtOnce = kWhole && kMost > 1 ? kMost / 2 : 1;
+  constexpr int kMost = kGradientVectors<T, kLanes, kLayout>,
+                kAtOnce = kWhole && kMost > 1 ? kMost / 2 : 1;
   const T *x = static_cast<const T*>(a.x), *grad = static_cast<const T*>(a.grad);
   const T* residual = static_cast<const T*>(a.residual);
-  const auto *kept_x = kept_vectors<T, kLanes>(0, a.memory),
-             *kept_grad = kept_vectors<T, kLanes>(1, a.memory);
+  const auto *kept_x = kept_vectors<T, kLanes, kLayout>(0, a),
+             *kept_grad = kept_vectors<T, kLanes, kLayout>(1, a);
   const auto load = [&](const T* tensor, int64_t vector) {
     return kWhole ? load_whole<T, kLanes>(tensor, vector)
                   : load_vector<T, kLanes>(tensor, vector, a.strips.elements);
@@ -293,12 +299,12 @@ __device__ void write_span(const NormArguments& a, Span span,
 }
 
 // Writes the gradients for the block's slice.
-template <class T, int kLanes, Layout kLayout>
+template <class T, int kLanes, NormLayout kLayout>
 __device__ void write_gradients(const NormArguments& a, const Walk<kLanes, kLayout>& walk) {
   using W = Wide<T>;
-  constexpr bool kContiguous = kLayout == Layout::contiguous;
+  constexpr bool kContiguous = kLayout != NormLayout::channels_last;
   constexpr int kCount = Gradient<T, kLanes, kLayout>::kCount;
-  const Sums* results = reinterpret_cast<const Sums*>(shared_memory() + a.memory.results);
+  const Sums* results = reinterpret_cast<const Sums*>(own_memory<kLayout>(a) + a.memory.results);
   const int spans = walk.spans(), step = walk.span_step(), first = walk.first_span();
   // The last spans come first, as in the forward kernel.
   for (int index = first + (spans - 1 - first) / step * step; index >= first && spans > first;
@@ -321,13 +327,14 @@ __device__ void write_gradients(const NormArguments& a, const Walk<kLanes, kLayo
   }
 }
 
-template <class T, int kLanes, Layout kLayout>
+template <class T, int kLanes, NormLayout kLayout>
 __global__ void __launch_bounds__(kNormThreads, kNormBlocks<T>)
     instance_norm_backward_kernel(const NormArguments a) {
   using W = Wide<T>;
-  const Team team(a.team, shared_memory() + a.memory.own);
+  const Team team(a.team, own_memory<kLayout>(a) + a.memory.own);
   for (int round = 0; int64_t(round) * a.team.teams < a.strips.count; ++round) {
-    const int64_t strip = team.strip(round);
+    const int64_t strip =
+        kLayout == NormLayout::small ? team.strip_of_part(a.strips.count) : team.strip(round);
     const bool present = strip < a.strips.count;  // else there are barriers only
     const Walk<kLanes, kLayout> walk(a.strips, present ? int(strip) : 0,
                                      present ? team.rank() : a.strips.team);

@@ -7,6 +7,7 @@
 // values above 1e17, adds its values once more in double: the others pay for one comparison a lane.
 #pragma once
 
+#include "strips.cuh"
 #include "vectors.cuh"
 
 namespace stylekernels::device {
@@ -61,20 +62,20 @@ struct Sums {
   }
 };
 
-// Adds up over the lanes whose numbers differ in bits from `from` on; lane 0 has the result of all,
-// in an order that does not vary.
+// Adds up over the lanes whose numbers differ in bits from `from` on and below `to`; the first of
+// them has the result of all, in an order that does not vary.
 template <class S>
-__device__ inline S sum_over_lanes(S sums, int from = 1) {
-  for (int mask = from; mask < kWarp; mask *= 2) sums.add(sums.of_lane(mask));
+__device__ inline S sum_over_lanes(S sums, int from, int to) {
+  for (int mask = from; mask < to; mask *= 2) sums.add(sums.of_lane(mask));
   return sums;
 }
 
 // The moments of the values that a lane has read: all its values together if contiguous, each
 // element of its vectors by itself in channels_last.
-template <class T, int kLanes, Layout kLayout>
+template <class T, int kLanes, NormLayout kLayout>
 class LaneMoments {
  public:
-  static constexpr bool kContiguous = kLayout == Layout::contiguous;
+  static constexpr bool kContiguous = kLayout != NormLayout::channels_last;
   static constexpr int kCount = kContiguous ? 1 : kLanes;  // moments
 
   // Tells whether nothing was added.

@@ -1,14 +1,23 @@
 // Division of a batch of images: strips, their slices, and the spans of a warp.
 //
-// A strip is what shares no statistics with others: contiguous, the planes of one group; in
-// channels_last, some columns of channels of one image, whole groups. The blocks of a team share a
-// strip, a slice of pixels each. A warp reads its part of a slice in spans: each lane takes vectors
-// at a fixed distance, all of one plane (contiguous) or of one column of vectors (channels_last).
+//   strip  what shares no statistics with others. Contiguous: the planes of one group.
+//          channels_last: some columns of channels of one image, whole groups
+//   team   the blocks that share a strip; one of them may have several teams if strips are small
+//   slice  what a block takes of a strip: consecutive elements, in channels_last rows of pixels
+//   span   what a warp takes of a slice at a time: each of its lanes takes vectors at a fixed
+//          distance, all of one plane (contiguous) or of one column of vectors (channels_last)
+//   slot   the number of a vector in a slice, by which the block keeps it in shared memory
 #pragma once
 
 #include "device.cuh"
 
 namespace stylekernels::device {
+
+// Threads of a block.
+constexpr int kNormThreads = 256, kNormWarps = kNormThreads / kWarp;
+
+// Layout, and whether strips are so small that a block takes several of them.
+enum class NormLayout { contiguous, small, channels_last };
 
 struct Strips {
   int64_t elements;  // of the tensor
@@ -20,8 +29,10 @@ struct Strips {
   int64_t unit;   // contiguous: elements of a span at most, whole rounds of a warp's vectors
   int row;        // channels_last: vectors in a row of all channels
   int width;      // channels_last: vectors of a strip in a row
-  int lanes;      // channels_last: lanes of a warp side by side in a row, a power of two
   int columns;    // channels_last: warps side by side in a row; divides those of a block
+  // Lanes of a warp, a power of two: those that share a small strip; in channels_last those side by
+  // side in a row.
+  int lanes;
 };
 
 // A lane's part of a span.
@@ -35,13 +46,16 @@ struct Span {
   int local;  // contiguous: number of the span in the block; channels_last: channel in the strip
 };
 
-template <int kLanes, Layout kLayout>
+template <int kLanes, NormLayout kLayout>
 class Walk {
  public:
+  static constexpr bool kSmall = kLayout == NormLayout::small;
+
   __device__ Walk(const Strips& strips, int strip, int rank)
-      : strips_(strips), warp_(thread_index() / kWarp), lane_(thread_index() % kWarp) {
-    warps_ = block_threads() / kWarp;
-    if constexpr (kLayout == Layout::contiguous) {
+      : strips_(strips),
+        warp_(kSmall ? 0 : thread_index() / kWarp),
+        lane_(kSmall ? thread_index() & (strips.lanes - 1) : thread_index() % kWarp) {
+    if constexpr (kLayout != NormLayout::channels_last) {
       const int64_t length = strips.group * strips.pixels, start = strip * length;
       begin_ = start + rank * strips.slice;
       end_ = min64(start + length, begin_ + strips.slice);
@@ -65,35 +79,46 @@ class Walk {
   // warp, in channels_last to as many as there are rows of warps.
   __device__ int spans() const { return spans_; }
   __device__ int first_span() const {
-    return kLayout == Layout::contiguous ? warp_ : warp_ % strips_.columns;
+    return kLayout != NormLayout::channels_last ? warp_ : warp_ % strips_.columns;
   }
   __device__ int span_step() const {
-    return kLayout == Layout::contiguous ? warps_ : strips_.columns;
+    return kLayout != NormLayout::channels_last ? warps() : strips_.columns;
   }
+
+  // The thread's warp and lane among those that share the strip in this block, and their numbers.
+  __device__ int warp() const { return warp_; }
+  __device__ int warps() const { return kSmall ? 1 : kNormWarps; }
+  __device__ int lane() const { return lane_; }
+  __device__ int lanes() const { return kSmall ? strips_.lanes : kWarp; }
+  __device__ int thread() const { return warp() * lanes() + lane(); }
+  __device__ int threads() const { return warps() * lanes(); }
+
+  // The first of these lanes, among all of the warp.
+  __device__ int first_lane() const { return thread_index() % kWarp - lane(); }
 
   // channels_last: the warp's row among the warps of the block.
   __device__ int warp_row() const { return warp_ / strips_.columns; }
 
   __device__ Span span(int index) const {
     Span span;
-    if constexpr (kLayout == Layout::contiguous) {
+    if constexpr (kLayout != NormLayout::channels_last) {
       const int64_t unit = first_ + index, plane = unit / pieces_, piece = unit % pieces_;
       const int64_t start = plane * strips_.pixels;
       span.lo = max64(begin_, start + piece * strips_.unit);
       span.hi = min64(end_, start + min64(strips_.pixels, (piece + 1) * strips_.unit));
-      span.vector = span.lo / kLanes + lane_;
-      span.step = span.slot_step = kWarp;
+      span.vector = span.lo / kLanes + lane();
+      span.step = span.slot_step = lanes();
       const int left = int((span.hi + kLanes - 1) / kLanes - span.vector);
-      span.count = left > 0 ? (left + kWarp - 1) / kWarp : 0;
+      span.count = left > 0 ? (left + lanes() - 1) / lanes() : 0;
       span.whole = (span.lo | span.hi) % kLanes == 0;
       span.slot = int(span.vector - begin_ / kLanes);
       span.plane = int(plane);
       span.local = index;
     } else {
       const int rows = kWarp / strips_.lanes,
-                column = index * strips_.lanes + lane_ % strips_.lanes;
-      const int all_rows = warps_ / strips_.columns * rows;
-      const int64_t row = begin_ + warp_row() * rows + lane_ / strips_.lanes;
+                column = index * strips_.lanes + lane() % strips_.lanes;
+      const int all_rows = warps() / strips_.columns * rows;
+      const int64_t row = begin_ + warp_row() * rows + lane() / strips_.lanes;
       const int64_t of_image = image_ * strips_.pixels;
       span.vector = (of_image + row) * strips_.row + column_ + column;
       span.step = int64_t(all_rows) * strips_.row;
@@ -112,19 +137,20 @@ class Walk {
 
   // Planes that the slice touches (contiguous) or channels of the strip (channels_last).
   __device__ int planes() const {
-    if constexpr (kLayout == Layout::channels_last) return width_ * kLanes;
+    if constexpr (kLayout == NormLayout::channels_last) return width_ * kLanes;
     return spans_ == 0 ? 0 : int((end_ - 1) / strips_.pixels - first_plane() + 1);
   }
 
   // The first of these: image * C + channel.
   __device__ int first_plane() const {
-    if constexpr (kLayout == Layout::channels_last) return image_ * strips_.c + column_ * kLanes;
+    if constexpr (kLayout == NormLayout::channels_last)
+      return image_ * strips_.c + column_ * kLanes;
     return int(begin_ / strips_.pixels);
   }
 
   // Groups of the strip.
   __device__ int groups() const {
-    return kLayout == Layout::contiguous ? 1 : width_ * kLanes / strips_.group;
+    return kLayout != NormLayout::channels_last ? 1 : width_ * kLanes / strips_.group;
   }
 
   // Contiguous: spans of plane number `index` of the block, [first, last).
@@ -151,7 +177,7 @@ class Walk {
   }
 
   const Strips& strips_;
-  int warp_, lane_, warps_, spans_;
+  int warp_, lane_, spans_;
   int image_ = 0, column_ = 0, width_ = 0;
   int64_t begin_, end_, pieces_ = 0, first_ = 0;
 };

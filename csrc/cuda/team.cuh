@@ -5,14 +5,16 @@
 
 namespace stylekernels::device {
 
-// single: a block alone. cluster: the blocks of a cluster, over their shared memory. grid: blocks
-// of a cooperative grid, over global memory; the teams take turns through the strips, in rounds.
+// single: a block alone, or a part of one. cluster: the blocks of a cluster, over their shared
+// memory. grid: blocks of a cooperative grid, over global memory; the teams take turns through the
+// strips, in rounds.
 enum class TeamKind { single, cluster, grid };
 
 struct TeamPlan {
   TeamKind kind;
-  int size;                 // blocks of a team
-  int teams;                // at the same time
+  int size;          // blocks of a team; 1 if it is a part of one
+  int parts, shift;  // small strips: teams of a block, log2 of the threads that each has there
+  int teams;         // at the same time
   unsigned char* exchange;  // grid: memory for two rounds of all blocks
   int exchange_bytes;       // what a block publishes
 };
@@ -29,6 +31,13 @@ class Team {
   // The strip of a round; there may be none.
   __device__ int64_t strip(int round) const {
     return int64_t(round) * plan_.teams + block_index() / plan_.size;
+  }
+
+  // The strip of this thread's part of the block. Parts behind the last of `count` strips repeat
+  // it, and write the same results, because the lanes of a warp shuffle together.
+  __device__ int64_t strip_of_part(int count) const {
+    const int strip = block_index() * plan_.parts + (thread_index() >> plan_.shift);
+    return strip < count ? strip : count - 1;
   }
 
   __device__ unsigned char* own(int round) const {

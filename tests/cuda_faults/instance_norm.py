@@ -48,6 +48,7 @@ CHECKS = {
     "whole rounds": norm((2, 48, 20, 32), 4, "channels_last"),
     "pairs of channels": norm((2, 36, 17, 19), 18, "channels_last"),
     "large channels_last": norm((1, 40, 60, 70), 5, "channels_last"),
+    "small planes": norm((2, 37, 7, 9), 37),
     "given stats": given_stats,
     "large values": large_values,
 }
@@ -270,7 +271,7 @@ INDICES = {
         READ_TWICE,
     ),
     "plan: kept vectors overlap the table": Fault(
-        "instance_norm.cu",
+        "instance_norm_plan.cuh",
         "memory.table = int(whole(memory.kept * bytes, 16));",
         "memory.table = int(whole(memory.kept * bytes, 16)) - 16;",
         "large groups",
@@ -310,8 +311,8 @@ INDICES = {
     ),
     "forward: lanes that share a column": Fault(
         FORWARD,
-        "sums = sum_over_lanes(sums, a.strips.lanes);",
-        "sums = sum_over_lanes(sums, 2 * a.strips.lanes);",
+        "sums = sum_over_lanes(sums, a.strips.lanes, kWarp);",
+        "sums = sum_over_lanes(sums, 2 * a.strips.lanes, kWarp);",
         "pairs of channels",
     ),
     "moments: added about another shift": Fault(
@@ -334,15 +335,15 @@ INDICES = {
     ),
     "backward: part of a plane in the next block": Fault(
         BACKWARD,
-        "      for (int rank = team.rank() + 1 + lane; rank * slice < end; rank += kWarp)\n"
+        "      for (int rank = team.rank() + 1 + lane; rank * slice < end; rank += walk.lanes())\n"
         "        sums.add(sums_of(rank)[1]);\n",
         "",
         "large groups",
     ),
     "backward: a plane that ends with its block": Fault(
         BACKWARD,
-        "rank * slice < end; rank += kWarp",
-        "rank * slice <= end && rank < team.size(); rank += kWarp",
+        "rank * slice < end; rank += walk.lanes()",
+        "rank * slice <= end && rank < team.size(); rank += walk.lanes()",
         "whole planes",
         CLUSTERS,
     ),
@@ -367,6 +368,39 @@ INDICES = {
     ),
 }
 
+PARTS = {
+    "behind the last strip": Fault(
+        "team.cuh",
+        "return strip < count ? strip : count - 1;",
+        "return strip;",
+        "small planes",
+    ),
+    "memory of another part": Fault(
+        "instance_norm.cuh",
+        "(thread_index() >> a.team.shift) * a.memory.bytes",
+        "(thread_index() >> a.team.shift) / 2 * a.memory.bytes",
+        "small planes",
+    ),
+    "sums over the lanes of other parts": Fault(
+        FORWARD,
+        "sum_over_lanes(moments.result(0), 1, walk.lanes())",
+        "sum_over_lanes(moments.result(0), 1, kWarp)",
+        "small planes",
+    ),
+    "statistics of another part": Fault(
+        FORWARD,
+        "shuffle(sums.mean(), walk.first_lane())",
+        "shuffle(sums.mean(), 0)",
+        "small planes",
+    ),
+    "backward: sums over the lanes of other parts": Fault(
+        BACKWARD,
+        "sum_over_lanes(sums[i], kContiguous ? 1 : a.strips.lanes, walk.lanes())",
+        "sum_over_lanes(sums[i], kContiguous ? 1 : a.strips.lanes, kWarp)",
+        "small planes",
+    ),
+}
+
 ALL_DTYPES = "  return for_dtype(dtype_of(x), [&](auto element) {"
 FLOAT32 = """  const auto for_float32 = [](DType, const auto& f) { return f(float{}); };
   return for_float32(dtype_of(x), [&](auto element) {"""
@@ -376,5 +410,5 @@ KERNELS = Kernels(
     limits=LIMITS,
     checks=CHECKS,
     fewer_types=((ALL_DTYPES, FLOAT32),),
-    faults=by_kind({"barrier": BARRIERS, "tail": TAILS, "index": INDICES}),
+    faults=by_kind({"barrier": BARRIERS, "tail": TAILS, "index": INDICES, "part": PARTS}),
 )
