@@ -1,7 +1,8 @@
 """The CUDA kernels without a GPU: csrc/cuda compiled for the emulated one of tests/cuda_emulation.
 
 Tensors on the CPU go to them inside `emulated_cuda`. Environment variables that begin with
-``CUDA_EMULATION_`` set the limits of the GPU and the seed of the order of its threads.
+``CUDA_EMULATION_`` set the limits of the GPU and the seed of the order of its threads. A GPU
+without clusters has kernels that are compiled as for GPUs other than Hopper.
 """
 
 import hashlib
@@ -38,7 +39,9 @@ LIMITS = {
 
 #: The ops that have CUDA kernels.
 OPS = {schema[: schema.index("(")]: schema for schema in (*INSTANCE_NORM, *GRAM_MATRIX)}
-_EMULATED = f"{NAMESPACE}_emulated"
+#: Namespaces of the emulated ops, and the compiler's flags: for Hopper, and for other GPUs.
+_HOPPER, _OTHERS = f"{NAMESPACE}_emulated", f"{NAMESPACE}_emulated_others"
+_OTHERS_FLAGS = ("-DCUDA_EMULATION_OTHERS",)
 
 
 def build(
@@ -134,14 +137,15 @@ def build_kernels(
         files,
         csrc=csrc,
         flags=flags,
-        link_flags=("-shared", f"-L{TORCH / 'lib'}", "-ltorch_cpu"),
+        # Of functions with the same name in two of these libraries each calls its own.
+        link_flags=("-shared", "-Wl,-Bsymbolic", f"-L{TORCH / 'lib'}", "-ltorch_cpu"),
     )
 
 
-def define_and_load(library: Path) -> None:
+def define_and_load(library: Path, namespace: str = _HOPPER) -> None:
     """Define the ops in a namespace of their own, and load their kernels."""
     for name, schema in OPS.items():
-        torch.library.define(f"{_EMULATED}::{name}", schema.removeprefix(name))
+        torch.library.define(f"{namespace}::{name}", schema.removeprefix(name))
     torch.ops.load_library(library)
 
 
@@ -160,20 +164,28 @@ def emulated_gpus(limits: Mapping[str, Mapping[str, int]]):
 
 
 @cache
-def _load(library: Path | None) -> None:
+def _load(library: Path | None) -> str:
     define_and_load(library or build_kernels("kernels"))
+    return _HOPPER
+
+
+@cache
+def _load_others() -> str:
+    define_and_load(build_kernels("kernels-others", flags=_OTHERS_FLAGS), _OTHERS)
+    return _OTHERS
 
 
 @contextmanager
 def emulated_cuda(library: Path | None = None) -> Iterator[None]:
     """Tensors on the CPU go to the emulated CUDA kernels of the ops that have some, or to those of
     a library of `build_kernels`; a process can have one."""
-    _load(library)
+    no_clusters = os.environ.get("CUDA_EMULATION_LARGEST_CLUSTER") == "1"
+    namespace = _load_others() if library is None and no_clusters else _load(library)
     library = torch.library.Library(NAMESPACE, "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Oo]verrid")  # overriding is intended
         for name in OPS:
-            library.impl(name, getattr(getattr(torch.ops, _EMULATED), name), "CPU")
+            library.impl(name, getattr(getattr(torch.ops, namespace), name), "CPU")
     try:
         yield
     finally:

@@ -114,6 +114,9 @@ __device__ inline void store16(void* to, const Vector16& value) {
          make_uint4(value.words[0], value.words[1], value.words[2], value.words[3]));
 }
 
+// Checks the alignment of another access, on the emulated device: a GPU does so itself.
+__device__ inline void check_aligned(const void*, size_t) {}
+
 // Begins to copy `bytes` of 16 aligned bytes from global to shared memory; zeros follow them. With
 // 0 bytes nothing is read, and `global` may be any address.
 __device__ inline void copy16_async(void* shared, const void* global, int bytes) {

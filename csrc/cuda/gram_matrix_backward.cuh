@@ -231,7 +231,7 @@ class GradientProducts {
               Vector<T, 2> pair;
               pair.set(0, rounded(tile, row, column, first));
               pair.set(1, rounded(tile, row, column + 1, second));
-              *reinterpret_cast<Vector<T, 2>*>(results + (row - begin) * kStride + column) = pair;
+              vector_at<2>(results + (row - begin) * kStride + column) = pair;
             });
       warp_barrier();
       for (int k = lane_index(); k < kResultRows * kVectors; k += kWarp) {

@@ -105,8 +105,7 @@ class GramSums {
 #pragma unroll
       for (int m = 0; m < kAtOnce; ++m) {
         const int other = part + m * l.ways;
-        if (other <= last)
-          values[m] = *reinterpret_cast<const Vector<W, kEach>*>(parts + int64_t(other) * a_.slot);
+        if (other <= last) values[m] = vector_at<kEach>(parts + int64_t(other) * a_.slot);
       }
 #pragma unroll
       for (int m = 0; m < kAtOnce; ++m)

@@ -294,8 +294,7 @@ class GramProducts {
             Vector<W, 2> pair;
             pair.set(0, sum);
             pair.set(1, next);
-            *reinterpret_cast<Vector<W, 2>*>(slot + (first + row) * l_.side + column + behind) =
-                pair;
+            vector_at<2>(slot + (first + row) * l_.side + column + behind) = pair;
           });
       }
   }

@@ -84,7 +84,7 @@ __device__ inline void load_panel(T* panel, const Lines<T>& from) {
 #pragma unroll
     for (int lane = 0; lane < kLanes; ++lane)
       if (own + line < lines && lane < elements) values.set(lane, data[lane]);
-    *reinterpret_cast<Vector<T, kLanes>*>(to + line * P::kStride) = values;
+    vector_at<kLanes>(to + line * P::kStride) = values;
     data += kLines * from.stride;
   }
 }

@@ -44,6 +44,15 @@ struct alignas(sizeof(T) * kLanes) Vector {
 template <class T>
 constexpr int kVectorLanes = 16 / sizeof(T);
 
+// The vector that begins at an element, in global or shared memory.
+template <int kLanes, class T>
+__device__ inline auto& vector_at(T* first) {
+  using Plain = Vector<std::remove_const_t<T>, kLanes>;
+  using Found = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
+  check_aligned(first, alignof(Found));
+  return *reinterpret_cast<Found*>(first);
+}
+
 // Reads vector number `index` of a tensor that nobody writes meanwhile.
 template <class T, int kLanes>
 __device__ inline Vector<T, kLanes> load_whole(const T* tensor, int64_t index) {
@@ -52,7 +61,7 @@ __device__ inline Vector<T, kLanes> load_whole(const T* tensor, int64_t index) {
     const Vector16 bits = load16(tensor + index * kLanes);
     __builtin_memcpy(&vector, &bits, sizeof(vector));
   } else {
-    vector = *reinterpret_cast<const Vector<T, kLanes>*>(tensor + index * kLanes);
+    vector = vector_at<kLanes>(tensor + index * kLanes);
   }
   return vector;
 }
@@ -77,7 +86,7 @@ __device__ inline void store_whole(T* tensor, int64_t index, const Vector<T, kLa
     __builtin_memcpy(&bits, &vector, sizeof(vector));
     store16(tensor + index * kLanes, bits);
   } else {
-    *reinterpret_cast<Vector<T, kLanes>*>(tensor + index * kLanes) = vector;
+    vector_at<kLanes>(tensor + index * kLanes) = vector;
   }
 }
 

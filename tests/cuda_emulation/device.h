@@ -18,11 +18,20 @@
 #define __launch_bounds__(...)
 
 // Ops of the emulated device have a namespace of their own: tests/emulated_cuda.py defines them.
+// Those compiled as for GPUs other than Hopper have another.
+#ifdef CUDA_EMULATION_OTHERS
+#define STYLEKERNELS_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(stylekernels_emulated_others, CPU, m)
+#else
 #define STYLEKERNELS_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(stylekernels_emulated, CPU, m)
+#endif
 
 namespace stylekernels::device {
 
+#ifdef CUDA_EMULATION_OTHERS
+constexpr bool kHopper = false;
+#else
 constexpr bool kHopper = true;
+#endif
 
 // -- indices -----------------------------------------------------------------------------------
 
@@ -71,6 +80,7 @@ inline void store16(void* to, const Vector16& value) {
   std::memcpy(to, &value, 16);
 }
 
+using emulation::check_aligned;
 using emulation::commit_copies;
 using emulation::copy16_async;
 using emulation::count_arrival;

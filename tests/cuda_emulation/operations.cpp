@@ -83,6 +83,13 @@ void check_global(const void* address, size_t bytes, size_t alignment, const cha
                                   thread.block->memory.place(address) + "; expected global memory");
 }
 
+void check_aligned(const void* address, size_t alignment) {
+  if (reinterpret_cast<uintptr_t>(address) % alignment == 0) return;
+  Thread& thread = self();
+  thread.grid->fail(thread,
+                    "accesses an address that is not a multiple of " + to_string(alignment));
+}
+
 // The bytes are unknown until the copy has ended: NaN shows who reads them earlier.
 void copy16_async(void* shared, const void* global, int bytes) {
   Thread& thread = self();

@@ -19,6 +19,7 @@ uint64_t shuffle_xor(uint64_t value, int mask);
 uint64_t shuffle(uint64_t value, int lane);
 
 // Throws if an address is not in global memory, or not a multiple of the alignment.
+void check_aligned(const void* address, size_t alignment);
 void check_global(const void* address, size_t bytes, size_t alignment, const char* what);
 void copy16_async(void* shared, const void* global, int bytes);
 void commit_copies();

@@ -1,5 +1,6 @@
 // Asynchronous copies, accesses of 16 bytes, and counters in global memory.
 
+#include "../../../csrc/cuda/vectors.cuh"
 #include "checks.h"
 
 namespace checks {
@@ -135,6 +136,18 @@ __global__ void move16(const float* from, float* to, bool into_shared, bool out_
   store16(into_shared ? shared : to, load16(out_of_shared ? shared : from));
 }
 
+// Moves a pair of elements.
+__global__ void move_pair(const float* from, float* to) { vector_at<2>(to) = vector_at<2>(from); }
+
+bool check_move_pair(int from_offset, int to_offset) {
+  alignas(8) float from[4], to[4] = {};
+  const std::vector<float> x = random(4);
+  std::copy(x.begin(), x.end(), from);
+  launch({.blocks = 1, .threads = kWarp, .shared_bytes = 0}, nullptr, move_pair, from + from_offset,
+         to + to_offset);
+  return std::equal(to, to + 2, from) && to[2] == 0;
+}
+
 bool check_move16(int from_offset, int to_offset, bool into_shared, bool out_of_shared) {
   alignas(16) float from[8], to[8] = {};
   const std::vector<float> x = random(8);
@@ -167,6 +180,9 @@ const Registration registrations[] = {
     {"move16/misaligned_store", [] { return check_move16(0, 1, false, false); }},
     {"move16/store_into_shared", [] { return check_move16(0, 0, true, false); }},
     {"move16/load_out_of_shared", [] { return check_move16(0, 0, false, true); }},
+    {"move_pair", [] { return check_move_pair(0, 0); }},
+    {"move_pair/misaligned_load", [] { return check_move_pair(1, 0); }},
+    {"move_pair/misaligned_store", [] { return check_move_pair(0, 1); }},
 };
 
 }  // namespace
