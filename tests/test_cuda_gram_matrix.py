@@ -119,3 +119,23 @@ def test_nan_with_low_bits_alone_stays_nan(device) -> None:
     for ours, expected in zip(*results, strict=True):
         assert expected.isnan().any()
         torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("limits", ["two stages"], indirect=True)
+def test_too_little_shared_memory_for_two_stages(device, monkeypatch) -> None:
+    if device != "cpu":
+        pytest.skip("a GPU has limits of its own")
+    monkeypatch.setenv("CUDA_EMULATION_SHARED_BYTES", "16384")
+    message = (
+        r"expected a GPU with \d+ bytes of shared memory for a block, got 16384; force .*triton"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        gram_matrix(random(1, 8, 6, 7))
+
+
+@pytest.mark.parametrize("limits", ["two stages"], indirect=True)
+def test_more_tiles_than_32_bits_count(device) -> None:
+    """They are counted before the features are read: their memory is never touched."""
+    x = torch.empty(1 << 30, 1, 1, 1, dtype=torch.bfloat16, device=device)
+    with pytest.raises(RuntimeError, match="x: expected fewer elements, got 2147483648 tiles"):
+        gram_matrix(x)
