@@ -30,7 +30,7 @@ PACKAGE = "stylekernels"
 OLDEST_TORCH = (2, 11)
 #: A100, H100 and B200, and PTX for later GPUs, as CMake names them.
 GPUS = ("80-real", "90a-real", "100a-real", "90-virtual")
-#: What ninja says before each file: how many are done, of how many, and since when.
+#: What ninja says before each file: how many are done, of how many, and the seconds so far.
 PROGRESS = "[%f of %t, %e s] "
 #: Where the package says why it has no native code, or none for GPUs; it reads this when it warns.
 REASON_FILE, CUDA_REASON_FILE = "not_built.txt", "cuda_not_built.txt"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import compare, live, model, networks, ops, overhead, page, train
-from benchmarks.dtypes import DTYPES
+from benchmarks.dtypes import GPU_DTYPES
 from benchmarks.environment import restart_with
 from benchmarks.live.suite import LiveSuite
 from benchmarks.model.suite import ModelSuite
@@ -48,7 +48,7 @@ def _add_verb(verbs, suite: type[Suite], about: str) -> None:
         metavar="TEXT",
         help="only cases whose id contains TEXT (repeatable: any of them); --list shows ids",
     )
-    verb.add_argument("--dtype", choices=tuple(DTYPES), help="only cases of this dtype")
+    verb.add_argument("--dtype", choices=tuple(GPU_DTYPES), help="only cases of this dtype")
     suite.add_options(verb)
     verb.add_argument("--threads", type=int, help="default: as many as PyTorch chooses")
     verb.add_argument("--rivals", nargs="*", choices=suite.all_rivals, help="default: all")

@@ -94,13 +94,14 @@ def test_a_compiler_that_fails_is_an_error(tmp_path):
 @compiled  # so that the tools are installed, but for CMake
 def test_ninja_tells_the_progress_of_the_build(tmp_path):
     cmake = tmp_path / "cmake"
-    cmake.write_text('#!/bin/sh\necho "$1: $NINJA_STATUS"\n')
+    cmake.write_text('#!/bin/sh\necho "$1: $NINJA_STATUS"\necho "$@"\n')
     cmake.chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
     for environment, status in (({}, "[%f of %t, %e s] "), ({"NINJA_STATUS": "mine"}, "mine")):
         result = build_ext(tmp_path, PATH=path, FORCE_CUDA="0", **environment)
         assert result.returncode == 0, result.stderr
         assert f"--build: {status}\n" in result.stdout
+        assert "-DEMULATE_AMX=OFF" in result.stdout  # which only tests run
 
 
 @in_source_tree

@@ -113,7 +113,7 @@ def test_magnitudes(scale, shift, dtype, layout, device) -> None:
 def test_planes_of_a_part_of_a_vector(dtype, groups, device) -> None:
     """Planes shorter than a vector, and planes that end within one."""
     for pixels in (3, 9, 10, 11, 15, 16, 17, 31, 33, 49, 63, 65, 127, 511, 517):
-        x, residual = (random(2, 12, 1, pixels, dtype=dtype, device=device, seed=s) for s in (3, 4))
+        x, residual = (random(4, 12, 1, pixels, dtype=dtype, device=device, seed=s) for s in (3, 4))
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         weight, bias = (per_channel("(C,)", x, wide, seed) for seed in (1, 2))
         tensors = {"x": x + 0.5, "weight": weight, "bias": bias, "residual": residual}

@@ -21,6 +21,7 @@ from tests.conftest import (
     laid_out,
     poisoned_memory,
     random,
+    relative_errors,
 )
 from tests.instance_norms import (
     ACTIVATIONS,
@@ -193,6 +194,23 @@ def check_stats(x: Tensor, which: int) -> None:
 )
 def test_stats(shape, shift, which, dtype, layout, device) -> None:
     check_stats(random(*shape, dtype=dtype, layout=layout, device=device, shift=shift), which)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradient_of_a_variance_about_a_large_mean(layout, device) -> None:
+    """The mean is a float32 number, which is off by a share of the deviation."""
+    x = random(2, 5, 9, 8, layout=layout, device=device, shift=1e6).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    (grad,) = torch.autograd.grad(instance_norm_stats(x)[1].sum(), x)
+    (expected,) = torch.autograd.grad(wide.var((2, 3), correction=0).sum(), wide)
+    assert max(relative_errors(grad, expected)) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0, 5), (0, 3, 4, 4)])
+def test_gradient_of_the_stats_of_nothing(shape, device) -> None:
+    x = torch.zeros(shape, device=device, requires_grad=True)
+    (grad,) = torch.autograd.grad(sum(t.sum() for t in instance_norm_stats(x)), x)
+    assert grad.shape == x.shape
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -61,7 +61,8 @@ class OpsSuite(suite.Suite[Case, report.Row]):
         if self.missing:
             self.rivals.remove("cudnn-graph")
         narrowed = options.quick or options.only or options.dtype or options.shape
-        self.complete = not narrowed and set(self.rivals) == set(RIVALS[self.device.name])
+        rivals = {*self.rivals, "cudnn-graph"} if self.missing else set(self.rivals)
+        self.complete = not narrowed and rivals == set(RIVALS[self.device.name])
 
     def versions(self) -> dict[str, str]:
         if "cudnn-graph" not in self.rivals:

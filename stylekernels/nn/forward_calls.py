@@ -289,4 +289,5 @@ def _fusing(
 
 
 def _fusing_class(kind: type[nn.Module], norms: frozenset[str]) -> type[nn.Module]:
+    """Return the class that `fusing` makes; pickle and copy call this."""
     return fusing(kind, norms).kind

@@ -59,7 +59,7 @@ struct Sums {
   double g = 0, gd = 0;
 };
 
-// Elements of a run up to which they take less time one by one than in part of a vector pair.
+// Longest run that is faster value by value than as part of a vector pair.
 constexpr int64_t kOneByOne = 10;
 
 template <Activation A, class T>
@@ -293,7 +293,7 @@ void backward_of(const InstanceNormBackward& args) {
   W* rows[kRowCount];
   for (int r = 0; r < kRowCount; ++r) rows[r] = table.of_image(r, 0);
 
-  // Starts consecutive planes of an image.
+  // Computes the coefficients that the sums of consecutive planes of an image need.
   const auto start_planes = [&](int64_t first, int64_t count) {
     const int64_t n = first / g.c, c = first % g.c;
     const W* weight = at<W>(args.weight, n * args.weight_stride + c);

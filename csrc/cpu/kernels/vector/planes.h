@@ -330,9 +330,9 @@ inline void for_pairs_of_run(const T* x, int64_t count, const Change& change, co
   }
 }
 
-// Returns the moments of a run of at most kShortPairs vector pairs and a rest, about its mean: it
-// is read twice. Few values take no longer than reducing the lanes one by one does. A run whose
-// shift would not be finite has no moments: its count is 0.
+// Returns the moments of a run of 1 to kShortPairs vector pairs and a rest. The run is read twice:
+// for its mean, and for sums about it. The result is empty, with a count of 0, if the mean is not
+// finite in T.
 template <class T>
 inline Moments moments_of_short_run(const T* x, int64_t count) {
   using V = Vec<T>;
@@ -341,8 +341,8 @@ inline Moments moments_of_short_run(const T* x, int64_t count) {
       x, count, [](const Pair<V>& pair) { return pair; },
       [&](int k, const Pair<V>& pair) { totals[k] += pair.a + pair.b; });
   for (int k = 1; k < kPairsAtOnce; ++k) totals[0] += totals[k];
-  // Rounded to T: differences from values with few bits are then exact. They would all be rounded
-  // alike otherwise.
+  // A shift rounded to T makes differences from half-precision values exact. Other shifts would add
+  // the same rounding error to many of them.
   T rounded;
   store(&rounded, ElementOf<V>(sum_of_lanes(totals[0]) / double(count)));
   const auto shift = load<ElementOf<V>>(&rounded);
@@ -382,7 +382,7 @@ inline Moments moments_of_run(const T* x, int64_t count) {
     result = {double(done), center, sum_of_doubles<kWidth>(m2)};
   }
   if (done < count) {
-    // About the first value: of equal values, the mean is this value, which sum / rest may not be.
+    // Sums about the first value: the mean of equal values is then exact.
     const double rest = double(count - done), shift = double(load<Wide<T>>(x + done));
     double sum = 0, m2 = 0;
     for (int64_t i = done; i < count; ++i) sum += double(load<Wide<T>>(x + i)) - shift;
