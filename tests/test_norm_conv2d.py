@@ -7,10 +7,7 @@ import pytest
 import torch
 
 from stylekernels import norm_conv2d
-from tests.conftest import (
-    DTYPES,
-    LAYOUTS,
-)
+from tests.conftest import DTYPES, LAYOUTS, random
 from tests.convolutions import (
     MODES,
     PADDING_MODES,
@@ -261,3 +258,14 @@ def check_padded_zeros(mode: tuple[str, int, int], layout: str, device: str) -> 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_zeros_are_padded_after_normalising(mode, layout, device) -> None:
     check_padded_zeros(mode, layout, device)
+
+
+@pytest.mark.every_capability
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("outputs", [1, 3, 16, 40])
+def test_the_variance_of_equal_outputs_is_zero(outputs, dtype, device) -> None:
+    for padding in range(1, 8):
+        x = random(1, 1, 1, 1, dtype=dtype, device=device, seed=padding)
+        weight = random(outputs, 1, 1, 1, dtype=dtype, device=device)
+        result = norm_conv2d(x, weight, padding=padding, padding_mode="replicate")
+        assert torch.equal(result.var, torch.zeros_like(result.var)), padding

@@ -254,19 +254,21 @@ inline void lane_moments(const T* x, int64_t pitch, int64_t pixels, int64_t widt
   W shift[kSegment], sum[kSegment], square[kSegment];
   for (int64_t first = 0; first < pixels; first += kSummed) {
     const int64_t count = smaller<int64_t>(kSummed, pixels - first);
-    // The first values alone may be a dark border, far from the mean.
+    // The first values alone may be a dark border, far from the mean. Differences from the first
+    // value make the shift of equal values exact.
     const int64_t shift_count = smaller<int64_t>(kShiftValues, count), apart = count / shift_count;
     for_pairs_of_row<V, kPairsAtOnce>(width, [&](auto pairs, int64_t offset, int64_t lane) {
       for (int v = 0; v < pairs.value; ++v) {
+        const T* from = x + first * pitch + offset + v * kPairElements;
+        const Pair<V> origin = load_pair(from);
         Pair<V> total{};
-        for (int64_t i = 0; i < shift_count; ++i) {
-          const Pair<V> pair =
-              load_pair(x + (first + i * apart) * pitch + offset + v * kPairElements);
-          total.a += pair.a, total.b += pair.b;
+        for (int64_t i = 1; i < shift_count; ++i) {
+          const Pair<V> pair = load_pair(from + i * apart * pitch);
+          total.a += pair.a - origin.a, total.b += pair.b - origin.b;
         }
         const V share = splat<V>(W(1) / W(shift_count));
-        store(shift + lane + v * kPairElements, total.a * share);
-        store(shift + lane + v * kPairElements + kLanes<V>, total.b * share);
+        store(shift + lane + v * kPairElements, origin.a + total.a * share);
+        store(shift + lane + v * kPairElements + kLanes<V>, origin.b + total.b * share);
       }
     });
     for (int64_t j = 0; j < lanes; j += kLanes<V>) {
