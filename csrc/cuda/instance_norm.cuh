@@ -106,6 +106,13 @@ __device__ inline double inverse_deviation(double var, double eps) {
   return square == 0 ? 0 : 1 / sqrt(square);
 }
 
+// Tells whether a round has strips. Small ones are taken in one round.
+template <NormLayout kLayout>
+__device__ inline bool has_strips(const NormArguments& a, int round) {
+  if (kLayout == NormLayout::small) return round == 0;
+  return int64_t(round) * a.team.teams < a.strips.count;
+}
+
 // Shared memory of the thread's part of the block.
 template <NormLayout kLayout>
 __device__ inline unsigned char* own_memory(const NormArguments& a) {

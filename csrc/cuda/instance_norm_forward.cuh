@@ -289,10 +289,11 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks<T>)
   using W = Wide<T>;
   const Team team(a.team, own_memory<kLayout>(a) + a.memory.own);
   const bool given = a.mean_in.data != nullptr;
-  for (int round = 0; int64_t(round) * a.team.teams < a.strips.count; ++round) {
+  for (int round = 0; has_strips<kLayout>(a, round); ++round) {
     const int64_t strip =
         kLayout == NormLayout::small ? team.strip_of_part(a.strips.count) : team.strip(round);
-    const bool present = strip < a.strips.count;  // else there are barriers only
+    const bool present =
+        kLayout == NormLayout::small || strip < a.strips.count;  // else there are barriers only
     const Walk<kLanes, kLayout> walk(a.strips, present ? int(strip) : 0,
                                      present ? team.rank() : a.strips.team);
     if (given) {

@@ -137,11 +137,12 @@ class LaneMoments {
     for (int i = 0; i < kCount; ++i) total_sum_[i] = total_squares_[i] = 0;
   }
 
-  // Adds those elements of the vector, which begins at element `first`, that are in [lo, hi).
+  // Adds those elements of the vector, which begins at element `first`, that are in [lo, hi); all
+  // of them in channels_last.
   __device__ void add_in_double(const Vector<T, kLanes>& vector, int64_t first, int64_t lo,
                                 int64_t hi) {
     for (int i = 0; i < kLanes; ++i) {
-      if (first + i < lo || first + i >= hi) continue;
+      if (kContiguous && (first + i < lo || first + i >= hi)) continue;
       const int to = kContiguous ? 0 : i;
       const double difference = double(widen(vector.get(i))) - double(shift_[to]);
       total_sum_[to] += difference;

@@ -52,9 +52,7 @@ class Walk {
   static constexpr bool kSmall = kLayout == NormLayout::small;
 
   __device__ Walk(const Strips& strips, int strip, int rank)
-      : strips_(strips),
-        warp_(kSmall ? 0 : thread_index() / kWarp),
-        lane_(kSmall ? thread_index() & (strips.lanes - 1) : thread_index() % kWarp) {
+      : strips_(strips), warp_(kSmall ? 0 : thread_index() / kWarp), lane_(thread_index() % kWarp) {
     if constexpr (kLayout != NormLayout::channels_last) {
       const int64_t length = strips.group * strips.pixels, start = strip * length;
       begin_ = start + rank * strips.slice;
@@ -88,7 +86,10 @@ class Walk {
   // The thread's warp and lane among those that share the strip in this block, and their numbers.
   __device__ int warp() const { return warp_; }
   __device__ int warps() const { return kSmall ? 1 : kNormWarps; }
-  __device__ int lane() const { return lane_; }
+  __device__ int lane() const {
+    // Kept in a register only where that avoids spills.
+    return kLayout == NormLayout::contiguous ? lane_ : thread_index() & (lanes() - 1);
+  }
   __device__ int lanes() const { return kSmall ? strips_.lanes : kWarp; }
   __device__ int thread() const { return warp() * lanes() + lane(); }
   __device__ int threads() const { return warps() * lanes(); }
