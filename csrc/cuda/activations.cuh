@@ -20,12 +20,12 @@ struct Sigmoid {
   W value, slope;
 };
 
-// Returns the sigmoid and its derivative y (1 - y). For large z, 1 - y would have the error of y:
-// it is e^-z y.
+// Returns the sigmoid and its derivative, which is even. y (1 - y) would have the error of y for
+// large z.
 template <class W>
 __device__ inline Sigmoid<W> sigmoid_and_slope(W z) {
-  const W e = exp(-z), y = W(1) / (W(1) + e);
-  return {y, y * (z > 0 ? e * y : W(1) - y)};
+  const W e = exp(z < 0 ? z : -z), y = W(1) / (W(1) + e);
+  return {z < 0 ? e * y : y, e * y * y};
 }
 
 // The share of a normal distribution below z.
