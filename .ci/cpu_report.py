@@ -70,6 +70,11 @@ KNOWN = (
         "10 vectors of coefficients at each pixel, with tanh's or GELU's constants",
     ),
     Known(
+        r"instance_norm lane_moments",
+        6,
+        "shifts of up to 256 rows, which are kept in an array",
+    ),
+    Known(
         r"avx2 gram_matrix .*<double",
         11,
         "float64 squares are transposed in memory; few features are float64",
