@@ -137,7 +137,7 @@ def build_kernels(
         files,
         csrc=csrc,
         flags=flags,
-        # Of functions with the same name in two of these libraries each calls its own.
+        # -Bsymbolic: each library calls its own functions, also if another has the same names.
         link_flags=("-shared", "-Wl,-Bsymbolic", f"-L{TORCH / 'lib'}", "-ltorch_cpu"),
     )
 

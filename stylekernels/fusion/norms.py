@@ -101,21 +101,11 @@ class Normalize(nn.Module):
     ) -> Tensor:
         """Run `instance_norm` or `group_norm`: arguments as for `ScaleShift`, and any term that
         PyTorch can add. An instance norm also takes an image without a batch, (C, H, W)."""
-        if x.dim() == 3 and self._groups is None:
+        without_batch = x.dim() == 3 and self._groups is None
+        if without_batch:
+            x = x[None]
             if isinstance(residual, Tensor) and residual.dim() == 3:
                 residual = residual[None]
-            return self._run(x[None], weight, bias, mean, var, residual)[0]
-        return self._run(x, weight, bias, mean, var, residual)
-
-    def _run(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        residual: Tensor | float | None,
-    ) -> Tensor:
         activation, negative_slope = self._activation
         options = {"negative_slope": negative_slope, "eps": self._eps}
         if can_be_residual(x, residual):
@@ -124,12 +114,14 @@ class Normalize(nn.Module):
                 "residual": residual_like(x, residual),
                 "residual_first": self._residual_first,
             }
-            return self._norm(x, weight, bias, mean, var, options)
-        if self._residual_first:
+            y = self._norm(x, weight, bias, mean, var, options)
+        elif self._residual_first:
             y = self._norm(x, weight, bias, mean, var, options) + residual
-            return activate(y, activation, negative_slope)
-        options["activation"] = activation
-        return self._norm(x, weight, bias, mean, var, options) + residual
+            y = activate(y, activation, negative_slope)
+        else:
+            options["activation"] = activation
+            y = self._norm(x, weight, bias, mean, var, options) + residual
+        return y[0] if without_batch else y
 
     def _norm(self, x, weight, bias, mean, var, options) -> Tensor:
         if self._groups is not None:

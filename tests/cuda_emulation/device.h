@@ -17,8 +17,8 @@
 #define __host__
 #define __launch_bounds__(...)
 
-// Ops of the emulated device have a namespace of their own: tests/emulated_cuda.py defines them.
-// Those compiled as for GPUs other than Hopper have another.
+// Namespaces of the emulated device's ops, compiled as for Hopper and as for other GPUs:
+// tests/emulated_cuda.py defines the ops.
 #ifdef CUDA_EMULATION_OTHERS
 #define STYLEKERNELS_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(stylekernels_emulated_others, CPU, m)
 #else
