@@ -55,8 +55,8 @@ class Known:
 
 KNOWN = (
     Known(
-        r"norm_conv2d (run_band_(by|of)|transform_tiles|pack_weights)",
-        48,
+        r"norm_conv2d (run_band_of|run_panel|transform_tiles|pack_weights)",
+        55,
         "Winograd's transforms have 25 or 36 points, each a vector; weights are packed once",
     ),
     Known(

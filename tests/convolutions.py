@@ -18,6 +18,8 @@ MODES = (
     *(("transpose", kernel, 1) for kernel in (3, 4)),
 )
 FEW_MODES = (("none", 3, 1), ("none", 9, 2), ("nearest", 3, 1), ("transpose", 4, 1))
+# Strided modes that Winograd's method takes on the CPU.
+STRIDED_MODES = (("none", 3, 2), ("none", 4, 2))
 
 
 def convolution_in_torch(x, weight, bias, upsample, padding_mode) -> Tensor:

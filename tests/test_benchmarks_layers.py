@@ -59,7 +59,7 @@ def test_the_table_names_every_layer_the_rest_and_the_frame():
     names = [line[28:40].strip() for line in lines]
     assert names == [*(layer.name for layer in COUNTED), "rest", "frame"]
     assert all(len(line) <= len(suite.table.header()) <= 120 for line in lines)
-    expected = "full 64x64 f32 down 1 32-64 32x32 2.00 10% 5% 0.38 - 18.9 19% 0.00"
+    expected = "full 64x64 f32 down 1 32-64 32x32 2.00 10% 5% 0.38 0.21 18.9 19% 0.00"
     assert lines[1].split() == expected.split()
     assert lines[-1].split() == ["full", "64x64", "f32", "frame", "40.0", "10%", "100%"]
 

@@ -93,7 +93,7 @@ def test_operations_are_those_that_the_network_does(upsample, size):
     assert [layer.flops for layer in layers] == pytest.approx(counted)
 
 
-def test_winograd_is_for_residual_blocks_and_upsampling_by_two_taps():
+def test_winograd_is_for_residual_and_strided_layers_and_upsampling_by_two_taps():
     layers = operations.layers(GeneratorConfig(), 512, 512)
     residual = [layer for layer in layers if layer.name.startswith("residual")]
     assert len(residual) == 10
@@ -104,6 +104,8 @@ def test_winograd_is_for_residual_blocks_and_upsampling_by_two_taps():
     up = [layer for layer in layers if layer.name.startswith("up")]
     saved = 0.75 * sum(layer.flops for layer in residual)
     saved += (1 - 25 / 64) * sum(layer.flops for layer in up)
+    down = [layer for layer in layers if layer.name.startswith("down")]
+    saved += (1 - 9 / 16) * sum(layer.flops for layer in down)
     assert direct - winograd == pytest.approx(saved)
     three_taps = operations.layers(GeneratorConfig(upsample="transpose3"), 512, 512)
     assert all(layer.winograd == 1 for layer in three_taps if layer.name.startswith("up"))

@@ -21,11 +21,11 @@ from tests.fusion import Blocks, calls_of, check, network
 # convolutions are left.
 NETWORKS = {
     "CycleGAN": (lambda: models.cyclegan_resnet(8, 2), (3, 33, 46), (10, 0, 0)),
-    "pix2pix": (lambda: models.pix2pix_unet(8, 5), (3, 64, 64), (5, 7, 5)),
+    "pix2pix": (lambda: models.pix2pix_unet(8, 5), (3, 64, 64), (7, 7, 3)),
     "pix2pix, batch norm": (
         lambda: models.pix2pix_unet(8, 5, nn.BatchNorm2d),
         (3, 32, 64),
-        (5, 0, 5),
+        (7, 0, 3),
     ),
     "PatchGAN": (lambda: models.patchgan(8), (3, 64, 72), (4, 0, 1)),
     "Transformer": (lambda: models.Transformer(8, 2), (3, 37, 45), (10, 0, 0)),

@@ -112,11 +112,14 @@ def test_large_images(mode, dtype, layout, device) -> None:
         (("none", 9, 1), 3, 32),
         (("none", 9, 1), 32, 3),
         (("none", 3, 2), 32, 64),
+        (("none", 3, 2), 40, 16),
+        (("none", 4, 2), 24, 48),
+        (("none", 3, 1), 16, 16),
         (("transpose", 4, 1), 64, 32),
         (("nearest", 3, 1), 64, 32),
     ],
 )
-def test_layers_of_a_generator(mode, channels, out_channels, dtype, layout, device) -> None:
+def test_layers_of_networks(mode, channels, out_channels, dtype, layout, device) -> None:
     upsample, _, _ = mode
     tensors = inputs(
         mode, (1, channels, 24, 31), out_channels, dtype, layout, device, scale_shift=True

@@ -5,7 +5,14 @@ import torch
 from torch.nn import functional as F
 
 from tests.conftest import DTYPES, laid_out
-from tests.convolutions import FEW_MODES, PADDING_MODES, half_padded, inputs, padding_of
+from tests.convolutions import (
+    FEW_MODES,
+    PADDING_MODES,
+    STRIDED_MODES,
+    half_padded,
+    inputs,
+    padding_of,
+)
 from tests.norm_conv2d_out import Norm, assert_scale_shift_of, check, formula, frames, out
 
 
@@ -51,7 +58,7 @@ def test_bytes_are_rounded_to_nearest_even_and_clamped(mode, y_layout, dtype) ->
 
 @pytest.mark.every_capability
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
+@pytest.mark.parametrize("mode", [*FEW_MODES, *STRIDED_MODES], ids=str)
 def test_means_that_the_shift_takes_away(mode, dtype) -> None:
     """1000 deviations, with 16 channels: subtracted before Winograd's method could lose
     precision."""
@@ -62,7 +69,7 @@ def test_means_that_the_shift_takes_away(mode, dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2)], ids=str)
+@pytest.mark.parametrize("mode", [*FEW_MODES, *STRIDED_MODES], ids=str)
 def test_statistics_of_large_means(mode, dtype) -> None:
     """The mean of the output is a thousand deviations from zero."""
     tensors = inputs(mode, (2, 16, 45, 67), 17, dtype, "channels_last", bias="float32")
@@ -73,12 +80,18 @@ def test_statistics_of_large_means(mode, dtype) -> None:
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mode", [*FEW_MODES, ("none", 3, 2), ("transpose", 3, 1)], ids=str)
+@pytest.mark.parametrize("mode", [*FEW_MODES, *STRIDED_MODES, ("transpose", 3, 1)], ids=str)
 def test_a_bad_pixel_reaches_what_sees_it(mode, dtype, padding_mode) -> None:
     """With 16 channels, where Winograd's method spoils tiles around the pixel and nothing else. NaN
     must not remain in the workspace either: a healthy image follows."""
     # The reach of a tile: 4 pixels, or 8 if each of its pixels belongs to a phase.
-    reach = {("none", 3, 1): 3, ("nearest", 3, 1): 7, ("transpose", 4, 1): 7}.get(mode, 0)
+    reach = {
+        ("none", 3, 1): 3,
+        ("none", 3, 2): 3,
+        ("none", 4, 2): 3,
+        ("nearest", 3, 1): 7,
+        ("transpose", 4, 1): 7,
+    }.get(mode, 0)
     healthy = inputs(mode, (2, 16, 19, 23), 17, dtype, "channels_last", scale_shift=True)
     options = {"padding_mode": padding_mode, **half_padded(mode)}
     for value, (row, column) in ((torch.inf, (9, 11)), (torch.nan, (0, 22)), (-torch.inf, (18, 1))):

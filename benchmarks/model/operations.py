@@ -6,9 +6,11 @@ from stylekernels import native
 from stylekernels.models import GeneratorConfig
 
 #: Winograd's multiplications for 4 x 4 output pixels: 6 x 6 instead of 16 times 9 taps, and 5 x 5
-#: instead of 16 times 4. The second is for upsampling, where each output pixel has 2 x 2 taps.
+#: instead of 16 times 4. The second is for upsampling, where each output pixel has 2 x 2 taps, and
+#: for stride 2, where the even and odd rows have two taps and one, with 5 and 4 points.
 _F4X4_3X3 = 36 / (16 * 9)
 _F4X4_2X2 = 25 / (16 * 4)
+_F4X4_STRIDED = (5 + 4) ** 2 / (16 * 9)
 
 
 def winograd_dtype(dtype: str) -> str | None:
@@ -32,7 +34,7 @@ class Layer:
         in_channels, out_channels: Cin and Cout.
         height, width: size of its output.
         taps: multiplications per output pixel and pair of channels.
-        winograd: the share of them that Winograd's method needs; 1 if it is not used.
+        winograd: the share of them that Winograd's method needs in float32; 1 if it is not used.
     """
 
     name: str
@@ -77,8 +79,8 @@ def layers(config: GeneratorConfig, height: int, width: int) -> list[Layer]:
     at_full = tuple(4 * side for side in sizes[2])  # up to three pixels more than the picture
     return [
         Layer("first", 3, full, *sizes[0], kernel),
-        Layer("down 1", full, half, *sizes[1], 9),
-        Layer("down 2", half, quarter, *sizes[2], 9),
+        Layer("down 1", full, half, *sizes[1], 9, _F4X4_STRIDED),
+        Layer("down 2", half, quarter, *sizes[2], 9, _F4X4_STRIDED),
         *(
             Layer(f"residual {block}.{part}", quarter, quarter, *sizes[2], 9, _F4X4_3X3)
             for block in range(1, config.residual_blocks + 1)

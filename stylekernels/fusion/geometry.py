@@ -1,8 +1,10 @@
 """Convolutions of torch.nn, and the padding and upsampling before them, as options of
 `norm_conv2d`."""
 
+from math import prod
 from typing import NamedTuple
 
+import torch
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -17,6 +19,8 @@ CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, ConvTranspose2d)
 # Largest weight of a 4x4 convolution, in elements, that PyTorch is not faster with.
 _MOST_WEIGHTS_4X4 = 1 << 20
 _FEWEST_CHANNELS, _FEW_OUTPUTS = 32, 4
+# Most input channels times output channels of a strided convolution by Winograd's method.
+_MOST_STRIDED = 128 * 256
 
 _PADS = {
     nn.ReflectionPad2d: "reflect",
@@ -75,12 +79,20 @@ def geometry_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Geometry | None:
 def is_faster(geometry: Geometry, conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Return whether `norm_conv2d` is measured to be faster than PyTorch with no norm to save:
     by Winograd's method, for large kernels and few outputs, and where it saves a larger image."""
-    winograd = geometry.kernel == 3 and geometry.stride == 1
+    channels = (conv.in_channels, conv.out_channels)
+    dense = geometry.kernel == 3 and geometry.stride == 1
+    strided = (
+        geometry.kernel in (3, 4)
+        and geometry.stride == 2
+        and prod(channels) <= _MOST_STRIDED
+        and conv.weight.dtype == torch.float32
+        and conv.weight.device.type == "cpu"
+    )
     return (
         geometry.upsample != "none"
         or geometry.kernel >= 5
-        or (winograd and conv.out_channels <= _FEW_OUTPUTS)
-        or (winograd and min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS)
+        or (dense and conv.out_channels <= _FEW_OUTPUTS)
+        or ((dense or strided) and min(channels) >= _FEWEST_CHANNELS)
     )
 
 

@@ -13,12 +13,45 @@ constexpr int kPlanarVectors = 3;
 // Winograd tiles: 4 x 4 outputs. A batch is so many that their points, for 128 input channels, stay
 // in the L2 cache.
 constexpr int64_t kWinogradOutputs = 4;
+constexpr int64_t kWinogradTerms = 64;  // of a sum in float32 that later ones are added to
 constexpr int64_t kWinogradBatch = VECTOR_BYTES == 64 ? 24 : 18;
 static_assert(kWinogradBatch % kBlockRows == 0, "batches are whole register blocks");
 
-// Returns the elements from one point of a batch to the next: a cache line more than the tiles
-// take, because stores a multiple of the cache's size apart would compete for one set of it.
-inline int64_t winograd_pitch(int64_t cin) { return kWinogradBatch * cin + 16; }
+// Phases of the input of a layer of stride 2: rows and columns of one parity each. This order makes
+// those consecutive that are not zero at a point:
+//
+//    phase          0          1           2          3
+//    rows, columns  even, odd  even, even  odd, even  odd, odd
+//
+// With a kernel of 3, odd rows are zero at the last row of points, odd columns at the last column.
+struct InputPhases {
+  struct Range {
+    int64_t begin, end;
+  };
+  int64_t stride;
+  bool odd_kernel;
+
+  int64_t count() const { return stride * stride; }
+  int64_t row(int64_t phase) const { return phase / 2; }
+  int64_t column(int64_t phase) const { return stride == 1 ? 0 : phase == 0 || phase == 3; }
+
+  Range at_point(bool last_row, bool last_column) const {
+    if (stride == 1) return {0, 1};
+    if (!odd_kernel) return {0, 4};
+    return {last_column ? 1 : 0, last_row ? 2 : last_column ? 3 : 4};
+  }
+
+  // Returns how many phases all points of a tile have together.
+  int64_t total(int64_t side) const {
+    const auto size = [&](bool last_row, bool last_column) {
+      const Range range = at_point(last_row, last_column);
+      return range.end - range.begin;
+    };
+    const int64_t inner = side - 1;
+    return inner * inner * size(false, false) + inner * size(true, false) +
+           inner * size(false, true) + size(true, true);
+  }
+};
 
 // Nested Winograd transforms: see nested_winograd.h. A tile is 3 x 3 outputs, from 5 x 5 inputs and
 // up to 3 x 3 kernel blocks. A batch is so many tiles (few inputs), or vectors of tiles (few
@@ -49,6 +82,9 @@ struct Geometry {
   // bfloat16. With few_outputs vectors hold tiles.
   Method method;
   int64_t side;           // inputs a side of a Winograd tile, of four output rows
+  InputPhases phases;     // with Winograd's method
+  int64_t tile_pitch;     // elements from one tile to the next at a point
+  int64_t point_pitch;    // elements from one point to the next
   int64_t kernel_blocks;  // a side of the kernel; 0: not nested_winograd.h
   int64_t row_advance;    // input rows from one output row, or row of tiles, to the next
   int64_t pitch;          // elements from one column, or channel, to the next
@@ -62,15 +98,22 @@ struct Geometry {
     const int taps = a.axes[0].taps;
     method = method_of<T>(a);
     const bool winograd = is(Method::winograd), planar = is(Method::planar);
-    side = winograd ? taps + kWinogradOutputs - 1 : 0;
-    row_advance = winograd ? kWinogradOutputs : a.stride;
+    side = winograd ? ceil_divide(int64_t(taps), a.stride) + kWinogradOutputs - 1 : 0;
+    phases = {a.stride, a.kernel % 2 == 1};
+    tile_pitch = phases.count() * a.cin;
+    // A cache line more than the tiles take: stores a multiple of the cache's size apart would
+    // compete for one set of it.
+    point_pitch = kWinogradBatch * tile_pitch + 16;
+    row_advance = winograd ? a.stride * kWinogradOutputs : a.stride;
     const bool nested = is(Method::few_outputs) || is(Method::few_inputs);
     kernel_blocks = nested ? ceil_divide(a.kernel, kNestedOutputs) : 0;
     if (nested) span = kNestedSide;
-    width = winograd ? ceil_divide(a.columns, kWinogradOutputs) * kWinogradOutputs + span - 1
-            : nested ? (tiles(a) + kernel_blocks - 1) * kNestedOutputs + 2
-                     : a.stride * (a.columns - 1) + span;
-    if (winograd) span += kWinogradOutputs - 1;
+    width =
+        winograd
+            ? a.stride * (ceil_divide(a.columns, kWinogradOutputs) * kWinogradOutputs - 1) + span
+        : nested ? (tiles(a) + kernel_blocks - 1) * kNestedOutputs + 2
+                 : a.stride * (a.columns - 1) + span;
+    if (winograd) span += a.stride * (kWinogradOutputs - 1);
     // A reflected border reads columns that a cropped output may not read.
     const int64_t reflected = smaller<int64_t>(a.w, 1 - low) - low;
     if (width < reflected) width = reflected;
@@ -88,7 +131,7 @@ struct Geometry {
   // their files).
   int64_t worker_elements(const NormConv2d& a) const {
     if (is(Method::winograd))
-      return span * row_elements + side * side * winograd_pitch(a.cin) +
+      return span * row_elements + side * side * point_pitch +
              kWinogradBatch * (side * side + kWinogradOutputs * kWinogradOutputs) * kPanelChannels;
     if (kernel_blocks > 0) {
       const int64_t rows = kernel_blocks * kNestedPoints * nested_pitch(a);
@@ -117,7 +160,7 @@ struct Geometry {
     return ((count + kernel_blocks - 1) * a.cin + kLanes<Vec<T>> + 15) / 16 * 16;
   }
   // Returns the elements from one point of a batch to the next, with few outputs: see
-  // winograd_pitch.
+  // point_pitch.
   int64_t nested_point_pitch(const NormConv2d& a) const {
     constexpr int64_t kCount = kLanes<Vec<T>>;
     return ceil_divide(a.cin, kCount) * kCount * (kNestedVectors + 1) * kCount + 16;
@@ -129,7 +172,7 @@ struct Geometry {
   }
 
   int64_t panel_elements(const NormConv2d& a, int64_t row_parity, int64_t column_parity) const {
-    if (is(Method::winograd)) return side * side * a.cin * kPanelChannels;
+    if (is(Method::winograd)) return phases.total(side) * a.cin * kPanelChannels;
     if (kernel_blocks > 0)
       return kNestedPoints * kernel_blocks * kernel_blocks * a.cin * panel_channels(a);
     const int64_t depth =

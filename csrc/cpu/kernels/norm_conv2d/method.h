@@ -2,7 +2,8 @@
 //
 //   method       takes                                                     file
 //   tiles        bfloat16, with AMX                                        conv_tiles.h
-//   winograd     2 or 3 taps, stride 1, Cin and Cout of a panel or more    winograd.h
+//   winograd     2 or 3 taps, or stride 2 and kernels of 3 or 4;           winograd.h
+//                Cin of a panel or more, Cout of a vector or more
 //   few_outputs  kernels of 5 to 9, stride 1, Cout <= 3                    nested_few_outputs.h
 //   few_inputs   kernels of 5 to 9, stride 1, Cin <= 8                     nested_few_inputs.h
 //   planar       stride 1, Cout <= 3                                       norm_conv2d.cpp
@@ -25,6 +26,10 @@ enum class Method { tiles, winograd, few_outputs, few_inputs, planar, pairs, dir
 constexpr int64_t kFewInputs = 8;   // with more, the ring buffer of transformed rows exceeds L2
 constexpr int64_t kFewOutputs = 3;  // vectors hold pixels, or tiles of them
 
+// Most pairs of channels of a strided layer by Winograd's method. Transformed weights are six to
+// nine times as large as the kernel, and layers of more channels have small images.
+constexpr int64_t kStridedWeights = 128 * 256;
+
 // Tells whether kernel elements that read the same input pixel are added up.
 inline bool adds_up(const ConvAxis& axis, int64_t kernel) {
   int64_t used = 0;
@@ -37,13 +42,17 @@ template <class T>
 inline Method method_of(const NormConv2d& a) {
   constexpr bool kBFloat16 = std::is_same_v<T, BFloat16>;
   if constexpr (HAS_TILES && kBFloat16) return Method::tiles;
-  constexpr int64_t kPanelChannels = kPanel<Vec<T>>;
   const bool transforms = sizeof(Wide<T>) == 4 && a.stride == 1;
   const bool whole = a.parities == 1;  // no parities
   const int taps = a.axes[0].taps;
-  if (transforms && (taps == 2 || taps == 3) && (whole || a.axes[1].taps == taps) &&
-      a.repeats == 1 && a.cin >= kPanelChannels && a.cout >= kPanelChannels)
+  // Sums of fewer channels are so exact that the rounding of transforms shows.
+  const bool wide = sizeof(Wide<T>) == 4 && a.cin >= kPanel<Vec<T>> && a.cout >= kLanes<Vec<T>>;
+  if (wide && a.stride == 1 && (taps == 2 || taps == 3) && (whole || a.axes[1].taps == taps) &&
+      a.repeats == 1)
     return Method::winograd;
+  // With a kernel of 3 pairs are faster.
+  const bool gains = a.kernel == 4 || (a.kernel == 3 && !(HAS_PAIRS && kBFloat16));
+  if (wide && a.stride == 2 && gains && a.cin * a.cout <= kStridedWeights) return Method::winograd;
   const bool large = transforms && whole && a.kernel >= kLargeKernel;
   if (large && a.cout <= kFewOutputs) return Method::few_outputs;
   if (large && a.cin <= kFewInputs) return Method::few_inputs;

@@ -65,8 +65,8 @@ template <int kOutputs, int kVectors, class V>
 // Transforms the sums of a vector of tiles back to three rows of pixels, and rounds them as they
 // will be stored.
 template <class T, class V>
-inline void finish_tiles(const ElementOf<V>* sums, int64_t point_pitch, V bias,
-                         ElementOf<V>* values, int64_t row_pitch) {
+[[gnu::always_inline]] inline void finish_tiles(const ElementOf<V>* sums, int64_t point_pitch,
+                                                V bias, ElementOf<V>* values, int64_t row_pitch) {
   V half[kNestedSide][kNestedOutputs], y[kNestedOutputs][kNestedOutputs];
   for (int i = 0; i < kNestedSide; ++i) {
     V m[kNestedSide];

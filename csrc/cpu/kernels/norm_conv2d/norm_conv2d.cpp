@@ -65,9 +65,9 @@ void pack_weights(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
                   int64_t column_parity, int64_t first, Wide<T>* panel) {
   if constexpr (sizeof(Wide<T>) == 4) {
     if (g.method == Method::winograd && g.side == 6)
-      return pack_weights_for_winograd<6, T>(a, row_parity, column_parity, first, panel);
+      return pack_weights_for_winograd<6, T>(a, g, row_parity, column_parity, first, panel);
     if (g.method == Method::winograd)
-      return pack_weights_for_winograd<5, T>(a, row_parity, column_parity, first, panel);
+      return pack_weights_for_winograd<5, T>(a, g, row_parity, column_parity, first, panel);
     if (g.method == Method::few_outputs || g.method == Method::few_inputs)
       return pack_nested_weights<T>(a, g, first, panel);
   }

@@ -2,6 +2,12 @@
 // 144, and 25 in place of 64. Upsampling has kernels of 2x2 over the small image, one for each
 // parity of the output. Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016.
 //
+// A convolution of stride 2 is a sum over the four phases of its input: even or odd rows, and even
+// or odd columns. Each phase has a kernel of 2x2 and no stride, so that F(4x4, 2x2) takes 4 x 25
+// multiplications in place of 256 for a kernel of 4. A kernel of 3 has only one tap for odd rows or
+// columns. Its transform is zero at infinity, the last point, and 81 multiplications replace 144.
+// At each point phases are summed as if they were channels.
+//
 // A tile of 4 x 4 outputs is Y = A^T [(G k G^T) * (B^T d B)] A, where d is its kSide x kSide inputs
 // (kSide = 6 or 5), k the kernel and * the elementwise product, summed over the input channels. The
 // transforms are those of polynomials at the points 0 (for a kernel of 3 only), p, -p, q, -q and
@@ -30,8 +36,9 @@
 // of the padded image, which is -1 for a padding of 1:
 //
 //    ring       [span rows][width columns][Cin]
-//    points     [kSide * kSide][tiles][Cin]       pitch of a point: winograd_pitch(Cin)
-//    weights    [panels][kSide * kSide][Cin][kPanel outputs], for each parity
+//    points     [kSide * kSide][tiles][phases][Cin]   pitch of a point: Geometry::point_pitch
+//    weights    [panels][kSide * kSide][phases][Cin][kPanel outputs], for each parity; without the
+//               phases that are zero at a point: see InputPhases
 //    products   [kSide * kSide][kWinogradBatch][kPanel outputs]
 //    values     [height][width][kPanel outputs], rounded outputs of a batch
 //
@@ -56,9 +63,9 @@ constexpr double kP2 = kP<kSide> * kP<kSide>;
 template <int kSide>
 constexpr double kQ2 = kQ<kSide> * kQ<kSide>;
 template <int kSide>
-constexpr int kFirstNonzero = kSide - 5;  // 1 if zero is the first point
+constexpr int kFirstNonzero = kSide == 6;  // 1 if zero is the first point
 
-// Computes t = B^T d.
+// Computes t = B^T d. Side 4 is side 5 without the last point and input, for kernels of 1.
 template <int kSide, class V>
 inline void transform_input(const V (&d)[kSide], V (&t)[kSide]) {
   constexpr int z = kFirstNonzero<kSide>;
@@ -73,7 +80,7 @@ inline void transform_input(const V (&d)[kSide], V (&t)[kSide]) {
   t[z + 1] = even_p - p * odd_p;
   t[z + 2] = even_q + q * odd_q;
   t[z + 3] = even_q - q * odd_q;
-  t[z + 4] = product * d[z] - sum * d[z + 2] + d[z + 4];
+  if constexpr (kSide > 4) t[z + 4] = product * d[z] - sum * d[z + 2] + d[z + 4];
 }
 
 // Computes y = A^T m.
@@ -111,39 +118,48 @@ struct KernelTransform {
   }
 };
 
-// Packs a panel, [point][input channel][kPanel output channels], zero beyond the last output
+// Packs a panel, [point][phase][input channel][kPanel output channels], zero beyond the last output
 // channel.
 template <int kSide, class T>
-void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t column_parity,
-                               int64_t first, Wide<T>* panel) {
+void pack_weights_for_winograd(const NormConv2d& a, const Geometry<T>& g, int64_t row_parity,
+                               int64_t column_parity, int64_t first, Wide<T>* panel) {
   constexpr KernelTransform<kSide> kTransform;
   constexpr int kTaps = KernelTransform<kSide>::kTaps;
   constexpr int64_t kPanelChannels = kPanel<Vec<T>>;
   const ConvAxis &rows = a.axes[row_parity], &columns = a.axes[column_parity];
-  for (int64_t i = 0; i < a.cin; ++i) {
-    double kernel[kTaps][kTaps][kPanelChannels] = {}, half[kSide][kTaps][kPanelChannels] = {};
-    for (int64_t c = 0; c < smaller(kPanelChannels, a.cout - first); ++c) {
-      const T* weight =
-          static_cast<const T*>(a.weight) + (first + c) * a.weight_cout + i * a.weight_cin;
-      for (int64_t ky = 0; ky < a.kernel; ++ky)
-        for (int64_t kx = 0; kx < a.kernel; ++kx)
-          if (rows.tap_of[ky] >= 0 && columns.tap_of[kx] >= 0)
-            kernel[rows.tap_of[ky]][columns.tap_of[kx]][c] +=
-                double(load<Wide<T>>(weight + ky * a.weight_row + kx * a.weight_column));
-    }
-    for (int u = 0; u < kSide; ++u)
-      for (int y = 0; y < kTaps; ++y)
-        for (int x = 0; x < kTaps; ++x)
-          for (int64_t c = 0; c < kPanelChannels; ++c)
-            half[u][x][c] += kTransform.rows[u][y] * kernel[y][x][c];
-    for (int u = 0; u < kSide; ++u) {
-      for (int v = 0; v < kSide; ++v) {
-        double values[kPanelChannels] = {};
-        for (int x = 0; x < kTaps; ++x)
-          for (int64_t c = 0; c < kPanelChannels; ++c)
-            values[c] += kTransform.rows[v][x] * half[u][x][c];
-        Wide<T>* to = panel + ((u * kSide + v) * a.cin + i) * kPanelChannels;
-        for (int64_t c = 0; c < kPanelChannels; ++c) to[c] = Wide<T>(values[c]);
+  for (int64_t phase = 0; phase < g.phases.count(); ++phase) {
+    const int64_t row_phase = g.phases.row(phase), column_phase = g.phases.column(phase);
+    for (int64_t i = 0; i < a.cin; ++i) {
+      double kernel[kTaps][kTaps][kPanelChannels] = {}, half[kSide][kTaps][kPanelChannels] = {};
+      for (int64_t ky = 0; ky < a.kernel; ++ky) {
+        for (int64_t kx = 0; kx < a.kernel; ++kx) {
+          const int64_t y = rows.tap_of[ky], x = columns.tap_of[kx];
+          if (y < 0 || x < 0 || y % a.stride != row_phase || x % a.stride != column_phase) continue;
+          const T* weight = static_cast<const T*>(a.weight) + first * a.weight_cout +
+                            i * a.weight_cin + ky * a.weight_row + kx * a.weight_column;
+          for (int64_t c = 0; c < smaller(kPanelChannels, a.cout - first); ++c)
+            kernel[y / a.stride][x / a.stride][c] +=
+                double(load<Wide<T>>(weight + c * a.weight_cout));
+        }
+      }
+      for (int u = 0; u < kSide; ++u)
+        for (int y = 0; y < kTaps; ++y)
+          for (int x = 0; x < kTaps; ++x)
+            for (int64_t c = 0; c < kPanelChannels; ++c)
+              half[u][x][c] += kTransform.rows[u][y] * kernel[y][x][c];
+      int64_t term = 0;  // of all points before
+      for (int u = 0; u < kSide; ++u) {
+        for (int v = 0; v < kSide; ++v) {
+          const auto [begin, end] = g.phases.at_point(u == kSide - 1, v == kSide - 1);
+          double values[kPanelChannels] = {};
+          for (int x = 0; x < kTaps; ++x)
+            for (int64_t c = 0; c < kPanelChannels; ++c)
+              values[c] += kTransform.rows[v][x] * half[u][x][c];
+          Wide<T>* to = panel + ((term + phase - begin) * a.cin + i) * kPanelChannels;
+          if (begin <= phase && phase < end)
+            for (int64_t c = 0; c < kPanelChannels; ++c) to[c] = Wide<T>(values[c]);
+          term += end - begin;
+        }
       }
     }
   }
@@ -151,65 +167,112 @@ void pack_weights_for_winograd(const NormConv2d& a, int64_t row_parity, int64_t 
 
 // Transforms the inputs of one tile to its points, a vector of channels: columns first, then rows.
 // rows: its upper left corner in each of the ring's rows; `pitch` elements from a column to the
-// next.
-template <int kSide, class V>
-inline void transform_tile(const ElementOf<V>* const (&rows)[kSide], int64_t pitch,
-                           int64_t point_pitch, ElementOf<V>* points) {
-  V half[kSide][kSide];
-  for (int j = 0; j < kSide; ++j) {
-    V column[kSide], t[kSide];
-    for (int i = 0; i < kSide; ++i) column[i] = load<V>(rows[i] + j * pitch);
+// next. A phase that is zero at the last row (column) of points has one row (column) of inputs
+// less.
+template <int kSide, int kRows, int kColumns, class V>
+[[gnu::always_inline]] inline void transform_tile(const ElementOf<V>* const (&rows)[kSide],
+                                                  int64_t pitch, int64_t point_pitch,
+                                                  ElementOf<V>* points) {
+  V half[kRows][kColumns];
+  for (int j = 0; j < kColumns; ++j) {
+    V column[kRows], t[kRows];
+    for (int i = 0; i < kRows; ++i) column[i] = load<V>(rows[i] + j * pitch);
     transform_input(column, t);
-    for (int i = 0; i < kSide; ++i) half[i][j] = t[i];
+    for (int i = 0; i < kRows; ++i) half[i][j] = t[i];
   }
-  for (int i = 0; i < kSide; ++i) {
-    V t[kSide];
+  for (int i = 0; i < kRows; ++i) {
+    V t[kColumns];
     transform_input(half[i], t);
-    for (int j = 0; j < kSide; ++j) store(points + (i * kSide + j) * point_pitch, t[j]);
+    for (int j = 0; j < kColumns; ++j) store(points + (i * kSide + j) * point_pitch, t[j]);
   }
 }
 
-// Multiplies kCount tiles at one point with a panel, summed over the input channels.
-template <int kCount, class V>
-inline void multiply_point(const ElementOf<V>* points, const ElementOf<V>* weights, int64_t cin,
-                           ElementOf<V>* products) {
-  const ElementOf<V>* tiles[kCount];
-  for (int r = 0; r < kCount; ++r) tiles[r] = points + r * cin;
-  V sums[kCount][2];
-  clear(sums);
-  multiply_panel(tiles, 1, weights, cin, sums);
-  for (int r = 0; r < kCount; ++r)
-    for (int v = 0; v < 2; ++v) store(products + r * kPanel<V> + v * kLanes<V>, sums[r][v]);
+// Transforms the inputs of `count` tiles, all channels. rows: as above, for the first tile.
+//
+// Not inlined: in one function they take so much of what gcc inlines there that it calls the
+// transforms instead.
+template <int kSide, int kRows, int kColumns, class T>
+[[gnu::noinline]] void transform_tiles(const NormConv2d& a, const Geometry<T>& g,
+                                       const Wide<T>* const (&rows)[kSide], int64_t count,
+                                       Wide<T>* points) {
+  using V = Vec<T>;
+  using W = Wide<T>;
+  const int64_t pitch = a.stride * a.cin;
+  for (int64_t t = 0; t < count; ++t) {
+    const W* corner[kSide];
+    const auto at = [&](int64_t channel) {
+      for (int i = 0; i < kSide; ++i) corner[i] = rows[i] + t * kWinogradOutputs * pitch + channel;
+      return points + t * g.tile_pitch + channel;
+    };
+    int64_t c = 0;
+    for (; c + kLanes<V> <= a.cin; c += kLanes<V>) {
+      W* to = at(c);
+      transform_tile<kSide, kRows, kColumns, V>(corner, pitch, g.point_pitch, to);
+    }
+    for (; c < a.cin; ++c) {
+      W* to = at(c);
+      transform_tile<kSide, kRows, kColumns, W>(corner, pitch, g.point_pitch, to);
+    }
+  }
 }
 
-// Multiplies `count` tiles at all points with a panel of the weights.
-template <int kSide, class V>
-inline void multiply_points(const ElementOf<V>* points, int64_t pitch, int64_t count, int64_t cin,
-                            const ElementOf<V>* panel, ElementOf<V>* products) {
-  for (int64_t point = 0; point < kSide * kSide; ++point) {
-    for (int64_t t = 0, rows; t < count; t += rows) {
-      const ElementOf<V>* from = points + t * cin;
-      ElementOf<V>* to = products + t * kPanel<V>;
-      // kBlockRows + 2 tiles would leave two. Fours are faster, because register blocks of one or
-      // two rows do not keep two multiply-adds busy.
-      const int64_t left = count - t;
-      rows = left >= kBlockRows && left != kBlockRows + 2 ? kBlockRows : left >= 4 ? 4 : 1;
-      if (rows == kBlockRows)
-        multiply_point<kBlockRows, V>(from, panel, cin, to);
-      else if (rows == 4)
-        multiply_point<4, V>(from, panel, cin, to);
-      else
-        multiply_point<1, V>(from, panel, cin, to);
+// Multiplies kCount tiles at one point with kVectors vectors of a panel, summed over `depth` phases
+// and input channels: kWinogradTerms of them at a time, because the rounding of one long sum is
+// most of the error of the method.
+template <int kCount, int kVectors, class V>
+inline void multiply_point(const ElementOf<V>* points, int64_t tile_pitch,
+                           const ElementOf<V>* weights, int64_t depth, ElementOf<V>* products) {
+  for (int64_t begin = 0; begin < depth; begin += kWinogradTerms) {
+    const ElementOf<V>* tiles[kCount];
+    for (int r = 0; r < kCount; ++r) tiles[r] = points + r * tile_pitch + begin;
+    V sums[kCount][kVectors];
+    clear(sums);
+    multiply_panel(tiles, 1, weights + begin * kPanel<V>, smaller(kWinogradTerms, depth - begin),
+                   sums);
+    for (int r = 0; r < kCount; ++r) {
+      for (int v = 0; v < kVectors; ++v) {
+        ElementOf<V>* to = products + r * kPanel<V> + v * kLanes<V>;
+        store(to, begin == 0 ? sums[r][v] : load<V>(to) + sums[r][v]);
+      }
     }
-    points += pitch, panel += cin * kPanel<V>, products += kWinogradBatch * kPanel<V>;
+  }
+}
+
+// Multiplies `count` tiles at all points with kVectors vectors of a panel.
+template <int kSide, int kVectors, class T>
+inline void multiply_points(const NormConv2d& a, const Geometry<T>& g, const Wide<T>* points,
+                            int64_t count, const Wide<T>* panel, Wide<T>* products) {
+  using V = Vec<T>;
+  constexpr int kMost = kVectors == 1 ? 2 * kBlockRows : kBlockRows;
+  for (int64_t point = 0; point < kSide * kSide; ++point) {
+    const auto [begin, end] =
+        g.phases.at_point(point / kSide == kSide - 1, point % kSide == kSide - 1);
+    const int64_t depth = (end - begin) * a.cin;
+    for (int64_t t = 0, rows; t < count; t += rows) {
+      const Wide<T>* from = points + t * g.tile_pitch + begin * a.cin;
+      Wide<T>* to = products + t * kPanel<V>;
+      // kMost + 2 tiles would leave two. Fours are faster, because register blocks of one or two
+      // rows do not keep two multiply-adds busy.
+      const int64_t left = count - t;
+      rows = left >= kMost && left != kMost + 2 ? kMost : left >= 4 ? 4 : 1;
+      if (rows == kMost)
+        multiply_point<kMost, kVectors, V>(from, g.tile_pitch, panel, depth, to);
+      else if (rows == 4)
+        multiply_point<4, kVectors, V>(from, g.tile_pitch, panel, depth, to);
+      else
+        multiply_point<1, kVectors, V>(from, g.tile_pitch, panel, depth, to);
+    }
+    points += g.point_pitch, panel += depth * kPanel<V>;
+    products += kWinogradBatch * kPanel<V>;
   }
 }
 
 // Transforms the products of a tile back to `height` rows of `width` outputs, and rounds them as
 // they will be stored.
 template <int kSide, class T, class V>
-inline void finish_tile(const ElementOf<V>* products, V bias, int64_t height, int64_t width,
-                        ElementOf<V>* values, int64_t row_pitch) {
+[[gnu::always_inline]] inline void finish_tile(const ElementOf<V>* products, V bias, int64_t height,
+                                               int64_t width, ElementOf<V>* values,
+                                               int64_t row_pitch) {
   constexpr int64_t kPitch = kWinogradBatch * kPanel<V>;
   V half[kSide][kWinogradOutputs];
   for (int i = 0; i < kSide; ++i) {
@@ -226,6 +289,25 @@ inline void finish_tile(const ElementOf<V>* products, V bias, int64_t height, in
   }
 }
 
+// Computes `count` tiles of kVectors vectors of output channels, those from `first` on: `height`
+// rows of `width` outputs.
+//
+// Not inlined, for the reason above.
+template <int kSide, int kVectors, class T>
+[[gnu::noinline]] void run_panel(const NormConv2d& a, const Geometry<T>& g, const Wide<T>* points,
+                                 int64_t count, const Wide<T>* panel, int64_t first, int64_t height,
+                                 int64_t width, Wide<T>* products, Wide<T>* values) {
+  using V = Vec<T>;
+  multiply_points<kSide, kVectors>(a, g, points, count, panel, products);
+  Wide<T> bias[kPanel<V>];
+  read_bias(a, first, bias);
+  for (int64_t t = 0; t < count; ++t)
+    for (int64_t lane = 0; lane < kVectors * kLanes<V>; lane += kLanes<V>)
+      finish_tile<kSide, T>(products + t * kPanel<V> + lane, load<V>(bias + lane), height,
+                            smaller(kWinogradOutputs, width - t * kWinogradOutputs),
+                            values + t * kWinogradOutputs * kPanel<V> + lane, width * kPanel<V>);
+}
+
 // Computes a band of image n: consecutive output rows with partial statistics of their own. An
 // incomplete tile reads padding; height and width limit what is stored. memory: ring | points |
 // products | values.
@@ -235,9 +317,8 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
   using V = Vec<T>;
   using W = Wide<T>;
   constexpr int64_t kPanelChannels = kPanel<V>;
-  const int64_t pitch = winograd_pitch(a.cin);
   W* points = memory + g.span * g.row_elements;
-  W* products = points + kSide * kSide * pitch;
+  W* products = points + kSide * kSide * g.point_pitch;
   W* values = products + kSide * kSide * kWinogradBatch * kPanelChannels;
   Ring<T> ring{a, input, g, n, memory};
   BandStatistics statistics(a, n, band);
@@ -251,45 +332,41 @@ void run_band_by_winograd(const NormConv2d& a, const Geometry<T>& g, const Input
     const int64_t height = smaller(kWinogradOutputs, last_row - row);
     for (int64_t parity = 0; parity < a.parities * a.parities; ++parity) {
       const int64_t row_parity = parity / a.parities, column_parity = parity % a.parities;
-      const W* rows[kSide];
-      for (int64_t i = 0; i < kSide; ++i)
-        rows[i] = ring.row(row + a.axes[row_parity].first + i) +
-                  (a.axes[column_parity].first - g.low) * a.cin;
+      const ConvAxis &down = a.axes[row_parity], &across = a.axes[column_parity];
       for (int64_t tile = 0; tile < tiles; tile += per_batch) {
         const int64_t count = smaller(per_batch, tiles - tile);
-        for (int64_t t = 0; t < count; ++t) {
-          const W* corner[kSide];
-          const auto at = [&](int64_t channel) {
-            for (int i = 0; i < kSide; ++i)
-              corner[i] = rows[i] + (tile + t) * kWinogradOutputs * a.cin + channel;
-            return points + t * a.cin + channel;
-          };
-          int64_t c = 0;
-          for (; c + kLanes<V> <= a.cin; c += kLanes<V>) {
-            W* to = at(c);
-            transform_tile<kSide, V>(corner, a.cin, pitch, to);
-          }
-          for (; c < a.cin; ++c) {
-            W* to = at(c);
-            transform_tile<kSide, W>(corner, a.cin, pitch, to);
+        for (int64_t phase = 0; phase < g.phases.count(); ++phase) {
+          const int64_t row_phase = g.phases.row(phase), column_phase = g.phases.column(phase);
+          const int64_t left = across.first - g.low + column_phase;
+          const W* rows[kSide];
+          for (int64_t i = 0; i < kSide; ++i)
+            rows[i] = ring.row(a.stride * (row + i) + down.first + row_phase) +
+                      (left + tile * kWinogradOutputs * a.stride) * a.cin;
+          W* to = points + phase * a.cin;
+          if constexpr (kSide == 5) {
+            const bool short_rows = row_phase > 0 && g.phases.odd_kernel;
+            const bool short_columns = column_phase > 0 && g.phases.odd_kernel;
+            if (short_rows && short_columns)
+              transform_tiles<kSide, 4, 4>(a, g, rows, count, to);
+            else if (short_rows)
+              transform_tiles<kSide, 4, 5>(a, g, rows, count, to);
+            else if (short_columns)
+              transform_tiles<kSide, 5, 4>(a, g, rows, count, to);
+            else
+              transform_tiles<kSide, 5, 5>(a, g, rows, count, to);
+          } else {
+            transform_tiles<kSide, kSide, kSide>(a, g, rows, count, to);
           }
         }
         const int64_t column = tile * kWinogradOutputs;
         const int64_t width = smaller(count * kWinogradOutputs, a.columns - column);
         for (int64_t first = 0; first < a.cout; first += kPanelChannels) {
-          multiply_points<kSide, V>(
-              points, pitch, count, a.cin,
-              static_cast<const W*>(a.packed) +
-                  g.panel_begin(a, row_parity, column_parity, first / kPanelChannels),
-              products);
-          W bias[kPanelChannels];
-          read_bias(a, first, bias);
-          for (int64_t t = 0; t < count; ++t)
-            for (int64_t lane = 0; lane < kPanelChannels; lane += kLanes<V>)
-              finish_tile<kSide, T>(products + t * kPanelChannels + lane, load<V>(bias + lane),
-                                    height, smaller(kWinogradOutputs, width - t * kWinogradOutputs),
-                                    values + t * kWinogradOutputs * kPanelChannels + lane,
-                                    width * kPanelChannels);
+          const W* panel = static_cast<const W*>(a.packed) +
+                           g.panel_begin(a, row_parity, column_parity, first / kPanelChannels);
+          if (a.cout - first <= kLanes<V>)  // one vector of channels is left
+            run_panel<kSide, 1>(a, g, points, count, panel, first, height, width, products, values);
+          else
+            run_panel<kSide, 2>(a, g, points, count, panel, first, height, width, products, values);
           for (int64_t i = 0; i < height; ++i)
             write_row<T>(a, n, a.parities * (row + i) + row_parity,
                          a.parities * column + column_parity, width, first,
