@@ -93,3 +93,16 @@ def test_luck_of_pytorch_on_few_elements_is_told_by_more_draws(channels, our_err
     else:
         with pytest.raises(AssertionError, match=r"gradient of bias.*exceeds"):
             check()
+
+
+def test_what_exceeds_the_range_of_the_dtype_is_infinite() -> None:
+    exact = EXACT.clone()
+    exact[0, 0, 0, :3] = torch.tensor([-1e5, 2e5, 65510.0])  # the last is rounded to 65504
+    ours = exact.half()
+    assert ours[0, 0, 0].tolist()[:3] == [-torch.inf, torch.inf, 65504]
+    assert_accurate(ours, ours, exact)
+    for column, wrong in ((0, torch.inf), (1, 65472.0), (2, torch.nan), (3, torch.inf)):
+        changed = ours.clone()
+        changed[0, 0, 0, column] = wrong
+        with pytest.raises(AssertionError, match=r"is exceeded|are not finite"):
+            assert_accurate(changed, ours, exact)
