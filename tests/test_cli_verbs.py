@@ -1,7 +1,9 @@
 """The command line's other verbs, its help, and the whole as a process."""
 
+import dataclasses
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +15,15 @@ from PIL import Image
 
 import stylekernels
 from stylekernels import native
+from stylekernels.cli.demo import Demo
 from stylekernels.cli.main import main
+from stylekernels.cli.options import described
 from stylekernels.inference import Stylizer
 from stylekernels.models import bundled_styles, styles
 from stylekernels.ops import dispatch
 from stylekernels.training import TrainResult
+from stylekernels.training.config import TrainConfig
+from stylekernels.training.dcgan_config import DcganConfig
 from tests.pictures import complaints, load, written
 
 
@@ -31,6 +37,24 @@ def test_help_fits_80_columns(capsys, monkeypatch, verb):
     assert captured.out.startswith(" ".join(["usage: stylekernels", *verb]))
     assert max(map(len, captured.out.splitlines())) <= 80
     assert captured.err == ""
+
+
+@pytest.mark.parametrize(("config", "verb"), [(TrainConfig, "train"), (DcganConfig, "train-dcgan")])
+def test_help_groups_the_settings_of_training(capsys, config, verb):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    for heading in ("main options", "run folder options", "optimiser options"):
+        assert re.search(rf"^\W*{heading}\W*$", text, re.MULTILINE)
+    for field in dataclasses.fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        expected = not (verb == "train-dcgan" and field.name in ("photos", "workers"))
+        found = re.search(rf"^\W*{flag}\b", text, re.MULTILINE)
+        assert bool(found) == expected, flag
+
+
+def test_a_field_without_a_group_is_an_error():
+    with pytest.raises(ValueError, match=r"expected all fields of Demo, without \['style', "):
+        described(Demo, {"main": ["output"]})
 
 
 # ---- the other verbs ----------------------------------------------------------------------------
@@ -169,6 +193,7 @@ def test_interrupted_training_says_what_was_saved(folder, capsys, monkeypatch):
         (["--photos", "p.jpg"], "--photos: expected a folder that exists, got p.jpg"),
         (["--preview", "q.jpg"], "--preview: expected an image file that exists, got q.jpg"),
         (["--init", "cubist"], "--init: expected a bundled style ("),
+        (["--resume", "--overwrite"], "--overwrite: expected none with --resume, got both"),
     ],
 )
 def test_train_refuses_in_one_line(folder, capsys, arguments, text):

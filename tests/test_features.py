@@ -139,11 +139,25 @@ def test_mixed_and_slim_networks(data_dir):
         assert got[name].shape[1] == min(64 * 2 ** (int(name[4]) - 1), 512)
 
 
+@pytest.mark.parametrize("name", ["mixed", "slim"])
+def test_a_missing_backbone_says_which_file_and_where_it_comes_from(name, monkeypatch, tmp_path):
+    monkeypatch.delenv("STYLEKERNELS_DATA", raising=False)
+    files = {"mixed": "vgg19_to_relu3_1.safetensors and ", "slim": ""}[name]
+    files += "vgg19_slim_to_relu5_1.safetensors"
+    for path, got in ((None, "none"), (tmp_path, tmp_path)):
+        with pytest.raises(FileNotFoundError) as error:
+            load_features(name, path)
+        assert str(error.value).startswith(
+            f"path: expected a folder with {files}, which {name!r} is read from, got {got}; they "
+            "are not downloaded: docs/training.md, section Loss networks, says"
+        )
+
+
 def test_environment_variable_names_the_backbones(data_dir, monkeypatch, tmp_path):
     monkeypatch.setenv("STYLEKERNELS_DATA", str(data_dir))
     assert isinstance(load_features("mixed"), MixedVGG19)
     monkeypatch.setenv("STYLEKERNELS_DATA", str(tmp_path))
-    with pytest.raises(OSError, match="set STYLEKERNELS_DATA"):
+    with pytest.raises(OSError, match=r"got .*backbones; they are not"):
         load_features("mixed")
 
 

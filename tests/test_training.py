@@ -42,7 +42,8 @@ def config(training_config):
 
 def test_training_lowers_the_loss_it_reports(config):
     before = train(dataclasses.replace(config, steps=1, learning_rate=1e-9)).held_out
-    result = train(dataclasses.replace(config, steps=200, learning_rate=5e-3))
+    long = dataclasses.replace(config, steps=200, learning_rate=5e-3, overwrite=True)
+    result = train(long)
     assert result.steps == 200
     assert not result.interrupted
     # Seeds and roundings end between 0.57 and 0.76.
@@ -62,7 +63,7 @@ def test_losses_aim_at_the_photo_in_the_colors_of_the_painting(config):
     """Colours come closer to the transferred photo's, and nearer still with a weight of their
     own; content is measured against that photo as well."""
     same = dataclasses.replace(config, steps=1, learning_rate=1e-9)
-    transferred = {"art_colors": 1.0, "color_weight": 2.0}
+    transferred = {"art_colors": 1.0, "color_weight": 2.0, "overwrite": True}
     as_is = train(same).held_out
     before = train(dataclasses.replace(same, **transferred)).held_out
     for name in ("content", "color"):
@@ -94,7 +95,7 @@ def test_warm_up_learns_the_photo(config, folder, art_colors):
     for steps in (0, 40):
         new = dataclasses.replace(
             config, init="bilinear", lite=True, warmup_steps=steps, steps=1, learning_rate=1e-9,
-            art_colors=art_colors,
+            art_colors=art_colors, overwrite=True,
         )  # fmt: skip
         train(new)
         generator = StyleGenerator.from_pretrained(config.output)
@@ -109,7 +110,7 @@ def test_same_seed_same_weights_and_another_seed_others(config, tmp_path):
     again = dataclasses.replace(config, output=tmp_path / "again", workers=1)
     train(again)
     assert_same_weights(config.output, again.output)
-    train(dataclasses.replace(again, seed=1, workers=0))
+    train(dataclasses.replace(again, seed=1, workers=0, overwrite=True))
     name = "to_rgb.weight"
     assert not torch.equal(weights_of(config.output)[name], weights_of(again.output)[name])
 

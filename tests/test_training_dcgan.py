@@ -198,7 +198,7 @@ def test_a_resumed_run_is_bit_for_bit_the_whole_one(config, tmp_path, changes):
     assert stopped.interrupted
     assert stopped.steps == 2
     with pytest.raises(
-        SettingError, match=r"^run: .* has a run that was stopped early; add resume"
+        SettingError, match=r"^run: .* has a run that was stopped after 2 steps; add resume"
     ):
         train_dcgan(parts)
     resumed = train_dcgan(dataclasses.replace(parts, resume=True))

@@ -38,7 +38,7 @@ def interrupted(config, step=5, **changes):
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, step)
         assert train(first).interrupted
-    return dataclasses.replace(first, resume=True)
+    return dataclasses.replace(first, resume=True, overwrite=False)
 
 
 def test_resumed_run_ends_where_the_whole_one_does(config, tmp_path):
@@ -90,17 +90,47 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(config, tmp_path
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20, 30]
 
 
-def test_a_run_that_was_stopped_is_not_replaced_and_one_that_ended_is(config):
-    again = interrupted(config)
-    with pytest.raises(SettingError, match=r"^run: .*out\.run has a run that was stopped early; a"):
-        train(dataclasses.replace(again, resume=False))
-    assert train(again).steps == 8
-    result = train(dataclasses.replace(again, resume=False, steps=4, log_every=2))
+def refusal(config):
+    """The message that refuses a run, which leaves the one in its folder as it is."""
+    files = config.output, config.run_path / "config.json", config.run_path / "log.jsonl"
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(SettingError) as refused:
+        train(config)
+    assert [file.read_bytes() for file in files] == before
+    return str(refused.value)
+
+
+def test_a_run_is_replaced_only_if_that_is_asked_for(config):
+    new = dataclasses.replace(config, steps=4, log_every=2)
+    stopped = interrupted(config)
+    ending = "add overwrite to replace it and its output, or choose another output"
+    assert refusal(new) == (
+        f"run: {config.run_path} has a run that was stopped after 5 steps; add resume to go on, "
+        + ending
+    )
+    assert train(stopped).steps == 8
+    assert refusal(new) == (
+        f"run: {config.run_path} has a finished run of 8 steps; add resume to train it longer with "
+        f"more steps, {ending}"
+    )
+    result = train(dataclasses.replace(new, overwrite=True))
     assert result.steps == 4
     assert sorted(p.name for p in (result.run / "samples").iterdir()) == [
         "000002.png", "000004.png",
     ]  # fmt: skip
     assert len((result.run / "log.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(SettingError, match=r"^overwrite: expected none with resume, got both$"):
+        train(dataclasses.replace(new, overwrite=True, resume=True))
+
+
+def test_a_run_goes_on_without_a_setting_that_shapes_no_weights(config):
+    """As a version without that setting left it."""
+    again = interrupted(config)
+    path = config.run_path / "checkpoint.pt"
+    state = load_checkpoint(path)
+    del state["version"], state["config"]["overwrite"]
+    save_checkpoint(path, state)
+    assert train(again).steps == 8
 
 
 def test_an_ended_run_is_made_longer(config):
@@ -136,10 +166,10 @@ def test_the_painting_is_known_by_its_content(config, tmp_path):
         tmp_path / "link.png",
         tmp_path / "deeper" / ".." / "painting.png",
     ):
-        again = interrupted(dataclasses.replace(config, art=art, resume=False))
+        again = interrupted(dataclasses.replace(config, art=art, overwrite=True))
         train(dataclasses.replace(again, art=path))
         assert_same_weights(config.output, whole)
-    again = interrupted(dataclasses.replace(config, art=art))
+    again = interrupted(dataclasses.replace(config, art=art, overwrite=True))
     with Image.open(art) as image:
         image.rotate(90).save(art)
     with pytest.raises(SettingError, match=r"^resume: .* was trained on other files than those of"):

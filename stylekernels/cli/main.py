@@ -25,7 +25,7 @@ from stylekernels.cli.evaluate import Evaluate
 from stylekernels.cli.export import Export
 from stylekernels.cli.generate import Generate
 from stylekernels.cli.info import Info
-from stylekernels.cli.options import described
+from stylekernels.cli.options import Grouped, described
 from stylekernels.cli.serve import Serve
 from stylekernels.cli.stylize import Stylize
 from stylekernels.cli.terminal import (
@@ -44,23 +44,7 @@ from stylekernels.signals import handled
 from stylekernels.training.config import TrainConfig
 from stylekernels.training.dcgan_config import DcganConfig
 
-_TRAINING = {
-    TrainConfig: training.Verb(
-        train="train",
-        noun="style",
-        memory="--batch-size {config.batch_size} and --crop {config.crop} need more memory than "
-        "there is; lower one of them, or --stroke",
-        then="stylekernels stylize PHOTO --style {}",
-    ),
-    DcganConfig: training.Verb(
-        train="train_dcgan",
-        noun="generator",
-        memory="--batch-size {config.batch_size} needs more memory than there is; lower it, with "
-        "--accumulate for as many passes more",
-        then="stylekernels generate {}",
-        positional={"photos": "FOLDER"},
-    ),
-}
+_TRAINING = {TrainConfig: training.TRAIN, DcganConfig: training.TRAIN_DCGAN}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,14 +137,15 @@ def parse(argv: Sequence[str]) -> Any:
         "generate": (Generate, "Draw pictures with a network that train-dcgan trained."),
         "info": (Info, "Show versions, hardware, bundled styles, and which kernels run and why."),
     }
+    groups = {config: verb.groups for config, verb in _TRAINING.items()}
     subcommands = [
-        Annotated[described(verb), tyro.conf.subcommand(name, description=text)]
+        Annotated[described(verb, groups.get(verb)), tyro.conf.subcommand(name, description=text)]
         for name, (verb, text) in verbs.items()
     ]
     # tyro names all verbs in one line of the usage, longer than a terminal is wide.
     usage = "{" + ",".join(verbs) + "}"
     with contextlib.redirect_stdout(_Replacing(sys.stdout, usage, "VERB ...")):
-        return tyro.cli(
+        command = tyro.cli(
             functools.reduce(operator.or_, subcommands),
             prog="stylekernels",
             description="Fused kernels for neural style networks: paint photos, train new styles.\n"
@@ -169,6 +154,7 @@ def parse(argv: Sequence[str]) -> Any:
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
+    return command.ungrouped() if isinstance(command, Grouped) else command
 
 
 class _Replacing:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -20,11 +20,35 @@ def option(metavar: str | None = None, alias: str | None = None, hint: str | Non
     )
 
 
-def described(verb: type) -> type:
-    """Return a subclass of a verb's dataclass with help texts for a terminal.
+class Grouped:
+    """Base of the dataclasses that have a verb's options in groups, one in each field."""
+
+    verb: type
+
+    def ungrouped(self) -> Any:
+        """Return the verb with the values of all groups."""
+        groups = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return self.verb(
+            **{
+                f.name: getattr(group, f.name)
+                for group in groups
+                for f in dataclasses.fields(group)
+            }
+        )
+
+
+def described(verb: type, groups: Mapping[str, Sequence[str]] | None = None) -> type:
+    """Return a dataclass for a verb's options with help texts for a terminal.
 
     Lines of a docstring are joined, literals lose one of their two quotes, and settings are named
     as options. An option that has no value by default needs no note on that.
+
+    Args:
+        verb: a dataclass.
+        groups: names of all its fields, by the headings of the help text.
+
+    Returns:
+        A subclass of the verb, or with groups a subclass of `Grouped`.
     """
     texts: dict[str, str] = {}
     for base in reversed(verb.__mro__[:-1]):
@@ -33,7 +57,7 @@ def described(verb: type) -> type:
     hints = get_type_hints(verb, include_extras=True)
     fields = dataclasses.fields(verb)
     names = "|".join(field.name for field in fields)
-    described = []
+    described = {}
     for field in fields:
         text = " ".join(texts[field.name].split())
         text = re.sub(rf"``({names})=(\w+)``", lambda m: f"`{_flag(m[1])} {m[2]}`", text)
@@ -43,8 +67,25 @@ def described(verb: type) -> type:
             (kind,) = {*get_args(hint)} - {NoneType}
             hint = Annotated[hint, option(kind.__name__.upper(), hint="")]
         shown = Annotated[hint, tyro.conf.arg(help=text.replace("``", "`"))]
-        described.append((field.name, shown, field))
-    return dataclasses.make_dataclass(verb.__name__, described, bases=(verb,), kw_only=True)
+        described[field.name] = (field.name, shown, field)
+    if groups is None:
+        return dataclasses.make_dataclass(
+            verb.__name__, described.values(), bases=(verb,), kw_only=True
+        )
+    members = []
+    for title, chosen in groups.items():
+        group = dataclasses.make_dataclass(
+            verb.__name__, [described.pop(field) for field in chosen], kw_only=True
+        )
+        named = tyro.conf.arg(name=title, help="")
+        members.append(
+            (title.replace(" ", "_"), tyro.conf.OmitArgPrefixes[Annotated[group, named]])
+        )
+    if described:
+        raise ValueError(f"groups: expected all fields of {verb.__name__}, without {[*described]}")
+    return dataclasses.make_dataclass(
+        verb.__name__, members, bases=(Grouped,), kw_only=True, namespace={"verb": verb}
+    )
 
 
 def _flag(name: str) -> str:
@@ -67,4 +108,4 @@ def with_options(
         first = option if first == name else first
         if "_" in name:  # others are words of the language too
             rest = re.sub(rf"\b{name}\b", option, rest)
-    return first + colon + re.sub(r"\b(add|to) (resume|init)\b", r"\1 --\2", rest)
+    return first + colon + re.sub(r"\b(add|to|with) (resume|init|overwrite)\b", r"\1 --\2", rest)

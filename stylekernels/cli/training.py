@@ -23,6 +23,7 @@ class Verb:
         noun: what is trained.
         memory: what to lower where memory runs out; ``{config}`` is filled in.
         then: a command to try with the output, which ``{}`` stands for.
+        groups: the settings under each heading of the help text, which calls them "... options".
         positional: names, in the command, of settings that are no options.
     """
 
@@ -30,7 +31,52 @@ class Verb:
     noun: str
     memory: str
     then: str
+    groups: Mapping[str, tuple[str, ...]]
     positional: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Headings that the verbs share.
+_OPTIMISER = ("batch_size", "accumulate", "learning_rate", "ema", "seed")
+_RUN = ("run", "resume", "overwrite", "log_every", "checkpoint_every")
+_HARDWARE = ("device", "precision", "threads", "workers")
+
+TRAIN = Verb(
+    train="train",
+    noun="style",
+    memory="--batch-size {config.batch_size} and --crop {config.crop} need more memory than "
+    "there is; lower one of them, or --stroke",
+    then="stylekernels stylize PHOTO --style {}",
+    groups={
+        "main": ("art", "photos", "output", "steps", "minutes"),
+        "run folder": (*_RUN, "preview"),
+        "painting": ("stroke", "grain", "multi_style"),
+        "photo": ("crop", "flat", "held_out"),
+        "start": ("init", "lite", "upsample", "warmup_steps"),
+        "loss": (
+            *("features", "backbones", "content_weight", "style_weight", "color_weight"),
+            *("art_colors", "tv_weight", "noise_weight"),
+        ),
+        "discriminator": ("gan_weight", "gan_loss", "gan_start", "gan_rate"),
+        "optimiser": _OPTIMISER,
+        "hardware": _HARDWARE,
+    },
+)
+TRAIN_DCGAN = Verb(
+    train="train_dcgan",
+    noun="generator",
+    memory="--batch-size {config.batch_size} needs more memory than there is; lower it, with "
+    "--accumulate for as many passes more",
+    then="stylekernels generate {}",
+    groups={
+        "main": ("photos", "output", "steps", "minutes"),
+        "run folder": _RUN,
+        "label and code": ("conditional", "categories", "continuous", "info_weight", "noise"),
+        "discriminator": ("gan_loss", "discriminator_rate", "augment", "r1"),
+        "optimiser": _OPTIMISER,
+        "hardware": _HARDWARE,
+    },
+    positional={"photos": "FOLDER"},
+)
 
 
 def run(config: "RunConfig", verb: Verb) -> int:

@@ -376,14 +376,21 @@ _SHALLOW_FILE = "vgg19_to_relu3_1.safetensors"
 _DEEP_FILE = "vgg19_slim_to_relu5_1.safetensors"
 
 
-def _backbone_folder(path: Path | None) -> Path:
-    """Return the folder of backbone files: ``path``, or ``backbones`` in ``STYLEKERNELS_DATA``."""
+def _backbone_folder(name: str, path: Path | None) -> Path:
+    """Return the folder of backbone files: ``path``, or ``backbones`` in ``STYLEKERNELS_DATA``.
+
+    Raises:
+        FileNotFoundError: if a file of the network is not there.
+    """
+    got = path
     if path is None and (root := data_folder()) is not None:
-        path = root / "backbones"
-    if path is None or not path.is_dir():
+        got = path = root / "backbones"
+    files = (_DEEP_FILE,) if name == "slim" else (_SHALLOW_FILE, _DEEP_FILE)
+    if path is None or not all((path / file).is_file() for file in files):
         raise FileNotFoundError(
-            f"path: expected a folder with {_SHALLOW_FILE} and {_DEEP_FILE}, got {path}; "
-            "name it, or set STYLEKERNELS_DATA to the folder above its 'backbones'"
+            f"path: expected a folder with {' and '.join(files)}, which {name!r} is read from, got "
+            f"{got or 'none'}; they are not downloaded: docs/training.md, section Loss networks, "
+            "says what they are made from; without them use vgg19, which is downloaded"
         )
     return path
 
@@ -412,7 +419,7 @@ def load_features(name: str, path: str | os.PathLike[str] | None = None) -> Feat
         raise ValueError(f"name: expected one of {', '.join(NETWORKS)}, got {name!r}")
     path = None if path is None else Path(path)
     if name in ("mixed", "slim"):
-        folder = _backbone_folder(path)
+        folder = _backbone_folder(name, path)
         deep = ReflectVGG19(_read(folder / _DEEP_FILE)[0])
         if name == "slim":
             return deep

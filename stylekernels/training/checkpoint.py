@@ -88,7 +88,7 @@ def matching_checkpoint(path: Path, config: "RunConfig", inputs: dict[str, str])
     state = load_checkpoint(path)
     instead = ", or give a finished style to init" if hasattr(config, "init") else ""
     then, now = state["config"], config.to_dict()
-    for name in sorted(then.keys() ^ now.keys()):
+    for name in sorted((then.keys() ^ now.keys()) - config.FREE):
         raise SettingError(
             f"resume: {path} is of another kind of training or of another version, as it "
             f"{'has' if name in then else 'lacks'} the setting {name}; remove it to start again"

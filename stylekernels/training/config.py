@@ -67,6 +67,10 @@ class RunConfig:
     """Go on from the checkpoint in the run's folder. What shapes the weights must be as it was;
     length, device, precision and paths may change."""
 
+    overwrite: bool = False
+    """Replace the run in the run's folder, and its output. Without it a folder that has a run is
+    refused."""
+
     log_every: int = 50
     """Steps between reports: losses, and a sheet of samples."""
 
@@ -75,7 +79,8 @@ class RunConfig:
 
     #: Settings that may change when a run goes on.
     FREE: ClassVar[frozenset[str]] = frozenset(
-        {"photos", "output", "run", "resume", "steps", "minutes", "log_every", "checkpoint_every"}
+        {"photos", "output", "run", "resume", "overwrite", "steps", "minutes"}
+        | {"log_every", "checkpoint_every"}
         | {"device", "precision", "threads", "workers"}
     )
 
@@ -102,6 +107,7 @@ class RunConfig:
         with naming("output"):
             check_file(self.output)  # the run's folder is named after it
             check_inputs_are_kept([self.output], self.inputs())
+        require(not (self.resume and self.overwrite), "overwrite", "none with resume", "both")
         run = self.run_path.resolve()
         for name, path in (("output", self.output), *(("run", path) for path in self.inputs())):
             require(not path.resolve().is_relative_to(run), name, f"files outside of {run}", path)
@@ -198,11 +204,14 @@ class TrainConfig(RunConfig):
     the style what to do with skies and walls."""
 
     features: Literal["vgg19", "vgg16", "squeezenet", "mixed", "slim"] = "vgg19"
-    """The loss network. ``mixed`` and ``slim`` are read from the folder of backbones."""
+    """The loss network. ``vgg19``, ``vgg16`` and ``squeezenet`` are downloaded if ``backbones``
+    names no file. ``mixed`` and ``slim`` are read from two files that you make: docs/training.md,
+    section Loss networks, says from what."""
 
     backbones: Path | None = None
-    """The loss network's file (vgg19, vgg16, squeezenet) or folder (mixed, slim); else ImageNet
-    weights are downloaded, or the folder is found through STYLEKERNELS_DATA."""
+    """The loss network's file (vgg19, vgg16, squeezenet), or the folder of its files (mixed, slim).
+    That folder may also be called backbones and be in the one that the environment variable
+    STYLEKERNELS_DATA names."""
 
     content_weight: float = 1.0
     """Weight of the content loss, a mean over layers of relative errors."""

@@ -133,7 +133,11 @@ def run_task(
             state = matching_checkpoint(folder.checkpoint, config, task.inputs)
         if writes:
             with naming("run"):
-                folder.begin(config.to_dict(), resume_at=state and state["step"])
+                folder.begin(
+                    config.to_dict(),
+                    resume_at=state and state["step"],
+                    overwrite=config.overwrite,
+                )
             log.open_board(purge_from=state and state["step"] + 1)
         loop = Loop(task, config, folder if writes else None, log, processes)
         if state is not None:

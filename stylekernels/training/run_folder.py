@@ -38,19 +38,20 @@ class RunFolder:
         self.samples = path / "samples"
         self.board = path / "tensorboard"
 
-    def begin(self, settings: dict[str, Any], *, resume_at: int | None) -> None:
+    def begin(
+        self, settings: dict[str, Any], *, resume_at: int | None, overwrite: bool = False
+    ) -> None:
         """Make the folder and write ``config.json`` and ``environment.json``.
-
-        A finished run is replaced. A run that was stopped is not: its checkpoint may be the result
-        of hours.
 
         Args:
             settings: plain values.
             resume_at: the step that the run goes on from; None begins a new one.
+            overwrite: whether a new one may replace the run in the folder, which may be the result
+                of hours.
 
         Raises:
-            SettingError: for a new run, if the folder has one that was stopped early, or has files
-                and no run.
+            SettingError: for a new run, if the folder has one that may not be replaced, or has
+                files and no run.
             OSError: if the folder cannot be written.
         """
         if resume_at is not None:
@@ -59,11 +60,8 @@ class RunFolder:
             there = self.path.is_dir() and any(self.path.iterdir())
             if there and not (self.path / "config.json").is_file():
                 raise SettingError(f"run: {self.path} has files and no run; choose another folder")
-            if self._unfinished():
-                raise SettingError(
-                    f"run: {self.path} has a run that was stopped early; add resume to go on, "
-                    "choose another folder, or remove this one"
-                )
+            if not overwrite:
+                self._refuse_run()
             for path in (self.checkpoint, self.log):
                 path.unlink(missing_ok=True)
             for path in (self.samples, self.board):
@@ -71,14 +69,26 @@ class RunFolder:
         _write_json(self.path / "config.json", settings)
         _write_json(self.path / "environment.json", environment())
 
-    def _unfinished(self) -> bool:
-        """Tell whether the checkpoint is of a run that did not come to its end."""
+    def _refuse_run(self) -> None:
+        """Refuse a folder with a checkpoint, and say how its run can go on.
+
+        Raises:
+            SettingError: if there is a checkpoint.
+        """
         if not self.checkpoint.is_file():
-            return False
+            return
         try:
-            return not load_checkpoint(self.checkpoint)["finished"]
+            state = load_checkpoint(self.checkpoint)
         except SettingError as error:
             raise SettingError(f"run: {str(error).removeprefix('resume: ')}") from error
+        if state["finished"]:
+            found, on = "finished run of", "train it longer with more steps"
+        else:
+            found, on = "run that was stopped after", "go on"
+        raise SettingError(
+            f"run: {self.path} has a {found} {state['step']} steps; add resume to {on}, add "
+            "overwrite to replace it and its output, or choose another output"
+        )
 
     def _cut_log(self, step: int) -> None:
         """Remove the lines of steps that are taken again."""
