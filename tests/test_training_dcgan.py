@@ -13,7 +13,7 @@ from PIL import Image
 
 from stylekernels.models import ImageGenerator
 from stylekernels.models.batch_norm import BatchNorm
-from stylekernels.training import DcganConfig, DivergedError, SettingError, train_dcgan
+from stylekernels.training import DcganConfig, DivergedError, SettingError, loop, train_dcgan
 from stylekernels.training.averages import Average
 from stylekernels.training.dcgan import DcganTask
 from stylekernels.training.loop import Loop
@@ -157,6 +157,22 @@ def test_passes_of_a_step_are_averaged(config, monkeypatch):
     result = train_dcgan(dataclasses.replace(config, accumulate=2, steps=2))
     assert [step[:2] for step in seen] == [(0, 0), (1, 0), (2, 1), (3, 1)]
     assert result.losses["discriminator"] == pytest.approx(np.mean([step[2] for step in seen]))
+
+
+def test_the_learning_rate_does_not_fall(config, monkeypatch):
+    """After the ramp at the start, all steps have the one that was asked for."""
+    rates, take = [], DcganTask.step
+
+    def recorded(self, *arguments):
+        losses = take(self, *arguments)
+        rates.append([each.param_groups[0]["lr"] for each in self._optimizers.values()])
+        return losses
+
+    monkeypatch.setattr(DcganTask, "step", recorded)
+    monkeypatch.setattr(loop, "_RAMP_STEPS", 2)
+    train_dcgan(config)
+    asked = [config.learning_rate, config.discriminator_rate]
+    assert rates == [[rate / 2 for rate in asked], asked, asked, asked]
 
 
 def test_what_is_saved_is_the_average(config):

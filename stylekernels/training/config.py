@@ -28,7 +28,7 @@ class RunConfig:
 
     minutes: float | None = None
     """Stop after this many minutes of steps. Preparing steps, and measuring at the end, come on
-    top. The learning rate follows whichever of time and steps is further on."""
+    top. A learning rate that falls follows whichever of time and steps is further on."""
 
     batch_size: int = 1
     """Photos per pass of the networks, those of all processes together."""

@@ -80,6 +80,10 @@ class DcganTask:
     """
 
     first = 0
+    # Generator and discriminator chase each other round a pattern of 8 pixels, which is the same in
+    # all pictures. The average of the weights cancels it, as long as it spans whole rounds. A
+    # falling rate makes the rounds longer.
+    last_rate = 1.0
 
     def __init__(self, config: DcganConfig, log: Log, processes: Processes) -> None:
         self.config, self.processes = config, processes

@@ -28,7 +28,7 @@ class DcganConfig(RunConfig):
     """Photos per pass of the networks."""
 
     learning_rate: float = 2e-4
-    """Adam's for the generator, at its highest; a cosine takes it down to 2 % of that."""
+    """Adam's for the generator, the same in all steps but the first 20."""
 
     discriminator_rate: float = 4e-4
     """Adam's for the discriminator, likewise."""

@@ -25,7 +25,6 @@ from stylekernels.training.means import Means
 from stylekernels.training.processes import Processes
 from stylekernels.training.run_folder import RunFolder
 
-_LOWEST_RATE = 0.02
 _RAMP_STEPS = 20
 
 
@@ -35,12 +34,14 @@ class Task(Protocol):
     Attributes:
         first: the number of the first step. Steps below 0 prepare the networks, and neither
             ``minutes`` nor the learning rate's curve counts them.
+        last_rate: the learning rate at the end of the run, relative to its highest.
         device: of the networks.
         average: of the weights, which the run is for. Its network has ``save_pretrained``.
         inputs: digests of what is learnt from, by setting. A checkpoint belongs to them.
     """
 
     first: int
+    last_rate: float
     device: torch.device
     average: Average
     inputs: dict[str, str]
@@ -281,12 +282,13 @@ class Loop:
         return means
 
     def rate(self) -> float:
-        """The learning rate now, relative to its highest: a short ramp, then a cosine."""
+        """The learning rate now, relative to its highest: a short ramp, then a cosine down to the
+        task's last one."""
         if self.step < 0:
             return 1.0
         cosine = 0.5 + 0.5 * math.cos(math.pi * self.progress())
-        ramp = min(1.0, (self.step + 1) / _RAMP_STEPS)
-        return ramp * (_LOWEST_RATE + (1 - _LOWEST_RATE) * cosine)
+        ramp, last = min(1.0, (self.step + 1) / _RAMP_STEPS), self.task.last_rate
+        return ramp * (last + (1 - last) * cosine)
 
     def progress(self) -> float:
         """The share of the run that is done, of ``steps`` or of ``minutes``: whichever is more."""

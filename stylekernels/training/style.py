@@ -116,6 +116,8 @@ class StyleTask:
         SettingError: for an image, style or loss network that does not fit.
     """
 
+    last_rate = 0.02
+
     def __init__(self, config: TrainConfig, log: Log, processes: Processes) -> None:
         self.config, self.log, self.processes = config, log, processes
         config.share_of_batch(processes.count)  # refuses a batch that cannot be shared out
