@@ -127,8 +127,10 @@ test_values_in_triton.pytestmark = [
 def reach_of_bad_values(case: dict) -> int:
     """Return how many pixels around those of PyTorch may be NaN: docs/design.md."""
     upsample, kernel, stride = case["mode"]
-    if case["dtype"] == torch.float64 or stride == 2:
+    if case["dtype"] == torch.float64:
         return 0
+    if stride == 2:
+        return 3 if kernel in (3, 4) else 0
     if upsample != "none":
         return 7
     return 4 if kernel >= 5 else 3 if kernel in (2, 3) else 0
