@@ -18,6 +18,7 @@ from tests.fuzzing import (
     MAGNITUDES,
     assert_bad_where_torch_has_them,
     bad_values,
+    can_be_interpreted,
     dtypes,
     forced,
     fuzz,
@@ -116,7 +117,7 @@ def test_values(impl, case) -> None:
 
 
 @fuzz(6, interpreted=True)
-@given(case=cases(most_elements=600))
+@given(case=cases(most_elements=600).filter(can_be_interpreted))
 def test_values_in_triton(case) -> None:
     with forced("triton"):
         check_values(case)
