@@ -123,6 +123,17 @@ def test_a_run_is_replaced_only_if_that_is_asked_for(config):
         train(dataclasses.replace(new, overwrite=True, resume=True))
 
 
+def test_a_file_is_replaced_only_if_that_is_asked_for(config):
+    """Such as a photo, or the style of another run."""
+    new = dataclasses.replace(config, steps=1, run=config.output.parent / "another.run")
+    config.output.write_text("mine")
+    with pytest.raises(SettingError, match=r"^output: .*out\.safetensors exists; add overwrite"):
+        train(new)
+    assert config.output.read_text() == "mine"
+    assert not new.run.exists()
+    assert train(dataclasses.replace(new, overwrite=True)).steps == 1
+
+
 def test_a_run_goes_on_without_a_setting_that_shapes_no_weights(config):
     """As a version without that setting left it."""
     again = interrupted(config)

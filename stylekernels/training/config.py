@@ -68,8 +68,8 @@ class RunConfig:
     length, device, precision and paths may change."""
 
     overwrite: bool = False
-    """Replace the run in the run's folder, and its output. Without it a folder that has a run is
-    refused."""
+    """Replace the run in the run's folder, and the output. Without it a folder that has a run is
+    refused, and an output that exists."""
 
     log_every: int = 50
     """Steps between reports: losses, and a sheet of samples."""

@@ -19,7 +19,7 @@ from stylekernels.signals import handled
 from stylekernels.training.averages import Average
 from stylekernels.training.checkpoint import matching_checkpoint, save_checkpoint
 from stylekernels.training.config import RunConfig, naming
-from stylekernels.training.errors import DivergedError
+from stylekernels.training.errors import DivergedError, SettingError
 from stylekernels.training.log import Log
 from stylekernels.training.means import Means
 from stylekernels.training.processes import Processes
@@ -119,13 +119,20 @@ def run_task(
             written then.
     """
     config.check()
+    folder = RunFolder(config.run_path)
+    if not (config.resume or config.overwrite):
+        folder.refuse_run("output" if config.run is None else "run")
+        if config.output.exists():
+            raise SettingError(
+                f"output: {config.output} exists; add overwrite to replace it, or choose another "
+                "file"
+            )
     started = time.perf_counter()
     with (
         cpu_threads(config.threads),
         Processes.joined(config.device) as processes,
         torch.random.fork_rng(devices=_gpus()),
     ):
-        folder = RunFolder(config.run_path)
         writes = processes.rank == 0
         log = Log(folder if writes else None, quiet=not writes)
         task = start(config, log, processes)
@@ -134,11 +141,7 @@ def run_task(
             state = matching_checkpoint(folder.checkpoint, config, task.inputs)
         if writes:
             with naming("run"):
-                folder.begin(
-                    config.to_dict(),
-                    resume_at=state and state["step"],
-                    overwrite=config.overwrite,
-                )
+                folder.begin(config.to_dict(), resume_at=state and state["step"])
             log.open_board(purge_from=state and state["step"] + 1)
         loop = Loop(task, config, folder if writes else None, log, processes)
         if state is not None:

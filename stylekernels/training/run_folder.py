@@ -38,20 +38,16 @@ class RunFolder:
         self.samples = path / "samples"
         self.board = path / "tensorboard"
 
-    def begin(
-        self, settings: dict[str, Any], *, resume_at: int | None, overwrite: bool = False
-    ) -> None:
+    def begin(self, settings: dict[str, Any], *, resume_at: int | None) -> None:
         """Make the folder and write ``config.json`` and ``environment.json``.
 
         Args:
             settings: plain values.
-            resume_at: the step that the run goes on from; None begins a new one.
-            overwrite: whether a new one may replace the run in the folder, which may be the result
-                of hours.
+            resume_at: the step that the run goes on from; None begins a new one, which replaces
+                the one in the folder.
 
         Raises:
-            SettingError: for a new run, if the folder has one that may not be replaced, or has
-                files and no run.
+            SettingError: for a new run, if the folder has files and no run.
             OSError: if the folder cannot be written.
         """
         if resume_at is not None:
@@ -60,8 +56,6 @@ class RunFolder:
             there = self.path.is_dir() and any(self.path.iterdir())
             if there and not (self.path / "config.json").is_file():
                 raise SettingError(f"run: {self.path} has files and no run; choose another folder")
-            if not overwrite:
-                self._refuse_run()
             for path in (self.checkpoint, self.log):
                 path.unlink(missing_ok=True)
             for path in (self.samples, self.board):
@@ -69,8 +63,12 @@ class RunFolder:
         _write_json(self.path / "config.json", settings)
         _write_json(self.path / "environment.json", environment())
 
-    def _refuse_run(self) -> None:
-        """Refuse a folder with a checkpoint, and say how its run can go on.
+    def refuse_run(self, other: str) -> None:
+        """Refuse a folder with a checkpoint, which may be the result of hours, and say how its run
+        can go on.
+
+        Args:
+            other: the setting of which another value gives a new run a folder of its own.
 
         Raises:
             SettingError: if there is a checkpoint.
@@ -87,7 +85,7 @@ class RunFolder:
             found, on = "run that was stopped after", "go on"
         raise SettingError(
             f"run: {self.path} has a {found} {state['step']} steps; add resume to {on}, add "
-            "overwrite to replace it and its output, or choose another output"
+            f"overwrite to replace it and its output, or choose another {other}"
         )
 
     def _cut_log(self, step: int) -> None:
