@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stylekernels import fuse_convolutions
+from stylekernels.fusion.geometry import geometry_of, is_faster
 from tests.conftest import random
 from tests.fusion import Blocks, calls_of, check, network
 
@@ -348,3 +349,21 @@ def test_a_forward_that_changes_the_module():
         once, twice = fused(x), model(x)
     assert model.count == fused.count == 2
     torch.testing.assert_close(once * 2, twice, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "options", "expected"),
+    [
+        ((128, 256), 4, {}, True),
+        ((32, 32), 3, {}, True),
+        ((16, 32), 3, {}, False),
+        ((32, 32), 2, {}, False),
+        ((256, 256), 3, {}, False),
+        ((512, 64), 4, {}, False),
+        ((128, 256), 4, {"dtype": torch.bfloat16}, False),
+        ((128, 256), 4, {"device": "meta"}, False),
+    ],
+)
+def test_strided_convolutions_alone_where_they_are_faster(channels, kernel, options, expected):
+    conv = torch.nn.Conv2d(*channels, kernel, stride=2, padding=1, **options)
+    assert is_faster(geometry_of(conv), conv) == expected

@@ -82,7 +82,7 @@ def test_statistics_of_large_means(mode, dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", [*FEW_MODES, *STRIDED_MODES, ("transpose", 3, 1)], ids=str)
 def test_a_bad_pixel_reaches_what_sees_it(mode, dtype, padding_mode) -> None:
-    """With 16 channels, where Winograd's method spoils tiles around the pixel and nothing else. NaN
+    """With 32 channels, where Winograd's method spoils tiles around the pixel and nothing else. NaN
     must not remain in the workspace either: a healthy image follows."""
     # The reach of a tile: 4 pixels, or 8 if each of its pixels belongs to a phase.
     reach = {
@@ -92,7 +92,7 @@ def test_a_bad_pixel_reaches_what_sees_it(mode, dtype, padding_mode) -> None:
         ("nearest", 3, 1): 7,
         ("transpose", 4, 1): 7,
     }.get(mode, 0)
-    healthy = inputs(mode, (2, 16, 19, 23), 17, dtype, "channels_last", scale_shift=True)
+    healthy = inputs(mode, (2, 32, 19, 23), 17, dtype, "channels_last", scale_shift=True)
     options = {"padding_mode": padding_mode, **half_padded(mode)}
     for value, (row, column) in ((torch.inf, (9, 11)), (torch.nan, (0, 22)), (-torch.inf, (18, 1))):
         x = healthy["x"].clone()

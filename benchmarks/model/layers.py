@@ -175,8 +175,8 @@ class LayersSuite(suite.Suite[Case, Row]):
 ours: median milliseconds of a layer in a frame of a Stylizer, and ±, the inter-quartile range;
 share: of the frame. floor: a direct convolution's multiplications at the measured peak, or the
 images it reads and writes at the speed of a copy; wino.: the same with Winograd's F(4x4, 3x3) or
-F(4x4, 2x2), in float32 (without it, ours multiplies bfloat16 in tiles, on AMX, and the bfloat16 of
-strided layers with AVX512-BF16).
+F(4x4, 2x2), in float32. In bfloat16 ours has tiles instead on AMX, and pairs for strided layers
+with AVX512-BF16.
 rate: GFLOP/s by the direct count; peak: as a share of the peak; GB/s: of those images. rest: what
 of a frame is in no layer."""
 

@@ -19,8 +19,8 @@ CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, ConvTranspose2d)
 # Largest weight of a 4x4 convolution, in elements, that PyTorch is not faster with.
 _MOST_WEIGHTS_4X4 = 1 << 20
 _FEWEST_CHANNELS, _FEW_OUTPUTS = 32, 4
-# Most input channels times output channels of a strided convolution by Winograd's method.
-_MOST_STRIDED = 128 * 256
+# The most channels of a strided convolution by Winograd's method, and of their products.
+_MOST_STRIDED, _MOST_STRIDED_PRODUCT = 256, 128 * 256
 
 _PADS = {
     nn.ReflectionPad2d: "reflect",
@@ -78,13 +78,17 @@ def geometry_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Geometry | None:
 
 def is_faster(geometry: Geometry, conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Return whether `norm_conv2d` is measured to be faster than PyTorch with no norm to save:
-    by Winograd's method, for large kernels and few outputs, and where it saves a larger image."""
+    by Winograd's method, for large kernels and few outputs, and where it saves a larger image.
+
+    Strided convolutions are faster in float32 on a CPU: the dtype and the device are those that the
+    weight has now."""
     channels = (conv.in_channels, conv.out_channels)
     dense = geometry.kernel == 3 and geometry.stride == 1
     strided = (
         geometry.kernel in (3, 4)
         and geometry.stride == 2
-        and prod(channels) <= _MOST_STRIDED
+        and max(channels) <= _MOST_STRIDED
+        and prod(channels) <= _MOST_STRIDED_PRODUCT
         and conv.weight.dtype == torch.float32
         and conv.weight.device.type == "cpu"
     )

@@ -10,15 +10,16 @@ namespace stylekernels::CPU_CAPABILITY {
 // weights it fits in 16 registers.
 constexpr int kPlanarVectors = 3;
 
-// Winograd tiles: 4 x 4 outputs. A batch is so many that their points, for 128 input channels, stay
-// in the L2 cache.
+// Winograd tiles: 4 x 4 outputs. A batch is so many that their points, for 128 input channels
+// without a stride, stay in the L2 cache. Strided layers have up to three times as many, but
+// smaller batches were not faster.
 constexpr int64_t kWinogradOutputs = 4;
-constexpr int64_t kWinogradTerms = 64;  // of a sum in float32 that later ones are added to
+constexpr int64_t kWinogradTerms = 64;  // products summed in registers before memory is added to
 constexpr int64_t kWinogradBatch = VECTOR_BYTES == 64 ? 24 : 18;
 static_assert(kWinogradBatch % kBlockRows == 0, "batches are whole register blocks");
 
-// Phases of the input of a layer of stride 2: rows and columns of one parity each. This order makes
-// those consecutive that are not zero at a point:
+// Phases of the input of a layer of stride 2: rows and columns of one parity each, counted from the
+// first that is read. In this order the phases that are not zero at a point are consecutive:
 //
 //    phase          0          1           2          3
 //    rows, columns  even, odd  even, even  odd, even  odd, odd

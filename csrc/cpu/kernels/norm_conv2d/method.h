@@ -26,9 +26,9 @@ enum class Method { tiles, winograd, few_outputs, few_inputs, planar, pairs, dir
 constexpr int64_t kFewInputs = 8;   // with more, the ring buffer of transformed rows exceeds L2
 constexpr int64_t kFewOutputs = 3;  // vectors hold pixels, or tiles of them
 
-// Most pairs of channels of a strided layer by Winograd's method. Transformed weights are six to
-// nine times as large as the kernel, and layers of more channels have small images.
-constexpr int64_t kStridedWeights = 128 * 256;
+// Largest Cin * Cout, and Cin or Cout, of a strided layer by Winograd's method. Transformed weights
+// are six to nine times as large as the kernel, and layers of more channels have small images.
+constexpr int64_t kStridedWeights = 128 * 256, kStridedChannels = 256;
 
 // Tells whether kernel elements that read the same input pixel are added up.
 inline bool adds_up(const ConvAxis& axis, int64_t kernel) {
@@ -45,14 +45,16 @@ inline Method method_of(const NormConv2d& a) {
   const bool transforms = sizeof(Wide<T>) == 4 && a.stride == 1;
   const bool whole = a.parities == 1;  // no parities
   const int taps = a.axes[0].taps;
-  // Sums of fewer channels are so exact that the rounding of transforms shows.
+  // With fewer input channels a direct sum rounds much less than the transforms do.
   const bool wide = sizeof(Wide<T>) == 4 && a.cin >= kPanel<Vec<T>> && a.cout >= kLanes<Vec<T>>;
   if (wide && a.stride == 1 && (taps == 2 || taps == 3) && (whole || a.axes[1].taps == taps) &&
       a.repeats == 1)
     return Method::winograd;
   // With a kernel of 3 pairs are faster.
   const bool gains = a.kernel == 4 || (a.kernel == 3 && !(HAS_PAIRS && kBFloat16));
-  if (wide && a.stride == 2 && gains && a.cin * a.cout <= kStridedWeights) return Method::winograd;
+  const bool small =
+      a.cin * a.cout <= kStridedWeights && a.cin <= kStridedChannels && a.cout <= kStridedChannels;
+  if (wide && a.stride == 2 && gains && small) return Method::winograd;
   const bool large = transforms && whole && a.kernel >= kLargeKernel;
   if (large && a.cout <= kFewOutputs) return Method::few_outputs;
   if (large && a.cin <= kFewInputs) return Method::few_inputs;
