@@ -89,7 +89,8 @@ def test_train_refuses_other_paths(place, capsys, arguments, text):
 
 @pytest.mark.parametrize("inside", ["photos", "art"])
 def test_train_refuses_to_replace_a_picture_it_learns_from(training_config, tmp_path, inside):
-    """Known before the loss network is opened, and whatever the paths look like."""
+    """Known before the loss network is opened, and whatever the paths look like. ``overwrite`` does
+    not allow it."""
     (tmp_path / "album").mkdir()
     for i in range(3):
         save(tmp_path / "album" / f"{i}.png")
@@ -101,8 +102,10 @@ def test_train_refuses_to_replace_a_picture_it_learns_from(training_config, tmp_
         backbones=tmp_path / "none",
         **{inside: tmp_path / "album"},
     )
-    with pytest.raises(SettingError, match=r"^output: .*1\.png: the result would replace"):
+    with pytest.raises(SettingError, match=r"^output: .*1\.png exists; add overwrite"):
         train(config)
+    with pytest.raises(SettingError, match=r"^output: .*1\.png: the result would replace"):
+        train(dataclasses.replace(config, overwrite=True))
     assert not config.run.exists()
 
 

@@ -230,7 +230,7 @@ def test_the_loss_that_is_not_finite_is_named(config, monkeypatch):
 @pytest.mark.parametrize("steps", ["1", "2", "8"])
 def test_a_rate_that_is_far_too_high_is_a_line(config, capsys, rate, steps):
     config.output.write_text("an older style")
-    assert main(command(config, "--learning-rate", rate, "--steps", steps)) == 2
+    assert main(command(config, "--overwrite", "--learning-rate", rate, "--steps", steps)) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("stylekernels: --learning-rate: at step ")
     assert line.endswith("; lower --learning-rate")
